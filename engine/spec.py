@@ -1,0 +1,97 @@
+"""The plain values that the rest of the project hands to the engine.
+
+They are frozen, hashable and made of JSON types only, so that they can be compared, used as keys and sent to a
+worker process as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class ThinkingMode(StrEnum):
+    """What a specialist does with the thinking block of its model's chat template."""
+
+    OFF = "off"  # a closed block is the start of every answer
+    BUDGET = "budget"  # thinks, and is made to stop after `budget_tokens`
+    ON = "on"  # thinks as long as it likes
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """A specialist's thinking policy.
+
+    prefill: text that replaces the family's own closed block as the start of an answer; None for the family's own.
+    """
+
+    mode: ThinkingMode = ThinkingMode.OFF
+    budget_tokens: int | None = None  # only for ThinkingMode.BUDGET
+    prefill: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature, draw.
+
+    temperature 0 takes the most probable token. repeat_penalty 1.0 and the other two penalties at 0.0 do nothing;
+    all three look at the last `repeat_last_n` tokens. top_k 0, top_p 1.0 and min_p 0.0 cut nothing.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.05
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """How one GGUF is loaded. Specialists with equal specs share one resident.
+
+    context_tokens: the most tokens, prompt and answer, that one sequence may hold.
+    cache_tokens:   KV cells that all sequences of the resident share; 0 for as many as context_tokens.
+    parallel:       sequences that are decoded together.
+    gpu_layers:     layers on the GPU, -1 for all; 0 keeps the model on the CPU.
+    cpu_expert_layers: layers, from the first, whose experts stay in host memory; -1 for all of them.
+    """
+
+    path: Path
+    context_tokens: int = 16384
+    cache_tokens: int = 0
+    parallel: int = 4
+    gpu_layers: int = -1
+    cpu_expert_layers: int = 0
+    kv_type: str = "f16"  # or q8_0
+    mmap: bool = True
+    threads: int = 0  # 0: one a physical core
+
+    @property
+    def cells(self) -> int:
+        """KV cells of the unified cache."""
+        return max(self.cache_tokens, self.context_tokens)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a resident takes, in bytes, where it is counted against the budget.
+
+    device: the memory of the GPU, or of the host where there is no GPU.
+    host:   host memory beside that (0 without a GPU): experts kept on the CPU, the worker itself.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    overhead_bytes: int = 0  # process, runtime and device context
+    host_bytes: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def total_bytes(self) -> int:
+        """What the ledger books."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.overhead_bytes
