@@ -1,0 +1,302 @@
+"""Continuous batching: one decode a step over every active sequence of one resident model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from .chat_template import ChatTemplate, Prompt
+from .errors import EngineError, PromptTooLongError, TemplateError
+from .llama import Context, Model
+from .request import Accepted, Delta, Event, Finish, GenerateRequest, Rejected
+from .schedule import CacheView, Occupant, Work, choose_slot, make_room, plan_step
+from .sequence import ActiveSequence
+from .spec import LoadSpec
+
+# From this vocabulary on, sampling costs enough beside a decode that sequences sample on several threads
+# (llama.cpp's samplers release the GIL).
+_WIDE_VOCABULARY = 100_000
+
+
+@dataclass
+class Slot:
+    """A sequence id of the KV cache: the tokens whose cells it holds, and who uses it."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    sequence: ActiveSequence | None = None
+    last_used: int = 0
+    checkpoint: tuple[int, bytes] | None = None  # position, state of the layers that forget
+
+
+class BatchLoop:
+    """Owns a context. `submit` and `cancel` between steps, `step` until it says that nothing is left to do."""
+
+    def __init__(self, model: Model, context: Context, spec: LoadSpec, emit: Callable[[Event], None]) -> None:
+        """emit: receives every event, in order."""
+        self._model = model
+        self._context = context
+        self._spec = spec
+        self._emit = emit
+        self._slots = [Slot(index) for index in range(context.n_seq)]
+        self._waiting: deque[ActiveSequence] = deque()
+        self._clock = 0
+        self._samplers = (
+            ThreadPoolExecutor(spec.threads or min(4, context.n_seq), "sample")
+            if model.vocab.n_tokens >= _WIDE_VOCABULARY
+            else None
+        )
+        source = model.chat_template()
+        text = model.vocab.text
+        self.template = (
+            ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
+        )
+        self.steps = 0
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request: Accepted or Rejected is emitted at once."""
+        try:
+            sequence = self._prepare(request)
+        except EngineError as error:
+            facts = {k: v for k, v in vars(error).items() if isinstance(v, int)}
+            self._emit(Rejected(request.id, type(error).__name__, error.message, error.remedy, facts))
+            return
+        self._emit(Accepted(request.id, sequence.n_prompt))
+        self._waiting.append(sequence)
+
+    def _prepare(self, request: GenerateRequest) -> ActiveSequence:
+        prompt = self._prompt(request)
+        vocab = self._model.vocab
+        bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
+        history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
+        tokens = vocab.tokenize(prompt.text, bos=bos)
+        if not tokens:
+            tokens = [vocab.bos if vocab.bos >= 0 else vocab.eos]
+        context_tokens = self._spec.context_tokens
+        if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
+            raise PromptTooLongError(len(tokens), request.max_prompt_tokens)
+        if len(tokens) >= context_tokens:
+            raise PromptTooLongError(len(tokens), context_tokens)
+        room = context_tokens - len(tokens)
+        return ActiveSequence(
+            request,
+            tokens,
+            vocab,
+            limit=min(room, request.max_tokens) if request.max_tokens is not None else room,
+            # Only where the text splits between tokens: tokenizing a part may join what the whole keeps apart.
+            turn_tokens=len(history) if tokens[: len(history)] == history else 0,
+            tags=prompt.tags,
+            thinking_open=prompt.thinking_open,
+        )
+
+    def _prompt(self, request: GenerateRequest) -> Prompt:
+        if request.prompt is not None:
+            return Prompt(request.prompt, 0, self.template.tags if self.template else ())
+        if self.template is None:
+            raise TemplateError("The model file carries no chat template.", "Use /v1/completions, or another GGUF.")
+        return self.template.prompt(request.messages or [], request.thinking)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; nothing is emitted for it but a Finished with reason cancelled."""
+        for sequence in self._waiting:
+            if sequence.request.id == request_id:
+                self._waiting.remove(sequence)
+                self._end(sequence, Finish.CANCELLED)
+                return
+        for slot in self._slots:
+            if slot.sequence is not None and slot.sequence.request.id == request_id:
+                self._release(slot, Finish.CANCELLED)
+                return
+
+    @property
+    def active(self) -> int:
+        """Sequences that are being decoded."""
+        return sum(slot.sequence is not None for slot in self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def cells_used(self) -> int:
+        """KV cells that hold tokens, shared ones counted once for each slot."""
+        return sum(len(slot.tokens) for slot in self._slots)
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Start what can start, evaluate one batch, sample, emit. False when there is nothing to do."""
+        self._start_waiting()
+        plan = self._schedule()
+        if not plan:
+            return False
+        outputs = self._evaluate(plan)
+        self._sample(outputs)
+        return True
+
+    def _start_waiting(self) -> None:
+        while self._waiting:
+            sequence = self._waiting[0]
+            placement = choose_slot(sequence.tokens, [self._view(slot) for slot in self._slots])
+            if placement is None:
+                return
+            slot = self._slots[placement.slot]
+            reused = placement.reused
+            if placement.copy_from is not None:
+                self._clear(slot)
+                self._context.copy_sequence(placement.copy_from, slot.index, reused)
+                slot.tokens = sequence.tokens[:reused]
+            elif placement.restore and slot.checkpoint is not None:
+                if not self._context.restore(slot.index, slot.checkpoint[1]):
+                    reused = 0
+            # A cache that cannot drop a part of itself starts anew.
+            if not reused or not self._context.forget(slot.index, reused):
+                self._clear(slot)
+                reused = 0
+            slot.tokens = sequence.tokens[:reused]
+            if slot.checkpoint is not None and slot.checkpoint[0] > reused:
+                slot.checkpoint = None
+            if not self._make_room(1):
+                return
+            self._waiting.popleft()
+            slot.sequence = sequence
+            sequence.evaluated = reused
+            if not sequence.started:
+                sequence.cached = reused
+            self._clock += 1
+            sequence.started = sequence.started or self._clock
+
+    def _view(self, slot: Slot) -> CacheView:
+        window = self._model.sliding_window
+        forgotten = 0
+        if self._model.forgets and slot.tokens:
+            # A recurrent state has no window: it is at its end and nowhere else.
+            window = window or 1
+            forgotten = self._context.first_position(slot.index)
+        return CacheView(
+            slot.index,
+            slot.tokens,
+            slot.sequence is not None,
+            slot.last_used,
+            forgotten,
+            slot.checkpoint[0] if slot.checkpoint else 0,
+            window if self._model.forgets else 0,
+        )
+
+    def _schedule(self) -> list[tuple[Slot, int]]:
+        while True:
+            works = [
+                Work(slot.index, sequence.pending, sequence.until_turn if self._model.forgets else 0)
+                for slot in sorted(self._slots, key=lambda s: s.sequence.started if s.sequence else 0)
+                if (sequence := slot.sequence) is not None
+            ]
+            plan = plan_step(works, self._context.n_batch)
+            active = self.active
+            if self._make_room(sum(count for _, count in plan)):
+                if self.active == active:
+                    return [(self._slots[index], count) for index, count in plan]
+                continue  # a sequence was preempted: plan again without it
+            raise EngineError("The KV cache cannot hold a single sequence.", "Raise context_tokens.")
+
+    def _make_room(self, need: int) -> bool:
+        occupants = [
+            Occupant(
+                slot.index,
+                len(slot.tokens),
+                slot.sequence is not None,
+                slot.sequence.started if slot.sequence else slot.last_used,
+            )
+            for slot in self._slots
+        ]
+        room = make_room(need, occupants, self._spec.cells)
+        if room is None:
+            return False
+        for index in room.drop:
+            self._clear(self._slots[index])
+        for index in room.preempt:
+            self._preempt(self._slots[index])
+        return True
+
+    def _preempt(self, slot: Slot) -> None:
+        sequence = slot.sequence
+        assert sequence is not None
+        sequence.evaluated = 0
+        slot.sequence = None
+        self._clear(slot)
+        self._waiting.appendleft(sequence)
+
+    def _clear(self, slot: Slot) -> None:
+        self._context.forget(slot.index)
+        slot.tokens = []
+        slot.checkpoint = None
+
+    def _evaluate(self, plan: list[tuple[Slot, int]]) -> list[tuple[Slot, int]]:
+        """Decode the planned tokens; gives (slot, batch index) of those whose next token can be drawn."""
+        entries: list[tuple[int, int, int, bool]] = []
+        outputs: list[tuple[Slot, int]] = []
+        for slot, count in plan:
+            sequence = slot.sequence
+            assert sequence is not None
+            start = sequence.evaluated
+            last = start + count == len(sequence.tokens)
+            for position in range(start, start + count):
+                wanted = last and position == start + count - 1
+                entries.append((sequence.tokens[position], position, slot.index, wanted))
+            if last:
+                outputs.append((slot, len(entries) - 1))
+        while (result := self._context.decode(entries)) == 1:
+            # Full in a way our count did not see (cells of a sliding window): let a cached conversation go.
+            idle = [slot for slot in self._slots if slot.sequence is None and slot.tokens]
+            if not idle:
+                raise EngineError("The KV cache is full.", "Raise cache_tokens or lower parallel in the roster.")
+            self._clear(min(idle, key=lambda slot: slot.last_used))
+        if result:
+            raise EngineError(f"llama_decode failed with {result}.")
+        self.steps += 1
+        for slot, count in plan:
+            sequence = slot.sequence
+            assert sequence is not None
+            end = sequence.evaluated + count
+            slot.tokens.extend(sequence.tokens[sequence.evaluated : end])
+            sequence.evaluated = end
+            if self._model.forgets and end == sequence.turn_tokens and (state := self._context.snapshot(slot.index)):
+                slot.checkpoint = (end, state)
+        return outputs
+
+    def _sample(self, outputs: list[tuple[Slot, int]]) -> None:
+        def advance(output: tuple[Slot, int]) -> Delta | None:
+            slot, index = output
+            assert slot.sequence is not None
+            return slot.sequence.advance(self._context, index)
+
+        spread = self._samplers is not None and len(outputs) > 1
+        deltas = list(self._samplers.map(advance, outputs)) if spread and self._samplers else map(advance, outputs)
+        for (slot, _), delta in zip(outputs, deltas, strict=True):
+            if delta is not None:
+                self._emit(delta)
+            assert slot.sequence is not None
+            if slot.sequence.finish is not None:
+                self._release(slot, slot.sequence.finish)
+
+    def _release(self, slot: Slot, reason: Finish) -> None:
+        sequence = slot.sequence
+        assert sequence is not None
+        slot.sequence = None
+        self._clock += 1
+        slot.last_used = self._clock
+        self._end(sequence, reason)
+
+    def _end(self, sequence: ActiveSequence, reason: Finish) -> None:
+        sequence.finish = reason
+        self._emit(sequence.finished())
+        sequence.close()
+
+    def close(self) -> None:
+        """Let the sampling threads go."""
+        if self._samplers is not None:
+            self._samplers.shutdown()

@@ -1,0 +1,135 @@
+"""What a worker is asked, and what it answers. Frozen values of JSON types: they cross a socket as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+from .spec import Sampling, Thinking, ThinkingMode
+
+
+class Finish(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # end of turn, or a stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    LOOP = "loop"  # the loop guard ended it
+    CANCELLED = "cancelled"  # the client left
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One answer wanted from one specialist.
+
+    messages or prompt: a conversation for the chat template, or a text to be continued as it is.
+    max_tokens: None for what the context leaves.
+    top_logprobs: None for no log-probabilities, else how many alternatives a token.
+    """
+
+    id: str
+    specialist: str
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt: str | None = None
+    thinking: Thinking = field(default_factory=Thinking)
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    response_format: Mapping[str, Any] | None = None
+    top_logprobs: int | None = None
+    loop_guard: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        known = {entry.name for entry in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        thinking = dict(values["thinking"])
+        values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
+        values["sampling"] = Sampling(**values["sampling"])
+        values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token's log-probability under the model's distribution before sampling, and its best rivals'."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+    top: list[tuple[str, list[int], float]]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request is well-formed, fits the context, and is queued or running."""
+
+    id: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of an answer."""
+
+    id: str
+    text: str = ""
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer's end. Tokens: the prompt's, those of them found in the cache, the answer's, and the thinking's share.
+
+    leaked_blocks: thinking blocks that a think-off specialist wrote all the same; they were stripped.
+    loop: what repeated, when the loop guard ended the answer.
+    """
+
+    id: str
+    reason: Finish
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+    leaked_blocks: int = 0
+    loop: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A request cannot be answered, or its answering failed: an EngineError's class name, message and facts."""
+
+    id: str
+    error: str
+    message: str
+    remedy: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = Accepted | Delta | Finished | Rejected
+EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Delta, Finished, Rejected)}
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """For the wire."""
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def event_from_json(data: Mapping[str, Any]) -> Event:
+    """From the wire."""
+    values = {key: value for key, value in data.items() if key != "event"}
+    if data["event"] == "Finished":
+        values["reason"] = Finish(values["reason"])
+    if data["event"] == "Delta":
+        values["logprobs"] = tuple(TokenLogprob(**entry) for entry in values["logprobs"])
+    return EVENTS[data["event"]](**values)

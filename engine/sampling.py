@@ -1,0 +1,157 @@
+"""Drawing the next token: llama.cpp's samplers in a chain of each request's own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
+from numpy.typing import NDArray
+
+from .errors import GrammarError
+from .llama import Context, Vocab
+from .spec import Sampling
+
+_CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+MAX_SEED: Final = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random seed
+
+
+def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
+    """GBNF for an OpenAI response_format; None for plain text.
+
+    Raises GrammarError when the schema cannot be expressed.
+    """
+    kind = (response_format or {}).get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return str(JSON_GBNF)
+    assert response_format is not None
+    schema = response_format["json_schema"].get("schema", {})
+    try:
+        return str(json_schema_to_gbnf(json.dumps(schema)))
+    except Exception as error:  # the converter raises whatever it trips over
+        raise GrammarError(
+            f"response_format.json_schema cannot be turned into a grammar: {error!r}.",
+            "Use the JSON Schema features that llama.cpp's converter knows.",
+        ) from error
+
+
+class Sampler:
+    """One request's chain: bias, penalties, top-k, top-p, min-p, temperature, draw; a grammar beside it."""
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        sampling: Sampling,
+        *,
+        seed: int | None,
+        logit_bias: Mapping[int, float] | None = None,
+        grammar: str | None = None,
+    ) -> None:
+        """Raises GrammarError when llama.cpp refuses the grammar."""
+        self._vocab = vocab
+        self._grammar = None
+        if grammar is not None:
+            self._grammar = lib.llama_sampler_init_grammar(vocab.handle, grammar.encode(), b"root")
+            if not self._grammar:
+                raise GrammarError("llama.cpp refuses the grammar made from response_format.", "Simplify the schema.")
+        self.seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for part in self._parts(sampling, logit_bias or {}):
+            lib.llama_sampler_chain_add(self._chain, part)
+
+    def _parts(self, sampling: Sampling, logit_bias: Mapping[int, float]) -> Sequence[Any]:
+        n_vocab = self._vocab.n_tokens
+        parts: list[Any] = []
+        if logit_bias:
+            array = (lib.llama_logit_bias * len(logit_bias))()
+            for entry, (token, bias) in zip(array, logit_bias.items(), strict=True):
+                entry.token, entry.bias = token, bias
+            parts.append(lib.llama_sampler_init_logit_bias(n_vocab, len(array), array))
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if sampling.repeat_last_n and penalties != (1.0, 0.0, 0.0):
+            parts.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
+        if sampling.temperature <= 0:
+            return [*parts, lib.llama_sampler_init_greedy()]
+        if sampling.top_k > 0:
+            parts.append(lib.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            parts.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            parts.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
+        return [*parts, lib.llama_sampler_init_temp(sampling.temperature), lib.llama_sampler_init_dist(self.seed)]
+
+    def sample(self, context: Context, index: int, *, constrained: bool = True) -> int:
+        """Draw from the logits of batch entry `index`, and remember the token.
+
+        constrained: the grammar applies; not while the model still thinks.
+        """
+        if self._grammar is None or not constrained:
+            return int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        token = self._sample_constrained(context.logits(index))
+        lib.llama_sampler_accept(self._chain, token)
+        lib.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _sample_constrained(self, logits: NDArray[np.float32]) -> int:
+        # The grammar looks at every candidate it is given. Most draws fit it, so draw first and ask about that one;
+        # only a draw that does not fit pays for all of them.
+        candidates = self._candidates(logits)
+        token = self._apply(self._chain, candidates)
+        single = np.zeros(1, _CANDIDATE)
+        single["id"] = token
+        array = _token_data_array(single)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        if np.isfinite(single["logit"][0]):
+            return token
+        candidates = self._candidates(logits)
+        array = _token_data_array(candidates)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        return self._apply(self._chain, candidates)
+
+    def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.void]:
+        candidates = np.zeros(len(logits), _CANDIDATE)
+        candidates["id"] = np.arange(len(logits), dtype=np.int32)
+        candidates["logit"] = logits
+        return candidates
+
+    def _apply(self, sampler: Any, candidates: NDArray[np.void]) -> int:
+        array = _token_data_array(candidates)
+        lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def accept(self, token: int, *, constrained: bool = False) -> None:
+        """Remember a token that was not drawn: the prompt's, for the penalties, or a forced one."""
+        lib.llama_sampler_accept(self._chain, token)
+        if constrained and self._grammar is not None:
+            lib.llama_sampler_accept(self._grammar, token)
+
+    def close(self) -> None:
+        """Free the chain and the grammar."""
+        if self._chain:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+        if self._grammar:
+            lib.llama_sampler_free(self._grammar)
+            self._grammar = None
+
+
+def _token_data_array(candidates: NDArray[np.void]) -> Any:
+    return lib.llama_token_data_array(
+        data=candidates.ctypes.data_as(lib.llama_token_data_p), size=len(candidates), selected=-1, sorted=False
+    )
+
+
+def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token under the model's own distribution, before sampling, and of the `top` best."""
+    peak = float(logits.max())
+    norm = peak + float(np.log(np.exp(logits.astype(np.float64) - peak).sum()))
+    best = np.argpartition(-logits, top)[:top] if top else np.empty(0, np.int64)
+    ordered = sorted(((int(i), float(logits[i]) - norm) for i in best), key=lambda pair: -pair[1])
+    return float(logits[token]) - norm, ordered

