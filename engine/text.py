@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+_SPACE = re.compile(r"[ \t\r\n]+")
+
 
 class Utf8Stream:
     """Bytes in, complete characters out. Bytes that are no UTF-8 come out as U+FFFD."""
@@ -237,7 +239,7 @@ class ThinkSplitter:
         at = 0
         while at < len(text):
             if self._after_tag:
-                end = len(text) - len(text[at:].lstrip(" \t\r\n"))
+                end = _end_of_space(text, at)
                 newline = text.rfind("\n", at, end)
                 if newline >= 0:
                     self._after_newline, at = True, newline + 1
@@ -282,6 +284,11 @@ class ThinkSplitter:
         else:
             self._stray += 1
         self._after_tag = self._markdown.line_blank
+
+
+def _end_of_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _tag_at(text: str, at: int, tags: Sequence[str], final: bool) -> str | None:

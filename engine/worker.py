@@ -7,7 +7,6 @@ belongs to llama.cpp. Started as `python -m coe.engine.worker FD PARENT_PID`.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import queue
@@ -24,10 +23,10 @@ from . import frames
 from .batch import BatchLoop
 from .errors import EngineError
 from .llama import Context, Model, gpu_free_bytes
+from .process import die_with, rss_bytes
 from .request import Event, GenerateRequest, event_to_json
 from .spec import LoadSpec, Thinking, ThinkingMode
 
-_PR_SET_PDEATHSIG = 1  # prctl.h
 _BEAT_S = 1.0
 
 
@@ -37,25 +36,6 @@ class Memory:
 
     rss_bytes: int
     device_bytes: int | None
-
-
-def die_with(parent_pid: int) -> None:
-    """Be killed when the server goes, however it goes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it went before we asked
-        os._exit(1)
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process. Source: /proc/self/status, VmRSS."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 class Worker:
@@ -110,7 +90,8 @@ class Worker:
         if loop.template is not None:
             for policy in policies.values():
                 loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
-        self._warm_up(context)
+        if self._free_before is not None:
+            self._warm_up(context)
         self._loop = loop
         self._send(
             {

@@ -229,7 +229,7 @@ def _unknown_key(model: type[Section], loc: KeyPath) -> str:
         below = _submodel(inner, name)
         if below is not None and word in below.model_fields:
             return f"It belongs under `{name}`."
-    if inner is Roster and word in Specialist.model_fields:
+    if inner is Roster and (word in Specialist.model_fields or word in SamplingSettings.model_fields):
         return "It belongs into an entry of `specialists`, or under `defaults`."
     return f"Known here: {', '.join(inner.model_fields)}."
 

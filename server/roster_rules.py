@@ -28,7 +28,7 @@ class Finding:
 
 
 def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath) -> Iterator[Finding]:
-    """Rules within one entry, at key path `at`. A rule that needs a field which is wrong by itself (bad) says nothing."""
+    """Rules within one entry, at key path `at`. A rule that needs a field in `bad` (wrong by itself) says nothing."""
     sources = [key for key in ("file", "repo", "package") if getattr(specialist, key) is not None or key in bad]
     if not sources:
         yield Finding(at, "The entry names no model.", "Add `file:`, or `repo:` and `pattern:`, or `package:`.")

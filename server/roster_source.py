@@ -83,8 +83,8 @@ def read_source(path: Path) -> Source:
     text = _read_text(path, source)
     if text is None:
         return source
-    loader = yaml.SafeLoader(text)
     try:
+        loader: Any = yaml.SafeLoader(text)  # its methods carry no types
         node = loader.get_single_node()
         if node is None:
             source.problems.append(
@@ -108,8 +108,6 @@ def read_source(path: Path) -> Source:
     except RecursionError:
         source.values = None
         source.problems.append(Problem(source.file, None, "", "The YAML is nested too deeply.", "Flatten it."))
-    finally:
-        loader.dispose()
     return source
 
 
@@ -150,7 +148,7 @@ def _read_text(path: Path, source: Source) -> str | None:
 class _Reader:
     """Turns YAML nodes into plain values and notes lines and problems in a source."""
 
-    def __init__(self, loader: yaml.SafeLoader, source: Source) -> None:
+    def __init__(self, loader: Any, source: Source) -> None:
         self._loader = loader
         self._source = source
         self._open: set[int] = set()  # the nodes we are inside of: an anchor may refer to its own surroundings
@@ -204,7 +202,7 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         try:
-            return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._loader.construct_object(node)
         except yaml.MarkedYAMLError as error:
             self._fail(path, f"The value cannot be read: {error.problem}.", "Put it in quotes.")
         except ValueError as error:  # a date such as 2024-13-45

@@ -1,0 +1,59 @@
+# Everything that is installed goes into .venv; `make clean` takes it away again.
+# What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint bench soak clean types
+
+# The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
+
+# auto, cpu, cuda, rocm, vulkan or metal
+BACKEND ?= auto
+ROSTER ?= demo
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+BIN := .venv/bin
+PACKAGES := $(wildcard server router surgery engine demo)
+CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tests/*.py tools/*.py benchmarks/*.py))))
+
+help:
+	@echo "make serve    install, then serve the demo roster on http://$(HOST):$(PORT) (ROSTER=my.yaml for your own)"
+	@echo "make test     install, then lint, type checks and every test"
+	@echo "make lint     only ruff and mypy"
+	@echo "make bench    the benchmarks, each with the figure it is to reach"
+	@echo "make soak     the long test under load"
+	@echo "make install  only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile)"
+	@echo "make clean    remove what was installed and built; models stay"
+
+install:
+	@command -v $(firstword $(PYTHON)) >/dev/null || { \
+	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/install.py --venv .venv --backend $(BACKEND) $(if $(SOURCE),--source)
+
+serve: install
+	@$(BIN)/coe serve --roster $(ROSTER) --host $(HOST) --port $(PORT)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install types
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(CHECKED)
+
+# The folders stand at the top of the tree and the modules under "coe": a tree of links shows them to the type checker so.
+types:
+	@rm -rf .types && mkdir -p .types/coe
+	@for package in $(PACKAGES); do ln -s ../../$$package .types/coe/$$package; done
+
+bench: install
+	@set -e; for script in $(sort $(filter-out benchmarks/soak.py benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+	  echo "== $$script"; $(BIN)/python $$script; done
+
+soak: install
+	$(BIN)/python benchmarks/soak.py
+
+clean:
+	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,254 @@
+"""The server's handle of a worker: what the pool asks of a resident.
+
+`Resident` is the seam: nothing above it may assume that the model is on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from . import errors, frames
+from .errors import EngineError, LoadError, WorkerDiedError
+from .memory import spec_to_json
+from .request import Event, Finished, GenerateRequest, Rejected, event_from_json
+from .spec import LoadSpec, Thinking
+
+_log = logging.getLogger(__name__)
+_STOP_S = 5.0  # a worker that is told to stop and does not is killed
+
+
+class Resident(Protocol):
+    """A model that is ready to answer."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events of one answer, Accepted first. Leaving the iterator early ends the generation.
+
+        Raises the EngineError of a rejected request, and WorkerDiedError when the resident goes meanwhile.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Give the memory back; returns when it is back."""
+        ...
+
+    async def wait_gone(self) -> None:
+        """Returns when the resident is no more, whatever the reason."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the resident was measured to take of what the budget counts, None when that is not known."""
+        ...
+
+    def silent_s(self) -> float:
+        """Seconds since the last sign of progress while there is work, 0 when there is none."""
+        ...
+
+
+class WorkerResident:
+    """A resident in a worker process of this machine."""
+
+    def __init__(self, spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]) -> None:
+        self._spec = spec
+        self._policies = policies
+        self._on_progress = on_progress
+        self._queues: dict[str, asyncio.Queue[Event | None]] = {}
+        self._ready: asyncio.Future[dict[str, Any]] | None = None
+        self._gone = asyncio.Event()
+        self._tail: deque[str] = deque(maxlen=20)  # the worker's last lines on stderr
+        self._last_sign = time.monotonic()
+        self._stopping = False
+        self._readers: list[asyncio.Task[None]] = []
+        self.info: dict[str, Any] = {}
+        self.beat: dict[str, Any] = {}
+
+    @classmethod
+    async def start(
+        cls,
+        spec: LoadSpec,
+        policies: Mapping[str, Thinking],
+        on_progress: Callable[[float], None] = lambda fraction: None,
+    ) -> WorkerResident:
+        """Spawn a worker and load the model in it.
+
+        Raises LoadError, or the EngineError that the worker reports. Leaves no process behind when it fails or is
+        cancelled.
+        """
+        resident = cls(spec, policies, on_progress)
+        try:
+            await resident._launch()
+        except BaseException:
+            resident.kill()
+            await asyncio.shield(resident.wait_gone())
+            raise
+        return resident
+
+    async def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            # Spawned by the event loop's thread, which lives as long as the server: the worker is killed when the
+            # thread that created it ends (PR_SET_PDEATHSIG).
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "coe.engine.worker",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+            )
+        except BaseException:
+            ours.close()
+            self._gone.set()
+            raise
+        finally:
+            theirs.close()
+        self._ready = asyncio.get_running_loop().create_future()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._readers = [asyncio.create_task(self._receive(reader)), asyncio.create_task(self._drain_output())]
+        policies = {name: asdict(policy) for name, policy in self._policies.items()}
+        self._send({"op": "load", "spec": spec_to_json(self._spec), "policies": policies})
+        self.info = await self._ready
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        while (message := await frames.read(reader)) is not None:
+            self._last_sign = time.monotonic()
+            match message["event"]:
+                case "progress":
+                    self._on_progress(message["fraction"])
+                case "ready":
+                    self._settle(message)
+                case "failed":
+                    kind = getattr(errors, message["error"], LoadError)
+                    self._settle(kind(message["message"], message["remedy"]))
+                case "beat":
+                    self.beat = message
+                case "memory":
+                    self.info["memory"] = message["memory"]
+                case _:
+                    if (queue := self._queues.get(message["id"])) is not None:
+                        queue.put_nowait(event_from_json(message))
+        await self._process.wait()
+        self._writer.close()
+        self._gone.set()
+        self._settle(self._death())
+        for queue in self._queues.values():
+            queue.put_nowait(None)
+
+    def _settle(self, result: dict[str, Any] | EngineError) -> None:
+        if self._ready is None or self._ready.done():
+            return
+        if isinstance(result, EngineError):
+            self._ready.set_exception(result)
+            self._ready.exception()  # a cancelled start never looks at it
+        else:
+            self._ready.set_result(result)
+
+    async def _drain_output(self) -> None:
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            text = line.decode("utf-8", "replace").rstrip()
+            self._tail.append(text)
+            _log.debug("worker %s: %s", self._process.pid, text)
+
+    def _death(self) -> WorkerDiedError:
+        code = self._process.returncode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
+        said = next((line for line in self._tail if "ASSERT" in line or "Error" in line), None)
+        said = said or (self._tail[-1] if self._tail else "it printed nothing")
+        return WorkerDiedError(
+            f"The worker that holds {self._spec.path.name} died ({how}): {said}.",
+            "Send the request again: a new worker will be started.",
+        )
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        if not self._gone.is_set() and not self._writer.is_closing():
+            self._writer.write(frames.pack(message))
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """See Resident.generate."""
+        if self._gone.is_set():
+            raise self._death()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._queues[request.id] = queue
+        if not self._busy():
+            self._last_sign = time.monotonic()
+        self._send({"op": "generate", "request": request.to_json()})
+        ended = False
+        try:
+            while not ended:
+                event = await queue.get()
+                if event is None:
+                    ended = True
+                    raise self._death()
+                if isinstance(event, Rejected):
+                    ended = True
+                    raise _rejection(event)
+                ended = isinstance(event, Finished)
+                yield event
+        finally:
+            del self._queues[request.id]
+            if not ended:
+                self._send({"op": "cancel", "id": request.id})
+
+    def _busy(self) -> bool:
+        return len(self._queues) > 1 or bool(self.beat.get("active") or self.beat.get("waiting"))
+
+    def silent_s(self) -> float:
+        """See Resident.silent_s."""
+        return time.monotonic() - self._last_sign if self._queues else 0.0
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """See Resident.memory_bytes: what went from the GPUs, or host memory where there is none."""
+        memory = self.info.get("memory")
+        if memory is None:
+            return None
+        return int(memory["device_bytes"] if memory["device_bytes"] is not None else memory["rss_bytes"])
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    async def stop(self) -> None:
+        """See Resident.stop."""
+        self._send({"op": "stop"})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.wait_gone(), _STOP_S)
+        self.kill()
+        await self.wait_gone()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        process = getattr(self, "_process", None)
+        if process is None:
+            self._gone.set()
+        elif process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def wait_gone(self) -> None:
+        """See Resident.wait_gone."""
+        await self._gone.wait()
+
+
+def _rejection(event: Rejected) -> EngineError:
+    kind = getattr(errors, event.error, EngineError)
+    if kind is errors.PromptTooLongError:
+        return errors.PromptTooLongError(event.facts["prompt_tokens"], event.facts["context_tokens"])
+    error: EngineError = kind(event.message, event.remedy)
+    return error

@@ -1,0 +1,282 @@
+"""`coe check`: what a roster says, whether this machine can serve it, and what fits together in the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coe.engine.errors import EngineError
+from coe.engine.spec import Footprint, LoadSpec
+from coe.server.roster import Location, Roster, RosterError, load_roster
+
+Footprints = Callable[[LoadSpec], Footprint]
+
+_MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
+_MOST_SETS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Available:
+    """A specialist that can be served here."""
+
+    location: Location
+    spec: LoadSpec
+    footprint: Footprint | None  # None where nothing predicts it
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A specialist that cannot be served here, why, and what to do. What is known of it stands beside that."""
+
+    reason: str
+    remedy: str
+    location: Location
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True)
+class ResidentPlan:
+    """One resident: the specialists that share a load, and the bytes it takes."""
+
+    names: tuple[str, ...]
+    bytes: int
+
+    @property
+    def title(self) -> str:
+        """`coding`, or `coding + math` for a resident that specialists share."""
+        return " + ".join(self.names)
+
+
+def availability(
+    roster: Roster, footprints: Footprints | None, budget_bytes: int | None
+) -> dict[str, Available | Unavailable]:
+    """What can be served, by name, in the roster's order. Equal loads are predicted once.
+
+    footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
+    budget_bytes: what residents may take together; None: no bound.
+    """
+    predicted: dict[LoadSpec, Footprint | EngineError] = {}
+
+    def judge(location: Location, spec: LoadSpec) -> Available | Unavailable:
+        if footprints is None:
+            return Available(location, spec, None)
+        if spec not in predicted:
+            try:
+                predicted[spec] = footprints(spec)
+            except EngineError as error:
+                predicted[spec] = error
+        result = predicted[spec]
+        if isinstance(result, EngineError):
+            return Unavailable(result.message, result.remedy, location)
+        if budget_bytes is not None and result.total_bytes > budget_bytes:
+            reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
+            return Unavailable(reason, shrink_remedy(result, budget_bytes), location, result)
+        return Available(location, spec, result)
+
+    judged: dict[str, Available | Unavailable] = {}
+    for specialist in roster.specialists:
+        location = roster.locate(specialist)
+        if location.path is None:
+            judged[specialist.name] = Unavailable(location.reason, location.remedy, location)
+        else:
+            judged[specialist.name] = judge(location, specialist.load_spec(location.path))
+    return judged
+
+
+def size_text(size_bytes: int) -> str:
+    """`12.3 GiB`, `620 MiB`, `0 MiB`: as people read it."""
+    mib = size_bytes / 2**20
+    return f"{mib / 1024:.2f} GiB" if mib >= 1000 else f"{mib:.0f} MiB"
+
+
+def sum_text(footprint: Footprint) -> str:
+    """The sum that a load comes to: `8.60 GiB weights + 620 MiB KV + 12 MiB compute = 9.22 GiB`."""
+    parts = [
+        (footprint.weights_bytes, "weights"),
+        (footprint.kv_bytes, "KV"),
+        (footprint.compute_bytes, "compute"),
+        (footprint.overhead_bytes, "overhead"),
+    ]
+    terms = " + ".join(f"{size_text(size)} {what}" for size, what in parts if size or what != "overhead")
+    return f"{terms} = {size_text(footprint.total_bytes)}"
+
+
+def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
+    """What would make a load that is over the budget fit."""
+    lacking = footprint.total_bytes - budget_bytes
+    if lacking <= footprint.kv_bytes // 2:
+        return "Lower context_tokens or cache_tokens, or set kv_type to q8_0."
+    return (
+        f"It lacks {size_text(lacking)}: keep experts in host memory (cpu_expert_layers), choose a smaller "
+        "quantisation, or raise pool.vram_budget."
+    )
+
+
+def residents(judged: Mapping[str, Available | Unavailable]) -> tuple[ResidentPlan, ...]:
+    """The distinct residents of what can be served and is predicted, in the roster's order."""
+    names: dict[LoadSpec, list[str]] = {}
+    sizes: dict[LoadSpec, int] = {}
+    for name, item in judged.items():
+        if isinstance(item, Available) and item.footprint is not None:
+            names.setdefault(item.spec, []).append(name)
+            sizes[item.spec] = item.footprint.total_bytes
+    return tuple(ResidentPlan(tuple(names[spec]), sizes[spec]) for spec in names)
+
+
+def fit_in_order(plans: Iterable[ResidentPlan], budget_bytes: int) -> tuple[ResidentPlan, ...]:
+    """The residents taken in order, each that still fits beside those before it."""
+    taken: list[ResidentPlan] = []
+    for plan in plans:
+        if sum(other.bytes for other in taken) + plan.bytes <= budget_bytes:
+            taken.append(plan)
+    return tuple(taken)
+
+
+def maximal_sets(plans: Sequence[ResidentPlan], budget_bytes: int) -> tuple[tuple[ResidentPlan, ...], ...] | None:
+    """Every set of residents that fits and to which no other can be added, larger ones first; None where the
+    residents are too many to try all combinations."""
+    if len(plans) > _MOST_ENUMERATED:
+        return None
+    found: list[tuple[ResidentPlan, ...]] = []
+    for count in range(len(plans), 0, -1):
+        for chosen in combinations(plans, count):
+            free = budget_bytes - sum(plan.bytes for plan in chosen)
+            if free >= 0 and all(plan in chosen or plan.bytes > free for plan in plans):
+                found.append(chosen)
+    return tuple(found)
+
+
+def most_that_fit(plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
+    """How many residents fit together at best."""
+    count = total = 0
+    for size in sorted(plan.bytes for plan in plans):
+        total += size
+        if total > budget_bytes:
+            break
+        count += 1
+    return count
+
+
+def page_cache_bytes(judged: Mapping[str, Available | Unavailable]) -> int:
+    """Host memory that keeps the files of everything that can be served in the page cache, each file once."""
+    files = {file for item in judged.values() if isinstance(item, Available) for file in item.location.files}
+    return sum(file.stat().st_size for file in files)
+
+
+def budget_doubts(
+    roster: Roster, judged: Mapping[str, Available | Unavailable], budget_bytes: int | None
+) -> tuple[str, ...]:
+    """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
+    doubts = []
+    pinned = {specialist.name for specialist in roster.specialists if specialist.pin}
+    for what, wanted in (("Pinned", pinned), ("pool.preload", set(roster.pool.preload))):
+        absent = sorted(name for name in wanted if isinstance(judged[name], Unavailable))
+        if absent:
+            doubts.append(f"{what}: {', '.join(absent)} cannot be served.")
+        total = sum(plan.bytes for plan in residents(judged) if wanted.intersection(plan.names))
+        if budget_bytes is not None and total > budget_bytes:
+            doubts.append(f"{what}: together {size_text(total)}, the budget is {size_text(budget_bytes)}.")
+    if pinned and budget_bytes is not None:
+        held = [plan for plan in residents(judged) if pinned.intersection(plan.names)]
+        free = budget_bytes - sum(plan.bytes for plan in held)
+        shut_out = [plan.title for plan in residents(judged) if plan not in held and plan.bytes > free]
+        if shut_out and free >= 0:
+            doubts.append(f"What is pinned leaves {size_text(free)}: {', '.join(shut_out)} can never load.")
+    fallback = judged.get(roster.fallback) if roster.fallback is not None else None
+    if isinstance(fallback, Unavailable):
+        instead = "whatever is warm answers in its place" if roster.fallback_warm else "nothing answers in its place"
+        doubts.append(f"The fallback {roster.fallback} cannot be served: {instead}.")
+    return tuple(doubts)
+
+
+def check(path: Path, footprints: Footprints | None, budget_bytes: int | None, out: Console) -> int:
+    """Print what is wrong with a roster, or what it comes to on this machine.
+
+    Returns the exit code: 0, or 1 where the roster is wrong or nothing in it can be served.
+    """
+    try:
+        roster = load_roster(path)
+    except RosterError as error:
+        for problem in error.problems:
+            out.print(escape(str(problem)), soft_wrap=True, highlight=False)
+        count = len(error.problems)
+        out.print(f"[red]{count} {'error' if count == 1 else 'errors'}.[/red]", highlight=False)
+        return 1
+    judged = availability(roster, footprints, budget_bytes)
+    out.print(_table(judged))
+    servable = [name for name, item in judged.items() if isinstance(item, Available)]
+    for name, item in judged.items():
+        if isinstance(item, Unavailable):
+            _line(out, f"{name}: {item.reason} {item.remedy}".strip())
+    _print_what_fits(residents(judged), budget_bytes, out)
+    if servable:
+        _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(judged))}.")
+    for problem in roster.warnings:
+        _line(out, f"warning: {problem}")
+    for doubt in budget_doubts(roster, judged, budget_bytes):
+        _line(out, f"warning: {doubt}")
+    if not servable:
+        _line(
+            out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
+        )
+        return 1
+    _line(out, f"{len(servable)} of {len(judged)} can be served.")
+    return 0
+
+
+def _line(out: Console, text: str) -> None:
+    out.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _table(judged: Mapping[str, Available | Unavailable]) -> Table:
+    table = Table("specialist", "file", box=None, pad_edge=False)
+    for column in ("size", "weights", "KV", "compute", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("served")
+    for name, item in judged.items():
+        location, footprint = item.location, item.footprint
+        there = location.path is not None
+        sizes = [size_text(location.size_bytes) if there else "-"]
+        if footprint is None:
+            sizes += ["-"] * 4
+        else:
+            parts = (footprint.weights_bytes, footprint.kv_bytes, footprint.compute_bytes, footprint.total_bytes)
+            sizes += [size_text(size) for size in parts]
+        file = escape(location.path.name) if location.path is not None else "absent"
+        table.add_row(escape(name), file, *sizes, _verdict(item))
+    return table
+
+
+def _verdict(item: Available | Unavailable) -> str:
+    if isinstance(item, Available):
+        return "yes" if item.footprint is not None else "yes, size not predicted"
+    if item.footprint is not None:
+        return "no: over the budget"
+    return "no: absent" if item.location.path is None else "no: cannot be loaded"
+
+
+def _print_what_fits(plans: Sequence[ResidentPlan], budget_bytes: int | None, out: Console) -> None:
+    if not plans:
+        return
+    if budget_bytes is None:
+        total = size_text(sum(plan.bytes for plan in plans))
+        _line(out, f"The budget is not known; all residents together take {total}.")
+        return
+    first = fit_in_order(plans, budget_bytes)
+    used = size_text(sum(plan.bytes for plan in first))
+    _line(out, f"Budget {size_text(budget_bytes)}, distinct residents: {len(plans)}.")
+    _line(out, f"In roster order these fit together: {', '.join(plan.title for plan in first)} ({used}).")
+    if len(first) == len(plans):
+        return
+    _line(out, f"At most {most_that_fit(plans, budget_bytes)} fit at once.")
+    sets = maximal_sets(plans, budget_bytes)
+    if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
+        for chosen in sets:
+            total = size_text(sum(plan.bytes for plan in chosen))
+            _line(out, f"  {', '.join(plan.title for plan in chosen)} ({total})")
