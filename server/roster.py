@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
-
 from coe.server.model_files import Location
 from coe.server.roster_models import (
     AUTO,
@@ -33,6 +31,7 @@ from coe.server.roster_models import (
 )
 from coe.server.roster_rules import Finding, roster_findings, specialist_findings
 from coe.server.roster_source import KeyPath, Problem, RosterError, Source, nearest, read_source
+from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "AUTO",
@@ -231,6 +230,8 @@ def _unknown_key(model: type[Section], loc: KeyPath) -> str:
             return f"It belongs under `{name}`."
     if inner is Roster and (word in Specialist.model_fields or word in SamplingSettings.model_fields):
         return "It belongs into an entry of `specialists`, or under `defaults`."
+    if inner is Settings and word in Specialist.model_fields:
+        return "It belongs into each entry of `specialists`."
     return f"Known here: {', '.join(inner.model_fields)}."
 
 

@@ -258,11 +258,9 @@ def look() -> Machine:
     system, arch = platform.system(), platform.machine()
     nvidia_smi = _output("nvidia-smi")
     nvcc = _tool("nvcc", "/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
-    gpus = set(_pci_gpus())
+    gpus = _graphics()
     if "CUDA Version" in nvidia_smi or Path("/dev/nvidia0").exists():
         gpus.add("nvidia")
-    if Path("/dev/kfd").exists():
-        gpus.add("amd")
     if system == "Darwin" and arch == "arm64":
         gpus.add("apple")
     if "intel" in gpus and "DISCRETE_GPU" not in _output("vulkaninfo", "--summary"):
@@ -285,17 +283,23 @@ def look() -> Machine:
     )
 
 
-def _pci_gpus() -> list[str]:
-    """Makers of the display controllers on the PCI bus. Source: PCI class 03; vendors 10de, 1002, 8086."""
+def _graphics() -> set[str]:
+    """Makers of the graphics cards. Source: PCI class 03 is a display controller; vendors 10de, 1002, 8086."""
     makers = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-    found = []
+    found: set[str] = set()
+    inside_processor: set[str] = set()
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
             kind, vendor = (device / "class").read_text(), (device / "vendor").read_text().strip()
-        except OSError:
+            memory = device / "mem_info_vram_total"  # AMD's driver tells it; a processor's own graphics get little
+            small = memory.exists() and int(memory.read_text()) < 4 * GIB
+        except (OSError, ValueError):
             continue
         if kind.startswith("0x03") and vendor in makers:
-            found.append(makers[vendor])
+            (inside_processor if small else found).add(makers[vendor])
+    # AMD's accelerators without a display are of another class.
+    if "amd" not in found | inside_processor and Path("/dev/kfd").exists():
+        found.add("amd")
     return found
 
 
@@ -548,12 +552,13 @@ def install_torch(venv: Path, version: str, linux: bool, screen: Screen) -> None
         done, _ = screen.run(what, [*pip, f"torch=={version}+cpu"])
         if done:
             return
+        screen.say("    pip's usual sources have no CPU build.")
         if offers(TORCH_CPU_INDEX, "torch", version):
             source = ["--extra-index-url", TORCH_CPU_INDEX, f"torch=={version}+cpu"]
             done, _ = screen.run(f"torch {version} for the CPU, from {TORCH_CPU_INDEX}", [*pip, *source])
             if done:
                 return
-        screen.say("    No CPU build of torch can be reached; PyPI's brings several GB of CUDA that nobody needs here.")
+        screen.say(f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that nobody needs here.")
     done, printed = screen.run(f"torch {version}", [*pip, f"torch=={version}"])
     if not done:
         raise InstallError(explain(printed) or f"torch could not be installed; {screen.log} says why.")

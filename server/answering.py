@@ -1,0 +1,261 @@
+"""The life of one request, from the decision to the last token; whatever the dialect, whether streamed or not."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coe.engine.errors import EngineError
+from coe.engine.pool import Lease
+from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
+from coe.engine.spec import ThinkingMode
+
+from .college import Choice, College
+from .metrics import Metrics
+from .policy import Rules, rules_for
+from .roster_models import Specialist
+from .wire import Ask, with_system_prompt
+
+
+@dataclass
+class Outcome:
+    """One choice of an answer, whole."""
+
+    index: int
+    text: str = ""
+    reasoning: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    end: Finished | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """An event of one of an answer's choices."""
+
+    index: int
+    event: Event
+
+
+class Answer:
+    """One request being answered. `open` first; then `steps`, or `whole`; `close` at the end, whatever happened.
+
+    residency, waited_s and prompt_tokens are known once `open` has returned.
+    """
+
+    def __init__(self, college: College, ask: Ask, choice: Choice, metrics: Metrics) -> None:
+        """Raises RequestError when the specialist's rules refuse what is asked."""
+        self.college = college
+        self.ask = ask
+        self.choice = choice
+        self.rules: Rules = rules_for(ask, choice.specialist)
+        self.id = uuid.uuid4().hex
+        self.lease: Lease | None = None
+        self.retries = 0
+        self.answered_by = choice.specialist
+        self._metrics = metrics
+        self._streams: list[AsyncIterator[Event]] = []
+        self.prompt_tokens = 0
+
+    async def open(self) -> None:
+        """Get a lease, and the worker's word that the prompt fits.
+
+        Raises EngineError: the pool's, or a rejection.
+        """
+        self.lease = await self.college.lease(self.choice.specialist)
+        self._metrics.waited(self.choice.specialist.name, self.lease.residency, self.lease.waited_s)
+        self._streams = [
+            self.lease.generate(self._request(self.choice.specialist, self.rules, index)) for index in range(self.ask.n)
+        ]
+        for stream in self._streams:
+            first = await anext(stream)
+            assert isinstance(first, Accepted)
+            self.prompt_tokens = first.prompt_tokens
+
+    def _request(
+        self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
+    ) -> GenerateRequest:
+        ask = self.ask
+        if seed is None and ask.seed is not None:
+            seed = (ask.seed + index) % 2**32
+        messages = with_system_prompt(ask.messages, specialist.system_prompt) if ask.messages is not None else None
+        return GenerateRequest(
+            id=f"{self.id}-{specialist.name}-{index}-{self.retries}",
+            specialist=specialist.name,
+            messages=messages,
+            prompt=ask.prompt,
+            thinking=rules.thinking,
+            sampling=rules.sampling,
+            max_tokens=rules.max_tokens,
+            max_prompt_tokens=self.college.roster.server.max_prompt_tokens,
+            stop=ask.stop,
+            seed=seed,
+            logit_bias=dict(ask.logit_bias),
+            response_format=ask.response_format,
+            top_logprobs=ask.top_logprobs,
+            loop_guard=specialist.loop_guard,
+        )
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Events of all choices as they come, each choice's Finished last. For streams: nothing is taken back."""
+        queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+
+        async def pump(index: int, stream: AsyncIterator[Event]) -> None:
+            try:
+                async for event in stream:
+                    queue.put_nowait(Step(index, event))
+            except EngineError as error:
+                queue.put_nowait(error)
+            finally:
+                queue.put_nowait(None)
+
+        pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(self._streams)]
+        try:
+            running = len(pumps)
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    if isinstance(item.event, Finished):
+                        self._count(item.event)
+                    yield item
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def whole(self) -> list[Outcome]:
+        """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
+        assert self.lease is not None
+        outcomes = await self._collect(self._streams)
+        again = [outcome.index for outcome in outcomes if _looped(outcome)]
+        if again:
+            self.retries = 1
+            streams = [
+                self._after_accepted(
+                    self.lease.generate(
+                        self._request(self.choice.specialist, self.rules, index, seed=secrets.randbelow(2**32 - 1))
+                    )
+                )
+                for index in again
+            ]
+            for index, outcome in zip(again, await self._collect(streams), strict=True):
+                outcomes[index] = replace(outcome, index=index)
+        again = [outcome.index for outcome in outcomes if _looped(outcome)]
+        fallback = self.college.fallback_for(self.choice.specialist.name)
+        if again and fallback is not None:
+            for index, outcome in zip(again, await self._from_fallback(fallback, again), strict=True):
+                outcomes[index] = replace(outcome, index=index)
+        return outcomes
+
+    async def _from_fallback(self, fallback: Specialist, indices: list[int]) -> list[Outcome]:
+        """The looping specialist's lease goes first: with room for one resident the fallback needs its place."""
+        assert self.lease is not None
+        self.lease.release()
+        self.lease = await self.college.lease(fallback)
+        self.retries = 2
+        self.answered_by = fallback
+        rules = rules_for(self.ask, fallback)
+        return await self._collect(
+            [
+                self._after_accepted(self.lease.generate(self._request(fallback, rules, index)))
+                for index in indices
+            ]
+        )
+
+    @staticmethod
+    async def _after_accepted(stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        async for event in stream:
+            if not isinstance(event, Accepted):
+                yield event
+
+    async def _collect(self, streams: list[AsyncIterator[Event]]) -> list[Outcome]:
+        async def one(index: int, stream: AsyncIterator[Event]) -> Outcome:
+            outcome = Outcome(index)
+            async for event in stream:
+                if isinstance(event, Delta):
+                    outcome.text += event.text
+                    outcome.reasoning += event.reasoning
+                    outcome.logprobs.extend(event.logprobs)
+                elif isinstance(event, Finished):
+                    outcome.end = event
+                    self._count(event)
+            return outcome
+
+        tasks = [asyncio.create_task(one(index, stream)) for index, stream in enumerate(streams)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _count(self, end: Finished) -> None:
+        self._metrics.finished(self.answered_by.name, end)
+
+    async def close(self) -> None:
+        """End what still runs, then the lease."""
+        for stream in self._streams:
+            await stream.aclose()  # type: ignore[attr-defined]
+        if self.lease is not None:
+            self.lease.release()
+
+    # --- what the client is told of it ------------------------------------------------------------------------
+
+    def headers(self) -> dict[str, str]:
+        """x-coe-* headers; those of the lease only when there is one."""
+        headers = {
+            "x-coe-specialist": self.choice.specialist.name,
+            "x-coe-confidence": f"{self.choice.confidence:.3f}",
+            "x-coe-reason": _header_text(self.choice.reason),
+        }
+        if self.rules.notes:
+            headers["x-coe-note"] = _header_text("; ".join(self.rules.notes))
+        if self.lease is not None:
+            headers["x-coe-residency"] = self.lease.residency
+            headers["x-coe-wait-ms"] = f"{self.lease.waited_s * 1000:.0f}"
+        return headers
+
+    def facts(self, ends: list[Finished]) -> dict[str, Any]:
+        """The `coe` object of the body or of the last chunk."""
+        facts: dict[str, Any] = {
+            "specialist": self.choice.specialist.name,
+            "confidence": round(self.choice.confidence, 4),
+            "reason": self.choice.reason,
+            "thinking": self.rules.thinking.mode.value,
+            "retries": self.retries,
+        }
+        if self.rules.notes:
+            facts["notes"] = list(self.rules.notes)
+        if self.lease is not None:
+            facts["residency"] = self.lease.residency
+            facts["wait_ms"] = round(self.lease.waited_s * 1000, 1)
+        if self.answered_by is not self.choice.specialist:
+            facts["answered_by"] = self.answered_by.name
+        leaked = sum(end.leaked_blocks for end in ends)
+        if leaked:
+            facts["leaked_think_blocks"] = leaked
+        loops = [end.loop for end in ends if end.reason is Finish.LOOP]
+        if loops:
+            facts["loop"] = {"ended": True, "repeated": loops[0]}
+        return facts
+
+    @property
+    def thinks(self) -> bool:
+        """Whether reasoning text may come."""
+        return self.rules.thinking.mode is not ThinkingMode.OFF
+
+
+def _looped(outcome: Outcome) -> bool:
+    return outcome.end is not None and outcome.end.reason is Finish.LOOP
+
+
+def _header_text(text: str) -> str:
+    """Header values are latin-1 without line breaks."""
+    return " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")

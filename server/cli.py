@@ -1,0 +1,114 @@
+"""The `coe` command. Each command imports what it needs when it runs, so that `coe --help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Specialists cut out of one mixture-of-experts model, behind one OpenAI-compatible server.",
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+RosterOption = Annotated[
+    Path | None, typer.Option("--roster", "-r", help="The roster file; the built-in demo roster when left out.")
+]
+
+
+def demo_roster() -> Path:
+    """The roster that needs no download."""
+    return Path(__file__).resolve().parent.parent / "demo" / "specialists.yaml"
+
+
+@app.callback(invoke_without_command=True)
+def _nothing(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        _out.print("[bold]coe[/] serves a college of specialists behind one OpenAI-compatible address.\n")
+        _out.print("  coe serve                      the demo, without any download")
+        _out.print("  coe check specialists.yaml     what of a roster this machine can serve")
+        _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
+        _out.print("  coe serve --roster FILE        serve your own college")
+        _out.print('  coe route "a question"         which specialist would answer')
+        _out.print("  coe doctor                     what is missing on this machine\n")
+        _out.print("coe COMMAND --help says more.")
+
+
+@app.command()
+def serve(
+    roster: RosterOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; the roster's when left out.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; the roster's when left out.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says, too.")] = False,
+) -> None:
+    """Serve a roster on an OpenAI-compatible address."""
+    from .serving import serve as run
+
+    raise typer.Exit(run(roster or demo_roster(), host=host, port=port, verbose=verbose, out=_out, err=_err))
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(help="A question, as a user would ask it.")],
+    roster: RosterOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+) -> None:
+    """Say which specialist would answer a question, and why. Loads no model."""
+    from .routing import route_text
+
+    raise typer.Exit(route_text(roster or demo_roster(), text, as_json=as_json, out=_out, err=_err))
+
+
+@app.command()
+def check(
+    roster: Annotated[Path, typer.Argument(help="The roster file.")],
+    dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
+) -> None:
+    """Check a roster: every error at once, which files are there, and what fits together in memory."""
+    from .serving import check_roster
+
+    raise typer.Exit(check_roster(roster, dry_run=dry_run, out=_out))
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Specialists, or `parent`; all when left out.")] = None,
+    roster: RosterOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before fetching several models.")] = False,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
+) -> None:
+    """Fetch specialists' models from the model hub into the models folder."""
+    from .pull import pull as run
+    from .roster import RosterError, load_roster
+
+    path = roster or Path("specialists.yaml")
+    try:
+        loaded = load_roster(path)
+    except RosterError as error:
+        for problem in error.problems:
+            _err.print(str(problem), markup=False)
+        raise typer.Exit(1) from None
+    raise typer.Exit(run(loaded, names or [], yes=yes, token=token, console=_out, confirm=typer.confirm))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what llama.cpp sees on this machine, what is missing, and how to get it."""
+    from .doctor import doctor as run
+
+    raise typer.Exit(run(_out))
+
+
+def main() -> None:
+    """Entry point of the `coe` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Counters and gauges for GET /metrics, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from coe.engine.pool import PoolStatus
+from coe.engine.request import Finished
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class Metrics:
+    """This server's registry. Observing is cheap; the pool is asked when somebody scrapes."""
+
+    def __init__(self, pool_status: Callable[[], PoolStatus]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_PoolCollector(pool_status))
+        make = {"registry": self.registry}
+        self._requests = Counter("coe_requests", "Requests by status", ["route", "status"], **make)
+        self._routed = Counter("coe_routed", "Decisions of the supervisor", ["specialist", "path"], **make)
+        self._route_s = Histogram("coe_route_seconds", "Time for a decision", buckets=_SECONDS, **make)
+        self._wait_s = Histogram(
+            "coe_wait_seconds", "Time a request waited for a lease", ["residency"], buckets=_SECONDS, **make
+        )
+        self._first_s = Histogram(
+            "coe_first_token_seconds", "Time from the request to its first text", buckets=_SECONDS, **make
+        )
+        self._prompt = Counter("coe_prompt_tokens", "Prompt tokens", ["specialist"], **make)
+        self._cached = Counter("coe_cached_tokens", "Prompt tokens found in the cache", ["specialist"], **make)
+        self._completion = Counter("coe_completion_tokens", "Generated tokens", ["specialist"], **make)
+        self._ended = Counter("coe_answers", "Answers by how they ended", ["specialist", "reason"], **make)
+        self._leaked = Counter("coe_leaked_think_blocks", "Thinking blocks stripped", ["specialist"], **make)
+
+    def requested(self, route: str, status: int) -> None:
+        """A request was answered with a status."""
+        self._requests.labels(route, str(status)).inc()
+
+    def routed(self, specialist: str, path: str, seconds: float) -> None:
+        """The supervisor decided."""
+        self._routed.labels(specialist, path).inc()
+        self._route_s.observe(seconds)
+
+    def waited(self, specialist: str, residency: str, seconds: float) -> None:
+        """A lease was granted."""
+        self._wait_s.labels(residency).observe(seconds)
+
+    def first_text(self, seconds: float) -> None:
+        """The first text of an answer is on its way."""
+        self._first_s.observe(seconds)
+
+    def finished(self, specialist: str, end: Finished) -> None:
+        """An answer ended."""
+        self._prompt.labels(specialist).inc(end.prompt_tokens)
+        self._cached.labels(specialist).inc(end.cached_tokens)
+        self._completion.labels(specialist).inc(end.completion_tokens)
+        self._ended.labels(specialist, end.reason.value).inc()
+        self._leaked.labels(specialist).inc(end.leaked_blocks)
+
+    def text(self) -> bytes:
+        """The scrape."""
+        return generate_latest(self.registry)
+
+
+class _PoolCollector(Collector):
+    def __init__(self, status: Callable[[], PoolStatus]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        yield GaugeMetricFamily("coe_budget_bytes", "Memory that residents may take", status.budget_bytes)
+        yield GaugeMetricFamily("coe_booked_bytes", "Memory that residents are booked with", status.booked_bytes)
+        yield GaugeMetricFamily("coe_waiting_requests", "Requests that wait for a lease", len(status.waiting))
+        yield GaugeMetricFamily("coe_oldest_wait_seconds", "How long the oldest waits", status.oldest_wait_s)
+        yield CounterMetricFamily("coe_loads", "Models loaded", status.loads)
+        yield CounterMetricFamily("coe_failed_loads", "Loads that failed", status.failed_loads)
+        yield CounterMetricFamily("coe_evictions", "Residents stopped", status.evictions)
+        bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of a resident", labels=["file", "state"])
+        leases = GaugeMetricFamily("coe_resident_leases", "Requests on a resident", labels=["file"])
+        for resident in status.residents:
+            bytes_.add_metric([resident.file, resident.state.value], resident.vram_bytes)
+            leases.add_metric([resident.file], resident.leases)
+        yield bytes_
+        yield leases
+
+
