@@ -152,8 +152,7 @@ class BatchLoop:
                 self._context.copy_sequence(placement.copy_from, slot.index, reused)
                 slot.tokens = sequence.tokens[:reused]
             elif placement.restore and slot.checkpoint is not None:
-                if not self._context.restore(slot.index, slot.checkpoint[1]):
-                    reused = 0
+                reused = reused if self._context.restore(slot.index, slot.checkpoint[1]) else 0
             # A cache that cannot drop a part of itself starts anew.
             if not reused or not self._context.forget(slot.index, reused):
                 self._clear(slot)

@@ -168,7 +168,7 @@ class ChatTemplate:
     def _require_thinking(self, policy: Thinking) -> str:
         if self.family is None:
             raise ThinkingPolicyError(
-                f"thinking: {policy.mode.value} needs a model that thinks, and this chat template has no thinking block.",
+                f"thinking: {policy.mode.value} needs a model that thinks; this chat template has no thinking block.",
                 "Set `thinking: off`.",
             )
         return policy.prefill or ""

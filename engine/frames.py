@@ -1,4 +1,4 @@
-"""Length-prefixed JSON frames between the server and a worker: four bytes, big-endian, then that many bytes of UTF-8."""
+"""Frames between the server and a worker: a length of four bytes, big-endian, then that much JSON in UTF-8."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ MAX_SAME = 12  # times one 5-gram may nearly stand in the window
 PERIOD_CHARS = 4096  # the longest period looked for
 PROSE_PERIODS = (600, 3)  # a period counts after this many characters, and as many rounds
 NUMBERED_PROSE_PERIODS = (1200, 4)  # the same, its numbers changing from round to round
-STRUCTURE_PERIODS = (2400, 4)
+STRUCTURE_PERIODS = (3000, 4)
 NUMBERED_STRUCTURE_PERIODS = (6000, 12)
+COUNTERS = 3  # more numbers in a round than this are taken for a table's or a record's own
 FILL_CHARS = 1000  # one character over and over
 
 _EVERY_CHARS = 200
@@ -95,7 +96,7 @@ class LoopGuard:
             if fence := _FENCE.match(line):
                 if not self._fence:
                     self._fence = fence[1]
-                elif fence[1].startswith(self._fence):
+                elif fence[1].startswith(self._fence) and fence.end() == len(line.rstrip()):
                     self._fence = ""
         if len(self._line) > 2 * _LINE_CHARS:
             words = self._words_of(self._line[:-_LINE_CHARS])
@@ -116,7 +117,7 @@ class LoopGuard:
         words = [*self._words, *current][-WINDOW_WORDS:]
         grams = Counter(zip(*(words[i:] for i in range(NGRAM)), strict=False))
         gram, times = grams.most_common(1)[0]
-        if times >= MAX_SAME:
+        if times >= MAX_SAME and not any("#" in word for word in gram):
             return self._found(f"five words stand {times} times in the last {len(words)}", " ".join(gram))
         if len(grams) < MIN_DISTINCT * grams.total():
             share = len(grams) / grams.total()
@@ -133,8 +134,9 @@ class LoopGuard:
             return self._found(f"a block of {period} characters over and over", self._tail[-period:])
         numbered = _NUMBER.sub("#", self._tail)
         period = _period(numbered, *(NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS))
-        if period and (prose or len(set(_LETTERS.findall(numbered[-period:]))) >= 4):
-            return self._found(f"a block of {period} characters over and over but for its numbers", numbered[-period:])
+        block = numbered[len(numbered) - period :]
+        if period and (prose or (block.count("#") <= COUNTERS and len(set(_LETTERS.findall(block))) >= 4)):
+            return self._found(f"a block of {period} characters over and over but for its numbers", block)
         return None
 
     def _found(self, reason: str, repeated: str) -> Loop:
@@ -142,8 +144,8 @@ class LoopGuard:
 
 
 def is_prose(line: str) -> bool:
-    """Whether a line reads as running text: four words at least, most of them plain, no mark of structure before."""
-    if _STRUCTURE.match(line):
+    """Whether a line reads as running text: four words at least, most of them plain, no mark of structure around."""
+    if _STRUCTURE.match(line) or line.rstrip().endswith((";", "{", "}", "(")):
         return False
     words = line[-_LINE_CHARS:].split()
     plain = sum(1 for word in words if _PLAIN_WORD.fullmatch(word))

@@ -206,9 +206,9 @@ class Pool:
             raise LoadError(
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
-        if not self.is_warm(specialist) or self._full(key):
-            if len(self._waiters) >= self.settings.max_queue:
-                raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
+        must_wait = not self.is_warm(specialist) or self._full(key)
+        if must_wait and len(self._waiters) >= self.settings.max_queue:
+            raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
         held = self._held.get(key)
         found = held.state.value if held is not None else "absent"
         waiter = _Waiter(

@@ -123,7 +123,7 @@ def decide(machine: Machine, backend: str = "auto", portable: bool = False, from
 def _wanted_backends(machine: Machine, messages: list[str]) -> tuple[str, ...]:
     again = "then: make clean install"
     if machine.system == "Darwin":
-        return ("metal", "cpu") if machine.arch == "arm64" else ("cpu",)
+        return ("metal",)  # the build switches it on for every Mac
     wanted: list[str] = []
     if "nvidia" in machine.gpus:
         wanted.append("cuda")
@@ -180,8 +180,6 @@ def _compile(backend: str, machine: Machine, portable: bool) -> Attempt:
     environment: list[tuple[str, str]] = []
     if backend in CMAKE_FLAG:
         arguments.append(CMAKE_FLAG[backend])
-    if backend == "cpu" and machine.system == "Darwin":
-        arguments.append("-DGGML_METAL=off")
     if backend == "cuda" and machine.nvcc:
         arguments.append(f"-DCMAKE_CUDA_COMPILER={machine.nvcc}")
     if backend == "rocm" and machine.hipcc:
@@ -491,10 +489,8 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
                 f"llama.cpp for {attempt.backend}, prebuilt, from {attempt.index}", [*pip, *wheel]
             )
         else:
-            arguments = " ".join(attempt.cmake_args)
-            environment = dict(attempt.environment)
-            if arguments:
-                environment["CMAKE_ARGS"] = f"{os.environ.get('CMAKE_ARGS', '')} {arguments}".strip()
+            arguments = " ".join([os.environ.get("CMAKE_ARGS", ""), *attempt.cmake_args]).strip()
+            environment = {**dict(attempt.environment), "CMAKE_ARGS": arguments}
             environment["CMAKE_BUILD_PARALLEL_LEVEL"] = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(plan.jobs))
             minutes = "half an hour" if attempt.backend in ("cuda", "rocm") else "5 to 15 minutes"
             done, printed = screen.run(
@@ -504,10 +500,10 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
                 environment,
             )
         # Without the GPU's driver, as in the building of an image, a GPU build cannot be loaded: its presence must do.
-        built = done and built_backend(venv) == attempt.backend
+        built = done and attempt.backend in ("cpu", built_backend(venv))
         if built and (works(venv) or (attempt.backend != "cpu" and not sees_gpu)):
             return {
-                "backend": attempt.backend,
+                "backend": built_backend(venv),
                 "from": attempt.index or "source",
                 "cmake_args": list(attempt.cmake_args),
                 "ways": ways(plan),
@@ -558,7 +554,9 @@ def install_torch(venv: Path, version: str, linux: bool, screen: Screen) -> None
             done, _ = screen.run(f"torch {version} for the CPU, from {TORCH_CPU_INDEX}", [*pip, *source])
             if done:
                 return
-        screen.say(f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that nobody needs here.")
+        screen.say(
+            f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that nobody needs here."
+        )
     done, printed = screen.run(f"torch {version}", [*pip, f"torch=={version}"])
     if not done:
         raise InstallError(explain(printed) or f"torch could not be installed; {screen.log} says why.")

@@ -1,0 +1,213 @@
+"""`coe check`: what can be served, what fits together, and what is printed."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from coe.engine.errors import ModelFileError
+from coe.engine.spec import Footprint, LoadSpec
+from coe.server.check import (
+    Available,
+    ResidentPlan,
+    Unavailable,
+    availability,
+    budget_doubts,
+    check,
+    fit_in_order,
+    maximal_sets,
+    most_that_fit,
+    page_cache_bytes,
+    residents,
+)
+from coe.server.roster import Roster, load_roster
+
+GIB = 2**30
+
+
+def roster_of(folder: Path, text: str, present: dict[str, int]) -> Roster:
+    for name, size in present.items():
+        (folder / "models").mkdir(exist_ok=True)
+        (folder / "models" / name).write_bytes(b"x" * size)
+    path = folder / "specialists.yaml"
+    path.write_text(text)
+    return load_roster(path)
+
+
+def entries(**files: str) -> str:
+    return "specialists:\n" + "".join(
+        f"  - {{name: {name}, file: {file}, domains: [math]}}\n" for name, file in files.items()
+    )
+
+
+def gibs(**sizes: int) -> object:
+    """A prediction: the file's stem in gibibytes of weights, 1 GiB of KV."""
+
+    def predict(spec: LoadSpec) -> Footprint:
+        return Footprint(weights_bytes=sizes[spec.path.stem] * GIB, kv_bytes=GIB, compute_bytes=0)
+
+    return predict
+
+
+def plans(*sizes: int) -> list[ResidentPlan]:
+    return [ResidentPlan((f"r{index}",), size) for index, size in enumerate(sizes)]
+
+
+def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=7, b=20), 8 * GIB)  # type: ignore[arg-type]
+    assert isinstance(judged["a"], Available)
+    big, absent = judged["b"], judged["c"]
+    assert isinstance(big, Unavailable)
+    assert "20.00 GiB weights + 1.00 GiB KV + 0 MiB compute = 21.00 GiB" in big.reason
+    assert "8.00 GiB" in big.reason
+    assert "cpu_expert_layers" in big.remedy
+    assert isinstance(absent, Unavailable)
+    assert "c.gguf" in absent.reason
+    assert absent.remedy
+
+
+def test_a_load_that_is_exactly_the_budget_fits(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB)["a"], Available)  # type: ignore[arg-type]
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB - 1)["a"], Unavailable)  # type: ignore[arg-type]
+
+
+def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    judged = availability(roster, gibs(a=7), 8 * GIB - 1)["a"]  # type: ignore[arg-type]
+    assert isinstance(judged, Unavailable)
+    assert "context_tokens" in judged.remedy
+
+
+def test_an_unreadable_file_makes_only_its_own_specialist_unavailable(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+
+    def predict(spec: LoadSpec) -> Footprint:
+        if spec.path.stem == "a":
+            raise ModelFileError("a.gguf is cut short.", "Fetch it again.")
+        return Footprint(1, 1, 1)
+
+    judged = availability(roster, predict, GIB)
+    assert isinstance(judged["b"], Available)
+    assert isinstance(judged["a"], Unavailable)
+    assert (judged["a"].reason, judged["a"].remedy) == ("a.gguf is cut short.", "Fetch it again.")
+
+
+def test_specialists_of_one_file_are_predicted_once_and_share_a_resident(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="m.gguf", b="m.gguf", c="n.gguf"), {"m.gguf": 10, "n.gguf": 5})
+    asked: list[LoadSpec] = []
+
+    def predict(spec: LoadSpec) -> Footprint:
+        asked.append(spec)
+        return Footprint(GIB, 0, 0)
+
+    judged = availability(roster, predict, None)
+    assert len(asked) == 2
+    assert [plan.title for plan in residents(judged)] == ["a + b", "c"]
+    assert page_cache_bytes(judged) == 15
+
+
+def test_without_predictions_whatever_is_there_can_be_served(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1})
+    judged = availability(roster, None, 1)
+    assert isinstance(judged["a"], Available)
+    assert isinstance(judged["b"], Unavailable)
+    assert residents(judged) == ()
+
+
+def test_residents_are_taken_in_roster_order_as_long_as_they_fit() -> None:
+    assert [plan.title for plan in fit_in_order(plans(4, 9, 5, 1), 10)] == ["r0", "r2", "r3"]
+
+
+def test_maximal_sets_fit_and_take_no_further_resident() -> None:
+    found = maximal_sets(plans(4, 9, 5, 1), 10)
+    assert found is not None
+    assert [{plan.title for plan in chosen} for chosen in found] == [{"r0", "r2", "r3"}, {"r1", "r3"}]
+
+
+def test_too_many_residents_are_not_tried_in_every_combination() -> None:
+    assert maximal_sets(plans(*range(1, 40)), 10) is None
+    assert most_that_fit(plans(*range(1, 40)), 10) == 4  # 1 + 2 + 3 + 4
+
+
+@given(sizes=st.lists(st.integers(1, 20), max_size=8), budget=st.integers(1, 40))
+def test_the_largest_maximal_set_has_as_many_as_fit_at_best(sizes: list[int], budget: int) -> None:
+    found = maximal_sets(plans(*sizes), budget)
+    assert found is not None
+    assert max(map(len, found), default=0) == most_that_fit(plans(*sizes), budget)
+    assert all(sum(plan.bytes for plan in chosen) <= budget for chosen in found)
+    assert sum(plan.bytes for plan in fit_in_order(plans(*sizes), budget)) <= budget
+
+
+def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
+    text = entries(a="a.gguf", b="b.gguf").replace("{name: a,", "{pin: true, name: a,")
+    roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)  # type: ignore[arg-type]
+    assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, 8 * GIB))
+    assert budget_doubts(roster, judged, 12 * GIB) == ()
+
+
+def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tmp_path: Path) -> None:
+    text = "pool: {preload: [a, b]}\nfallback: c\n" + entries(a="a.gguf", b="b.gguf", c="c.gguf")
+    roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)  # type: ignore[arg-type]
+    doubts = budget_doubts(roster, judged, 8 * GIB)
+    assert any("pool.preload: together 12.00 GiB" in doubt for doubt in doubts)
+    assert any("whatever is warm answers" in doubt for doubt in doubts)
+
+
+def run(path: Path, footprints: object, budget_bytes: int | None) -> tuple[int, str]:
+    out = StringIO()
+    code = check(path, footprints, budget_bytes, Console(file=out, width=200))  # type: ignore[arg-type]
+    return code, out.getvalue()
+
+
+def test_a_wrong_roster_prints_every_error_with_its_line_and_fails(tmp_path: Path) -> None:
+    path = tmp_path / "specialists.yaml"
+    path.write_text(entries(a="a.gguf") + "colour: [red]\nport: 1\n")
+    code, printed = run(path, None, None)
+    assert code == 1
+    assert "specialists.yaml:3: colour: unknown key." in printed
+    assert "specialists.yaml:4: port: unknown key." in printed
+    assert "2 errors." in printed
+
+
+def test_a_roster_that_can_be_served_in_part_says_what_and_what_fits(tmp_path: Path) -> None:
+    text = entries(a="a.gguf", b="b.gguf", c="c.gguf", d="d.gguf")
+    path = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1, "c.gguf": 1}).path
+    code, printed = run(path, gibs(a=5, b=5, c=40), 8 * GIB)
+    assert code == 0
+    assert "2 of 4 can be served." in printed
+    assert "At most 1 fit at once." in printed
+    assert "c: It needs 40.00 GiB weights" in printed
+    assert "d: There is no file" in printed
+    assert "warm page cache" in printed
+
+
+@pytest.mark.parametrize("present", [{}, {"a.gguf": 1}])
+def test_a_roster_with_nothing_to_serve_fails(tmp_path: Path, present: dict[str, int]) -> None:
+    path = roster_of(tmp_path, entries(a="a.gguf"), present).path
+    code, printed = run(path, gibs(a=40), 8 * GIB)
+    assert code == 1
+    assert "Nothing in this roster can be served" in printed
+
+
+def test_an_unknown_budget_is_said(tmp_path: Path) -> None:
+    path = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1}).path
+    code, printed = run(path, gibs(a=5, b=5), None)
+    assert code == 0
+    assert "all residents together take 12.00 GiB" in printed
+
+
+def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "specialists.yaml"
+    path.write_text(entries(a="a.gguf") + "notices: {n: 1}\n")
+    assert "specialists.yaml:3: notices.n:" in run(path, None, None)[1]
+    path.write_text("specialists:\n  - {name: a, file: a.gguf, bold: 1}\n")
+    assert "specialists[0].bold" in run(path, None, None)[1]
