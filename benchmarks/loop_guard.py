@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from coe.engine.loops import LoopGuard
 
@@ -204,7 +205,7 @@ def model_texts(path: Path, tokens: int) -> Iterator[tuple[str, str, bool]]:
     """Prompt, answer at temperature 0 without any penalty, and whether the model ended it by itself."""
     from llama_cpp import Llama
 
-    llama = Llama(str(path), n_ctx=tokens + 200, n_threads=2, verbose=False)
+    llama: Any = Llama(str(path), n_ctx=tokens + 200, n_threads=2, verbose=False)
     for prompt in PROMPTS:
         answer = llama.create_chat_completion(
             [{"role": "user", "content": prompt}], temperature=0.0, repeat_penalty=1.0, max_tokens=tokens

@@ -132,9 +132,7 @@ def plan(
 
 
 def _with_leases(view: ResidentView, leases: int) -> ResidentView:
-    return ResidentView(
-        view.key, view.state, view.vram_bytes, leases, view.capacity, view.last_used, view.pinned
-    )
+    return ResidentView(view.key, view.state, view.vram_bytes, leases, view.capacity, view.last_used, view.pinned)
 
 
 def expired(residents: Collection[ResidentView], now: float, idle_ttl_s: float | None) -> list[str]:

@@ -50,9 +50,7 @@ class BatchLoop:
         )
         source = model.chat_template()
         text = model.vocab.text
-        self.template = (
-            ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
-        )
+        self.template = ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
         self.steps = 0
 
     # --- requests ---------------------------------------------------------------------------------------------

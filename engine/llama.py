@@ -320,9 +320,7 @@ class Context:
         """float32 array (n_vocab,) of the batch entry `index`: a view, valid until the next decode."""
         import numpy as np
 
-        return np.ctypeslib.as_array(
-            lib.llama_get_logits_ith(self.handle, index), (self.model.vocab.n_tokens,)
-        )
+        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.handle, index), (self.model.vocab.n_tokens,))
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's cells from position `start`; False when this kind of cache cannot drop a part."""

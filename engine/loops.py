@@ -3,7 +3,8 @@
 Two looks at the text, at fixed distances, so that the result does not depend on how the text is cut into pieces:
 
 - Words in a row (prose only): few distinct 5-grams among the last words, or one 5-gram again and again.
-- Periods (all text): the end of the text is one block of characters over and over, exactly, or but for its numbers.
+- Periods (all text): the end of the text is one block of characters over and over, exactly, or but for
+  numbers that count.
 
 Code, tables, lists and the like repeat words by nature, so their words count as new ones, and a period must go on
 for much longer there. What that costs and saves is measured by benchmarks/loop_guard.py; see docs/loops.md.
@@ -11,10 +12,10 @@ for much longer there. What that costs and saves is measured by benchmarks/loop_
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, deque
 from dataclasses import dataclass
-from itertools import count
 
 MIN_CHARS = 600
 MIN_WORDS = 60
@@ -28,7 +29,7 @@ PROSE_PERIODS = (600, 3)  # a period counts after this many characters, and as m
 NUMBERED_PROSE_PERIODS = (1200, 4)  # the same, its numbers changing from round to round
 STRUCTURE_PERIODS = (3000, 4)
 NUMBERED_STRUCTURE_PERIODS = (6000, 12)
-COUNTERS = 3  # more numbers in a round than this are taken for a table's or a record's own
+NUMBERED_WORDS = 4  # different words that a numbered round has at least, where it is no prose
 FILL_CHARS = 1000  # one character over and over
 
 _EVERY_CHARS = 200
@@ -70,7 +71,7 @@ class LoopGuard:
         self._fence = ""
         self._words: deque[str] = deque(maxlen=WINDOW_WORDS)
         self._word_count = 0
-        self._unique = count()
+        self._unique = itertools.count()
         self._loop: Loop | None = None
 
     def feed(self, text: str) -> Loop | None:
@@ -132,11 +133,14 @@ class LoopGuard:
         period = _period(self._tail, *(PROSE_PERIODS if prose else STRUCTURE_PERIODS))
         if period:
             return self._found(f"a block of {period} characters over and over", self._tail[-period:])
-        numbered = _NUMBER.sub("#", self._tail)
+        numbered = _NUMBER.sub("\0", self._tail)
         period = _period(numbered, *(NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS))
         block = numbered[len(numbered) - period :]
-        if period and (prose or (block.count("#") <= COUNTERS and len(set(_LETTERS.findall(block))) >= 4)):
-            return self._found(f"a block of {period} characters over and over but for its numbers", block)
+        if not period or not _counts(self._tail, block.count("\0")):
+            return None
+        if prose or len(set(_LETTERS.findall(block))) >= NUMBERED_WORDS:
+            block = self._tail[-period:]
+            return self._found(f"a block of {period} characters over and over but for its counting", block)
         return None
 
     def _found(self, reason: str, repeated: str) -> Loop:
@@ -157,6 +161,22 @@ def _ends_in_prose(tail: str) -> bool:
     lines = [line for line in (lines[1:] if len(lines) > 2 else lines) if line.strip()]
     prose = sum(len(line) for line in lines if is_prose(line))
     return prose >= 0.8 * sum(map(len, lines))
+
+
+def _counts(text: str, numbers: int) -> bool:
+    """Whether the text's end, with so many numbers a round, counts: each grows by equal steps, or stays. Measured
+    values do not, and what differs only in them is no loop."""
+    found = _NUMBER.findall(text.rstrip("0123456789"))  # the last one may be unfinished
+    rounds = 4
+    if not numbers or len(found) < rounds * numbers:
+        return False
+    for place in range(len(found) - rounds * numbers, len(found) - (rounds - 1) * numbers):
+        seen = found[place::numbers]
+        if len(set(seen)) > 1 and (
+            max(map(len, seen)) > 15 or len({int(b) - int(a) for a, b in itertools.pairwise(seen)}) > 1
+        ):
+            return False
+    return True
 
 
 def _period(text: str, chars: int, rounds: int) -> int:

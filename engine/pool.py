@@ -321,9 +321,7 @@ class Pool:
 
         try:
             before = await self._free_bytes() if self._free_bytes and not others else None
-            resident = await asyncio.wait_for(
-                self._start(held.spec, policies, note), self.settings.load_timeout_s
-            )
+            resident = await asyncio.wait_for(self._start(held.spec, policies, note), self.settings.load_timeout_s)
         except TimeoutError:
             self._load_failed(
                 held,
@@ -353,9 +351,7 @@ class Pool:
         held.state, held.last_used = State.WARM, self._clock()
         self._failures.pop(held.key, None)
         self.loads += 1
-        _log.info(
-            "loaded %s in %.1f s, %s booked", held.spec.path.name, held.loaded_in_s, gibibytes(held.vram_bytes)
-        )
+        _log.info("loaded %s in %.1f s, %s booked", held.spec.path.name, held.loaded_in_s, gibibytes(held.vram_bytes))
         self._replan()
 
     def _correct(self, held: _Held, measured: int | None) -> None:

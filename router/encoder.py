@@ -111,9 +111,7 @@ class SentenceEncoder:
         if self._model is not None:
             return
         check_weights(self.source)
-        # Both are read at import: without them a missing optional file would be looked for on the hub.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read when tokenizers is imported
         try:
             import torch
             from sentence_transformers import SentenceTransformer
@@ -121,8 +119,11 @@ class SentenceEncoder:
             torch.set_num_threads(self.n_threads)
             model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
             model.max_seq_length = MAX_TOKENS
+            shape = model.encode(["a"], show_progress_bar=False).shape  # the first call is slow: not for a request
         except Exception as error:  # whatever torch, transformers or the files raise, n-grams must still serve
             raise EncoderError(f"the sentence encoder in {self.source.folder} cannot be loaded: {error}") from error
+        if shape[1] != DIMENSIONS:
+            raise EncoderError(f"the encoder in {self.source.folder} gives {shape[1]} numbers a text, not {DIMENSIONS}")
         self._model = model
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

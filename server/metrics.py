@@ -19,21 +19,23 @@ class Metrics:
     def __init__(self, pool_status: Callable[[], PoolStatus]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_PoolCollector(pool_status))
-        make = {"registry": self.registry}
-        self._requests = Counter("coe_requests", "Requests by status", ["route", "status"], **make)
-        self._routed = Counter("coe_routed", "Decisions of the supervisor", ["specialist", "path"], **make)
-        self._route_s = Histogram("coe_route_seconds", "Time for a decision", buckets=_SECONDS, **make)
+        registry = self.registry
+        self._requests = Counter("coe_requests", "Requests by status", ["route", "status"], registry=registry)
+        self._routed = Counter("coe_routed", "Decisions of the supervisor", ["specialist", "path"], registry=registry)
+        self._route_s = Histogram("coe_route_seconds", "Time for a decision", buckets=_SECONDS, registry=registry)
         self._wait_s = Histogram(
-            "coe_wait_seconds", "Time a request waited for a lease", ["residency"], buckets=_SECONDS, **make
+            "coe_wait_seconds", "Time a request waited for a lease", ["residency"], buckets=_SECONDS, registry=registry
         )
         self._first_s = Histogram(
-            "coe_first_token_seconds", "Time from the request to its first text", buckets=_SECONDS, **make
+            "coe_first_token_seconds", "Time from the request to its first text", buckets=_SECONDS, registry=registry
         )
-        self._prompt = Counter("coe_prompt_tokens", "Prompt tokens", ["specialist"], **make)
-        self._cached = Counter("coe_cached_tokens", "Prompt tokens found in the cache", ["specialist"], **make)
-        self._completion = Counter("coe_completion_tokens", "Generated tokens", ["specialist"], **make)
-        self._ended = Counter("coe_answers", "Answers by how they ended", ["specialist", "reason"], **make)
-        self._leaked = Counter("coe_leaked_think_blocks", "Thinking blocks stripped", ["specialist"], **make)
+        self._prompt = Counter("coe_prompt_tokens", "Prompt tokens", ["specialist"], registry=registry)
+        self._cached = Counter(
+            "coe_cached_tokens", "Prompt tokens found in the cache", ["specialist"], registry=registry
+        )
+        self._completion = Counter("coe_completion_tokens", "Generated tokens", ["specialist"], registry=registry)
+        self._ended = Counter("coe_answers", "Answers by how they ended", ["specialist", "reason"], registry=registry)
+        self._leaked = Counter("coe_leaked_think_blocks", "Thinking blocks stripped", ["specialist"], registry=registry)
 
     def requested(self, route: str, status: int) -> None:
         """A request was answered with a status."""
@@ -85,5 +87,3 @@ class _PoolCollector(Collector):
             leases.add_metric([resident.file], resident.leases)
         yield bytes_
         yield leases
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
 
@@ -30,8 +31,8 @@ def rules_for(ask: Ask, specialist: Specialist) -> Rules:
     """
     notes: list[str] = []
     sampling = specialist.default_sampling()
-    wishes = {"top_k": int, "repeat_last_n": int}
-    sampling = replace(sampling, **{name: wishes.get(name, float)(value) for name, value in ask.overrides.items()})
+    wishes: dict[str, Any] = dict(ask.overrides)
+    sampling = replace(sampling, **wishes)
     asked = ask.overrides.get("temperature")
     bounds = specialist.sampling_bounds
     if asked is not None and asked > bounds.max_temperature and bounds.on_excess != "allow":

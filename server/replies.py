@@ -102,9 +102,7 @@ class Shape:
         """A chunk with new text."""
         logprobs = self._logprobs(delta.logprobs)
         if not self.chat:
-            return self._chunk(
-                [{"index": index, "text": delta.text, "finish_reason": None, "logprobs": logprobs}]
-            )
+            return self._chunk([{"index": index, "text": delta.text, "finish_reason": None, "logprobs": logprobs}])
         content: dict[str, Any] = {}
         if delta.reasoning:
             content["reasoning_content"] = delta.reasoning

@@ -11,7 +11,6 @@ import uvicorn
 from coe.engine.errors import EngineError
 from coe.engine.memory import budget_bytes
 from rich.console import Console
-from rich.logging import RichHandler
 
 from .app import make_app, read_keys
 from .check import Unavailable
@@ -22,14 +21,11 @@ from .roster import Roster, RosterError, load_roster
 from .roster_models import AUTO
 
 
-def serve(
-    path: Path, *, host: str | None, port: int | None, verbose: bool, out: Console, err: Console
-) -> int:
+def serve(path: Path, *, host: str | None, port: int | None, verbose: bool, out: Console, err: Console) -> int:
     """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
-    handler = RichHandler(console=err, show_path=False, omit_repeated_times=False, markup=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("coe").setLevel(logging.DEBUG if verbose else logging.INFO)
     for chatty in ("httpx", "sentence_transformers", "urllib3", "huggingface_hub", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -39,11 +35,11 @@ def serve(
         listener = _listen(host or roster.server.host, roster.server.port if port is None else port)
     except RosterError as error:
         for problem in error.problems:
-            err.print(str(problem), markup=False)
+            err.print(str(problem), markup=False, soft_wrap=True)
         err.print(f"{path} has {len(error.problems)} error(s); nothing was started.", markup=False)
         return 1
     except (ValueError, OSError) as error:
-        err.print(str(error), markup=False, style="red")
+        err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     for problem in roster.warnings:
         err.print(str(problem), markup=False, style="yellow")
@@ -78,17 +74,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._out.print(self._announce, markup=False)
+            self._out.print(self._announce, markup=False, soft_wrap=True)
 
 
-async def _serve(
-    roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console
-) -> int:
-    out.print(f"Reading {roster.path}, and asking llama.cpp what each model would take ...", markup=False)
+async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
+    out.print(f"Reading {roster.path}, and asking llama.cpp what each model would take ...", markup=False, soft_wrap=True)
     try:
         college = await College.open(roster)
     except EngineError as error:
-        err.print(str(error), markup=False, style="red")
+        err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(

@@ -6,14 +6,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.console import Console
-
 from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
 from coe.server.check import (
     Available,
+    Footprints,
     ResidentPlan,
     Unavailable,
     availability,
@@ -26,6 +23,9 @@ from coe.server.check import (
     residents,
 )
 from coe.server.roster import Roster, load_roster
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 GIB = 2**30
 
@@ -45,7 +45,7 @@ def entries(**files: str) -> str:
     )
 
 
-def gibs(**sizes: int) -> object:
+def gibs(**sizes: int) -> Footprints:
     """A prediction: the file's stem in gibibytes of weights, 1 GiB of KV."""
 
     def predict(spec: LoadSpec) -> Footprint:
@@ -60,7 +60,7 @@ def plans(*sizes: int) -> list[ResidentPlan]:
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=7, b=20), 8 * GIB)  # type: ignore[arg-type]
+    judged = availability(roster, gibs(a=7, b=20), 8 * GIB)
     assert isinstance(judged["a"], Available)
     big, absent = judged["b"], judged["c"]
     assert isinstance(big, Unavailable)
@@ -74,13 +74,13 @@ def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) 
 
 def test_a_load_that_is_exactly_the_budget_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    assert isinstance(availability(roster, gibs(a=7), 8 * GIB)["a"], Available)  # type: ignore[arg-type]
-    assert isinstance(availability(roster, gibs(a=7), 8 * GIB - 1)["a"], Unavailable)  # type: ignore[arg-type]
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB)["a"], Available)
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB - 1)["a"], Unavailable)
 
 
 def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    judged = availability(roster, gibs(a=7), 8 * GIB - 1)["a"]  # type: ignore[arg-type]
+    judged = availability(roster, gibs(a=7), 8 * GIB - 1)["a"]
     assert isinstance(judged, Unavailable)
     assert "context_tokens" in judged.remedy
 
@@ -148,7 +148,7 @@ def test_the_largest_maximal_set_has_as_many_as_fit_at_best(sizes: list[int], bu
 def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
     text = entries(a="a.gguf", b="b.gguf").replace("{name: a,", "{pin: true, name: a,")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)  # type: ignore[arg-type]
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
     assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, 8 * GIB))
     assert budget_doubts(roster, judged, 12 * GIB) == ()
 
@@ -156,15 +156,15 @@ def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
 def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tmp_path: Path) -> None:
     text = "pool: {preload: [a, b]}\nfallback: c\n" + entries(a="a.gguf", b="b.gguf", c="c.gguf")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)  # type: ignore[arg-type]
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
     doubts = budget_doubts(roster, judged, 8 * GIB)
     assert any("pool.preload: together 12.00 GiB" in doubt for doubt in doubts)
     assert any("whatever is warm answers" in doubt for doubt in doubts)
 
 
-def run(path: Path, footprints: object, budget_bytes: int | None) -> tuple[int, str]:
+def run(path: Path, footprints: Footprints | None, budget_bytes: int | None) -> tuple[int, str]:
     out = StringIO()
-    code = check(path, footprints, budget_bytes, Console(file=out, width=200))  # type: ignore[arg-type]
+    code = check(path, footprints, budget_bytes, Console(file=out, width=200))
     return code, out.getvalue()
 
 

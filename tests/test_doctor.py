@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
+from coe.router.encoder import OFFICIAL_SHA256
 from coe.server import doctor
 from coe.server.doctor import Device, Facts, Finding, Level, judge
 from rich.console import Console
@@ -26,7 +28,7 @@ def facts(**changes: object) -> Facts:
         "available_bytes": 8 << 30,
         "demo_model": Path("/site/demo.gguf"),
         "encoder": Path("/site/model.safetensors"),
-        "encoder_sha256": doctor.ENCODER_SHA256,
+        "encoder_sha256": OFFICIAL_SHA256,
         "disk_free_bytes": 100 << 30,
         "open_files": 4096,
         "checkout": Path("/home/ann/coe"),
@@ -67,9 +69,9 @@ def test_in_a_container_the_remedy_is_the_other_image() -> None:
 
 
 def test_a_gpu_that_llama_cpp_uses_is_no_finding() -> None:
-    findings = judge(facts(gpus=("NVIDIA",), backends=("CUDA",), devices=(CARD, CPU)))
+    findings = judge(facts(gpus=("NVIDIA",), backends=("CUDA",), devices=(CARD, CPU), built_from="source"))
     assert worst(findings, Level.WARNING) == []
-    assert findings[0].text == "llama.cpp is built for CUDA."
+    assert findings[0].text == "llama.cpp is built for CUDA, compiled here."
     assert "15.0 GiB free of 16.0 GiB" in findings[1].text
 
 
@@ -161,7 +163,7 @@ def test_a_llama_cpp_that_aborts_is_a_finding_not_the_end(monkeypatch: pytest.Mo
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'GGML_ASSERT(false) failed' >&2\nkill -ABRT $$\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(doctor.sys, "executable", str(broken))
+    monkeypatch.setattr(sys, "executable", str(broken))
     report = doctor.diagnose(tmp_path)
     assert not report.healthy
     assert "GGML_ASSERT(false) failed" in report.facts.llama_error
