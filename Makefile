@@ -8,8 +8,8 @@
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 
-# auto, cpu, cuda, rocm, vulkan or metal
-BACKEND ?= auto
+# auto, cpu, cuda, rocm, vulkan or metal; empty for the one chosen earlier, at first auto
+BACKEND ?=
 ROSTER ?= demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -30,7 +30,7 @@ help:
 install:
 	@command -v $(firstword $(PYTHON)) >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/install.py --venv .venv --backend $(BACKEND) $(if $(SOURCE),--source)
+	@$(PYTHON) tools/install.py --venv .venv $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source)
 
 serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) --host $(HOST) --port $(PORT)

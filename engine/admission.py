@@ -35,12 +35,15 @@ class ResidentView:
 
 @dataclass(frozen=True)
 class WaiterView:
-    """A request that waits for a lease on `key`, and what loading that would take."""
+    """A request that waits for a lease on `key`, and what loading that would take.
+
+    bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
+    """
 
     id: int
     key: str
     need_bytes: int
-    waited_s: float
+    bypassed_s: float
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,19 @@ def plan_evictions(need_bytes: int, residents: Sequence[ResidentView], budget_by
 
 def closed_to_newcomers(
     waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget_bytes: int, max_bypass_s: float
-) -> set[str]:
-    """Residents that take no further request, because the oldest waiter's bound has passed and it needs their room.
+) -> tuple[frozenset[str], frozenset[int]]:
+    """Residents that take no more newcomers, because the oldest waiter's bound has passed and it needs their room.
 
+    Gives them, and the ids of the waiters who are no newcomers: they came before the overdue one, and still pass.
     Those that will be free soonest go first: idle ones, then those with the fewest leases.
     """
     present = {resident.key for resident in residents if resident.state is not State.DRAINING}
-    overdue = next((w for w in waiters if w.waited_s >= max_bypass_s and w.key not in present), None)
-    if overdue is None:
-        return set()
+    place = next(
+        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.key not in present), len(waiters)
+    )
+    if place == len(waiters):
+        return frozenset(), frozenset()
+    overdue = waiters[place]
     used = sum(r.vram_bytes for r in residents if r.state is not State.DRAINING)
     closed: set[str] = set()
     candidates = [r for r in residents if r.state is State.WARM and not r.pinned]
@@ -86,7 +93,7 @@ def closed_to_newcomers(
             break
         closed.add(resident.key)
         used -= resident.vram_bytes
-    return closed
+    return frozenset(closed), frozenset(waiter.id for waiter in waiters[:place])
 
 
 def plan(
@@ -98,17 +105,18 @@ def plan(
 ) -> Plan:
     """The next actions. waiters: oldest first.
 
-    Requests for what is resident pass those that need a load, until the oldest of these has waited max_bypass_s: then
-    the residents in its way take no more requests, end what they do, and go. Loads start in the order of their oldest
-    waiter; a later one never takes the room that an earlier one waits for.
+    Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
+    then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
+    order of their oldest waiter; a later one never takes the room that an earlier one waits for. When more is booked
+    than the budget holds (a load took more than predicted), idle residents go until it fits.
     """
-    closed = closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s)
+    closed, ahead = closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s)
     by_key = {resident.key: resident for resident in residents}
     leases = {resident.key: resident.leases for resident in residents}
     grants: list[int] = []
     for waiter in waiters:
         resident = by_key.get(waiter.key)
-        if resident is None or resident.state is not State.WARM or waiter.key in closed:
+        if resident is None or resident.state is not State.WARM or (waiter.key in closed and waiter.id not in ahead):
             continue
         if leases[waiter.key] < resident.capacity:
             leases[waiter.key] += 1
@@ -118,6 +126,9 @@ def plan(
     load: list[str] = []
     booked = sum(resident.vram_bytes for resident in residents)
     after = [_with_leases(resident, leases[resident.key]) for resident in residents]
+    if booked > budget_bytes:
+        evict.extend(plan_evictions(0, after, budget_bytes) or ())
+        return Plan(tuple(grants), tuple(evict))
     for waiter in waiters:
         if waiter.key in by_key or waiter.key in load:
             continue

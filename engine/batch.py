@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,18 @@ from .chat_template import ChatTemplate, Prompt
 from .errors import EngineError, PromptTooLongError, TemplateError
 from .llama import Context, Model
 from .request import Accepted, Delta, Event, Finish, GenerateRequest, Rejected
-from .schedule import CacheView, Occupant, Work, choose_slot, make_room, plan_step
+from .schedule import CacheView, Occupant, Placement, Work, choose_slot, make_room, plan_step
 from .sequence import ActiveSequence
 from .spec import LoadSpec
 
 # From this vocabulary on, sampling costs enough beside a decode that sequences sample on several threads
 # (llama.cpp's samplers release the GIL).
 _WIDE_VOCABULARY = 100_000
+
+# Cells a newcomer must find free beside its prompt while others run, lest the next token already preempts somebody.
+_HEADROOM_CELLS = 64
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,6 +69,10 @@ class BatchLoop:
             facts = {k: v for k, v in vars(error).items() if isinstance(v, int)}
             self._emit(Rejected(request.id, type(error).__name__, error.message, error.remedy, facts))
             return
+        except Exception as error:  # one request that nobody foresaw must not take the others' worker down
+            _log.exception("preparing request %s", request.id)
+            self._emit(Rejected(request.id, EngineError.__name__, f"The request cannot be prepared: {error!r}."))
+            return
         self._emit(Accepted(request.id, sequence.n_prompt))
         self._waiting.append(sequence)
 
@@ -73,7 +83,7 @@ class BatchLoop:
         history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
         tokens = vocab.tokenize(prompt.text, bos=bos)
         if not tokens:
-            tokens = [vocab.bos if vocab.bos >= 0 else vocab.eos]
+            tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
         context_tokens = self._spec.context_tokens
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens)
@@ -140,33 +150,42 @@ class BatchLoop:
     def _start_waiting(self) -> None:
         while self._waiting:
             sequence = self._waiting[0]
-            placement = choose_slot(sequence.tokens, [self._view(slot) for slot in self._slots])
+            placement = choose_slot(sequence.tokens, [self._view(slot) for slot in self._slots], share=sequence.shares)
             if placement is None:
                 return
-            slot = self._slots[placement.slot]
-            reused = placement.reused
-            if placement.copy_from is not None:
-                self._clear(slot)
-                self._context.copy_sequence(placement.copy_from, slot.index, reused)
-                slot.tokens = sequence.tokens[:reused]
-            elif placement.restore and slot.checkpoint is not None:
-                reused = reused if self._context.restore(slot.index, slot.checkpoint[1]) else 0
-            # A cache that cannot drop a part of itself starts anew.
-            if not reused or not self._context.forget(slot.index, reused):
-                self._clear(slot)
-                reused = 0
-            slot.tokens = sequence.tokens[:reused]
-            if slot.checkpoint is not None and slot.checkpoint[0] > reused:
-                slot.checkpoint = None
-            if not self._make_room(1):
+            others = [occupant for occupant in self._occupants() if occupant.slot != placement.slot]
+            need = len(sequence.tokens) + (min(_HEADROOM_CELLS, sequence.left) if self.active else 0)
+            room = make_room(need, others, self._spec.cells, preempt=False)
+            if room is None:
                 return
             self._waiting.popleft()
-            slot.sequence = sequence
-            sequence.evaluated = reused
-            if not sequence.started:
-                sequence.cached = reused
+            self._place(sequence, placement)
+            # Only now: what is dropped may be the cache whose beginning was copied.
+            for index in room.drop:
+                self._clear(self._slots[index])
+
+    def _place(self, sequence: ActiveSequence, placement: Placement) -> None:
+        """Give a sequence its slot, and the slot the cells that the sequence can use."""
+        slot = self._slots[placement.slot]
+        reused = placement.reused
+        if placement.copy_from is not None:
+            self._clear(slot)
+            self._context.copy_sequence(placement.copy_from, slot.index, reused)
+        elif placement.restore and slot.checkpoint is not None:
+            reused = reused if self._context.restore(slot.index, slot.checkpoint[1]) else 0
+        # A cache that cannot drop a part of itself starts anew.
+        if not reused or not self._context.forget(slot.index, reused):
+            self._clear(slot)
+            reused = 0
+        slot.tokens = sequence.tokens[:reused]
+        if slot.checkpoint is not None and slot.checkpoint[0] > reused:
+            slot.checkpoint = None
+        slot.sequence = sequence
+        sequence.evaluated = reused
+        if not sequence.started:
+            sequence.cached = reused
             self._clock += 1
-            sequence.started = sequence.started or self._clock
+            sequence.started = self._clock
 
     def _view(self, slot: Slot) -> CacheView:
         window = self._model.sliding_window
@@ -186,38 +205,26 @@ class BatchLoop:
         )
 
     def _schedule(self) -> list[tuple[Slot, int]]:
-        while True:
-            works = [
-                Work(slot.index, sequence.pending, sequence.until_turn if self._model.forgets else 0)
-                for slot in sorted(self._slots, key=lambda s: s.sequence.started if s.sequence else 0)
-                if (sequence := slot.sequence) is not None
-            ]
-            plan = plan_step(works, self._context.n_batch)
-            active = self.active
-            if self._make_room(sum(count for _, count in plan)):
-                if self.active == active:
-                    return [(self._slots[index], count) for index, count in plan]
-                continue  # a sequence was preempted: plan again without it
-            raise EngineError("The KV cache cannot hold a single sequence.", "Raise context_tokens.")
-
-    def _make_room(self, need: int) -> bool:
-        occupants = [
-            Occupant(
-                slot.index,
-                len(slot.tokens),
-                slot.sequence is not None,
-                slot.sequence.started if slot.sequence else slot.last_used,
-            )
-            for slot in self._slots
-        ]
-        room = make_room(need, occupants, self._spec.cells)
-        if room is None:
-            return False
+        room = make_room(0, self._occupants(), self._spec.cells)
+        assert room is not None, "one sequence never outgrows the cache: its limit is context_tokens"
         for index in room.drop:
             self._clear(self._slots[index])
         for index in room.preempt:
             self._preempt(self._slots[index])
-        return True
+        works = [
+            Work(slot.index, sequence.pending, sequence.until_turn if self._model.forgets else 0)
+            for slot in sorted(self._slots, key=lambda s: s.sequence.started if s.sequence else 0)
+            if (sequence := slot.sequence) is not None
+        ]
+        return [(self._slots[index], count) for index, count in plan_step(works, self._context.n_batch)]
+
+    def _occupants(self) -> list[Occupant]:
+        return [
+            Occupant(slot.index, len(slot.sequence.tokens), busy=True, age=slot.sequence.started)
+            if slot.sequence is not None
+            else Occupant(slot.index, len(slot.tokens), busy=False, age=slot.last_used)
+            for slot in self._slots
+        ]
 
     def _preempt(self, slot: Slot) -> None:
         sequence = slot.sequence
@@ -247,11 +254,20 @@ class BatchLoop:
             if last:
                 outputs.append((slot, len(entries) - 1))
         while (result := self._context.decode(entries)) == 1:
-            # Full in a way our count did not see (cells of a sliding window): let a cached conversation go.
+            # Full in a way our count did not see (cells of a sliding window, which shared prompts keep alive): let a
+            # cached conversation go, or else the youngest sequence, which starts again without sharing cells.
             idle = [slot for slot in self._slots if slot.sequence is None and slot.tokens]
-            if not idle:
+            if idle:
+                self._clear(min(idle, key=lambda slot: slot.last_used))
+                continue
+            running = [slot for slot in self._slots if slot.sequence is not None]
+            if len(running) < 2:
                 raise EngineError("The KV cache is full.", "Raise cache_tokens or lower parallel in the roster.")
-            self._clear(min(idle, key=lambda slot: slot.last_used))
+            youngest = max(running, key=lambda slot: slot.sequence.started if slot.sequence else 0)
+            assert youngest.sequence is not None
+            youngest.sequence.shares = False
+            self._preempt(youngest)
+            return []
         if result:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1
@@ -272,6 +288,8 @@ class BatchLoop:
             return slot.sequence.advance(self._context, index)
 
         spread = self._samplers is not None and len(outputs) > 1
+        if spread:
+            self._context.logits(outputs[0][1])  # the first look puts the outputs in order, which no two threads may do
         deltas = list(self._samplers.map(advance, outputs)) if spread and self._samplers else map(advance, outputs)
         for (slot, _), delta in zip(outputs, deltas, strict=True):
             if delta is not None:

@@ -44,7 +44,7 @@ FAMILIES: Final = (
 )
 
 # Clients were told by model cards to close the block themselves, in whatever spelling the card used.
-_CLIENT_CLOSED = re.compile(r"\s*(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
+_CLIENT_CLOSED = re.compile(r"\A\s*(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ChatTemplate:
         """
         start = ""
         if messages and messages[-1]["role"] == "assistant":
-            start = _CLIENT_CLOSED.sub("", str(messages[-1].get("content") or ""), count=1)
+            start = _CLIENT_CLOSED.sub("", str(messages[-1].get("content") or ""))
             messages = messages[:-1]
         thinks = policy.mode is not ThinkingMode.OFF
         try:
@@ -121,6 +121,8 @@ class ChatTemplate:
         text += prefill
         family = self.family
         opened = bool(thinks and family and text.rstrip().endswith(family.opening.rstrip()))
+        if opened and start and family and family.closing not in start:
+            text += self._rest_of_block(text, family)  # what is continued is the answer, not the thinking
         return Prompt(text + start, shared, self.tags, opened and not start)
 
     @property
@@ -134,17 +136,13 @@ class ChatTemplate:
         """Raise ThinkingPolicyError unless a prompt under this policy ends as the policy demands."""
         prompt = self.prompt([{"role": "user", "content": "?"}], policy)
         if policy.mode is ThinkingMode.OFF:
-            closed = policy.prefill if policy.prefill is not None else self._closed_ending()
-            if not prompt.text.endswith(closed):
+            own = self.family.closing if self.family else ""
+            ends_right = prompt.text.rstrip().endswith(own) if policy.prefill is None else True
+            if not ends_right:
                 raise ThinkingPolicyError(
-                    f"A think-off prompt must end in {closed!r} but ends in {prompt.text[-40:]!r}.",
+                    f"A think-off prompt must end in {own!r} but ends in {prompt.text[-40:]!r}.",
                     "Give the specialist a `prefill` that closes its model's thinking block.",
                 )
-
-    def _closed_ending(self) -> str:
-        if self.family is None:
-            return ""
-        return self.family.closed.rstrip() if self.family.name != "think" else "</think>\n\n"
 
     def _close(self, text: str, policy: Thinking) -> str:
         """What must follow the rendered text so that it ends in the closed block."""
@@ -158,12 +156,15 @@ class ChatTemplate:
                 f"Models of the {family.name} family cannot have their thinking closed beforehand.",
                 "Set `thinking: on`, or give a `prefill`.",
             )
-        if family.name == "think":
-            tail = text.rstrip()
-            if tail.endswith(family.closing):  # the template closed it
-                return "\n\n" if text.endswith(family.closing) else "" if text.endswith("\n\n") else "\n"
-            return "\n</think>\n\n" if tail.endswith(family.opening) else family.closed
-        return "" if text.endswith(family.closed) else family.closed
+        return self._rest_of_block(text, family)
+
+    def _rest_of_block(self, text: str, family: Family) -> str:
+        """What of the closed block is not there yet at the end of a rendered text."""
+        if text.rstrip().endswith(family.closing):
+            return ""  # the template closes the block in its own way, which is what the model was trained on
+        start = text.rfind(family.opening.rstrip())
+        begun = text[start:] if start >= 0 else ""
+        return family.closed[len(begun) :] if family.closed.startswith(begun) else family.closed
 
     def _require_thinking(self, policy: Thinking) -> str:
         if self.family is None:

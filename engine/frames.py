@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-MAX_FRAME_BYTES = 256 * 2**20
+MAX_FRAME_BYTES = 256 * 2**20  # more than any message of ours: a longer frame is no frame
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -27,7 +27,7 @@ async def read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     """The next message, None when the other side is gone."""
     try:
         size = int.from_bytes(await reader.readexactly(4), "big")
-        return unpack(await reader.readexactly(size))
+        return unpack(await reader.readexactly(size)) if size <= MAX_FRAME_BYTES else None
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
@@ -46,7 +46,8 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
 
     try:
         head = exactly(4)
-        body = exactly(int.from_bytes(head, "big")) if head is not None else None
+        size = int.from_bytes(head, "big") if head is not None else 0
+        body = exactly(size) if head is not None and size <= MAX_FRAME_BYTES else None
     except ConnectionError:
         return None
     return unpack(body) if body is not None else None

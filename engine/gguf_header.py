@@ -6,6 +6,7 @@ ggml's own reader does it: 0.2 s and 46 MB for a vocabulary of 262,144, where gg
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _SCALARS: Final[dict[int, tuple[str, Any]]] = {
     12: ("f64", ctypes.c_double),
 }
 _ARRAY: Final = 9
+_TENSOR_TYPES: Final = frozenset(int(kind) for kind in GGMLQuantizationType)
 
 
 class _InitParams(ctypes.Structure):
@@ -89,7 +91,7 @@ def read_header(path: Path) -> Header:
     _require_gguf(path)
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     handle = _function("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(
-        str(path).encode(), _InitParams(True, None)
+        os.fsencode(path), _InitParams(True, None)
     )
     if not handle:
         raise ModelFileError(
@@ -162,9 +164,13 @@ def _tensor(handle: int, index: int, data_offset: int) -> TensorInfo:
     shape = [dimensions[i] for i in range(4)]
     while len(shape) > 1 and shape[-1] == 1:
         shape.pop()
+    name = _function("gguf_get_tensor_name", ctypes.c_char_p, pointer, i64)(handle, index).decode("utf-8", "replace")
+    kind = _function("gguf_get_tensor_type", ctypes.c_int, pointer, i64)(handle, index)
+    if kind not in _TENSOR_TYPES:
+        raise ModelFileError(f"Tensor {name} has the type {kind}, which the gguf package does not know.", "Update it.")
     return TensorInfo(
-        name=_function("gguf_get_tensor_name", ctypes.c_char_p, pointer, i64)(handle, index).decode(),
-        type=GGMLQuantizationType(_function("gguf_get_tensor_type", ctypes.c_int, pointer, i64)(handle, index)),
+        name=name,
+        type=GGMLQuantizationType(kind),
         shape=tuple(shape),
         n_bytes=_function("gguf_get_tensor_size", ctypes.c_size_t, pointer, i64)(handle, index),
         offset=data_offset + _function("gguf_get_tensor_offset", ctypes.c_size_t, pointer, i64)(handle, index),

@@ -173,6 +173,8 @@ class Vocab:
 
     def text(self, token: int) -> str:
         """How the vocabulary file writes a token; for special tokens, its name."""
+        if not 0 <= token < self.n_tokens:  # a vocabulary without this special token says -1; llama.cpp would abort
+            return ""
         return (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
 
     def ends_generation(self, token: int) -> bool:

@@ -61,7 +61,7 @@ class Starter(Protocol):
 
 @dataclass
 class _Held:
-    """A resident and what the pool keeps of it. measured_bytes replaces the prediction once it is larger."""
+    """A resident and what the pool keeps of it. vram_bytes: predicted, or measured where that is more."""
 
     key: str
     spec: LoadSpec
@@ -74,6 +74,8 @@ class _Held:
     progress: float = 0.0
     last_progress: float = 0.0
     loaded_in_s: float | None = None
+    warm_since: float = 0.0
+    loads_alone: bool = True  # nothing else is loaded meanwhile, so the device's free memory tells what it takes
     work: asyncio.Task[None] | None = None
 
     def view(self) -> ResidentView:
@@ -89,7 +91,7 @@ class _Waiter:
     key: str
     since: float
     future: asyncio.Future[Lease]
-    found: str
+    found: _Held | None  # the resident that was warm when the request came
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class Pool:
         self._held: dict[str, _Held] = {}
         self._waiters: list[_Waiter] = []
         self._failures: dict[str, _Failure] = {}
+        self._measured: dict[str, int] = {}  # bytes of specs that took more than predicted
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -189,6 +192,11 @@ class Pool:
     def _key(self, specialist: str) -> str:
         return repr(self._entries[specialist].spec)
 
+    def _need_bytes(self, specialist: str) -> int:
+        # A measurement above the whole budget may be somebody else's memory: it is tried again, alone.
+        measured = min(self._measured.get(self._key(specialist), 0), self.settings.budget_bytes)
+        return max(self._entries[specialist].vram_bytes, measured)
+
     async def lease(self, specialist: str, *, max_wait_s: float) -> Lease:
         """A hold on a resident that serves the specialist, loaded if need be.
 
@@ -199,25 +207,25 @@ class Pool:
             raise UnavailableError(f"{specialist} cannot be served.", "See GET /v1/models for the reason.")
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
-        entry, key = self._entries[specialist], self._key(specialist)
-        self._refuse_impossible(specialist, entry, key)
+        key = self._key(specialist)
+        self._refuse_impossible(specialist, key)
         if (failure := self._failures.get(key)) and self._clock() < failure.until:
             left = failure.until - self._clock()
             raise LoadError(
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
-        must_wait = not self.is_warm(specialist) or self._full(key)
-        if must_wait and len(self._waiters) >= self.settings.max_queue:
-            raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
-        held = self._held.get(key)
-        found = held.state.value if held is not None else "absent"
+        held = self._held.get(key) if self.is_warm(specialist) else None
         waiter = _Waiter(
-            next(self._ids), specialist, key, self._clock(), asyncio.get_running_loop().create_future(), found
+            next(self._ids), specialist, key, self._clock(), asyncio.get_running_loop().create_future(), held
         )
+        if len(self._waiters) >= self.settings.max_queue and waiter.id not in self._decide(waiter).grants:
+            raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
         self._waiters.append(waiter)
         self._replan()
         try:
-            return await asyncio.wait_for(asyncio.shield(waiter.future), max_wait_s)
+            # Shielded: a future that a cancellation has ended could not be granted any more.
+            async with asyncio.timeout(max_wait_s):
+                return await asyncio.shield(waiter.future)
         except TimeoutError:
             self._give_up(waiter)
             raise WaitTimeoutError(
@@ -227,16 +235,13 @@ class Pool:
             self._give_up(waiter)
             raise
 
-    def _full(self, key: str) -> bool:
-        held = self._held[key]
-        return held.leases >= held.spec.parallel
-
-    def _refuse_impossible(self, specialist: str, entry: Entry, key: str) -> None:
+    def _refuse_impossible(self, specialist: str, key: str) -> None:
+        need = self._need_bytes(specialist)
         pinned = sum(h.vram_bytes for h in self._held.values() if h.pinned and h.key != key)
-        if entry.vram_bytes + pinned > self.settings.budget_bytes:
+        if need + pinned > self.settings.budget_bytes:
             kept = f", {gibibytes(pinned)} of them pinned" if pinned else ""
             raise UnavailableError(
-                f"{specialist} needs {gibibytes(entry.vram_bytes)}; the budget is "
+                f"{specialist} needs {gibibytes(need)}; the budget is "
                 f"{gibibytes(self.settings.budget_bytes)}{kept}.",
                 "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
             )
@@ -263,16 +268,28 @@ class Pool:
         if self._closed:
             return
         now = self._clock()
-        waiters = [
-            WaiterView(w.id, w.key, self._entries[w.specialist].vram_bytes, now - w.since) for w in self._waiters
-        ]
-        views = [held.view() for held in self._held.values()]
-        decided = plan(waiters, views, self.settings.budget_bytes, max_bypass_s=self.settings.max_bypass_s)
-        self._carry_out(decided)
+        self._carry_out(self._decide())
         if not self._waiters:
             for key in expired([held.view() for held in self._held.values()], now, self.settings.idle_ttl_s):
                 self._evict(self._held[key], "idle")
         self._set_timer()
+
+    def _decide(self, *newcomers: _Waiter) -> Plan:
+        """What admission says of those who wait, and of newcomers behind them."""
+        now, since = self._clock(), self._passing_since()
+        waiters = [
+            WaiterView(w.id, w.key, self._need_bytes(w.specialist), now - max(w.since, since))
+            for w in (*self._waiters, *newcomers)
+        ]
+        views = [held.view() for held in self._held.values()]
+        return plan(waiters, views, self.settings.budget_bytes, max_bypass_s=self.settings.max_bypass_s)
+
+    def _passing_since(self) -> float:
+        """When the newest resident became warm: before that its requests passed nobody.
+
+        Without this a load that lasts longer than max_bypass_s would be undone before it has served anyone.
+        """
+        return max((held.warm_since for held in self._held.values() if held.state is State.WARM), default=0.0)
 
     def _carry_out(self, decided: Plan) -> None:
         granted = {waiter.id: waiter for waiter in self._waiters if waiter.id in decided.grants}
@@ -281,13 +298,13 @@ class Pool:
             held = self._held[waiter.key]
             held.leases += 1
             held.last_used = self._clock()
-            residency = "warm" if waiter.found == State.WARM else "loaded"
+            residency = "warm" if waiter.found is held else "loaded"
             waiter.future.set_result(Lease(self, held, waiter.specialist, residency, self._clock() - waiter.since))
         for key in decided.evict:
             self._evict(self._held[key], "to make room")
         for key in decided.load:
             waiter = next(waiter for waiter in self._waiters if waiter.key == key)
-            self._load(self._entries[waiter.specialist], key)
+            self._load(waiter.specialist, key)
 
     def _set_timer(self) -> None:
         """Look again when the oldest waiter's bound passes, or when the next idle resident expires."""
@@ -295,16 +312,21 @@ class Pool:
             self._timer.cancel()
             self._timer = None
         now = self._clock()
-        moments = [w.since + self.settings.max_bypass_s for w in self._waiters]
+        since = self._passing_since()
+        moments = [max(w.since, since) + self.settings.max_bypass_s for w in self._waiters]
         if self.settings.idle_ttl_s is not None:
             moments += [h.last_used + self.settings.idle_ttl_s for h in self._held.values() if h.view().idle]
         future = [moment for moment in moments if moment > now]
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
 
-    def _load(self, entry: Entry, key: str) -> None:
+    def _load(self, specialist: str, key: str) -> None:
         # The bytes are booked before the first await: a plan may be made while the load runs.
-        held = _Held(key, entry.spec, entry.vram_bytes, self._is_pinned(key), last_progress=self._clock())
+        spec, need = self._entries[specialist].spec, self._need_bytes(specialist)
+        held = _Held(key, spec, need, self._is_pinned(key), last_progress=self._clock())
+        for other in self._held.values():
+            if other.state is State.LOADING:
+                other.loads_alone = held.loads_alone = False
         self._held[key] = held
         held.work = asyncio.create_task(self._load_now(held))
 
@@ -314,13 +336,12 @@ class Pool:
     async def _load_now(self, held: _Held) -> None:
         started = self._clock()
         policies = {name: e.thinking for name, e in self._entries.items() if self._key(name) == held.key}
-        others = [h for h in self._held.values() if h.state is State.LOADING and h is not held]
 
         def note(fraction: float) -> None:
             held.progress, held.last_progress = fraction, self._clock()
 
         try:
-            before = await self._free_bytes() if self._free_bytes and not others else None
+            before = await self._free_now()
             resident = await asyncio.wait_for(self._start(held.spec, policies, note), self.settings.load_timeout_s)
         except TimeoutError:
             self._load_failed(
@@ -342,17 +363,28 @@ class Pool:
             self._load_failed(held, LoadError(f"{held.spec.path.name} did not load: {error!r}."))
             return
         held.resident = resident
-        held.work = asyncio.create_task(self._watch(held))
         held.loaded_in_s = self._clock() - started
         measured = resident.memory_bytes
-        if before is not None and self._free_bytes is not None and (after := await self._free_bytes()) is not None:
+        after = await self._free_now() if before is not None else None
+        if before is not None and after is not None and held.loads_alone:
             measured = before - after
         self._correct(held, measured)
-        held.state, held.last_used = State.WARM, self._clock()
+        held.state, held.last_used, held.warm_since = State.WARM, self._clock(), self._clock()
+        held.work = asyncio.create_task(self._watch(held))
         self._failures.pop(held.key, None)
         self.loads += 1
         _log.info("loaded %s in %.1f s, %s booked", held.spec.path.name, held.loaded_in_s, gibibytes(held.vram_bytes))
         self._replan()
+
+    async def _free_now(self) -> int | None:
+        """The device's free memory; None when nobody can tell, which is no reason to fail a load."""
+        if self._free_bytes is None:
+            return None
+        try:
+            return await self._free_bytes()
+        except EngineError as error:
+            _log.warning("free memory cannot be measured: %s", error)
+            return None
 
     def _correct(self, held: _Held, measured: int | None) -> None:
         """Trust a measurement above the prediction; one below may only mean that pages are not touched yet."""
@@ -363,7 +395,7 @@ class Pool:
                 gibibytes(measured),
                 gibibytes(measured - held.vram_bytes),
             )
-            held.vram_bytes = measured
+            held.vram_bytes = self._measured[held.key] = measured
 
     def _load_failed(self, held: _Held, error: EngineError) -> None:
         del self._held[held.key]
@@ -425,7 +457,7 @@ class Pool:
             return False
         self._evict(held, "asked to")
         assert held.work is not None
-        await held.work
+        await asyncio.shield(held.work)
         return True
 
     async def close(self) -> None:

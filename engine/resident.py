@@ -25,6 +25,7 @@ from .spec import LoadSpec, Thinking
 
 _log = logging.getLogger(__name__)
 _STOP_S = 5.0  # a worker that is told to stop and does not is killed
+_LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
 
 
 class Resident(Protocol):
@@ -65,7 +66,7 @@ class WorkerResident:
         self._queues: dict[str, asyncio.Queue[Event | None]] = {}
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._gone = asyncio.Event()
-        self._tail: deque[str] = deque(maxlen=20)  # the worker's last lines on stderr
+        self._tail: deque[str] = deque(maxlen=200)  # the worker's last lines on stderr, a stack's worth
         self._last_sign = time.monotonic()
         self._stopping = False
         self._readers: list[asyncio.Task[None]] = []
@@ -96,6 +97,8 @@ class WorkerResident:
     async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        # Before the process is there: from then on no cancellation may come between it and its readers.
+        reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
             # Spawned by the event loop's thread, which lives as long as the server: the worker is killed when the
             # thread that created it ends (PR_SET_PDEATHSIG).
@@ -111,19 +114,35 @@ class WorkerResident:
                 pass_fds=[theirs.fileno()],
             )
         except BaseException:
-            ours.close()
+            self._writer.close()
             self._gone.set()
             raise
         finally:
             theirs.close()
         self._ready = asyncio.get_running_loop().create_future()
-        reader, self._writer = await asyncio.open_connection(sock=ours)
         self._readers = [asyncio.create_task(self._receive(reader)), asyncio.create_task(self._drain_output())]
         policies = {name: asdict(policy) for name, policy in self._policies.items()}
         self._send({"op": "load", "spec": spec_to_json(self._spec), "policies": policies})
         self.info = await self._ready
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
+        try:
+            await self._dispatch(reader)
+            # The process has closed its end, so it is about to end.
+            await asyncio.wait_for(self._process.wait(), _STOP_S)
+        except Exception as error:
+            _log.error("worker %s is out of control and is killed: %r", self._process.pid, error)
+            self.kill()
+        await self._process.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._readers[1]), _LAST_WORDS_S)
+        self._writer.close()
+        self._gone.set()
+        self._settle(self._death())
+        for queue in self._queues.values():
+            queue.put_nowait(None)
+
+    async def _dispatch(self, reader: asyncio.StreamReader) -> None:
         while (message := await frames.read(reader)) is not None:
             self._last_sign = time.monotonic()
             match message["event"]:
@@ -141,12 +160,6 @@ class WorkerResident:
                 case _:
                     if (queue := self._queues.get(message["id"])) is not None:
                         queue.put_nowait(event_from_json(message))
-        await self._process.wait()
-        self._writer.close()
-        self._gone.set()
-        self._settle(self._death())
-        for queue in self._queues.values():
-            queue.put_nowait(None)
 
     def _settle(self, result: dict[str, Any] | EngineError) -> None:
         if self._ready is None or self._ready.done():
@@ -167,7 +180,8 @@ class WorkerResident:
     def _death(self) -> WorkerDiedError:
         code = self._process.returncode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
-        said = next((line for line in self._tail if "ASSERT" in line or "Error" in line), None)
+        telling = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
+        said = next((line for mark in telling for line in self._tail if mark in line), None)
         said = said or (self._tail[-1] if self._tail else "it printed nothing")
         return WorkerDiedError(
             f"The worker that holds {self._spec.path.name} died ({how}): {said}.",

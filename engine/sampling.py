@@ -31,10 +31,14 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
         return None
     if kind == "json_object":
         return str(JSON_GBNF)
-    assert response_format is not None
-    schema = response_format["json_schema"].get("schema", {})
     try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
+        assert response_format is not None
+        schema = response_format["json_schema"].get("schema", {})
+        grammar = str(json_schema_to_gbnf(json.dumps(schema)))
+        grammar.encode()  # a lone surrogate has no bytes
+        if "\0" in grammar:
+            raise ValueError("NUL in the grammar")
+        return grammar
     except Exception as error:  # the converter raises whatever it trips over
         raise GrammarError(
             f"response_format.json_schema cannot be turned into a grammar: {error!r}.",
@@ -152,6 +156,7 @@ def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> tupl
     """Log-probability of a token under the model's own distribution, before sampling, and of the `top` best."""
     peak = float(logits.max())
     norm = peak + float(np.log(np.exp(logits.astype(np.float64) - peak).sum()))
-    best = np.argpartition(-logits, top)[:top] if top else np.empty(0, np.int64)
+    top = min(top, len(logits))
+    best = np.argpartition(-logits, top - 1)[:top] if top else np.empty(0, np.int64)
     ordered = sorted(((int(i), float(logits[i]) - norm) for i in best), key=lambda pair: -pair[1])
     return float(logits[token]) - norm, ordered

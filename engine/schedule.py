@@ -87,11 +87,12 @@ def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
     return 0, False
 
 
-def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView]) -> Placement | None:
+def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView], *, share: bool = True) -> Placement | None:
     """The slot for a new prompt, None while all are busy.
 
     A conversation that goes on takes its own cells. A prompt that only shares its beginning with another conversation
-    (a system prompt, say) copies that part into the least recently used slot, and leaves the other intact.
+    (a system prompt, say) copies that part into the least recently used slot, and leaves the other intact; not with
+    share=False, for a prompt that has met a cache which shared cells had filled.
     """
     idle = [cache for cache in caches if not cache.busy]
     if not idle:
@@ -102,7 +103,7 @@ def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView]) -> Placement
     if reused and 2 * reused >= len(best.tokens):
         return Placement(best.slot, reused, restore)
     target = min(idle, key=lambda cache: (len(cache.tokens) > 0, cache.last_used))
-    donors = [cache for cache in caches if cache.slot != target.slot and not served[cache.slot][1]]
+    donors = [cache for cache in caches if share and cache.slot != target.slot and not served[cache.slot][1]]
     donor = max(donors, key=lambda cache: served[cache.slot][0], default=None)
     own, own_restore = served[target.slot]
     if donor is not None and served[donor.slot][0] > own:
@@ -112,7 +113,7 @@ def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView]) -> Placement
 
 @dataclass(frozen=True)
 class Occupant:
-    """Cells in use: by an idle slot's cache, or by a running sequence."""
+    """Cells in use: by an idle slot's cache, or by a running sequence, the tokens it has yet to evaluate included."""
 
     slot: int
     cells: int
@@ -128,21 +129,22 @@ class Room:
     preempt: tuple[int, ...]
 
 
-def make_room(need: int, occupants: Sequence[Occupant], cells: int) -> Room | None:
+def make_room(need: int, occupants: Sequence[Occupant], cells: int, *, preempt: bool = True) -> Room | None:
     """Free cells for `need` more: idle caches first, least recently used first, then the youngest sequences.
 
-    The oldest running sequence is never preempted, so something always ends. None when even that does not help.
+    The oldest running sequence is never preempted, so something always ends; with preempt=False none is. None when
+    even that does not help.
     """
     used = sum(occupant.cells for occupant in occupants)
     drop: list[int] = []
-    preempt: list[int] = []
+    stop: list[int] = []
     idle = sorted((o for o in occupants if not o.busy and o.cells), key=lambda o: o.age)
-    running = sorted((o for o in occupants if o.busy), key=lambda o: -o.age)[:-1]
+    running = sorted((o for o in occupants if o.busy), key=lambda o: -o.age)[:-1] if preempt else []
     steps: list[tuple[Occupant, Callable[[int], None]]] = [(o, drop.append) for o in idle]
-    steps += [(o, preempt.append) for o in running]
+    steps += [(o, stop.append) for o in running]
     for occupant, note in steps:
         if used + need <= cells:
             break
         note(occupant.slot)
         used -= occupant.cells
-    return Room(tuple(drop), tuple(preempt)) if used + need <= cells else None
+    return Room(tuple(drop), tuple(stop)) if used + need <= cells else None

@@ -41,19 +41,20 @@ class ActiveSequence:
         self.evaluated = 0
         self.cached = 0
         self.started = 0
-        self.cancelled = False
+        self.shares = True  # whether it may begin with cells of another conversation
+        self._stops = StopMatcher(request.stop)
+        grammar = grammar_of(request.response_format)
         self.sampler = Sampler(
             vocab,
             request.sampling,
             seed=request.seed,
             logit_bias=request.logit_bias,
-            grammar=grammar_of(request.response_format),
+            grammar=grammar,
         )
-        for token in self.tokens[-request.sampling.repeat_last_n :]:
+        for token in self.tokens[max(0, self.n_prompt - request.sampling.repeat_last_n) :]:
             self.sampler.accept(token)
         self._utf8 = Utf8Stream()
         self._splitter = ThinkSplitter(tags, inside=thinking_open)
-        self._stops = StopMatcher(request.stop)
         self._loops = LoopGuard() if request.loop_guard else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
         self._shown = {token for pair in tags for tag in pair for token in vocab.tokenize(tag)}
@@ -70,6 +71,11 @@ class ActiveSequence:
         return len(self.tokens) - self.n_prompt
 
     @property
+    def left(self) -> int:
+        """Tokens the answer may still have."""
+        return self.limit - self.n_generated
+
+    @property
     def pending(self) -> int:
         """Tokens that wait to be evaluated."""
         return len(self.tokens) - self.evaluated
@@ -81,13 +87,14 @@ class ActiveSequence:
 
     def advance(self, context: Context, index: int) -> Delta | None:
         """Draw the next token from batch entry `index` and give the text it releases; sets `finish` at the end."""
-        token = self._next_token(context, index)
+        token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token):
             self.finish = Finish.STOP
             return self._delta(*self._flush())
         self.tokens.append(token)
-        thinking = self._splitter.open
-        self._reasoning_tokens += thinking
+        if self.request.top_logprobs is not None:
+            self._logprobs.append(self._logprob(context, index, token, self.request.top_logprobs))
+        self._reasoning_tokens += self._splitter.open and not forced
         answer, reasoning = self._filter(self._utf8.feed(self.vocab.piece(token, special=token in self._shown)))
         if self.finish is None and self.n_generated >= self.limit:
             self.finish = Finish.LENGTH
@@ -96,7 +103,8 @@ class ActiveSequence:
             answer, reasoning = answer + rest_answer, reasoning + rest_reasoning
         return self._delta(answer, reasoning)
 
-    def _next_token(self, context: Context, index: int) -> int:
+    def _next_token(self, context: Context, index: int) -> tuple[int, bool]:
+        """The next token, and whether it was forced rather than drawn."""
         thinking = self._splitter.open
         budget = self.request.thinking.budget_tokens
         if thinking and budget is not None and not self._forced and self._utf8.at_boundary:
@@ -106,11 +114,8 @@ class ActiveSequence:
         if self._forced:
             token = self._forced.popleft()
             self.sampler.accept(token)
-        else:
-            token = self.sampler.sample(context, index, constrained=not thinking)
-        if self.request.top_logprobs is not None:
-            self._logprobs.append(self._logprob(context, index, token, self.request.top_logprobs))
-        return token
+            return token, True
+        return self.sampler.sample(context, index, constrained=not thinking), False
 
     def _filter(self, text: str) -> tuple[str, str]:
         """Think blocks out, then stop strings, then the loop guard; sets `finish`."""

@@ -70,11 +70,12 @@ class Worker:
         self._serve()
 
     def _read(self) -> None:
-        while (command := frames.receive(self._connection)) is not None:
-            self._commands.put(command)
-        self._commands.put(None)
-        # A decode may last long, and nobody waits for its result any more.
-        os._exit(0)
+        try:
+            while (command := frames.receive(self._connection)) is not None:
+                self._commands.put(command)
+        finally:
+            # A decode may last long, and nobody waits for its result any more.
+            os._exit(0)
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

@@ -1,0 +1,25 @@
+"""The supervisor: which specialist answers a conversation. Imports nothing else of this project."""
+
+from coe.router.conversation import Conversation
+from coe.router.domains import DOMAINS
+from coe.router.encoder import EncoderError, EncoderMismatch, EncoderSource, RouterError, find_encoder
+from coe.router.head import HeadError
+from coe.router.supervisor import Candidate, Decision, NoSpecialist, Ranked, Settings, Supervisor, choose
+
+__all__ = [
+    "DOMAINS",
+    "Candidate",
+    "Conversation",
+    "Decision",
+    "EncoderError",
+    "EncoderMismatch",
+    "EncoderSource",
+    "HeadError",
+    "NoSpecialist",
+    "Ranked",
+    "RouterError",
+    "Settings",
+    "Supervisor",
+    "choose",
+    "find_encoder",
+]

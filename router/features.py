@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def ngrams(text: str) -> Counter[str]:
     """Counts of words, word pairs and, for long words, stems of five letters (they survive endings and typos)."""
     words = tokens(text)
     counts = Counter(words)
-    counts.update(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))
+    counts.update(f"{a} {b}" for a, b in pairwise(words))
     counts.update(f"{word[:5]}*" for word in words if len(word) > 6)
     return counts
 

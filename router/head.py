@@ -2,7 +2,8 @@
 
 A head is two linear classifiers over the same labels: one reads n-grams alone, one reads n-grams and the sentence
 embedding. Each label's row is a one-against-the-rest classifier; a softmax with a fitted temperature makes
-probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle refused) and a description (head.json).
+probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle
+refused) and a description (head.json).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Head:
         return found if bool(np.isfinite(found).all()) else uniform
 
 
-def softmax(scores: Floats) -> Floats:
+def softmax(scores: NDArray[Any]) -> Floats:
     """Softmax over the last axis."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
@@ -138,7 +139,9 @@ def load_head(path: Path = SHIPPED) -> Head:
         about = json.loads(path.with_suffix(".json").read_text("utf-8"))
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != about["sha256"]:
-            raise HeadError(f"{path} has SHA-256 {found}, its description says {about['sha256']}: reinstall the package")
+            raise HeadError(
+                f"{path} has SHA-256 {found}, its description says {about['sha256']}: reinstall the package"
+            )
         with np.load(path, allow_pickle=False) as arrays:
             labels = tuple(str(label) for label in about["labels"])
             head = Head(
@@ -177,7 +180,7 @@ def with_domains(
     embed: texts -> (n, 384) unit rows; None fits on n-grams alone. Takes a second or a few (the prompts are embedded).
     Labels are rows of their own, so the shipped ones stay as they are.
     """
-    from sklearn.svm import LinearSVC
+    from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
 
     negatives = [text for _, text in shipped_prompts()]
     negative_rows = _rows(head, negatives, embed)

@@ -52,7 +52,9 @@ class Corpus:
 def read_questions(path: Path) -> list[tuple[str, str, str]]:
     """(label, text, source) of each line. Raises ValueError naming the line when a label is not one of DOMAINS."""
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):  # splitlines() also cuts at U+2028
+        if not line.strip():
+            continue
         row = json.loads(line)
         if row["label"] not in DOMAINS:
             raise ValueError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(DOMAINS)}")
@@ -62,7 +64,7 @@ def read_questions(path: Path) -> list[tuple[str, str, str]]:
 
 def corpus(questions: Sequence[tuple[str, str, str]], embed: Callable[[Sequence[str]], Array]) -> Corpus:
     """Features of the questions and of the shipped prompts."""
-    from scipy import sparse
+    from scipy import sparse  # type: ignore[import-untyped]
 
     rows = [*questions, *((label, text, PROMPTS) for label, text in shipped_prompts())]
     indices, values, starts = [], [], [0]
@@ -101,7 +103,7 @@ def ngram_matrix(counts: Any, idf: NDArray[np.float32]) -> Any:
 def fit(corpus: Corpus, rows: Array) -> Head:
     """A head fitted on the given rows, both temperatures 1."""
     from scipy import sparse
-    from sklearn.svm import LinearSVC
+    from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
 
     idf = inverse_document_frequency(corpus.counts[rows])
     ngrams = ngram_matrix(corpus.counts[rows], idf)
@@ -136,7 +138,7 @@ def scores(head: Head, corpus: Corpus, rows: Array) -> tuple[Array, Array]:
 
 def out_of_fold_scores(corpus: Corpus, n_folds: int = FOLDS) -> tuple[Array, Array]:
     """Scores of every row by a head that was fitted without that row's fold."""
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold  # type: ignore[import-untyped]
 
     n = len(corpus.labels)
     plain, joint = np.zeros((n, len(DOMAINS))), np.zeros((n, len(DOMAINS)))
@@ -148,7 +150,7 @@ def out_of_fold_scores(corpus: Corpus, n_folds: int = FOLDS) -> tuple[Array, Arr
 
 def fit_temperature(unscaled: Array, labels: Array, weights: Array) -> float:
     """The temperature of least weighted cross-entropy."""
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     def loss(temperature: float) -> float:
         chosen = softmax(unscaled / temperature)[np.arange(len(labels)), labels]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -17,11 +17,11 @@ from coe.engine.request import Accepted, Delta, Event, Finish, Finished, Generat
 from coe.engine.spec import ThinkingMode
 
 from .college import Choice, College
+from .errors import RequestError
 from .metrics import Metrics
 from .policy import Rules, rules_for
 from .roster_models import Specialist
 from .wire import Ask, with_system_prompt
-
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Answer:
         self._metrics = metrics
         self._streams: list[AsyncIterator[Event]] = []
         self._opened = perf_counter()
+        self._unended = 0  # choices that a worker has accepted and not finished
+        self._failed = False
         self.prompt_tokens = 0
 
     async def open(self) -> None:
@@ -80,6 +82,7 @@ class Answer:
             first = await anext(stream)
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
+            self._unended += 1
 
     def _request(self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None) -> GenerateRequest:
         ask = self.ask
@@ -103,15 +106,15 @@ class Answer:
             loop_guard=specialist.loop_guard,
         )
 
-    async def steps(self) -> AsyncIterator[Step]:
+    async def steps(self) -> AsyncGenerator[Step, None]:
         """Events of all choices as they come, each choice's Finished last. For streams: nothing is taken back."""
-        queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
 
         async def pump(index: int, stream: AsyncIterator[Event]) -> None:
             try:
                 async for event in stream:
                     queue.put_nowait(Step(index, event))
-            except EngineError as error:
+            except Exception as error:
                 queue.put_nowait(error)
             finally:
                 queue.put_nowait(None)
@@ -123,7 +126,8 @@ class Answer:
                 item = await queue.get()
                 if item is None:
                     running -= 1
-                elif isinstance(item, BaseException):
+                elif isinstance(item, Exception):
+                    self._failed = True
                     raise item
                 else:
                     if isinstance(item.event, Finished):
@@ -136,8 +140,14 @@ class Answer:
 
     async def whole(self) -> list[Outcome]:
         """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
+        try:
+            return await self._without_loops(await self._collect(self._streams))
+        except Exception:
+            self._failed = True
+            raise
+
+    async def _without_loops(self, outcomes: list[Outcome]) -> list[Outcome]:
         assert self.lease is not None
-        outcomes = await self._collect(self._streams)
         again = [outcome.index for outcome in outcomes if _looped(outcome)]
         if again:
             self.retries = 1
@@ -154,29 +164,40 @@ class Answer:
         again = [outcome.index for outcome in outcomes if _looped(outcome)]
         fallback = self.college.fallback_for(self.choice.specialist.name)
         if again and fallback is not None:
-            for index, outcome in zip(again, await self._from_fallback(fallback, again), strict=True):
-                outcomes[index] = replace(outcome, index=index)
+            try:
+                replacements = await self._from_fallback(fallback, again)
+            except (EngineError, RequestError) as error:
+                # An answer that was cut is still more than an error.
+                _log.warning("%s cannot answer for %s: %s", fallback.name, self.choice.specialist.name, error)
+            else:
+                for index, outcome in zip(again, replacements, strict=True):
+                    outcomes[index] = replace(outcome, index=index)
         return outcomes
 
     async def _from_fallback(self, fallback: Specialist, indices: list[int]) -> list[Outcome]:
         """The looping specialist's lease goes first: with room for one resident the fallback needs its place."""
         assert self.lease is not None
-        self.lease.release()
-        self.lease = await self.college.lease(fallback)
-        self.retries = 2
-        self.answered_by = fallback
         rules = rules_for(self.ask, fallback)
-        return await self._collect(
-            [self._after_accepted(self.lease.generate(self._request(fallback, rules, index))) for index in indices]
-        )
+        self.lease.release()
+        lease = await self.college.lease(fallback)
+        self.lease = lease
+        self.retries = 2
+        streams = [
+            self._after_accepted(lease.generate(self._request(fallback, rules, index))) for index in indices
+        ]
+        outcomes = await self._collect(streams, fallback)
+        self.answered_by = fallback
+        self.rules = replace(rules, notes=self.rules.notes)
+        return outcomes
 
-    @staticmethod
-    async def _after_accepted(stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def _after_accepted(self, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
         async for event in stream:
-            if not isinstance(event, Accepted):
+            if isinstance(event, Accepted):
+                self._unended += 1
+            else:
                 yield event
 
-    async def _collect(self, streams: list[AsyncIterator[Event]]) -> list[Outcome]:
+    async def _collect(self, streams: list[AsyncIterator[Event]], by: Specialist | None = None) -> list[Outcome]:
         async def one(index: int, stream: AsyncIterator[Event]) -> Outcome:
             outcome = Outcome(index)
             async for event in stream:
@@ -186,7 +207,7 @@ class Answer:
                     outcome.logprobs.extend(event.logprobs)
                 elif isinstance(event, Finished):
                     outcome.end = event
-                    self._count(event)
+                    self._count(event, by)
             return outcome
 
         tasks = [asyncio.create_task(one(index, stream)) for index, stream in enumerate(streams)]
@@ -197,13 +218,15 @@ class Answer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _count(self, end: Finished) -> None:
-        self._metrics.finished(self.answered_by.name, end)
+    def _count(self, end: Finished, by: Specialist | None = None) -> None:
+        specialist = by or self.choice.specialist
+        self._unended -= 1
+        self._metrics.finished(specialist.name, end)
         seconds = perf_counter() - self._opened
         lease = self.lease
         _log.info(
             "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s",
-            self.answered_by.name,
+            specialist.name,
             self.choice.reason,
             lease.residency if lease else "-",
             (lease.waited_s if lease else 0) * 1000,
@@ -215,11 +238,18 @@ class Answer:
         )
 
     async def close(self) -> None:
-        """End what still runs, then the lease."""
-        for stream in self._streams:
-            await stream.aclose()  # type: ignore[attr-defined]
-        if self.lease is not None:
-            self.lease.release()
+        """End what still runs, then the lease. Nobody may be reading `steps` any more."""
+        try:
+            for stream in self._streams:
+                await stream.aclose()  # type: ignore[attr-defined]
+        finally:
+            if self.lease is not None:
+                self.lease.release()
+        if self._unended:
+            reason = "failed" if self._failed else "cancelled"
+            self._metrics.unfinished(self.choice.specialist.name, reason, self._unended)
+            self._unended = 0
+            _log.info("%-12s %s | %s", self.choice.specialist.name, self.choice.reason, reason)
 
     # --- what the client is told of it ------------------------------------------------------------------------
 
@@ -272,5 +302,6 @@ def _looped(outcome: Outcome) -> bool:
 
 
 def _header_text(text: str) -> str:
-    """Header values are latin-1 without line breaks."""
-    return " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
+    """Header values are latin-1 without line breaks and other control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(line.split()).encode("latin-1", "replace").decode("latin-1")

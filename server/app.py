@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from hmac import compare_digest
 from typing import Any
@@ -36,13 +36,14 @@ from .metrics import Metrics
 from .replies import Shape
 from .roster import Roster
 from .roster_models import AUTO
-from .streaming import EventStream, data_frame, until_gone, with_comments
+from .streaming import COMMENT, EventStream, data_frame, until_gone
 from .wire import Ask, chat_ask, completion_ask, parse_json
 
 _log = logging.getLogger(__name__)
 
 # Headers by which chat clients name a conversation.
 _SESSION_HEADERS = ("x-session-id", "x-openwebui-chat-id", "x-conversation-id")
+_OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "note")
 _OPEN_PATHS = ("/health", "/ready")
 
 
@@ -61,7 +62,7 @@ def make_app(college: College, keys: frozenset[str] = frozenset()) -> FastAPI:
     metrics = Metrics(college.pool.status)
     _add_answers(app, college, metrics)
     _add_status(app, college, metrics)
-    _add_errors(app, metrics)
+    _add_errors(app)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
     if college.roster.server.cors_origins:
@@ -70,8 +71,10 @@ def make_app(college: College, keys: frozenset[str] = frozenset()) -> FastAPI:
             allow_origins=list(college.roster.server.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-coe-specialist", "x-coe-confidence", "x-coe-reason", "x-coe-residency"],
+            expose_headers=[f"x-coe-{name}" for name in _OUR_HEADERS],
         )
+    # Last, so outermost: what the others refuse is counted, too.
+    app.add_middleware(CountRequests, metrics=metrics)
     return app
 
 
@@ -91,8 +94,8 @@ def read_keys(roster: Roster) -> frozenset[str]:
         path = roster.resolve(settings.api_keys_file)
         try:
             lines = path.read_text().splitlines()
-        except OSError as error:
-            raise ValueError(f"server.api_keys_file: {path} cannot be read: {error.strerror}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"server.api_keys_file: {path} cannot be read: {error}.") from error
         found = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
         if not found:
             raise ValueError(f"server.api_keys_file: {path} holds no key. Write one a line, or remove the setting.")
@@ -233,27 +236,30 @@ async def _wait(task: asyncio.Task[None], seconds: float) -> None:
 
 async def _frames(
     answer: Answer, opening: asyncio.Task[None], *, chat: bool, metrics: Metrics, started: float
-) -> AsyncIterator[bytes]:
-    async for comment in with_comments(opening):
-        yield comment
+) -> AsyncGenerator[bytes, None]:
+    if not opening.done():
+        yield COMMENT
+    await opening
     shape = Shape(answer, chat=chat)
     for index in range(answer.ask.n):
         if (chunk := shape.opening(index)) is not None:
             yield data_frame(chunk)
     ends: list[Finished] = []
     first = True
-    async for step in answer.steps():
-        if isinstance(step.event, Delta):
-            if first:
-                metrics.first_text(time.perf_counter() - started)
-                first = False
-            yield data_frame(shape.piece(step.index, step.event))
-        elif isinstance(step.event, Finished):
-            ends.append(step.event)
-            last = len(ends) == answer.ask.n
-            yield data_frame(shape.ending(step.index, step.event, answer.facts(ends) if last else None))
-        else:
-            assert isinstance(step.event, Accepted)
+    # Closed here and now when the client leaves: `answer.close` comes next, and must find nobody reading.
+    async with aclosing(answer.steps()) as steps:
+        async for step in steps:
+            if isinstance(step.event, Delta):
+                if first:
+                    metrics.first_text(time.perf_counter() - started)
+                    first = False
+                yield data_frame(shape.piece(step.index, step.event))
+            elif isinstance(step.event, Finished):
+                ends.append(step.event)
+                last = len(ends) == answer.ask.n
+                yield data_frame(shape.ending(step.index, step.event, answer.facts(ends) if last else None))
+            else:
+                assert isinstance(step.event, Accepted)
     if answer.ask.include_usage:
         yield data_frame(shape.usage_chunk(ends, answer.facts(ends)))
     yield b"data: [DONE]\n\n"
@@ -331,7 +337,7 @@ def _card(college: College, name: str, created: int) -> dict[str, Any]:
 # --- errors ---------------------------------------------------------------------------------------------------
 
 
-def _add_errors(app: FastAPI, metrics: Metrics) -> None:
+def _add_errors(app: FastAPI) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             what = f"Nothing is served at {request.method} {request.url.path}. See the README for the paths."
@@ -347,7 +353,6 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     for kind in (RequestError, EngineError, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(ClientGoneError, gone)
-    app.add_middleware(CountRequests, metrics=metrics)
 
 
 class CountRequests:
@@ -365,9 +370,9 @@ class CountRequests:
 
         async def counting(message: Any) -> None:
             if message["type"] == "http.response.start":
-                # Paths that are not ours would be labels without end.
-                path = scope["path"] if scope.get("route") is not None else "other"
-                self._metrics.requested(path, message["status"])
+                # Paths as they are written in the routes: those of clients would be labels without end.
+                route = scope.get("route")
+                self._metrics.requested(getattr(route, "path", "other"), message["status"])
             await send(message)
 
         await self._app(scope, receive, counting)

@@ -15,7 +15,8 @@ from coe.engine.pool import PoolSettings as EnginePoolSettings
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import Footprint, LoadSpec, Thinking
 from coe.router.conversation import Conversation
-from coe.router.supervisor import Candidate, Decision, Supervisor, SupervisorSettings
+from coe.router.supervisor import Candidate, Decision, Supervisor
+from coe.router.supervisor import Settings as SupervisorSettings
 
 from .check import Available, Unavailable, availability
 from .errors import UnknownModelError
@@ -103,7 +104,7 @@ class College:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pool.close()
-        await self.supervisor.close()
+        self.supervisor.close()
 
     # --- choosing ---------------------------------------------------------------------------------------------
 
@@ -176,9 +177,12 @@ def supervisor_of(roster: Roster) -> Supervisor:
         threshold=roster.router.threshold, margin=roster.router.margin, hysteresis=roster.router.hysteresis
     )
     candidates = [
-        Candidate(s.name, tuple(s.domains), tuple(s.examples), order) for order, s in enumerate(roster.specialists)
+        Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
     ]
-    return Supervisor(candidates, roster.fallback, settings, roster.router.encoder)
+    encoder = roster.router.encoder
+    if encoder not in ("auto", "none"):
+        encoder = str(roster.resolve(encoder))
+    return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder)
 
 
 async def predict_all(roster: Roster) -> _Predictions:

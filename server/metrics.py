@@ -62,6 +62,10 @@ class Metrics:
         self._ended.labels(specialist, end.reason.value).inc()
         self._leaked.labels(specialist).inc(end.leaked_blocks)
 
+    def unfinished(self, specialist: str, reason: str, count: int) -> None:
+        """Answers ended before their models had finished: cancelled when the client left, failed when something broke."""
+        self._ended.labels(specialist, reason).inc(count)
+
     def text(self) -> bytes:
         """The scrape."""
         return generate_latest(self.registry)

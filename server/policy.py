@@ -51,5 +51,5 @@ def rules_for(ask: Ask, specialist: Specialist) -> Rules:
     elif ask.wants_thinking is False and thinking.mode is not ThinkingMode.OFF:
         # Less thinking than the roster allows is a client's right.
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
-    limits = [limit for limit in (ask.max_tokens, specialist.max_tokens) if limit is not None]
-    return Rules(sampling, thinking, min(limits, default=None), tuple(notes))
+    max_tokens = specialist.max_tokens if ask.max_tokens is None else ask.max_tokens
+    return Rules(sampling, thinking, max_tokens, tuple(notes))

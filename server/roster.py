@@ -13,7 +13,6 @@ from typing import Any, get_args
 from coe.server.model_files import Location
 from coe.server.roster_models import (
     AUTO,
-    DOMAINS,
     InvalidError,
     ModelSource,
     Parent,
@@ -35,7 +34,6 @@ from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "AUTO",
-    "DOMAINS",
     "Location",
     "ModelSource",
     "Parent",

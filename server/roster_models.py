@@ -23,10 +23,6 @@ from pydantic import (
 )
 
 AUTO = "auto"  # the model name that asks the supervisor
-DOMAINS = (
-    "math", "physics", "chemistry", "engineering", "biology", "economics", "business", "psychology",
-    "computer_science", "law", "medicine", "coding", "python", "general",
-)  # fmt: skip
 
 _UNITS = {
     "": 1, "b": 1,

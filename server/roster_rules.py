@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from coe.engine.spec import LoadSpec
-from coe.server.roster_models import DOMAINS, Parent, Roster, Specialist
+from coe.router.domains import DOMAINS
+from coe.server.roster_models import Parent, Roster, Specialist
 from coe.server.roster_source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing

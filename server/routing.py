@@ -14,6 +14,8 @@ from rich.console import Console
 from .college import supervisor_of
 from .roster import Roster, RosterError, load_roster
 
+_SHOWN = 5  # of the ranking; --json prints all of it
+
 
 def route_text(path: Path, text: str, *, as_json: bool, out: Console, err: Console) -> int:
     """Print the decision. Returns the exit code."""
@@ -28,7 +30,7 @@ def route_text(path: Path, text: str, *, as_json: bool, out: Console, err: Conso
         out.print_json(json.dumps(asdict(decision)))
         return 0
     out.print(f"{decision.specialist}  (confidence {decision.confidence:.2f}: {decision.reason})", markup=False)
-    for ranked in decision.ranking:
+    for ranked in decision.ranking[:_SHOWN]:
         out.print(f"  {ranked.score:6.3f}  {ranked.specialist}", markup=False)
     return 0
 
@@ -44,4 +46,4 @@ async def _decide(roster: Roster, text: str) -> Decision:
             available=roster.names,
         )
     finally:
-        await supervisor.close()
+        supervisor.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -17,7 +18,8 @@ from .errors import ClientGoneError, failure_of
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-KEEP_ALIVE_S = 5.0  # between comment frames while a stream has nothing to say yet
+KEEP_ALIVE_S = 5.0  # between comment frames while a stream has nothing to say
+COMMENT = b": waiting\n\n"  # keeps proxies and clients from giving up
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -58,7 +60,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, frames: AsyncIterator[bytes], close: Callable[[], Awaitable[None]], headers: Mapping[str, str]
+        self, frames: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]], headers: Mapping[str, str]
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -78,7 +80,6 @@ class EventStream(Response):
             sender.cancel()
             watch.cancel()
             results = await asyncio.gather(sender, watch, return_exceptions=True)
-            await self._frames.aclose()  # type: ignore[attr-defined]
             await self._close()
         if isinstance(results[0], Exception):
             _log.debug("the client left a stream: %r", results[0])
@@ -86,8 +87,9 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for frame in self._frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            async with aclosing(with_comments(self._frames)) as frames:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
         except OSError:
             raise
         except Exception as error:
@@ -98,12 +100,20 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def with_comments(work: Awaitable[_T], seconds: float = KEEP_ALIVE_S) -> AsyncIterator[bytes]:
-    """Comment frames until work is done; its error is raised. They keep proxies and clients from giving up."""
-    task = asyncio.ensure_future(work)
-    while True:
-        done, _ = await asyncio.wait({task}, timeout=seconds)
-        if done:
-            task.result()
-            return
-        yield b": waiting for the specialist\n\n"
+async def with_comments(frames: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE_S) -> AsyncGenerator[bytes, None]:
+    """The frames, and a comment whenever none comes for some seconds. Closing it closes `frames`."""
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(frames, None))
+            try:
+                while not (await asyncio.wait({following}, timeout=seconds))[0]:
+                    yield COMMENT
+            finally:
+                # Does nothing to one that is done; one that is not must end before `frames` can be closed.
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            if (frame := following.result()) is None:
+                return
+            yield frame
+    finally:
+        await frames.aclose()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,8 @@ _UNSUPPORTED = {
     "completion": ("echo", "best_of", "suffix"),
 }
 _MAX_CHOICES = 8
+_MAX_DEPTH = 100  # levels of lists and objects in a body
+_MAX_INT = 2**31 - 1  # what llama.cpp takes
 
 
 class _Body(BaseModel):
@@ -55,7 +57,7 @@ class Shared(_Body):
     stop: Stop = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=_MAX_INT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -121,7 +123,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError("The body is not UTF-8. Send JSON in UTF-8.") from error
     except RecursionError as error:
-        raise RequestError("The body is nested too deeply.") from error
+        raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.") from error
     except json.JSONDecodeError as error:
         raise RequestError(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -130,27 +132,52 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError(f"The body is not JSON that can be read: {error}.") from error
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.")
-    _refuse_unwritable(value, "")
+    _refuse_unwritable(value)
     return value
 
 
-def _refuse_unwritable(value: Any, path: str) -> None:
-    if isinstance(value, str):
-        if "\0" in value:
-            raise RequestError(f"{path} contains a NUL character. Remove it.", param=path)
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"{path} contains a lone surrogate, which is no character. Send whole characters.", param=path
-            ) from error
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_unwritable(key, path or "the body")
-            _refuse_unwritable(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_unwritable(item, f"{path}[{index}]")
+def _refuse_unwritable(body: dict[str, Any]) -> None:
+    """Look at every text for what cannot be passed on. The path of a text is only put together when it is needed."""
+    todo: list[tuple[Any, _Place | None, int]] = [(body, None, 1)]
+    while todo:
+        value, place, depth = todo.pop()
+        if depth > _MAX_DEPTH:
+            raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+        members: Iterable[tuple[str | int, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, member in members:
+            if isinstance(key, str) and (flaw := _flaw(key)):
+                raise RequestError(f"A key in {_path(place) or 'the body'} {flaw}", param=_path(place) or None)
+            if isinstance(member, str):
+                if flaw := _flaw(member):
+                    path = _path(_Place(place, key))
+                    raise RequestError(f"{path} {flaw}", param=path)
+            elif isinstance(member, (dict, list)):
+                todo.append((member, _Place(place, key), depth + 1))
+
+
+class _Place(NamedTuple):
+    """Where a value stands: in what, and under which key or index."""
+
+    above: _Place | None
+    key: str | int
+
+
+def _path(place: _Place | None) -> str:
+    keys: list[str] = []
+    while place is not None:
+        keys.append(f"[{place.key}]" if isinstance(place.key, int) else f".{place.key[:60]}")
+        place = place.above
+    return "".join(reversed(keys)).lstrip(".")
+
+
+def _flaw(text: str) -> str:
+    if "\0" in text:
+        return "contains a NUL character. Remove it."
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "contains a lone surrogate, which is no character. Send whole characters."
+    return ""
 
 
 def chat_ask(body: Mapping[str, Any]) -> Ask:
@@ -285,10 +312,10 @@ def _format(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
 
 
 def _biases(asked: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in asked.items()}
-    except ValueError as error:
-        raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias") from error
+    if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in asked):
+        raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias")
+    # A number that no vocabulary reaches would come round to a token that is meant by nobody.
+    return {int(token): bias for token, bias in asked.items() if int(token) <= _MAX_INT}
 
 
 def _thinking_wish(body: ChatBody) -> bool | None:

@@ -205,9 +205,9 @@ def test_an_unknown_budget_is_said(tmp_path: Path) -> None:
     assert "all residents together take 12.00 GiB" in printed
 
 
-def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "specialists.yaml"
-    path.write_text(entries(a="a.gguf") + "notices: {n: 1}\n")
-    assert "specialists.yaml:3: notices.n:" in run(path, None, None)[1]
-    path.write_text("specialists:\n  - {name: a, file: a.gguf, bold: 1}\n")
-    assert "specialists[0].bold" in run(path, None, None)[1]
+    path.write_text('specialists:\n  - {name: a, file: "[red].gguf", domains: [math]}\n')
+    assert "[red].gguf" in run(path, None, None)[1]
+    path.write_text('specialists:\n  - {name: "[red]", file: a.gguf}\n')
+    assert "'[red]' is not a name" in run(path, None, None)[1]

@@ -290,3 +290,50 @@ def test_what_llama_cpp_was_built_for_is_read_from_its_libraries(tmp_path: Path)
     assert installer.built_backend(tmp_path) == "cpu"
     (libraries / "libggml-cuda.so").touch()
     assert installer.built_backend(tmp_path) == "cuda"
+
+
+def test_a_backend_that_was_insisted_on_is_kept_by_the_commands_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided: list[str] = []
+
+    def decide(seen: Any, backend: str, portable: bool, from_source: bool) -> Any:
+        decided.append(backend)
+        raise installer.InstallError("far enough")
+
+    monkeypatch.setattr(installer, "decide", decide)
+    monkeypatch.setattr(installer, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    options = {"venv": str(venv), "extras": "", "editable": True, "portable": False, "source": False}
+    for before, asked in ((None, None), ("vulkan", None), ("vulkan", "cpu")):
+        if before is not None:
+            (venv / "coe-build.json").write_text(f'{{"insisted": "{before}"}}')
+        with pytest.raises(installer.InstallError, match="far enough"):
+            installer.install(argparse.Namespace(backend=asked, **options))
+    assert decided == ["auto", "vulkan", "cpu"]
+
+
+def test_the_cpu_takes_over_when_the_gpu_build_fails_and_what_works_is_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: Any
+) -> None:
+    venv = tmp_path / "venv"
+    commands: list[list[str]] = []
+    site: dict[str, str] = {"version": "1.0"}
+
+    def run(what: str, command: list[str], environment: dict[str, str] | None = None) -> tuple[bool, str]:
+        commands.append(command)
+        assert "uninstall" not in command
+        return "-DGGML_CUDA=on" not in (environment or {}).get("CMAKE_ARGS", ""), "CUDA::cublas not found"
+
+    monkeypatch.setattr(screen, "run", run)
+    monkeypatch.setattr(installer, "installed_version", lambda venv, name: site["version"])
+    monkeypatch.setattr(installer, "works", lambda venv: True)
+    monkeypatch.setattr(installer, "offers", lambda *_: False)
+    plan = installer.decide(nvidia())
+    built = installer.install_llama(venv, plan, "1.0", True, screen)
+    assert built["backend"] == "cpu"
+    assert len(commands) == 1  # the CPU's build is there already
+    with pytest.raises(installer.InstallError, match="toolkit for this GPU is incomplete"):
+        installer.install_llama(venv, installer.decide(nvidia(), backend="cuda"), "1.0", True, screen)

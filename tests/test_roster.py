@@ -239,6 +239,10 @@ def test_a_name_that_no_entry_has_is_told_the_nearest(tmp_path: Path, preload: s
     assert "Did you mean math?" in the_error(tmp_path, preload + "\n" + SMALL)
 
 
+def test_no_time_is_endless(tmp_path: Path) -> None:
+    assert "server.max_wait_s: inf" in the_error(tmp_path, "server: {max_wait_s: .inf}\n" + SMALL)
+
+
 def test_a_fallback_for_missing_models_needs_somebody_to_fall_back_on(tmp_path: Path) -> None:
     text = SMALL + "    on_missing: fallback\n"
     assert "fallback_warm" in the_error(tmp_path, "fallback_warm: false\n" + text)

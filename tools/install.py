@@ -240,6 +240,11 @@ def explain(log: str) -> str:
             "The package index's certificate is not trusted. Set PIP_CERT to your CA bundle.",
         ),
         (
+            r"CUDA::\w+|Could not find nvcc|CUDAToolkit|find_package\(hip|Could NOT find Vulkan|SPIRV-Headers",
+            "The toolkit for this GPU is incomplete. Debian, Ubuntu: apt install nvidia-cuda-toolkit (NVIDIA), hipcc "
+            "libhipblas-dev librocblas-dev (AMD), libvulkan-dev glslc spirv-headers (Vulkan); then: make clean install",
+        ),
+        (
             r"Unsupported gpu architecture|unsupported GNU version",
             "The CUDA toolkit does not fit this compiler or GPU.",
         ),
@@ -472,19 +477,24 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
     pip = [python, "-m", "pip", "install", "--no-input"]
     printed = ""
     before = earlier_build(venv)
-    if installed_version(venv, name) == version and works(venv):
-        # What could not be built for the GPU last time is not tried again until something about the machine changed.
-        if before.get("ways") == ways(plan):
-            return before
-        if built_backend(venv) == plan.attempts[0].backend:
-            return {"backend": plan.attempts[0].backend, "from": "an earlier installation", "ways": ways(plan)}
+    usable = installed_version(venv, name) == version and works(venv)
+    # What could not be built for the GPU last time is not tried again until something about the machine changed.
+    if usable and before.get("ways") == ways(plan):
+        return before
     for attempt in plan.attempts:
+        if usable and built_backend(venv) == attempt.backend:
+            return {
+                "backend": attempt.backend,
+                "from": before.get("from", "an earlier installation"),
+                "ways": ways(plan),
+            }
         if attempt.index and not offers(attempt.index, name, version):
+            screen.say(f"    {attempt.index} cannot be reached, or has no {name} {version}.")
             continue
-        if installed_version(venv, name):
-            _quietly_succeeds([python, "-m", "pip", "uninstall", "--yes", name])
+        # What is there stays until its successor is built.
+        replace = ["--force-reinstall", "--no-deps"] if installed_version(venv, name) else []
         if attempt.index:
-            wheel = ["--only-binary", name, "--extra-index-url", attempt.index, f"{name}=={version}"]
+            wheel = [*replace, "--only-binary", name, "--extra-index-url", attempt.index, f"{name}=={version}"]
             done, printed = screen.run(
                 f"llama.cpp for {attempt.backend}, prebuilt, from {attempt.index}", [*pip, *wheel]
             )
@@ -496,7 +506,7 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
             done, printed = screen.run(
                 f"llama.cpp for {attempt.backend}, compiled here on {environment['CMAKE_BUILD_PARALLEL_LEVEL']} cores: "
                 f"this takes {minutes} on a small machine, unless pip still has it from an earlier time",
-                [*pip, "-v", *_own_cache(python, arguments), f"{name}=={version}"],
+                [*pip, "-v", *replace, *_own_cache(python, arguments), f"{name}=={version}"],
                 environment,
             )
         # Without the GPU's driver, as in the building of an image, a GPU build cannot be loaded: its presence must do.
@@ -509,7 +519,8 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
                 "ways": ways(plan),
             }
         screen.say(f"    {explain(printed) or 'It did not give a llama.cpp that loads here.'} Details: {screen.log}")
-    raise InstallError(explain(printed) or f"llama-cpp-python could not be installed; {screen.log} says why.")
+    known = explain(printed) or " ".join(plan.messages)
+    raise InstallError(known or f"llama-cpp-python could not be installed; {screen.log} says why.")
 
 
 def ways(plan: Plan) -> list[str]:
@@ -599,6 +610,8 @@ def install(arguments: argparse.Namespace) -> None:
 
     # Not resolved: a venv's own python is a link, and the folder may be one too.
     venv = Path(os.path.abspath(arguments.venv))
+    # What was insisted on once holds for the commands after it, until `make clean`.
+    arguments.backend = arguments.backend or earlier_build(venv).get("insisted", "auto")
     done = venv / "coe-stamp"
     key = stamp(arguments)
     if done.exists() and done.read_text() == key and whole(venv):
@@ -627,18 +640,26 @@ def install(arguments: argparse.Namespace) -> None:
         built = install_llama(venv, plan, llama, bool(machine.gpus), screen)
         install_torch(venv, TORCH, machine.system == "Linux", screen)
         install_project(venv, arguments.extras, arguments.editable, screen)
-        record = {**built, "version": llama, "machine": asdict(machine), "notes": list(plan.messages)}
+        record = {
+            **built,
+            "insisted": arguments.backend,
+            "version": llama,
+            "machine": asdict(machine),
+            "notes": list(plan.messages),
+        }
         (venv / "coe-build.json").write_text(json.dumps(record, indent=1) + "\n")
         done.write_text(key)
         screen.say(f"Installed; llama.cpp computes on: {built['backend']}")
+        if machine.gpus and built["backend"] == "cpu" and arguments.backend != "cpu":
+            screen.say(
+                f"WARNING: the GPU lies idle, since llama.cpp could not be built for it. Why: above, and in {log}"
+            )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Installs the project into a virtual environment.")
     parser.add_argument("--venv", default=str(ROOT / ".venv"))
-    parser.add_argument(
-        "--backend", default="auto", choices=("auto", *BACKENDS), help="what llama.cpp is to compute on"
-    )
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), help="what llama.cpp is to compute on")
     parser.add_argument("--extras", default="demo,dev")
     parser.add_argument(
         "--no-editable", dest="editable", action="store_false", help="copy the project instead of linking to it"

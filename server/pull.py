@@ -1,0 +1,362 @@
+"""`coe pull`: fetch specialists' models from the model hub into the models folder.
+
+huggingface_hub finds what a repository holds. The bytes are fetched here, since its own download (2.4.0) throws the
+unfinished part away when it is interrupted, and a model has many gigabytes: here the part stays, in a hidden folder
+beside the model, and the next pull goes on at its end. A file takes its place only when it is whole and, where the
+hub tells its SHA-256, when that agrees; until then whatever stood there stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import httpx
+from coe.server.model_files import matching_models, parts_missing, repository_folder
+from coe.server.roster_models import ModelSource, Roster
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+PARENT = "parent"  # what the roster's parent is called on the command line
+
+_HUB = "https://huggingface.co"
+_PARTIAL = ".partial"  # hidden, so that no roster pattern finds what is in it
+_VERIFIED = ".verified"
+_CHUNK_BYTES = 2**20
+_TIMEOUT = httpx.Timeout(30.0, connect=15.0)
+_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # between attempts that brought nothing new
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PullError(Exception):
+    """A model cannot be fetched; `remedy` says what a person can do about it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message} {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository. sha256: None where the hub does not tell it (small files outside LFS)."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What the hub says of a repository. revision: the commit that the files were listed at."""
+
+    name: str
+    revision: str
+    files: tuple[HubFile, ...]
+
+
+@dataclass(frozen=True)
+class Want:
+    """Somebody's wish for a model: the one that `pattern` finds in a repository."""
+
+    name: str
+    repo: str
+    pattern: str
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model to be fetched: the specialists that wait for it, and its files (several of a split one) in order."""
+
+    names: tuple[str, ...]
+    repo: str
+    revision: str
+    folder: Path
+    files: tuple[HubFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched, and which wishes cannot be met: the name, and why."""
+
+    models: tuple[PlannedModel, ...]
+    refused: tuple[tuple[str, PullError], ...]
+
+
+def plan_downloads(wants: Sequence[Want], found: Mapping[str, Repository | PullError], models_dir: Path) -> Plan:
+    """Choose the files of each wish. Wishes for the same files become one model.
+
+    found: what asking the hub for each repository gave.
+    """
+    models: dict[tuple[str, tuple[HubFile, ...]], PlannedModel] = {}
+    refused: list[tuple[str, PullError]] = []
+    for want in wants:
+        repository = found[want.repo]
+        try:
+            if isinstance(repository, PullError):
+                raise repository
+            files = choose_files(repository, want.pattern)
+        except PullError as error:
+            refused.append((want.name, error))
+            continue
+        before = models.get((want.repo, files))
+        names = (*before.names, want.name) if before else (want.name,)
+        folder = repository_folder(models_dir, want.repo)
+        models[want.repo, files] = PlannedModel(names, want.repo, repository.revision, folder, files)
+    return Plan(tuple(models.values()), tuple(refused))
+
+
+def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
+    """The files of the one model that the pattern finds, in order. Raises PullError when it finds none or several."""
+    # A repository's names become paths here; one that leads out of its folder is nothing we fetch.
+    inside = {file.path: file for file in repository.files if _is_inside(file.path)}
+    models = matching_models(inside, pattern)
+    if not models:
+        ggufs = [name for name in inside if name.lower().endswith(".gguf")]
+        there = f"Its GGUF files: {_listed(ggufs)}." if ggufs else "It holds no GGUF file at all."
+        remedy = "Correct `pattern` in the roster." if ggufs else "Correct `repo` in the roster."
+        raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", remedy)
+    if len(models) > 1:
+        first = [model[0] for model in models]
+        raise PullError(
+            f"{pattern!r} finds {len(models)} models in {repository.name}: {_listed(first)}.",
+            "Narrow `pattern` in the roster so that it finds one.",
+        )
+    missing = parts_missing(models[0])
+    if missing:
+        raise PullError(
+            f"The model {models[0][0]} in {repository.name} lacks part {', '.join(map(str, missing))}.",
+            "Wait until its upload is complete, or choose another by `pattern` in the roster.",
+        )
+    return tuple(inside[name] for name in models[0])
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def pull(
+    roster: Roster,
+    names: Sequence[str],
+    *,
+    yes: bool,
+    token: str | None,
+    console: Console,
+    confirm: Callable[[str], bool],
+) -> int:
+    """Fetch the models of the named specialists (`parent` for the parent; no name: every specialist).
+
+    Says what it will fetch and how that fits on the disk, and asks by `confirm` before more than one model, unless
+    `yes`. token: of the hub; None for the one that huggingface_hub has saved. HF_ENDPOINT names another hub.
+    Gives the exit status: 0 when everything asked for is there. What can be fetched is, even when something else
+    cannot.
+    """
+    endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+    wants, refused = _wants(roster, names, console)
+    found = {repo: _look_up(endpoint, repo, token) for repo in dict.fromkeys(want.repo for want in wants)}
+    plan = plan_downloads(wants, found, roster.models_path)
+    for name, error in (*refused, *plan.refused):
+        _say(console, f"{name}: {error}", "red")
+    failed = bool(refused or plan.refused)
+
+    try:
+        to_fetch = [model for model in plan.models if not _is_complete(model, console)]
+        if not to_fetch:
+            return int(failed)
+        needed = sum(_lacking_bytes(model) for model in to_fetch)
+        free = _free_bytes(roster.models_path)
+        for model in to_fetch:
+            _say(console, f"{', '.join(model.names)}: {model.repo}")
+            for file in model.files:
+                _say(console, f"  {_size(file.size_bytes):>10}  {file.path}")
+        _say(console, f"To download: {_size(needed)}. Free in {roster.models_path}: {_size(free)}.")
+        if needed > free:
+            raise _no_room(needed, roster.models_path)
+        if len(to_fetch) > 1 and not yes and not confirm(f"Download {len(to_fetch)} models, {_size(needed)}?"):
+            return 1
+    except PullError as error:
+        _say(console, str(error), "red")
+        return 1
+
+    headers = {**build_hf_headers(token=token), "accept-encoding": "identity"}
+    with httpx.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True) as client, _bars(console) as bars:
+        for model in to_fetch:
+            try:
+                for file in model.files:
+                    _fetch(client, endpoint, model, file, bars)
+            except PullError as error:
+                _say(console, f"{', '.join(model.names)}: {error}", "red")
+                failed = True
+            else:
+                _say(console, f"{', '.join(model.names)}: {model.folder / model.files[0].path}")
+    return int(failed)
+
+
+def _wants(roster: Roster, names: Sequence[str], console: Console) -> tuple[list[Want], list[tuple[str, PullError]]]:
+    sources: dict[str, ModelSource] = {}
+    refused: list[tuple[str, PullError]] = []
+    for name in names or roster.names:
+        specialist = roster.find(name)
+        if specialist:
+            sources[specialist.name] = specialist
+        elif name == PARENT and roster.parent:
+            sources[PARENT] = roster.parent
+        elif name == PARENT:
+            refused.append((name, PullError("The roster names no parent.", "Add `parent` to it.")))
+        else:
+            known = ", ".join([*roster.names, *([PARENT] if roster.parent else [])])
+            refused.append((name, PullError("The roster has no such specialist.", f"It has: {known}.")))
+    wants = []
+    for name, source in sources.items():
+        if source.repo is not None:
+            wants.append(Want(name, source.repo, source.pattern or "*.gguf"))
+        elif source.package is not None:
+            _say(console, f"{name}: nothing to pull, it comes with the package {source.package} (pip install).")
+        else:
+            _say(console, f"{name}: nothing to pull, it is the file {source.file} of your own.")
+    return wants, refused
+
+
+def _look_up(endpoint: str, repo: str, token: str | None) -> Repository | PullError:
+    try:
+        info = HfApi(endpoint=endpoint, token=token).model_info(repo, files_metadata=True)
+    except GatedRepoError:
+        return _gated(endpoint, repo)
+    except RepositoryNotFoundError:
+        # The hub says the same of a private repository to those who may not see it.
+        return PullError(
+            f"The hub has no repository {repo}, or it is private.",
+            "Correct `repo` in the roster, or give a token that may read it (--token or HF_TOKEN).",
+        )
+    except HFValidationError as error:
+        return PullError(f"{repo} is no repository's name: {error}.", "Correct `repo` in the roster.")
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            return _gated(endpoint, repo)
+        return PullError(f"The hub at {endpoint} answered {status} for {repo}.", "Try again later.")
+    except Exception as error:  # the HTTP library below, and so what it raises, differs between hub versions
+        return _no_network(endpoint, error)
+    files = tuple(
+        HubFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+        if file.size is not None
+    )
+    return Repository(repo, info.sha or "main", files)
+
+
+def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFile, bars: Progress) -> None:
+    """Bring one file into its place, going on with the part that is there. Raises PullError."""
+    target = model.folder / file.path
+    if _is_verified(model.folder, file):
+        return
+    part = _part(model, file)
+    bar = bars.add_task(target.name, total=file.size_bytes)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part) as out:
+            digest = hashlib.sha256()
+            while chunk := out.read(_CHUNK_BYTES):
+                digest.update(chunk)
+            if out.tell() > file.size_bytes:
+                digest = _restart(out)
+            bars.update(bar, completed=out.tell())
+            url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
+            waits = iter(_RETRY_WAITS_S)
+            while out.tell() < file.size_bytes:
+                before = out.tell()
+                try:
+                    with client.stream("GET", url, headers={"range": f"bytes={before}-"} if before else {}) as response:
+                        _check_status(response, endpoint, model.repo, file.path)
+                        if before and response.status_code != 206:
+                            digest = _restart(out)  # the server sends the whole file
+                        for chunk in response.iter_bytes(_CHUNK_BYTES):
+                            out.write(chunk)
+                            digest.update(chunk)
+                            bars.update(bar, completed=out.tell())
+                            if out.tell() > file.size_bytes:
+                                break
+                    cut: Exception = httpx.RemoteProtocolError("the file ended early")
+                except httpx.TransportError as error:
+                    cut = error
+                if out.tell() > before:
+                    waits = iter(_RETRY_WAITS_S)
+                elif out.tell() < file.size_bytes:
+                    wait_s = next(waits, None)
+                    if wait_s is None:
+                        raise _no_network(endpoint, cut)
+                    time.sleep(wait_s)
+            if out.tell() != file.size_bytes or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
+                part.unlink()  # going on with it could only fail again
+                raise PullError(
+                    f"What came for {file.path} is not what {model.repo} lists: its SHA-256 or its length differs.",
+                    "It was thrown away; pull again. Behind a proxy or a mirror, see whether that alters files.",
+                )
+            out.flush()
+            os.fsync(out.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+        _note_verified(model.folder, file)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise _no_room(file.size_bytes - _length(part), model.folder) from error
+        raise PullError(
+            f"{target} cannot be written: {error.strerror or error}.",
+            "See to the permissions of the folder, or choose another `models_dir` in the roster.",
+        ) from error
+    finally:
+        bars.update(bar, visible=False)
+
+
+class _Part:
+    """The unfinished file, read to its end before it is written to."""
+
+    def __init__(self, path: Path) -> None:
+        # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size) or b""
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, chunk: bytes) -> None:
+        left = memoryview(chunk)
+        while left:
+            left = left[self._file.write(left) or 0 :]
+
+    def truncate(self) -> None:
+        self._file.truncate(0)
+        self._file.seek(0)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

