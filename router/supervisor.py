@@ -160,7 +160,7 @@ def choose(
     why = f"{subject} {confidence:.2f}"
     direct = any(subject in map(canonical, c.domains) for c in able if c.name == best)
     if not direct and best == fallback:
-        return decision(best, confidence, f"{why}, which has no specialist", "fallback")
+        return decision(best, confidence, f"{subject} has no specialist", "fallback")
     if not direct:
         why += f", {best} stands in"
     if best != peers[0]:

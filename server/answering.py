@@ -182,9 +182,7 @@ class Answer:
         lease = await self.college.lease(fallback)
         self.lease = lease
         self.retries = 2
-        streams = [
-            self._after_accepted(lease.generate(self._request(fallback, rules, index))) for index in indices
-        ]
+        streams = [self._after_accepted(lease.generate(self._request(fallback, rules, index))) for index in indices]
         outcomes = await self._collect(streams, fallback)
         self.answered_by = fallback
         self.rules = replace(rules, notes=self.rules.notes)

@@ -63,7 +63,7 @@ class Metrics:
         self._leaked.labels(specialist).inc(end.leaked_blocks)
 
     def unfinished(self, specialist: str, reason: str, count: int) -> None:
-        """Answers ended before their models had finished: cancelled when the client left, failed when something broke."""
+        """Answers ended before their models were done: cancelled when the client left, failed when something broke."""
         self._ended.labels(specialist, reason).inc(count)
 
     def text(self) -> bytes:

@@ -15,18 +15,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 
 import httpx
-from coe.server.model_files import matching_models, parts_missing, repository_folder
-from coe.server.roster_models import ModelSource, Roster
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import build_hf_headers
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from coe.server.model_files import matching_models, parts_missing, repository_folder
+from coe.server.roster_models import ModelSource, Roster
 
 PARENT = "parent"  # what the roster's parent is called on the command line
 
@@ -199,12 +200,17 @@ def pull(
         _say(console, str(error), "red")
         return 1
 
-    headers = {**build_hf_headers(token=token), "accept-encoding": "identity"}
+    headers = {"accept-encoding": "identity"}  # sizes and ranges are those of the file itself
+    if bearer := token or get_token():
+        headers["authorization"] = f"Bearer {bearer}"
     with httpx.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True) as client, _bars(console) as bars:
         for model in to_fetch:
             try:
-                for file in model.files:
-                    _fetch(client, endpoint, model, file, bars)
+                # All parts first: a split model must not end as a mixture of two versions.
+                parts = [(file, _fetch(client, endpoint, model, file, bars)) for file in model.files]
+                for file, part in parts:
+                    if part:
+                        _place(model, file, part)
             except PullError as error:
                 _say(console, f"{', '.join(model.names)}: {error}", "red")
                 failed = True
@@ -266,16 +272,18 @@ def _look_up(endpoint: str, repo: str, token: str | None) -> Repository | PullEr
     return Repository(repo, info.sha or "main", files)
 
 
-def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFile, bars: Progress) -> None:
-    """Bring one file into its place, going on with the part that is there. Raises PullError."""
-    target = model.folder / file.path
+def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFile, bars: Progress) -> Path | None:
+    """Bring one file into its partial file, going on with what is there; None when the file is in its place already.
+
+    Raises PullError. What has come by then stays, unless it is not what the hub lists.
+    """
     if _is_verified(model.folder, file):
-        return
+        return None
     part = _part(model, file)
-    bar = bars.add_task(target.name, total=file.size_bytes)
+    bar = bars.add_task(PurePosixPath(file.path).name, total=file.size_bytes)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part) as out:
+        with _opened(part) as out:
             digest = hashlib.sha256()
             while chunk := out.read(_CHUNK_BYTES):
                 digest.update(chunk)
@@ -284,79 +292,204 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
             bars.update(bar, completed=out.tell())
             url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
             waits = iter(_RETRY_WAITS_S)
-            while out.tell() < file.size_bytes:
-                before = out.tell()
+            while (before := out.tell()) < file.size_bytes:
+                cut: Exception = httpx.RemoteProtocolError("the file ended early")
                 try:
                     with client.stream("GET", url, headers={"range": f"bytes={before}-"} if before else {}) as response:
-                        _check_status(response, endpoint, model.repo, file.path)
-                        if before and response.status_code != 206:
-                            digest = _restart(out)  # the server sends the whole file
-                        for chunk in response.iter_bytes(_CHUNK_BYTES):
-                            out.write(chunk)
-                            digest.update(chunk)
-                            bars.update(bar, completed=out.tell())
-                            if out.tell() > file.size_bytes:
-                                break
-                    cut: Exception = httpx.RemoteProtocolError("the file ended early")
-                except httpx.TransportError as error:
+                        if before and response.status_code in (200, 416):
+                            digest = _restart(out)  # the server cannot go on in the middle
+                        if response.status_code != 416 or not before:
+                            _check_status(response, endpoint, model.repo, file.path)
+                            for chunk in response.iter_bytes():  # as it comes: gathered chunks are lost in a cut
+                                _write(out, chunk)
+                                digest.update(chunk)
+                                bars.update(bar, completed=out.tell())
+                                if out.tell() > file.size_bytes:
+                                    break
+                except httpx.RequestError as error:
                     cut = error
                 if out.tell() > before:
                     waits = iter(_RETRY_WAITS_S)
-                elif out.tell() < file.size_bytes:
-                    wait_s = next(waits, None)
-                    if wait_s is None:
-                        raise _no_network(endpoint, cut)
-                    time.sleep(wait_s)
-            if out.tell() != file.size_bytes or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
+                    continue
+                wait_s = next(waits, None)
+                if wait_s is None:
+                    raise _no_network(endpoint, cut)
+                time.sleep(wait_s)
+            if out.tell() != file.size_bytes or (file.sha256 and digest.hexdigest() != file.sha256):
                 part.unlink()  # going on with it could only fail again
                 raise PullError(
                     f"What came for {file.path} is not what {model.repo} lists: its SHA-256 or its length differs.",
                     "It was thrown away; pull again. Behind a proxy or a mirror, see whether that alters files.",
                 )
-            out.flush()
             os.fsync(out.fileno())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
-        _note_verified(model.folder, file)
+        return part
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise _no_room(file.size_bytes - _length(part), model.folder) from error
-        raise PullError(
-            f"{target} cannot be written: {error.strerror or error}.",
-            "See to the permissions of the folder, or choose another `models_dir` in the roster.",
-        ) from error
+        raise _disk_error(error, part, max(1, file.size_bytes - _length(part))) from error
     finally:
         bars.update(bar, visible=False)
 
 
-class _Part:
-    """The unfinished file, read to its end before it is written to."""
+def _place(model: PlannedModel, file: HubFile, part: Path) -> None:
+    target = model.folder / file.path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+        _note_verified(model.folder, file)
+        part.parent.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _disk_error(error, target, file.size_bytes) from error
 
-    def __init__(self, path: Path) -> None:
-        # Unbuffered: what a full disk did not take must not be tried again when the file is closed.
-        self._file = path.open("a+b", buffering=0)
-        self._file.seek(0)
 
-    def fileno(self) -> int:
-        return self._file.fileno()
+def _part(model: PlannedModel, file: HubFile) -> Path:
+    # Named by its content: what is left of another version of the file is never gone on with.
+    return model.folder / _PARTIAL / f"{(file.sha256 or model.revision)[:16]}-{PurePosixPath(file.path).name}"
 
-    def read(self, size: int) -> bytes:
-        return self._file.read(size) or b""
 
-    def tell(self) -> int:
-        return self._file.tell()
+@contextmanager
+def _opened(part: Path) -> Iterator[FileIO]:
+    """The partial file, locked against another pull. Unbuffered, so that closing it writes nothing more."""
+    with FileIO(part, "a+") as out:
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PullError("Another pull is fetching this file.", "Wait until it is done.") from None
+        out.seek(0)
+        yield out
 
-    def write(self, chunk: bytes) -> None:
-        left = memoryview(chunk)
-        while left:
-            left = left[self._file.write(left) or 0 :]
 
-    def truncate(self) -> None:
-        self._file.truncate(0)
-        self._file.seek(0)
+def _write(out: FileIO, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[out.write(left) or 0 :]
 
-    def flush(self) -> None:
-        self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
+def _restart(out: FileIO) -> hashlib._Hash:
+    out.truncate(0)
+    out.seek(0)
+    return hashlib.sha256()
+
+
+def _check_status(response: httpx.Response, endpoint: str, repo: str, path: str) -> None:
+    status = response.status_code
+    if status < 300:
+        return
+    if status in (401, 403):
+        raise _gated(endpoint, repo)
+    if status == 404:
+        raise PullError(f"The hub lists {path} in {repo} but does not have it.", "Pull again in a while.")
+    if status == 429 or status >= 500:
+        raise httpx.RemoteProtocolError(f"status {status}", request=response.request)  # tried again, like a cut line
+    raise PullError(f"The hub at {endpoint} answered {status} for {path} of {repo}.", "Pull again in a while.")
+
+
+def _is_complete(model: PlannedModel, console: Console) -> bool:
+    if not all(_is_verified(model.folder, file) for file in model.files):
+        return False
+    _say(console, f"{', '.join(model.names)}: already there, {model.folder / model.files[0].path}")
+    return True
+
+
+def _lacking_bytes(model: PlannedModel) -> int:
+    return sum(
+        max(0, file.size_bytes - _length(_part(model, file)))
+        for file in model.files
+        if not _is_verified(model.folder, file)
+    )
+
+
+def _is_verified(folder: Path, file: HubFile) -> bool:
+    """Whether the file in its place is the hub's. Hashing it is left out while it is as it was when that was known."""
+    target = folder / file.path
+    if _length(target) != file.size_bytes or not target.is_file():
+        return False
+    if file.sha256 is None:
+        return True
+    note = _note(folder, file)
+    if note.is_file() and note.read_text(encoding="utf-8") == _stamp(target, file.sha256):
+        return True
+    with target.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+            return False
+    _note_verified(folder, file)
+    return True
+
+
+def _note_verified(folder: Path, file: HubFile) -> None:
+    if file.sha256 is None:
+        return
+    note = _note(folder, file)
+    with suppress(OSError):  # it only saves time; a models folder that cannot be written to is fine here
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(_stamp(folder / file.path, file.sha256), encoding="utf-8")
+
+
+def _note(folder: Path, file: HubFile) -> Path:
+    return folder / _VERIFIED / (file.path.replace("/", "--") + ".sha256")
+
+
+def _stamp(target: Path, sha256: str) -> str:
+    stat = target.stat()
+    return f"{sha256} {stat.st_size} {stat.st_mtime_ns}\n"
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _free_bytes(folder: Path) -> int:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _gated(endpoint: str, repo: str) -> PullError:
+    return PullError(
+        f"The hub does not let you download {repo}: it is gated, or the token may not read it.",
+        f"Accept its licence at {endpoint}/{repo}, then give a token of that account (--token or HF_TOKEN).",
+    )
+
+
+def _no_network(endpoint: str, error: Exception) -> PullError:
+    return PullError(
+        f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
+        "See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and pull again: it goes on where it stopped.",
+    )
+
+
+def _no_room(needed_bytes: int, folder: Path) -> PullError:
+    free = _free_bytes(folder)
+    return PullError(
+        f"The disk of {folder} has no room: {_size(needed_bytes)} ({needed_bytes} bytes) are needed, "
+        f"{_size(free)} ({free} bytes) are free.",
+        "Make room, or choose another `models_dir` in the roster, and pull again: it goes on where it stopped.",
+    )
+
+
+def _disk_error(error: OSError, path: Path, needed_bytes: int) -> PullError:
+    if error.errno in _NO_ROOM:
+        return _no_room(needed_bytes, path.parent)
+    return PullError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        "See to the permissions of the folder, or choose another `models_dir` in the roster.",
+    )
+
+
+def _bars(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
+    return Progress(*columns, TimeRemainingColumn(), console=console)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 from coe.engine.errors import EngineError
 from coe.engine.memory import budget_bytes
+from coe.router.encoder import RouterError
 from rich.console import Console
 
 from .app import make_app, read_keys
@@ -78,10 +79,12 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
-    out.print(f"Reading {roster.path}, and asking llama.cpp what each model would take ...", markup=False, soft_wrap=True)
+    reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
+    out.print(reading, markup=False, soft_wrap=True)
     try:
         college = await College.open(roster)
-    except EngineError as error:
+        await college.supervisor.start()
+    except (EngineError, RouterError) as error:
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]

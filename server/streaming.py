@@ -100,7 +100,9 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def with_comments(frames: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE_S) -> AsyncGenerator[bytes, None]:
+async def with_comments(
+    frames: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE_S
+) -> AsyncGenerator[bytes, None]:
     """The frames, and a comment whenever none comes for some seconds. Closing it closes `frames`."""
     try:
         while True:

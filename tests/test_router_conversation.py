@@ -88,7 +88,10 @@ def test_the_humans_words_are_taken_out_of_a_retrieval_prompt():
         ("### Task:\nGenerate 1-3 broad tags categorizing the main themes of the chat history", "tags"),
         ("### Task:\nSuggest 3-5 relevant follow-up questions or prompts that the user might ask", "follow-ups"),
         ("### Task:\nYou are an autocompletion system. Continue the text in `<text>`", "autocompletion"),
-        ("### Task:\nAnalyze the chat history to determine the necessity of generating search queries", "search queries"),
+        (
+            "### Task:\nAnalyze the chat history to determine the necessity of generating search queries",
+            "search queries",
+        ),
         ("Provide a concise, 5-word-or-less title for the conversation, using its same language", "title"),
         ("Create a concise, 3-5 word title with an emoji for the following query: hello", "title"),
     ],

