@@ -180,8 +180,8 @@ def with_domains(
     embed: texts -> (n, 384) unit rows; None fits on n-grams alone. Takes a second or a few (the prompts are embedded).
     Labels are rows of their own, so the shipped ones stay as they are.
     """
-    from scipy import sparse  # type: ignore[import-untyped]
-    from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+    from scipy import sparse
+    from sklearn.svm import LinearSVC
 
     negatives = [text for _, text in shipped_prompts()]
     from_prompts = _rows(head, negatives, embed)

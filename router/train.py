@@ -64,7 +64,7 @@ def read_questions(path: Path) -> list[tuple[str, str, str]]:
 
 def corpus(questions: Sequence[tuple[str, str, str]], embed: Callable[[Sequence[str]], Array]) -> Corpus:
     """Features of the questions and of the shipped prompts."""
-    from scipy import sparse  # type: ignore[import-untyped]
+    from scipy import sparse
 
     rows = [*questions, *((label, text, PROMPTS) for label, text in shipped_prompts())]
     indices, values, starts = [], [], [0]
@@ -103,7 +103,7 @@ def ngram_matrix(counts: Any, idf: NDArray[np.float32]) -> Any:
 def fit(corpus: Corpus, rows: Array) -> Head:
     """A head fitted on the given rows, both temperatures 1."""
     from scipy import sparse
-    from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+    from sklearn.svm import LinearSVC
 
     idf = inverse_document_frequency(corpus.counts[rows])
     ngrams = ngram_matrix(corpus.counts[rows], idf)
@@ -138,7 +138,7 @@ def scores(head: Head, corpus: Corpus, rows: Array) -> tuple[Array, Array]:
 
 def out_of_fold_scores(corpus: Corpus, n_folds: int = FOLDS) -> tuple[Array, Array]:
     """Scores of every row by a head that was fitted without that row's fold."""
-    from sklearn.model_selection import StratifiedKFold  # type: ignore[import-untyped]
+    from sklearn.model_selection import StratifiedKFold
 
     n = len(corpus.labels)
     plain, joint = np.zeros((n, len(DOMAINS))), np.zeros((n, len(DOMAINS)))
@@ -150,7 +150,7 @@ def out_of_fold_scores(corpus: Corpus, n_folds: int = FOLDS) -> tuple[Array, Arr
 
 def fit_temperature(unscaled: Array, labels: Array, weights: Array) -> float:
     """The temperature of least weighted cross-entropy."""
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     def loss(temperature: float) -> float:
         chosen = softmax(unscaled / temperature)[np.arange(len(labels)), labels]

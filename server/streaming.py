@@ -54,7 +54,7 @@ class EventStream(Response):
     """Server-sent events from a generator of frames.
 
     Whatever ends the stream (its end, an error, the client's leaving, the server's stop), `close` has run when
-    __call__ returns. An error after the first byte becomes an error frame, and then the stream ends.
+    __call__ returns; it may run twice. An error after the first byte becomes an error frame, and then the stream ends.
     """
 
     media_type = "text/event-stream"
@@ -97,6 +97,8 @@ class EventStream(Response):
             if failure.status == 500:
                 _log.exception("a stream failed")
             await send({"type": "http.response.body", "body": data_frame(failure.body()), "more_body": True})
+        # Before the client learns of the end: its next request is to find the lease given back.
+        await self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

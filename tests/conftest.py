@@ -56,7 +56,7 @@ def new_engine() -> Iterator[Callable[..., LocalEngine]]:
 
     def make(model: Model, *, parallel: int = 1, context_tokens: int = 512, cache_tokens: int = 0) -> LocalEngine:
         spec = LoadSpec(
-            Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=2
+            Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=1
         )
         engines.append(LocalEngine(model, spec))
         return engines[-1]
@@ -69,7 +69,7 @@ def new_engine() -> Iterator[Callable[..., LocalEngine]]:
 @pytest.fixture(scope="session")
 def smollm2_spec(smollm2: Path) -> LoadSpec:
     """A light way to load SmolLM2."""
-    return LoadSpec(smollm2, context_tokens=512, parallel=2, threads=2)
+    return LoadSpec(smollm2, context_tokens=512, parallel=2, threads=1)
 
 
 @pytest_asyncio.fixture
