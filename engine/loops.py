@@ -135,10 +135,13 @@ class LoopGuard:
         if period:
             return self._found(f"a block of {period} characters over and over", self._tail[-period:])
         numbered = _NUMBER.sub("\0", self._tail)
-        period = _period(numbered, *(NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS))
+        chars, rounds = NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS
+        period = _period(numbered, chars, rounds)
         block = numbered[len(numbered) - period :]
         # A table numbers its rows, and the rest of a row is often that of all rows.
-        if not period or "\n|" in block or not _counts(self._tail, block.count("\0")):
+        if not period or "\n|" in block:
+            return None
+        if not _counts(self._tail, block.count("\0"), max(rounds, chars // period)):
             return None
         if prose or len(set(_LETTERS.findall(block))) >= NUMBERED_WORDS:
             block = self._tail[-period:]
@@ -165,11 +168,10 @@ def _ends_in_prose(tail: str) -> bool:
     return prose >= 0.8 * sum(map(len, lines))
 
 
-def _counts(text: str, numbers: int) -> bool:
-    """Whether the text's end, with so many numbers a round, counts: each grows by equal steps, or stays. Measured
-    values do not, and what differs only in them is no loop."""
+def _counts(text: str, numbers: int, rounds: int) -> bool:
+    """Whether the last rounds of the text, with so many numbers each, count: each number grows by equal steps, or
+    stays. Measured values do not, and what differs only in them is no loop."""
     found = _NUMBER.findall(text.rstrip("0123456789"))  # the last one may be unfinished
-    rounds = 4
     if not numbers or len(found) < rounds * numbers:
         return False
     for place in range(len(found) - rounds * numbers, len(found) - (rounds - 1) * numbers):

@@ -39,6 +39,7 @@ async def _probe(job: Mapping[str, Any], what: str) -> dict[str, Any]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is the server's to answer, not a dry run's
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), _PROBE_TIMEOUT_S)

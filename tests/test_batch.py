@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from coe.engine.llama import Model
 from coe.engine.request import Delta, Finish, Finished
-from coe.engine.spec import Sampling, Thinking, ThinkingMode
-from local_engine import GREEDY, LocalEngine
+from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from local_engine import LocalEngine
 
 NewEngine = Callable[..., LocalEngine]
 
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+GRAVITY = [{"role": "user", "content": "What is gravity?"}]
 PROMPTS = [
     "The capital of France is",
     "Water boils at a temperature of",
@@ -29,26 +30,19 @@ def alone(smollm2_model: Model) -> dict[str, str]:
     """Greedy texts, each made alone from an empty cache."""
     texts = {}
     for prompt in PROMPTS:
-        engine = LocalEngine(smollm2_model, _spec(1))
+        engine = LocalEngine(smollm2_model, LoadSpec(Path(), context_tokens=512, parallel=1, threads=1))
         texts[prompt] = engine.ask(prompt).text
         engine.close()
     return texts
 
 
-def _spec(parallel: int) -> object:
-    from pathlib import Path
-
-    from coe.engine.spec import LoadSpec
-
-    return LoadSpec(Path(), context_tokens=512, parallel=parallel, threads=1)
-
-
 class TestAnswers:
     def test_a_real_model_answers_a_question(self, smollm2_model: Model, new_engine: NewEngine) -> None:
-        answer = new_engine(smollm2_model).ask(CAPITAL, max_tokens=40)
-        assert "Paris" in answer.text
-        assert answer.finished.reason is Finish.STOP
-        assert answer.finished.completion_tokens > 0
+        assert "Gravity is" in new_engine(smollm2_model).ask(GRAVITY).text
+
+    def test_the_answer_ends_with_the_models_own_end_of_turn(self, smollm2_model: Model, new_engine: NewEngine) -> None:
+        finished = new_engine(smollm2_model).ask(GRAVITY, logit_bias={smollm2_model.vocab.eos: 100.0}).finished
+        assert (finished.reason, finished.completion_tokens) == (Finish.STOP, 0)
 
     def test_the_same_seed_alone_from_an_empty_cache_gives_the_same_answer(
         self, smollm2_model: Model, new_engine: NewEngine
@@ -100,12 +94,10 @@ class TestAnswers:
     def test_a_looping_answer_is_ended_by_the_guard(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         vocab = smollm2_model.vocab
         looping = "The cat sat on the mat. " * 4
-        finished = new_engine(smollm2_model, context_tokens=1024).ask(
-            looping, max_tokens=None, loop_guard=True, logit_bias={vocab.eos: -100.0}
-        ).finished
+        bias = {vocab.eos: -100.0}
+        finished = new_engine(smollm2_model).ask(looping, max_tokens=None, loop_guard=True, logit_bias=bias).finished
         assert finished.reason is Finish.LOOP
         assert finished.loop
-        assert finished.completion_tokens < 900
 
 
 class TestRejections:
@@ -130,7 +122,7 @@ class TestRejections:
     ) -> None:
         engine = new_engine(smollm2_model)
         wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
-        assert engine.rejection(engine.submit(CAPITAL, response_format=wanted)).error == "GrammarError"
+        assert engine.rejection(engine.submit(GRAVITY, response_format=wanted)).error == "GrammarError"
         assert engine.ask(PROMPTS[0], max_tokens=1).finished.completion_tokens == 1
 
     @pytest.mark.parametrize("fields", [{"stop": [""]}, {"response_format": {"type": "json_schema"}}])
@@ -146,8 +138,9 @@ class TestRejections:
         assert engine.answer(running).finished.completion_tokens == 4
 
     def test_nul_and_surrogates_in_a_prompt_are_only_text(self, smollm2_model: Model, new_engine: NewEngine) -> None:
-        answer = new_engine(smollm2_model).ask("a\0b \ud800 c", max_tokens=2)
-        assert answer.finished.completion_tokens == 2
+        answer = new_engine(smollm2_model).ask("a\0b \ud800 c", max_tokens=1)
+        assert answer.finished.completion_tokens == 1
+        assert answer.finished.prompt_tokens > 3
 
     def test_an_empty_prompt_is_continued(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         assert new_engine(smollm2_model).ask("", max_tokens=2).finished.prompt_tokens == 1
@@ -156,11 +149,11 @@ class TestRejections:
 class TestPrefixReuse:
     def test_the_second_turn_reads_only_what_is_new(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model, parallel=2)
-        first = engine.ask(CAPITAL, max_tokens=40)
-        then = [*CAPITAL, {"role": "assistant", "content": first.text}, {"role": "user", "content": "And of Italy?"}]
-        second = engine.ask(then, max_tokens=24)
+        first = engine.ask(GRAVITY)
+        then = [*GRAVITY, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Who found it?"}]
+        second = engine.ask(then)
         assert second.finished.cached_tokens > first.finished.prompt_tokens
-        assert second.text == new_engine(smollm2_model).ask(then, max_tokens=24).text
+        assert second.text[:20] == new_engine(smollm2_model).ask(then).text[:20]
 
     def test_a_shared_beginning_is_copied_and_its_owner_goes_on(
         self, smollm2_model: Model, new_engine: NewEngine
@@ -228,19 +221,19 @@ class TestFullCache:
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         keep_going = {"max_tokens": 48, "logit_bias": {smollm2_model.vocab.eos: -100.0}}
-        engine = new_engine(smollm2_model, parallel=2, context_tokens=96)
+        engine = new_engine(smollm2_model, parallel=2, context_tokens=128)
         ids = [engine.submit(text, **keep_going) for text in self.LONG]
         starts: list[int] = []
         while engine.loop.step():
             starts.append(engine.loop.active)
-            assert engine.loop.cells_used <= 96
+            assert engine.loop.cells_used <= 128
         assert 2 in starts, "they ran together"
         changes = [a for a, b in zip(starts, starts[1:], strict=False) if a != b]
         assert changes[:1] == [2], "until one gave way"
         for text, request_id in zip(self.LONG, ids, strict=True):
             answer = engine.answer(request_id)
             assert answer.finished.completion_tokens == 48
-            assert answer.text[:60] == new_engine(smollm2_model, context_tokens=96).ask(text, **keep_going).text[:60]
+            assert answer.text[:60] == new_engine(smollm2_model, context_tokens=128).ask(text, **keep_going).text[:60]
 
     def test_a_newcomer_that_does_not_fit_waits_and_nobody_is_lost(
         self, smollm2_model: Model, new_engine: NewEngine
@@ -271,7 +264,7 @@ class TestFullCache:
 
     def test_a_sequence_that_gave_way_can_be_cancelled(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         keep_going = {"max_tokens": 48, "logit_bias": {smollm2_model.vocab.eos: -100.0}}
-        engine = new_engine(smollm2_model, parallel=2, context_tokens=96)
+        engine = new_engine(smollm2_model, parallel=2, context_tokens=128)
         first, second = (engine.submit(text, **keep_going) for text in self.LONG)
         while not (engine.loop.waiting and any(isinstance(event, Delta) for event in engine.of(second))):
             assert engine.loop.step()
@@ -352,8 +345,7 @@ class TestText:
         assert np.exp([value for *_, value in entry.top]).sum() <= 1 + 1e-9
 
     def test_there_is_one_logprob_a_token(self, smollm2_model: Model, new_engine: NewEngine) -> None:
-        answer = new_engine(smollm2_model).ask(CAPITAL, max_tokens=40, top_logprobs=0)
-        assert answer.finished.reason is Finish.STOP
+        answer = new_engine(smollm2_model).ask("Q: 1 + 1 = ? A: 2. Q: 2 + 2 = ? A:", max_tokens=60, top_logprobs=0)
         assert len(answer.logprobs) == answer.finished.completion_tokens
         assert b"".join(bytes(entry.bytes) for entry in answer.logprobs).decode() == answer.text
 
@@ -479,6 +471,3 @@ class TestThinking:
         assert answer.reasoning == "", "a think-off specialist shows no thoughts"
         assert answer.text
 
-
-def test_greedy_and_the_defaults_are_what_the_tests_think() -> None:
-    assert (GREEDY.temperature, GREEDY.repeat_penalty) == (0.0, 1.0)

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from coe.router.encoder import OFFICIAL_SHA256
 from coe.server import doctor
 from coe.server.doctor import Device, Facts, Finding, Level, judge
-from rich.console import Console
 
 CPU = Device("CPU", "A processor", "cpu", 8 << 30, 16 << 30)
 CARD = Device("CUDA0", "A card", "gpu", 15 << 30, 16 << 30)
