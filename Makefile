@@ -17,7 +17,7 @@ PORT ?=
 
 BIN := .venv/bin
 PACKAGES := $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /__init__.py,server router surgery engine demo)))
-CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tests/*.py tools/*.py benchmarks/*.py))))
+CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tools/*.py benchmarks/*.py))))
 
 help:
 	@echo "make serve    install, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"

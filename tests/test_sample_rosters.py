@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from coe.router.domains import DOMAINS
 from coe.server.roster import (
-    DOMAINS,
     Parent,
     PoolSettings,
     Problem,
