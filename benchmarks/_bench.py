@@ -71,10 +71,10 @@ def smollm2() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def random_model(folder: Path, *, vocabulary: int, name: str = "random-gemma4.gguf") -> Path:
+def random_model(folder: Path, *, vocabulary: int, window: int = 512) -> Path:
     """A small random Gemma 4 with a vocabulary of any size, in Q8_0: little to decode, much to draw from."""
-    shape = Shape(layers=3, embedding=128, experts=8, vocabulary=vocabulary, window=512)
-    return write_random_model(folder / name, shape, quantise=True)
+    shape = Shape(layers=3, embedding=128, experts=8, vocabulary=vocabulary, window=window)
+    return write_random_model(folder / "random-gemma4.gguf", shape, quantise=True)
 
 
 def end_tokens(model: Path) -> list[int]:

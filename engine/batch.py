@@ -49,6 +49,7 @@ class BatchLoop:
         self._slots = [Slot(index) for index in range(context.n_seq)]
         self._waiting: deque[ActiveSequence] = deque()
         self._clock = 0
+        self._crowded = False  # llama.cpp found no cells: nobody starts before somebody has ended
         self._samplers = (
             ThreadPoolExecutor(spec.threads or min(4, context.n_seq), "sample")
             if model.vocab.n_tokens >= _WIDE_VOCABULARY
@@ -148,7 +149,7 @@ class BatchLoop:
         return True
 
     def _start_waiting(self) -> None:
-        while self._waiting:
+        while self._waiting and not (self._crowded and self.active):
             sequence = self._waiting[0]
             placement = choose_slot(sequence.tokens, [self._view(slot) for slot in self._slots], share=sequence.shares)
             if placement is None:
@@ -266,6 +267,7 @@ class BatchLoop:
             youngest = max(running, key=lambda slot: slot.sequence.started if slot.sequence else 0)
             assert youngest.sequence is not None
             youngest.sequence.shares = False
+            self._crowded = True
             self._preempt(youngest)
             return []
         if result:
@@ -302,6 +304,7 @@ class BatchLoop:
         sequence = slot.sequence
         assert sequence is not None
         slot.sequence = None
+        self._crowded = False
         self._clock += 1
         slot.last_used = self._clock
         self._end(sequence, reason)

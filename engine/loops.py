@@ -28,6 +28,8 @@ SAME_DISTINCT = 0.60  # unless so many are distinct: a poem has new lines betwee
 PERIOD_CHARS = 4096  # the longest period looked for
 PROSE_PERIODS = (600, 3)  # a period counts after this many characters, and as many rounds
 NUMBERED_PROSE_PERIODS = (1200, 4)  # the same, its numbers changing from round to round
+LINE_PERIODS = (1500, 12)  # in one endless line that is no code: formulas, for the most part
+LINE_PERIOD_CHARS = 8  # from this on; arrays of equal numbers have shorter ones
 STRUCTURE_PERIODS = (3000, 4)
 NUMBERED_STRUCTURE_PERIODS = (6000, 12)
 NUMBERED_WORDS = 4  # different words that a numbered round has at least, where it is no prose
@@ -134,6 +136,10 @@ class LoopGuard:
         period = _period(self._tail, *(PROSE_PERIODS if prose else STRUCTURE_PERIODS))
         if period:
             return self._found(f"a block of {period} characters over and over", self._tail[-period:])
+        if not self._fence and len(self._line) >= LINE_PERIODS[0]:
+            period = _period(self._tail, *LINE_PERIODS)
+            if period >= LINE_PERIOD_CHARS:
+                return self._found(f"a block of {period} characters over and over in one line", self._tail[-period:])
         numbered = _NUMBER.sub("\0", self._tail)
         chars, rounds = NUMBERED_PROSE_PERIODS if prose else NUMBERED_STRUCTURE_PERIODS
         period = _period(numbered, chars, rounds)

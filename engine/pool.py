@@ -241,8 +241,7 @@ class Pool:
         if need + pinned > self.settings.budget_bytes:
             kept = f", {gibibytes(pinned)} of them pinned" if pinned else ""
             raise UnavailableError(
-                f"{specialist} needs {gibibytes(need)}; the budget is "
-                f"{gibibytes(self.settings.budget_bytes)}{kept}.",
+                f"{specialist} needs {gibibytes(need)}; the budget is {gibibytes(self.settings.budget_bytes)}{kept}.",
                 "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
             )
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gguf import GGMLQuantizationType as Type
+
+from .batch import BatchLoop
 from .chat_template import ChatTemplate
 from .errors import EngineError
 from .gguf_header import Header, TensorInfo, read_split
@@ -25,6 +29,14 @@ from .spec import Footprint, LoadSpec, Thinking, ThinkingMode
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
 # An estimate; the pool measures the true figure with the first load.
 GPU_RUNTIME_BYTES = 420 * 2**20
+
+# Types that ggml keeps a copy of in another order for this kind of processor.
+# Source: ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type.
+_REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q2_K}
+if platform.machine().lower() in ("arm64", "aarch64"):
+    _REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q5_K, Type.Q6_K, Type.Q8_0}
+
+_CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabulary in every thread that samples
 
 _MIB = 2**20
 _SIZE = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
@@ -64,6 +76,19 @@ def weights(headers: Sequence[Header], spec: LoadSpec, has_gpu: bool) -> tuple[i
     return device, total - device
 
 
+def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
+    """Bytes that weights take a second time on a processor whose ggml repacks them.
+
+    The repacked matrices are memory of the worker's own. With mmap the file stays mapped beside them; without, only an
+    embedding that serves as the output too is there twice: its rows are looked up in the file's order.
+    """
+    names = {tensor.name for header in headers for tensor in header.tensors}
+    twice = [t for header in headers for t in header.tensors if t.type in _REPACKED and len(t.shape) > 1]
+    if not spec.mmap:
+        twice = [t for t in twice if t.name == "token_embd.weight" and "output.weight" not in names]
+    return sum(tensor.n_bytes for tensor in twice)
+
+
 def buffers(log: Iterable[str]) -> tuple[int, int, int]:
     """KV bytes, compute bytes on GPUs (or on the host where there is none), and compute bytes on the host, logged."""
     kv = compute = host = 0.0
@@ -83,14 +108,23 @@ def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
     headers = read_split(spec.path)
     has_gpu = any(device.kind == "gpu" for device in found) and spec.gpu_layers != 0
     log = start()
-    overhead = rss_bytes()
+    log.lines.clear()
     model = Model(spec, dry_run=True)
+    repacks = any("CPU_REPACK model buffer size" in line for line in log.lines)
     log.lines.clear()
     context = Context(model, spec)
     kv, compute, host = buffers(log.lines)
+    # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
+    loop = BatchLoop(model, context, spec, lambda event: None)
+    overhead = rss_bytes() + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+    loop.close()
     context.close()
     device_weights, host_weights = weights(headers, spec, has_gpu)
     notes = []
+    if repacks and not has_gpu and (extra := copies(headers, spec)):
+        device_weights += extra
+        if spec.mmap:
+            notes.append(f"the processor's own copies of weights take {extra / _MIB:.0f} MiB; mmap: false avoids most")
     trained = model.trained_context_tokens
     if trained and spec.context_tokens > trained:
         notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")

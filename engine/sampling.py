@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -18,6 +19,9 @@ from .llama import Context, Vocab
 from .spec import Sampling
 
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+# The converter writes 🐍 as JSON does, \ud83d\udc0d; a grammar takes each half for a character of its own.
+_SURROGATE_PAIR: Final = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
+_SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}|[\ud800-\udfff]")
 MAX_SEED: Final = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random seed
 
 
@@ -34,16 +38,20 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
     try:
         assert response_format is not None
         schema = response_format["json_schema"].get("schema", {})
-        grammar = str(json_schema_to_gbnf(json.dumps(schema)))
-        grammar.encode()  # a lone surrogate has no bytes
-        if "\0" in grammar:
-            raise ValueError("NUL in the grammar")
+        grammar = _SURROGATE_PAIR.sub(_one_escape, str(json_schema_to_gbnf(json.dumps(schema))))
+        if "\0" in grammar or _SURROGATE.search(grammar):
+            raise ValueError("the schema holds NUL or half a character")
         return grammar
     except Exception as error:  # the converter raises whatever it trips over
         raise GrammarError(
             f"response_format.json_schema cannot be turned into a grammar: {error!r}.",
             "Use the JSON Schema features that llama.cpp's converter knows.",
         ) from error
+
+
+def _one_escape(pair: re.Match[str]) -> str:
+    high, low = int(pair[1], 16), int(pair[2], 16)
+    return f"\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
 
 
 class Sampler:

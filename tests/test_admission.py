@@ -119,9 +119,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.seats: dict[str, Seat] = {}
 
     def replan(self) -> None:
-        views = [
-            WaiterView(number, key, SIZES[key], self.now - since) for number, key, since in self.waiting
-        ]
+        views = [WaiterView(number, key, SIZES[key], self.now - since) for number, key, since in self.waiting]
         decided = plan(views, [seat.view() for seat in self.seats.values()], BUDGET, max_bypass_s=BOUND_S)
         keys = {number: key for number, key, _ in self.waiting}
         for number in decided.grants:

@@ -85,9 +85,11 @@ class TestAnswers:
         assert (finished.reason, finished.completion_tokens) == (Finish.LENGTH, 5)
 
     def test_the_answer_ends_where_the_context_does(self, smollm2_model: Model, new_engine: NewEngine) -> None:
-        finished = new_engine(smollm2_model, context_tokens=48).ask(
-            PROMPTS[2], max_tokens=None, logit_bias={smollm2_model.vocab.eos: -100.0}
-        ).finished
+        finished = (
+            new_engine(smollm2_model, context_tokens=48)
+            .ask(PROMPTS[2], max_tokens=None, logit_bias={smollm2_model.vocab.eos: -100.0})
+            .finished
+        )
         assert finished.reason is Finish.LENGTH
         assert finished.prompt_tokens + finished.completion_tokens == 48
 
@@ -116,7 +118,9 @@ class TestRejections:
         engine = new_engine(smollm2_model)
         assert engine.rejection(engine.submit("word " * 20, max_prompt_tokens=10)).error == "PromptTooLongError"
 
-    @pytest.mark.parametrize("schema", [{"type": "no such type"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}])
+    @pytest.mark.parametrize(
+        "schema", [{"type": "no such type"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}]
+    )
     def test_a_schema_that_makes_no_grammar_is_rejected(
         self, smollm2_model: Model, new_engine: NewEngine, schema: dict[str, str]
     ) -> None:
@@ -159,7 +163,9 @@ class TestPrefixReuse:
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         system = {"role": "system", "content": "You are a geographer who answers in one short sentence, always."}
-        talks = [[system, {"role": "user", "content": f"What is the capital of {land}?"}] for land in ("France", "Spain")]
+        talks = [
+            [system, {"role": "user", "content": f"What is the capital of {land}?"}] for land in ("France", "Spain")
+        ]
         engine = new_engine(smollm2_model, parallel=2)
         first = engine.submit(talks[0], max_tokens=12)
         engine.step(4)
@@ -260,7 +266,10 @@ class TestFullCache:
         engine.ask(prompt)
         engine.ask(other)
         again = engine.ask(prompt + "four", max_tokens=60)
-        assert again.text[:40] == new_engine(smollm2_model, context_tokens=160).ask(prompt + "four", max_tokens=60).text[:40]
+        assert (
+            again.text[:40]
+            == new_engine(smollm2_model, context_tokens=160).ask(prompt + "four", max_tokens=60).text[:40]
+        )
 
     def test_a_sequence_that_gave_way_can_be_cancelled(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         keep_going = {"max_tokens": 48, "logit_bias": {smollm2_model.vocab.eos: -100.0}}
@@ -301,16 +310,16 @@ class TestText:
     def test_characters_of_several_tokens_come_out_whole(
         self, smollm2_model: Model, new_engine: NewEngine, wanted: str
     ) -> None:
-        vocab = smollm2_model.vocab
-        assert len(vocab.tokenize(wanted)) > len(wanted), "the model writes these in pieces"
-        copied = f"Repeat: {wanted} {wanted} {wanted} {wanted} {wanted}"
-        answer = new_engine(smollm2_model).ask(copied, max_tokens=40)
-        assert any(char in answer.text for char in wanted)
-        assert all("\ufffd" not in delta.text for delta in answer.deltas[:-1])
+        assert len(smollm2_model.vocab.tokenize(wanted)) > len(wanted), "the model writes these in pieces"
+        schema = {"type": "json_schema", "json_schema": {"schema": {"const": wanted}}}
+        answer = new_engine(smollm2_model).ask(GRAVITY, max_tokens=60, response_format=schema)
+        assert json.loads(answer.text) == wanted
+        assert len(answer.deltas) < answer.finished.completion_tokens
+        assert all("\ufffd" not in delta.text for delta in answer.deltas)
 
     def test_json_object_is_json(self, smollm2_model: Model, new_engine: NewEngine) -> None:
-        messages = [{"role": "user", "content": "Give the name and age of a person as JSON."}]
-        answer = new_engine(smollm2_model).ask(messages, max_tokens=120, response_format={"type": "json_object"})
+        few_shots = 'Name and age as JSON:\n{"name": "Ann", "age": 3}\n{"name": "Bob", "age": 4}\n'
+        answer = new_engine(smollm2_model).ask(few_shots, max_tokens=60, response_format={"type": "json_object"})
         assert isinstance(json.loads(answer.text), dict)
 
     def test_a_schema_is_kept(self, smollm2_model: Model, new_engine: NewEngine) -> None:
@@ -340,7 +349,11 @@ class TestText:
         expected -= np.log(np.exp(expected).sum())
         best = np.sort(expected)[::-1][:5]
         assert [value for *_, value in entry.top] == pytest.approx(best.tolist(), abs=1e-4)
-        token = next(t for t in range(smollm2_model.vocab.n_tokens) if smollm2_model.vocab.piece(t, special=True) == bytes(entry.bytes))
+        token = next(
+            t
+            for t in range(smollm2_model.vocab.n_tokens)
+            if smollm2_model.vocab.piece(t, special=True) == bytes(entry.bytes)
+        )
         assert entry.logprob == pytest.approx(expected[token], abs=1e-4)
         assert np.exp([value for *_, value in entry.top]).sum() <= 1 + 1e-9
 
@@ -361,9 +374,14 @@ class TestSlidingWindow:
     """A random Gemma 4 whose layers see 32 tokens: going back is sound only with what the cache still knows."""
 
     SEEDED = Sampling(temperature=1.0, top_k=20, repeat_penalty=1.0)
+    LONG = 900  # tokens, more than the 768 cells that the layers with a window have
 
-    def ask(self, engine: LocalEngine, messages: list[dict[str, str]], tokens: int) -> tuple[list[float], Finished]:
-        answer = engine.ask(messages, sampling=self.SEEDED, seed=5, max_tokens=tokens, top_logprobs=0)
+    def ask(
+        self, engine: LocalEngine, text: str | list[dict[str, str]], tokens: int, seed: int = 5
+    ) -> tuple[list[float], Finished]:
+        """Log-probabilities of an answer's tokens, and its end."""
+        bias = {token: -100.0 for token in (1, 4)}  # the ends of a turn and of the text
+        answer = engine.ask(text, sampling=self.SEEDED, seed=seed, max_tokens=tokens, top_logprobs=0, logit_bias=bias)
         return [entry.logprob for entry in answer.logprobs], answer.finished
 
     def test_the_next_turn_after_a_long_answer_is_that_of_a_fresh_cache(
@@ -372,44 +390,53 @@ class TestSlidingWindow:
         first = [{"role": "user", "content": "w1 w2 w3 w4 w5 w6 w7 w8 w9"}]
         # The answer as a client sends it back has not the closed thinking block: the shared part ends before it.
         then = [*first, {"role": "assistant", "content": "w5 w6"}, {"role": "user", "content": "w7"}]
-        engine = new_engine(gemma4_model)
-        _, began = self.ask(engine, first, 400)
-        assert began.completion_tokens > 340, "long enough for the cells of the window to be used again"
+        engine = new_engine(gemma4_model, context_tokens=1024)
+        self.ask(engine, first, self.LONG)
+        assert engine.context.first_position(0) > 100, "the window has moved on"
         reused, finished = self.ask(engine, then, 24)
-        assert finished.cached_tokens > 0
+        assert finished.cached_tokens > 40
 
         # A fresh cache that reads the prompt in the same pieces.
-        fresh = new_engine(gemma4_model)
+        fresh = new_engine(gemma4_model, context_tokens=1024)
         self.ask(fresh, first, 1)
-        expected, _ = self.ask(fresh, then, 24)
-        assert reused == pytest.approx(expected, abs=1e-3)
-        cold, cold_finished = self.ask(new_engine(gemma4_model), then, 24)
+        expected, fresh_finished = self.ask(fresh, then, 24)
+        assert fresh_finished.cached_tokens >= finished.cached_tokens
+        assert reused == pytest.approx(expected, abs=1e-2)
+        cold, cold_finished = self.ask(new_engine(gemma4_model, context_tokens=1024), then, 24)
         assert cold_finished.cached_tokens == 0
-        assert reused == pytest.approx(cold, abs=2e-2)
+        assert reused == pytest.approx(cold, abs=1e-2)
 
     def test_without_a_checkpoint_the_prompt_is_read_anew(self, gemma4_model: Model, new_engine: NewEngine) -> None:
         prompt = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10"
-        bias = {token: -100.0 for token in (1, 4)}
-        engine = new_engine(gemma4_model)
-        engine.ask(prompt, max_tokens=400, sampling=self.SEEDED, seed=1, logit_bias=bias)
+        engine = new_engine(gemma4_model, context_tokens=1024)
+        self.ask(engine, prompt, self.LONG)
         other = prompt[:-3] + "w77 w78"
-        answer = engine.ask(other, sampling=self.SEEDED, seed=2, max_tokens=12, top_logprobs=0)
-        assert answer.finished.cached_tokens == 0
-        fresh = new_engine(gemma4_model).ask(other, sampling=self.SEEDED, seed=2, max_tokens=12, top_logprobs=0)
-        assert answer.text == fresh.text
+        logprobs, finished = self.ask(engine, other, 12)
+        assert finished.cached_tokens == 0
+        assert logprobs == pytest.approx(self.ask(new_engine(gemma4_model), other, 12)[0], abs=1e-2)
 
-    def test_cells_shared_with_a_running_conversation_never_end_the_others(
+    def test_a_short_answer_needs_no_checkpoint(self, gemma4_model: Model, new_engine: NewEngine) -> None:
+        engine = new_engine(gemma4_model, context_tokens=1024)
+        self.ask(engine, "w1 w2 w3 w4 w5 w6 w7 w8 w9", 30)
+        logprobs, finished = self.ask(engine, "w1 w2 w3 w4 w5 w6 w70 w71", 12)
+        assert finished.cached_tokens > 10
+        fresh, _ = self.ask(new_engine(gemma4_model), "w1 w2 w3 w4 w5 w6 w70 w71", 12)
+        assert logprobs == pytest.approx(fresh, abs=1e-2)
+
+    def test_shared_cells_that_fill_the_window_stop_nobody_for_good(
         self, gemma4_model: Model, new_engine: NewEngine
     ) -> None:
-        # The shared beginning fills the cells of the window, and none of them may be used again by one alone.
+        # While two share a cell none may use it again, so the cells of the window run out before those of the cache.
         begin = "w1 w2 w3 w4 " * 36
-        bias = {token: -100.0 for token in (1, 4)}
+        keep_going = {"max_tokens": 60, "logit_bias": {token: -100.0 for token in (1, 4)}}
         engine = new_engine(gemma4_model, parallel=4, context_tokens=1024, cache_tokens=4096)
-        ids = [engine.submit(begin, max_tokens=500, logit_bias=bias)]
+        ids = [engine.submit(begin, **keep_going)]
         engine.step(6)
-        ids += [engine.submit(begin + f"w{n}", max_tokens=500, logit_bias=bias) for n in range(3)]
-        engine.run()
-        assert [engine.answer(i).finished.completion_tokens for i in ids] == [500] * 4
+        ids += [engine.submit(begin + f"w{n}", **keep_going) for n in range(3)]
+        for _ in range(1000):
+            if not engine.loop.step():
+                break
+        assert [engine.answer(i).finished.completion_tokens for i in ids] == [60] * 4
 
 
 class TestThinking:
@@ -470,4 +497,3 @@ class TestThinking:
         assert "w9 w9" not in answer.text
         assert answer.reasoning == "", "a think-off specialist shows no thoughts"
         assert answer.text
-

@@ -79,7 +79,9 @@ class TestThinkingOff:
     def test_a_rosters_prefill_replaces_the_familys(self) -> None:
         policy = Thinking(prefill="<think></think>\n")
         assert text(GEMMA4, policy).endswith("<think></think>\n")
-        assert text(HARMONY, Thinking(prefill="<|channel|>final<|message|>")).endswith("assistant<|channel|>final<|message|>")
+        assert text(HARMONY, Thinking(prefill="<|channel|>final<|message|>")).endswith(
+            "assistant<|channel|>final<|message|>"
+        )
 
     def test_the_answer_is_not_taken_for_thinking(self) -> None:
         assert not ChatTemplate(ALWAYS_THINKS).prompt(USER, OFF).thinking_open

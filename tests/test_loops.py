@@ -75,6 +75,11 @@ def test_a_loop_inside_a_code_block_is_met(line: str) -> None:
     assert first_loop("Here it is:\n\n```python\n" + repeated(line)) is not None
 
 
+def test_a_formula_without_end_is_met() -> None:
+    loop = first_loop("We compute 17 * 23 * 41, step by step: " + repeated("17 * 23 * 41 = ", 2000))
+    assert loop is not None
+
+
 def test_a_function_written_over_and_over_is_met() -> None:
     function = "".join(f"    step_{chr(97 + i)} = compute(step, {i * i})\n" for i in range(20))
     assert first_loop("```python\n" + repeated(f"def solve(step):\n{function}\n\n")) is not None
@@ -109,6 +114,7 @@ REASONS = {
     "a large matrix of zeros": "```\n" + "\n".join(" ".join("0" * 32) for _ in range(32)) + "\n```",
     "a table with equal cells": "| a | b | c |\n|---|---|---|\n" + "| 0 | 0 | 0 |\n" * 80,
     "a table with equal words": "".join(f"| run {i} | passed | passed | not measured |\n" for i in range(150)),
+    "hex bytes in one line": ", ".join(["0x00"] * 400),
     "a JSON array of zeros": json.dumps([0] * 300),
     "JSON records": json.dumps(
         [{"id": i, "name": "unknown", "active": False, "score": i * i % 97} for i in range(150)], indent=2

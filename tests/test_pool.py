@@ -100,7 +100,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def call_later(self, delay: float, callback: Callable[..., object], *arguments: Any, **_: Any) -> asyncio.TimerHandle:
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *arguments: Any, **_: Any
+    ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(self.now + delay, callback, arguments, asyncio.get_running_loop())
         self.timers.append((self.now + delay, callback, arguments, handle))
         return handle

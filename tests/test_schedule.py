@@ -139,7 +139,9 @@ class TestChooseSlot:
     def test_there_is_no_place_while_all_are_busy(self) -> None:
         assert choose_slot(ids("x"), [cache(0, "a", busy=True), cache(1, "", busy=True)]) is None
 
-    @given(st.lists(st.tuples(st.text("ab", max_size=8), st.booleans()), min_size=1, max_size=4), st.text("ab", min_size=1))
+    @given(
+        st.lists(st.tuples(st.text("ab", max_size=8), st.booleans()), min_size=1, max_size=4), st.text("ab", min_size=1)
+    )
     def test_a_placement_is_idle_and_what_it_reuses_is_really_there(
         self, held: list[tuple[str, bool]], prompt: str
     ) -> None:

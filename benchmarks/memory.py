@@ -1,0 +1,150 @@
+"""Predicted memory beside real memory: what a dry run says, and what a load and a full cache then take.
+
+    python benchmarks/memory.py [--quick] [--model FILE.gguf] [--context 8192]
+
+With a GPU, real is what its free memory lost, as a process of its own sees it; without, the worker's resident memory.
+The cache is filled by as many sequences at once as the resident decodes together, so that every cell and every output
+buffer has been used.
+
+Target: within 2 % of each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import _bench
+from coe.engine.memory import free_device_bytes, predict
+from coe.engine.request import Accepted, Finished, GenerateRequest
+from coe.engine.resident import WorkerResident
+from coe.engine.spec import Footprint, LoadSpec, Sampling
+
+TARGET = 0.02
+_MIB = 2**20
+_ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is loaded."""
+
+    name: str
+    spec: LoadSpec
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes after the load and after the cache was filled, and how many cells that was."""
+
+    loaded: int
+    full: int
+    cells: int
+
+
+async def fill(resident: WorkerResident, spec: LoadSpec) -> int:
+    """Fill the cells with `parallel` prompts at once; gives the tokens evaluated."""
+
+    async def ask(number: int, words: int) -> tuple[int, int]:
+        request = GenerateRequest(
+            id=f"fill-{number}",
+            specialist="bench",
+            prompt=f"{number}" + " w7" * words,
+            sampling=Sampling(),
+            max_tokens=_ANSWER_TOKENS,
+            loop_guard=False,
+        )
+        prompt_tokens = answer_tokens = 0
+        async for event in resident.generate(request):
+            if isinstance(event, Accepted):
+                prompt_tokens = event.prompt_tokens
+            elif isinstance(event, Finished):
+                answer_tokens = event.completion_tokens
+        return prompt_tokens, answer_tokens
+
+    tried = 50
+    small, _ = await ask(0, tried)
+    each = spec.cells // spec.parallel - _ANSWER_TOKENS - 8
+    words = int(each / (small / tried))
+    done = await asyncio.gather(*(ask(number, words) for number in range(1, spec.parallel + 1)))
+    return sum(map(sum, done))
+
+
+async def measure(spec: LoadSpec, *, on_gpu: bool) -> Measured:
+    """Load, fill, and look at the memory after each."""
+    before = await free_device_bytes() or 0
+    async with _bench.worker(spec) as resident:
+
+        async def taken() -> int:
+            if on_gpu:
+                return before - (await free_device_bytes() or 0)
+            return resident_bytes(resident.pid)
+
+        loaded = await taken()
+        cells = await fill(resident, spec)
+        return Measured(loaded, await taken(), cells)
+
+
+def resident_bytes(pid: int) -> int:
+    """A process's resident memory. Source: proc(5), statm."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cases(arguments: argparse.Namespace, folder: Path, threads: int) -> Iterator[Case]:
+    """What to measure: contexts of different sizes, a sliding window, a wide vocabulary."""
+    if arguments.model is not None:
+        yield Case(arguments.model.name, LoadSpec(arguments.model, arguments.context, threads=threads))
+        return
+    for context_tokens in (2048,) if arguments.quick else (2048, 8192, 16384):
+        spec = LoadSpec(_bench.smollm2(), context_tokens, threads=threads)
+        yield Case(f"SmolLM2-135M, {context_tokens} tokens", spec)
+    wide = _bench.random_model(folder, vocabulary=262_144, window=1024)
+    for context_tokens in (2048,) if arguments.quick else (2048, 16384):
+        spec = LoadSpec(wide, context_tokens, threads=threads)
+        yield Case(f"random gemma4, window 1024, {context_tokens} tokens", spec)
+
+
+async def run(arguments: argparse.Namespace, threads: int) -> list[list[str]]:
+    """The table's rows."""
+    on_gpu = await free_device_bytes() is not None
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(arguments, Path(folder), threads):
+            footprint = (await predict(case.spec)).footprint
+            real = await measure(case.spec, on_gpu=on_gpu)
+            rows.append(_row(case, footprint, real))
+            print(f"  {case.name}: {footprint.total_bytes / real.full:.3f}", flush=True)
+    return rows
+
+
+def _row(case: Case, footprint: Footprint, real: Measured) -> list[str]:
+    parts = (footprint.weights_bytes, footprint.kv_bytes, footprint.compute_bytes, footprint.overhead_bytes)
+    sizes = (*parts, footprint.total_bytes, real.loaded, real.full)
+    met = abs(footprint.total_bytes / real.full - 1) <= TARGET
+    filled = f"{real.cells / case.spec.cells:.0%}"
+    ratio = f"{footprint.total_bytes / real.full:.3f}"
+    return [case.name, *(f"{size / _MIB:.1f}" for size in sizes), filled, ratio, _bench.verdict(met)]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small contexts only")
+    parser.add_argument("--model", type=Path, help="a GGUF of yours instead of the built-in cases")
+    parser.add_argument("--context", type=int, default=16384, help="context in tokens, for --model")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the engine; one a core when left out")
+    arguments = parser.parse_args()
+    threads = arguments.threads or _bench.threads_here()
+    print(_bench.describe_machine(threads))
+    rows = asyncio.run(run(arguments, threads))
+    head = ["MiB", "weights", "KV", "compute", "overhead", "predicted", "loaded", "full", "cells used", "ratio", "2 %"]
+    print("\n" + _bench.table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
