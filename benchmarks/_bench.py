@@ -19,10 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from random_model import Shape, write_random_model
+
 from coe.engine.llama import Model, physical_cores
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Thinking
-from random_model import Shape, write_random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 180.0  # a server that is not ready by then will not be
@@ -71,9 +72,8 @@ def smollm2() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def random_model(folder: Path, *, vocabulary: int, window: int = 512) -> Path:
-    """A small random Gemma 4 with a vocabulary of any size, in Q8_0: little to decode, much to draw from."""
-    shape = Shape(layers=3, embedding=128, experts=8, vocabulary=vocabulary, window=window)
+def random_model(folder: Path, shape: Shape) -> Path:
+    """A random Gemma 4 in Q8_0: for what depends on the shape of a model, and not on what it says."""
     return write_random_model(folder / "random-gemma4.gguf", shape, quantise=True)
 
 

@@ -22,6 +22,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import _bench
+
 from coe.engine.request import Delta, GenerateRequest
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling

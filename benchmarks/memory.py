@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import _bench
+from random_model import Shape
+
 from coe.engine.memory import free_device_bytes, predict
 from coe.engine.request import Accepted, Finished, GenerateRequest
 from coe.engine.resident import WorkerResident
@@ -28,6 +30,10 @@ from coe.engine.spec import Footprint, LoadSpec, Sampling
 TARGET = 0.02
 _MIB = 2**20
 _ANSWER_TOKENS = 8
+_WIDE = Shape(
+    layers=6, embedding=512, heads=4, kv_heads=2, head=64, experts=32, experts_used=4, expert_ff=256, shared_ff=1024,
+    vocabulary=262_144, window=1024, context=16384,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def cases(arguments: argparse.Namespace, folder: Path, threads: int) -> Iterator
     for context_tokens in (2048,) if arguments.quick else (2048, 8192, 16384):
         spec = LoadSpec(_bench.smollm2(), context_tokens, threads=threads)
         yield Case(f"SmolLM2-135M, {context_tokens} tokens", spec)
-    wide = _bench.random_model(folder, vocabulary=262_144, window=1024)
+    wide = _bench.random_model(folder, _WIDE)
     for context_tokens in (2048,) if arguments.quick else (2048, 16384):
         spec = LoadSpec(wide, context_tokens, threads=threads)
         yield Case(f"random gemma4, window 1024, {context_tokens} tokens", spec)

@@ -27,6 +27,8 @@ from typing import Any
 
 import _bench
 import build_llama_server
+from random_model import Shape
+
 from coe.engine.request import Delta, Finished, GenerateRequest
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling
@@ -215,7 +217,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or _bench.smollm2()
         if arguments.vocab:
-            model = _bench.random_model(Path(folder), vocabulary=arguments.vocab)
+            # Little to decode, much to draw from.
+            shape = Shape(layers=3, embedding=128, experts=8, vocabulary=arguments.vocab, window=512)
+            model = _bench.random_model(Path(folder), shape)
         print(f"{model.name}: medians of {arguments.repetitions} repetitions, {arguments.tokens} tokens a stream")
         rows = asyncio.run(run(arguments, model))
     head = ["tokens a second", "engine", "coe serve", THEIRS, "engine ratio", "serve ratio", ">= 1.00", "same text"]

@@ -64,7 +64,7 @@ class Answer:
         self._metrics = metrics
         self._streams: list[AsyncIterator[Event]] = []
         self._opened = perf_counter()
-        self._unended = 0  # choices that a worker has accepted and not finished
+        self._unended = 0  # choices that a worker was given and has neither rejected nor finished
         self._failed = False
         self.prompt_tokens = 0
 
@@ -79,10 +79,14 @@ class Answer:
             self.lease.generate(self._request(self.choice.specialist, self.rules, index)) for index in range(self.ask.n)
         ]
         for stream in self._streams:
-            first = await anext(stream)
+            self._unended += 1
+            try:
+                first = await anext(stream)
+            except EngineError:
+                self._unended -= 1  # rejected: it has never begun
+                raise
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
-            self._unended += 1
 
     def _request(self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None) -> GenerateRequest:
         ask = self.ask

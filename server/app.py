@@ -12,13 +12,14 @@ from dataclasses import asdict
 from hmac import compare_digest
 from typing import Any
 
-from coe.engine.errors import EngineError
-from coe.engine.request import Accepted, Delta, Finished
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coe.engine.errors import EngineError
+from coe.engine.request import Accepted, Delta, Finished
 
 from .answering import Answer
 from .check import Unavailable

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from coe.engine.errors import EngineError
-from coe.engine.spec import Footprint, LoadSpec
-from coe.server.roster import Location, Roster, RosterError, load_roster
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from coe.engine.errors import EngineError
+from coe.engine.spec import Footprint, LoadSpec
+from coe.server.roster import Location, Roster, RosterError, load_roster
 
 Footprints = Callable[[LoadSpec], Footprint]
 

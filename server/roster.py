@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import BaseModel, ValidationError
+
 from coe.server.model_files import Location
 from coe.server.roster_models import (
     AUTO,
@@ -30,7 +32,6 @@ from coe.server.roster_models import (
 )
 from coe.server.roster_rules import Finding, roster_findings, specialist_findings
 from coe.server.roster_source import KeyPath, Problem, RosterError, Source, nearest, read_source
-from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "AUTO",

@@ -8,9 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from coe.server.model_files import Location, locate_file, locate_in_folder, locate_in_package, repository_folder
-from coe.server.roster_source import Problem
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,6 +18,10 @@ from pydantic import (
     Strict,
     model_validator,
 )
+
+from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from coe.server.model_files import Location, locate_file, locate_in_folder, locate_in_package, repository_folder
+from coe.server.roster_source import Problem
 
 AUTO = "auto"  # the model name that asks the supervisor
 

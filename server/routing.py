@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
+
 from coe.router.conversation import Conversation
 from coe.router.supervisor import Decision
-from rich.console import Console
 
 from .college import supervisor_of
 from .roster import Roster, RosterError, load_roster

@@ -9,10 +9,11 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from rich.console import Console
+
 from coe.engine.errors import EngineError
 from coe.engine.memory import budget_bytes
 from coe.router.encoder import RouterError
-from rich.console import Console
 
 from .app import make_app, read_keys
 from .check import Unavailable

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from coe.engine.admission import Plan, ResidentView, State, WaiterView, expired, plan, plan_evictions
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coe.engine.admission import Plan, ResidentView, State, WaiterView, expired, plan, plan_evictions
 
 BOUND_S = 10.0
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from local_engine import LocalEngine
+
 from coe.engine.llama import Model
 from coe.engine.request import Delta, Finish, Finished
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from local_engine import LocalEngine
 
 NewEngine = Callable[..., LocalEngine]
 
@@ -234,7 +236,7 @@ class TestFullCache:
             starts.append(engine.loop.active)
             assert engine.loop.cells_used <= 128
         assert 2 in starts, "they ran together"
-        changes = [a for a, b in zip(starts, starts[1:], strict=False) if a != b]
+        changes = [a for a, b in itertools.pairwise(starts) if a != b]
         assert changes[:1] == [2], "until one gave way"
         for text, request_id in zip(self.LONG, ids, strict=True):
             answer = engine.answer(request_id)
@@ -380,7 +382,7 @@ class TestSlidingWindow:
         self, engine: LocalEngine, text: str | list[dict[str, str]], tokens: int, seed: int = 5
     ) -> tuple[list[float], Finished]:
         """Log-probabilities of an answer's tokens, and its end."""
-        bias = {token: -100.0 for token in (1, 4)}  # the ends of a turn and of the text
+        bias = dict.fromkeys((1, 4), -100.0)  # the ends of a turn and of the text
         answer = engine.ask(text, sampling=self.SEEDED, seed=seed, max_tokens=tokens, top_logprobs=0, logit_bias=bias)
         return [entry.logprob for entry in answer.logprobs], answer.finished
 
@@ -428,7 +430,7 @@ class TestSlidingWindow:
     ) -> None:
         # While two share a cell none may use it again, so the cells of the window run out before those of the cache.
         begin = "w1 w2 w3 w4 " * 36
-        keep_going = {"max_tokens": 60, "logit_bias": {token: -100.0 for token in (1, 4)}}
+        keep_going = {"max_tokens": 60, "logit_bias": dict.fromkeys((1, 4), -100.0)}
         engine = new_engine(gemma4_model, parallel=4, context_tokens=1024, cache_tokens=4096)
         ids = [engine.submit(begin, **keep_going)]
         engine.step(6)
@@ -455,7 +457,7 @@ class TestThinking:
         self, gemma4_model: Model, new_engine: NewEngine, budget: int
     ) -> None:
         (closing,) = gemma4_model.vocab.tokenize("<channel|>")
-        bias = {token: -100.0 for token in (*range(3, 265), closing)}  # words alone: no byte, no end
+        bias = dict.fromkeys((*range(3, 265), closing), -100.0)  # words alone: no byte, no end
         answer = new_engine(gemma4_model).ask(
             self.ASKED,
             max_tokens=20,
@@ -481,7 +483,7 @@ class TestThinking:
 
     def test_a_block_that_leaks_is_stripped_and_counted(self, gemma4_model: Model, new_engine: NewEngine) -> None:
         (opening,) = gemma4_model.vocab.tokenize("<|channel>")
-        ban = {token: -100.0 for token in (1, 4)}
+        ban = dict.fromkeys((1, 4), -100.0)
         leaked = new_engine(gemma4_model)
         request_id = leaked.submit(self.ASKED, max_tokens=30, sampling=DRAWN, seed=3, logit_bias=ban)
         leaked.step(3)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from random_model import CHAT_TEMPLATE as GEMMA4
+
 from coe.engine.chat_template import ChatTemplate
 from coe.engine.errors import TemplateError, ThinkingPolicyError
 from coe.engine.llama import Model
 from coe.engine.spec import Thinking, ThinkingMode
-from random_model import CHAT_TEMPLATE as GEMMA4
 
 OFF, ON = Thinking(), Thinking(ThinkingMode.ON)
 BUDGET = Thinking(ThinkingMode.BUDGET, 8)
@@ -26,8 +27,9 @@ QWEN3 = (
     + "{%- endif -%}"
 )
 DEEPSEEK = (
-    "{% for m in messages %}{% if m.role == 'user' %}<User>{{ m.content }}{% else %}<Bot>{{ m.content }}<end>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<Bot>{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<User>{{ m.content }}"
+    "{% else %}<Bot>{{ m.content }}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<Bot>{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
 )
 ALWAYS_THINKS = _CHATML + "{%- if add_generation_prompt -%}<|im_start|>assistant\n<think>\n{% endif -%}{#- </think> -#}"
 HARMONY = (

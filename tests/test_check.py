@@ -6,6 +6,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
 from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
 from coe.server.check import (
@@ -23,9 +27,6 @@ from coe.server.check import (
     residents,
 )
 from coe.server.roster import Roster, load_roster
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.console import Console
 
 GIB = 2**30
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from server_process import ServerProcess
+
 from coe.server.roster import load_roster
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,16 +36,16 @@ def test_there_are_snippets_to_run() -> None:
 
 
 @pytest.mark.parametrize("command", list(curls()))
-def test_curl_lines_get_an_answer(command: str, demo_server: str) -> None:
-    command = command.replace("http://127.0.0.1:8000", demo_server)
+def test_curl_lines_get_an_answer(command: str, demo_college: ServerProcess) -> None:
+    command = command.replace("http://127.0.0.1:8000", demo_college.url)
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     assert '"error"' not in result.stdout
     assert '"confidence"' in result.stdout
 
 
 @pytest.mark.parametrize("snippet", blocks(ROOT / "README.md", "python"))
-def test_python_snippets_run(snippet: str, demo_server: str) -> None:
-    snippet = snippet.replace("http://127.0.0.1:8000", demo_server)
+def test_python_snippets_run(snippet: str, demo_college: ServerProcess) -> None:
+    snippet = snippet.replace("http://127.0.0.1:8000", demo_college.url)
     result = subprocess.run(
         [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120, env={**os.environ}
     )

@@ -8,9 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from coe.engine import frames
 from hypothesis import given
 from hypothesis import strategies as st
+
+from coe.engine import frames
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters()),

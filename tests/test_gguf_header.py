@@ -7,11 +7,12 @@ from pathlib import Path
 
 import gguf
 import pytest
+from random_model import Shape, write_random_model
+
 from coe.engine import memory
 from coe.engine.errors import ModelFileError
 from coe.engine.gguf_header import read_header, read_split
 from coe.engine.spec import LoadSpec
-from random_model import Shape, write_random_model
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_all_parts_of_a_split_file_are_read(tmp_path: Path) -> None:
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     first = write_part(tmp_path, 1, 3)
     write_part(tmp_path, 3, 3)
-    with pytest.raises(ModelFileError, match="m-00002-of-00003.gguf is missing"):
+    with pytest.raises(ModelFileError, match=r"m-00002-of-00003\.gguf is missing"):
         read_split(first)
 
 

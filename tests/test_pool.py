@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from coe.engine.admission import State
 from coe.engine.errors import (
     EngineError,
@@ -319,6 +320,8 @@ class TestFairness:
         await turns()
         clock.advance(30)
         loader.release("a")
+        await turns()
+        assert [task.done() for task in asked] == [True, False, True, False]
         for lease in (await asked[0], await asked[2]):
             lease.release()
         await turns()

@@ -10,12 +10,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from random_model import Shape, write_random_model
+
 from coe.engine import memory, probe
 from coe.engine.errors import LoadError, ModelFileError
 from coe.engine.gguf_header import TensorInfo, read_header, read_split
 from coe.engine.llama import BATCH_TOKENS, Context, Model, start
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
-from random_model import Shape, write_random_model
 
 
 def cells_of(log: list[str]) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def write_llama_moe(path: Path, *, experts: int, used: int) -> Path:
 class TestBadFiles:
     async def test_a_file_that_makes_llama_cpp_abort_is_an_error_and_we_live(self, tmp_path: Path) -> None:
         path = write_llama_moe(tmp_path / "abort.gguf", experts=48, used=32)
-        with pytest.raises(ModelFileError, match="crashed on a dry run of abort.gguf") as caught:
+        with pytest.raises(ModelFileError, match=r"crashed on a dry run of abort\.gguf") as caught:
             await memory.predict(LoadSpec(path, context_tokens=256))
         assert "damaged" in caught.value.remedy
 
@@ -134,14 +135,18 @@ class TestBadFiles:
         path = write_llama_moe(tmp_path / "fine.gguf", experts=24, used=16)
         assert (await memory.predict(LoadSpec(path, context_tokens=256))).footprint.kv_bytes > 0
 
-    async def test_a_missing_tensor_is_named(self, random_gemma4: Path, tmp_path: Path) -> None:
+    @pytest.fixture
+    def renamed(self, random_gemma4: Path, tmp_path: Path) -> Path:
         path = tmp_path / "renamed.gguf"
         path.write_bytes(random_gemma4.read_bytes().replace(b"blk.1.ffn_gate.weight", b"blk.1.ffn_gaze.weight"))
+        return path
+
+    async def test_a_missing_tensor_is_named(self, renamed: Path) -> None:
         with pytest.raises(ModelFileError, match=r"blk\.1\.ffn_gate\.weight"):
-            await memory.predict(LoadSpec(path, context_tokens=256))
+            await memory.predict(LoadSpec(renamed, context_tokens=256))
 
     async def test_an_absent_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelFileError, match="absent.gguf cannot be read"):
+        with pytest.raises(ModelFileError, match=r"absent\.gguf cannot be read"):
             await memory.predict(LoadSpec(tmp_path / "absent.gguf"))
 
     async def test_an_error_keeps_its_kind_across_the_process(self, random_gemma4: Path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_engine import GREEDY
+
 from coe.engine.errors import EngineError, ModelFileError, PromptTooLongError, ThinkingPolicyError, WorkerDiedError
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from local_engine import GREEDY
 
 GONE_S = 30.0  # how long a test waits for a process to end before it fails
 
@@ -128,7 +129,7 @@ class TestLoading:
     async def test_a_file_of_garbage_is_an_error_with_a_reason(self, tmp_path: Path) -> None:
         path = tmp_path / "garbage.gguf"
         path.write_bytes(b"GGUF" + bytes(range(256)) * 40)
-        with pytest.raises(ModelFileError, match="cannot load garbage.gguf: .+"):
+        with pytest.raises(ModelFileError, match=r"cannot load garbage\.gguf: .+"):
             await WorkerResident.start(LoadSpec(path, context_tokens=256), {})
 
     async def test_a_policy_that_cannot_hold_fails_the_load(self, smollm2_spec: LoadSpec) -> None:
@@ -158,10 +159,11 @@ class TestDying:
     async def test_a_worker_killed_in_mid_stream_fails_its_requests_with_a_remedy(self, smollm2_spec: LoadSpec) -> None:
         resident = await WorkerResident.start(smollm2_spec, {})
         stream = resident.generate(endless())
+        while not isinstance(await anext(stream), Delta):
+            pass
+        os.kill(resident.pid, signal.SIGKILL)
         with pytest.raises(WorkerDiedError, match="signal 9") as caught:
-            async for event in stream:
-                if isinstance(event, Delta):
-                    os.kill(resident.pid, signal.SIGKILL)
+            _ = [event async for event in stream]
         assert "Send the request again" in caught.value.remedy
         await resident.wait_gone()
         with pytest.raises(WorkerDiedError):
@@ -175,7 +177,7 @@ class TestDying:
         resident = await WorkerResident.start(smollm2_spec, {})
         resident._send({"op": "generate", "request": {"no": "such request"}})
         await resident.wait_gone()
-        with pytest.raises(WorkerDiedError, match="exit 1.*KeyError"):
+        with pytest.raises(WorkerDiedError, match=r"exit 1.*KeyError"):
             await events(resident, request())
 
     async def test_stopping_twice_and_after_death_is_harmless(self, smollm2_spec: LoadSpec) -> None:

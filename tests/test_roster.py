@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from coe.server.model_files import matching_models
 from coe.server.roster import Problem, Roster, RosterError, Specialist, load_roster, parse_size
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 SMALL = """\
 specialists:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
+
 from coe.router.domains import DOMAINS
 from coe.server.roster import (
     Parent,
@@ -23,7 +25,6 @@ from coe.server.roster import (
     ThinkingSetting,
     load_roster,
 )
-from pydantic import BaseModel
 
 TOP = Path(__file__).resolve().parents[1]
 REFERENCE = TOP / "specialists.yaml"

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from coe.engine.errors import GrammarError
 from coe.engine.llama import Model
 from coe.engine.sampling import MAX_SEED, Sampler, grammar_of, log_probabilities
 from coe.engine.spec import Sampling
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from coe.engine.llama import common_prefix
 from coe.engine.schedule import (
     CacheView,
@@ -14,8 +17,6 @@ from coe.engine.schedule import (
     plan_step,
     reusable,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 WORKS = st.lists(
     st.builds(Work, sequence=st.integers(0, 99), pending=st.integers(1, 700), boundary=st.integers(0, 700)),
@@ -33,6 +34,8 @@ OCCUPANTS = st.lists(
     max_size=8,
     unique_by=(lambda occupant: occupant.slot, lambda occupant: occupant.age),
 )
+
+HELD = st.lists(st.tuples(st.text("ab", max_size=8), st.booleans()), min_size=1, max_size=4)
 
 
 def cache(slot: int, tokens: str, *, busy: bool = False, last_used: int = 0, **more: int) -> CacheView:

@@ -189,7 +189,7 @@ def test_a_roster_with_duplicate_names_stops_the_server(tmp_path: Path) -> None:
 
 
 def test_a_roster_with_nothing_servable_stops_the_server_and_says_why(tmp_path: Path) -> None:
-    nowhere = {"package": None, "pattern": None, "file": "nowhere.gguf"}
+    nowhere: dict[str, Any] = {"package": None, "pattern": None, "file": "nowhere.gguf"}
     specialists = {"one": nowhere, "two": {"context_tokens": 8192}}
     roster = write_roster(tmp_path, specialists, pool={"vram_budget": "10 MiB"})
     result = run_coe("serve", "--port", "0", "--roster", str(roster))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from coe.engine.errors import WorkerDiedError
 from coe.server.errors import ClientGoneError
 from coe.server.streaming import COMMENT, EventStream, data_frame, until_gone, with_comments
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 
 
 class Client:
