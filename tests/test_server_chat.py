@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_process import GREEDY, ServerProcess
+from server_process import ENDLESS, GREEDY, ServerProcess
 
 EXTRA: dict[str, Any] = {"repeat_penalty": 1.0}
 CITY_SCHEMA = {
@@ -344,3 +344,16 @@ def test_residents_change_places_when_the_budget_holds_one(one_room: ServerProce
         assert [resident["specialists"] for resident in one_room.pool()["residents"]] == [[model]]
     assert one_room.chat(model="general").headers["x-coe-residency"] == "warm"
     assert one_room.metric("coe_evictions_total") >= 2
+
+
+def test_a_whole_answer_that_loops_is_tried_again_and_then_goes_to_the_fallback(college: ServerProcess) -> None:
+    loops = {"reason": "loop"}
+    before = {name: college.metric("coe_answers_total", specialist=name, **loops) for name in ("coding", "general")}
+    body = {"model": "coding", "prompt": "the cat and the dog and " * 8, **ENDLESS, **GREEDY}
+    answer = college.http.post("/v1/completions", json=body).json()
+    assert answer["coe"]["retries"] == 2
+    assert answer["coe"]["answered_by"] == "general"
+    assert answer["coe"]["loop"]["repeated"], "this model loops whoever is asked"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert college.metric("coe_answers_total", specialist="coding", reason="loop") == before["coding"] + 2
+    assert college.metric("coe_answers_total", specialist="general", reason="loop") == before["general"] + 1

@@ -157,6 +157,8 @@ def _listens(server: ServerProcess) -> bool:
         socket.create_connection((host, int(port))).close()
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:  # it closed while we were at the door: the next look tells
+        return True
     return True
 
 

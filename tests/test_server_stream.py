@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_process import GREEDY, ServerProcess
+from server_process import ENDLESS, GREEDY, ServerProcess
 
 HELLO: Any = [{"role": "user", "content": "Say hello"}]
 
@@ -127,8 +127,7 @@ def test_the_openai_package_raises_the_error_of_a_stream_that_has_begun(one_room
 
 
 def test_a_stream_that_loops_ends_there_and_says_so(college: ServerProcess) -> None:
-    never = {"0": -100, "2": -100}  # the ends of a turn, so that the model must go on
-    body = {"model": "coding", "prompt": "the cat and the dog and " * 8, "stream": True, "logit_bias": never, **GREEDY}
+    body = {"model": "coding", "prompt": "the cat and the dog and " * 8, "stream": True, **ENDLESS, **GREEDY}
     last = events(college.http.post("/v1/completions", json=body).text)[-1]
     assert last["coe"]["loop"]["repeated"]
     assert last["choices"][0]["finish_reason"] == "length"
