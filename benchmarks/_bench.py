@@ -172,7 +172,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args[0]} ended with {process.returncode} before it was ready.")  # type: ignore[index]
+            raise SystemExit(f"{url} did not come up: its process ended with {process.returncode}.")
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(url, timeout=5).status_code == 200:
                 return

@@ -132,6 +132,10 @@ class WorkerResident:
             await self._dispatch(reader)
             # The process has closed its end, so it is about to end.
             await asyncio.wait_for(self._process.wait(), _STOP_S)
+        except asyncio.CancelledError:  # the event loop is going down: whoever waits for us must not wait for ever
+            self.kill()
+            self._gone.set()
+            raise
         except Exception as error:
             _log.error("worker %s is out of control and is killed: %r", self._process.pid, error)
             self.kill()
