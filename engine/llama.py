@@ -11,7 +11,6 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ import llama_cpp.llama_cpp as lib
 from llama_cpp._ggml import libggml
 
 from .errors import LoadError, ModelFileError
-from .spec import LoadSpec
+from .spec import Device, LoadSpec
 
 NO_MMAP: Final = lib.LLAMA_LOAD_MODE_NONE
 MMAP: Final = lib.LLAMA_LOAD_MODE_MMAP
@@ -70,17 +69,6 @@ def start() -> Log:
         _log = Log()
         lib.llama_backend_init()
     return _log
-
-
-@dataclass(frozen=True)
-class Device:
-    """One of ggml's compute devices."""
-
-    name: str
-    description: str
-    kind: str  # cpu, gpu, igpu, accel
-    free_bytes: int
-    total_bytes: int
 
 
 def devices() -> list[Device]:

@@ -22,9 +22,9 @@ from .batch import BatchLoop
 from .chat_template import ChatTemplate
 from .errors import EngineError
 from .gguf_header import Header, TensorInfo, read_split
-from .llama import Context, Device, Model, devices, start
+from .llama import Context, Model, devices, start
 from .process import rss_bytes
-from .spec import Footprint, LoadSpec, Thinking, ThinkingMode
+from .spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode
 
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
 # An estimate; the pool measures the true figure with the first load.

@@ -95,3 +95,14 @@ class Footprint:
     def total_bytes(self) -> int:
         """What the ledger books."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True)
+class Device:
+    """One of ggml's compute devices."""
+
+    name: str
+    description: str
+    kind: str  # cpu, gpu, igpu, accel
+    free_bytes: int
+    total_bytes: int

@@ -305,6 +305,18 @@ def _add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
         status = asdict(college.pool.status())
         return {**status, "budget": college.budget_note}
 
+    @app.post("/v1/pool/unload")
+    async def unload(request: Request) -> dict[str, Any]:
+        body = await read_body(request, college.roster.server.max_body_bytes)
+        name = parse_json(body).get("model")
+        specialist = college.roster.find(name) if isinstance(name, str) else None
+        if specialist is None:
+            raise UnknownModelError(
+                f"There is no model {name!r}. Known: {', '.join(college.roster.names)}.", param="model"
+            )
+        unloaded = specialist.name in college.available and await college.pool.unload(specialist.name)
+        return {"model": specialist.name, "unloaded": unloaded}
+
 
 def _card(college: College, name: str, created: int) -> dict[str, Any]:
     """One model as clients list it: OpenAI's fields, and what is ours under `coe`."""

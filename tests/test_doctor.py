@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from coe.engine.spec import Device
 from coe.router.encoder import OFFICIAL_SHA256
 from coe.server import doctor
-from coe.server.doctor import Device, Facts, Finding, Level, judge
+from coe.server.doctor import Facts, Finding, Level, judge
 
 CPU = Device("CPU", "A processor", "cpu", 8 << 30, 16 << 30)
 CARD = Device("CUDA0", "A card", "gpu", 15 << 30, 16 << 30)

@@ -133,3 +133,17 @@ def test_an_unknown_path_and_a_wrong_method_have_openais_envelope(college: Serve
     wrong = college.http.get("/v1/chat/completions")
     assert wrong.status_code == 405
     assert wrong.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_an_idle_model_is_unloaded_when_asked_and_loads_again_when_needed(college: ServerProcess) -> None:
+    college.chat(model="narrow", max_tokens=1)
+    assert college.http.post("/v1/pool/unload", json={"model": "narrow"}).json()["unloaded"]
+    resident = [name for entry in college.http.get("/v1/pool").json()["residents"] for name in entry["specialists"]]
+    assert "narrow" not in resident
+    assert not college.http.post("/v1/pool/unload", json={"model": "narrow"}).json()["unloaded"]
+    assert college.chat(model="narrow", max_tokens=1).headers["x-coe-residency"] == "loaded"
+
+
+def test_unloading_what_nobody_knows_is_a_404(college: ServerProcess) -> None:
+    assert college.http.post("/v1/pool/unload", json={"model": "nobody"}).status_code == 404
+    assert college.http.post("/v1/pool/unload", json={}).status_code == 404
