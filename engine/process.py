@@ -6,9 +6,22 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
+
+# Turns of the loop in which an OpenMP thread waits for the others before it sleeps; libgomp's own choice is 300,000.
+# ggml's threads wait for each other hundreds of times a token. Where another process wants one of the cores, long
+# waiting spends whole time slices of the scheduler: one busy process made a model 15 times slower, and 1,000 turns
+# cost nothing on a quiet machine. It also leaves the cores to the threads that sample. See docs/benchmarks.md.
+_SPIN_TURNS = "1000"
+
+
+def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that decodes: OpenMP threads wait briefly, unless `base` says how they wait."""
+    told = "GOMP_SPINCOUNT" in base or "OMP_WAIT_POLICY" in base
+    return dict(base) if told else {**base, "GOMP_SPINCOUNT": _SPIN_TURNS}
 
 
 def die_with(parent_pid: int) -> None:

@@ -6,7 +6,9 @@ import ctypes
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
@@ -54,8 +56,66 @@ def _one_escape(pair: re.Match[str]) -> str:
     return f"\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
 
 
+class Adjustments:
+    """Changes to the logits of a few tokens before anything is cut or drawn: the request's biases, then penalties for
+    recent tokens.
+
+    llama.cpp's own samplers for these look every token of the vocabulary up: with 262,144 of them that is 0.7 of the
+    0.9 ms that a draw takes. The formulas are theirs, in 32 bits as well.
+    Source: llama-sampler.cpp, llama_sampler_logit_bias_apply and llama_sampler_penalties_apply.
+    """
+
+    def __init__(self, sampling: Sampling, biases: Mapping[int, float], n_vocab: int) -> None:
+        known = {token: bias for token, bias in biases.items() if 0 <= token < n_vocab}
+        self._biased = np.fromiter(known, np.int64, len(known))
+        self._biases = np.fromiter(known.values(), np.float32, len(known))
+        self._repeat = np.float32(sampling.repeat_penalty)
+        self._frequency = np.float32(sampling.frequency_penalty)
+        self._presence = np.float32(sampling.presence_penalty)
+        penalises = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1.0, 0.0, 0.0)
+        self._last_n = sampling.repeat_last_n if penalises else 0
+        self._recent: deque[int] = deque()
+        self._counts: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything may be changed."""
+        return bool(self._last_n or len(self._biased))
+
+    def remember(self, token: int) -> None:
+        """Penalise a token from now on, until it is no longer among the last."""
+        if not self._last_n:
+            return
+        self._recent.append(token)
+        self._counts[token] = self._counts.get(token, 0) + 1
+        if len(self._recent) > self._last_n:
+            oldest = self._recent.popleft()
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+
+    @contextmanager
+    def applied(self, logits: NDArray[np.float32]) -> Iterator[None]:
+        """The logits are changed in place, and are what they were afterwards."""
+        before_bias = logits[self._biased]
+        logits[self._biased] += self._biases
+        recent = np.fromiter(self._counts, np.int64, len(self._counts))
+        before_penalty = logits[recent]
+        logits[recent] = self._penalised(before_penalty)
+        try:
+            yield
+        finally:
+            logits[recent] = before_penalty
+            logits[self._biased] = before_bias
+
+    def _penalised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+        values = np.where(values <= 0, values * self._repeat, values / self._repeat)
+        return values - (counts * self._frequency + self._presence)
+
+
 class Sampler:
-    """One request's chain: bias, penalties, top-k, top-p, min-p, temperature, draw; a grammar beside it."""
+    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a grammar
+    beside it."""
 
     def __init__(
         self,
@@ -75,22 +135,14 @@ class Sampler:
                 raise GrammarError("llama.cpp refuses the grammar made from response_format.", "Simplify the schema.")
         self.seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for part in self._parts(sampling, logit_bias or {}):
+        self._adjustments = Adjustments(sampling, logit_bias or {}, vocab.n_tokens)
+        for part in self._parts(sampling):
             lib.llama_sampler_chain_add(self._chain, part)
 
-    def _parts(self, sampling: Sampling, logit_bias: Mapping[int, float]) -> Sequence[Any]:
-        n_vocab = self._vocab.n_tokens
-        parts: list[Any] = []
-        if logit_bias:
-            array = (lib.llama_logit_bias * len(logit_bias))()
-            for entry, (token, bias) in zip(array, logit_bias.items(), strict=True):
-                entry.token, entry.bias = token, bias
-            parts.append(lib.llama_sampler_init_logit_bias(n_vocab, len(array), array))
-        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        if sampling.repeat_last_n and penalties != (1.0, 0.0, 0.0):
-            parts.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
+    def _parts(self, sampling: Sampling) -> Sequence[Any]:
         if sampling.temperature <= 0:
-            return [*parts, lib.llama_sampler_init_greedy()]
+            return [lib.llama_sampler_init_greedy()]
+        parts: list[Any] = []
         if sampling.top_k > 0:
             parts.append(lib.llama_sampler_init_top_k(sampling.top_k))
         if sampling.top_p < 1:
@@ -104,11 +156,15 @@ class Sampler:
 
         constrained: the grammar applies; not while the model still thinks.
         """
-        if self._grammar is None or not constrained:
-            return int(lib.llama_sampler_sample(self._chain, context.handle, index))
-        token = self._sample_constrained(context.logits(index))
-        lib.llama_sampler_accept(self._chain, token)
-        lib.llama_sampler_accept(self._grammar, token)
+        if self._grammar is not None and constrained:
+            token = self._sample_constrained(context.logits(index))
+            lib.llama_sampler_accept(self._grammar, token)
+        elif self._adjustments:
+            with self._adjustments.applied(context.logits(index)):
+                token = int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        else:
+            token = int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        self._adjustments.remember(token)
         return token
 
     def _sample_constrained(self, logits: NDArray[np.float32]) -> int:
@@ -130,7 +186,8 @@ class Sampler:
     def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.void]:
         candidates = np.zeros(len(logits), _CANDIDATE)
         candidates["id"] = np.arange(len(logits), dtype=np.int32)
-        candidates["logit"] = logits
+        with self._adjustments.applied(logits):
+            candidates["logit"] = logits
         return candidates
 
     def _apply(self, sampler: Any, candidates: NDArray[np.void]) -> int:
@@ -140,7 +197,7 @@ class Sampler:
 
     def accept(self, token: int, *, constrained: bool = False) -> None:
         """Remember a token that was not drawn: the prompt's, for the penalties, or a forced one."""
-        lib.llama_sampler_accept(self._chain, token)
+        self._adjustments.remember(token)
         if constrained and self._grammar is not None:
             lib.llama_sampler_accept(self._grammar, token)
 

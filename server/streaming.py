@@ -113,9 +113,9 @@ async def with_comments(
                 while not (await asyncio.wait({following}, timeout=seconds))[0]:
                     yield COMMENT
             finally:
-                # Does nothing to one that is done; one that is not must end before `frames` can be closed.
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                if not following.done():  # it must end before `frames` can be closed
+                    following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
             if (frame := following.result()) is None:
                 return
             yield frame
