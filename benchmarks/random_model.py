@@ -174,7 +174,7 @@ def main() -> None:
     """Entry point."""
     defaults = Shape()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, nargs="?", help="where to write; nothing is written when left out")
     parser.add_argument("--layers", type=int, default=defaults.layers)
     parser.add_argument("--embedding", type=int, default=defaults.embedding)
     parser.add_argument("--experts", type=int, default=defaults.experts)
@@ -185,6 +185,9 @@ def main() -> None:
     parser.add_argument("--quantise", action="store_true", help="Q8_0 instead of F32")
     given = vars(parser.parse_args())
     path, seed, quantise = given.pop("path"), given.pop("seed"), given.pop("quantise")
+    if path is None:
+        parser.print_usage()
+        return
     print(write_random_model(path, Shape(**given), seed=seed, quantise=quantise))
 
 
