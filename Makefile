@@ -49,7 +49,7 @@ types:
 	@for package in $(PACKAGES); do ln -s ../../$$package .types/coe/$$package; done
 
 bench: install
-	@set -e; for script in $(sort $(filter-out benchmarks/soak.py benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+	@set -e; for script in $(sort $(filter-out benchmarks/soak.py benchmarks/random_model.py benchmarks/_%,$(wildcard benchmarks/*.py))); do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
 soak: install
