@@ -39,9 +39,9 @@ _HISTORY = (
 FirstText = Callable[[int], Coroutine[None, None, float]]  # seconds to the first text of conversation n
 
 
-def conversation(number: int) -> list[dict[str, str]]:
-    """A chat whose last message nobody has sent before."""
-    return [*_HISTORY, {"role": "user", "content": f"And what is number {number} on the list?"}]
+def conversation(number: int, asker: str) -> list[dict[str, str]]:
+    """A chat whose last message nobody has sent before, so that it is in no cache."""
+    return [*_HISTORY, {"role": "user", "content": f"And {asker} asks: what is number {number} on the list?"}]
 
 
 def through_engine(resident: WorkerResident) -> FirstText:
@@ -51,7 +51,7 @@ def through_engine(resident: WorkerResident) -> FirstText:
         request = GenerateRequest(
             id=f"first-{number}",
             specialist="bench",
-            messages=conversation(number),
+            messages=conversation(number, "Ann"),
             sampling=Sampling(temperature=0),
             max_tokens=4,
             loop_guard=False,
@@ -66,13 +66,13 @@ def through_engine(resident: WorkerResident) -> FirstText:
     return first
 
 
-def through_server(port: int, model: str) -> FirstText:
+def through_server(port: int, model: str, asker: str) -> FirstText:
     """Ask the server, a new connection each time."""
 
     async def first(number: int) -> float:
         body = {
             "model": model,
-            "messages": conversation(number),
+            "messages": conversation(number, asker),
             "temperature": 0,
             "max_tokens": 4,
             "stream": True,
@@ -110,8 +110,8 @@ async def run(model: Path, threads: int, repetitions: int) -> dict[str, list[flo
         port, _ = stack.enter_context(_bench.our_server(roster, folder))
         ways = {
             "engine": through_engine(resident),
-            "coe serve, named": through_server(port, "bench"),
-            "coe serve, auto": through_server(port, "auto"),
+            "coe serve, named": through_server(port, "bench", "Bob"),
+            "coe serve, auto": through_server(port, "auto", "Tom"),
         }
         return await measure(ways, repetitions)
 

@@ -23,6 +23,9 @@ _WIDE_VOCABULARY = 100_000
 # Cells a newcomer must find free beside its prompt while others run, lest the next token already preempts somebody.
 _HEADROOM_CELLS = 64
 
+# From here on a prompt is worth a look at its length before it is read into tokens.
+_LONG_PROMPT_CHARS = 100_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,11 +84,16 @@ class BatchLoop:
         prompt = self._prompt(request)
         vocab = self._model.vocab
         bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
+        context_tokens = self._spec.context_tokens
+        # Reading megabytes into tokens takes seconds in which nobody else's answer goes on: refuse what cannot fit.
+        if len(prompt.text) > _LONG_PROMPT_CHARS:
+            at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
+            if at_least >= context_tokens:
+                raise PromptTooLongError(at_least, context_tokens)
         history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
         tokens = vocab.tokenize(prompt.text, bos=bos)
         if not tokens:
             tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
-        context_tokens = self._spec.context_tokens
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens)
         if len(tokens) >= context_tokens:

@@ -8,6 +8,7 @@ meets what it does not expect, so these calls live in workers and probes (proces
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -130,6 +131,11 @@ class Vocab:
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
+    @functools.cached_property
+    def longest_piece_bytes(self) -> int:
+        """Bytes of the longest token: no text of n bytes has fewer than n / this many tokens."""
+        return max((len(self.piece(token, special=True)) for token in range(self.n_tokens)), default=1) or 1
+
     @property
     def handle(self) -> Any:
         """llama_vocab pointer."""
@@ -240,12 +246,12 @@ class Model:
         """The context length the model was trained for."""
         return int(lib.llama_model_n_ctx_train(self.handle))
 
-    @property
+    @functools.cached_property
     def sliding_window(self) -> int:
         """Positions a sliding-window layer sees; 0 for a model without such layers."""
         return int(lib.llama_model_n_swa(self.handle))
 
-    @property
+    @functools.cached_property
     def forgets(self) -> bool:
         """Whether the cache cannot go back freely: sliding windows, recurrent or hybrid models."""
         recurrent = lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)

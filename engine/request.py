@@ -122,7 +122,11 @@ EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Del
 
 def event_to_json(event: Event) -> dict[str, Any]:
     """For the wire."""
-    return {"event": type(event).__name__, **asdict(event)}
+    # One a token: asdict, which looks into everything, would take longer than writing the JSON.
+    data = {"event": type(event).__name__, **vars(event)}
+    if data.get("logprobs"):
+        data["logprobs"] = [asdict(entry) for entry in data["logprobs"]]
+    return data
 
 
 def event_from_json(data: Mapping[str, Any]) -> Event:

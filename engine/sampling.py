@@ -27,6 +27,12 @@ _SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}|[\ud800-\udfff]")
 MAX_SEED: Final = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random seed
 
 
+_MAX_GRAMMAR: Final = 50_000
+_GBNF_PART: Final = re.compile(
+    r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d{1,12})(?:,(?P<most>\d{1,12})?)?\}|[\w-]+|.', re.DOTALL
+)
+
+
 def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
     """GBNF for an OpenAI response_format; None for plain text.
 
@@ -43,12 +49,39 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
         grammar = _SURROGATE_PAIR.sub(_one_escape, str(json_schema_to_gbnf(json.dumps(schema))))
         if "\0" in grammar or _SURROGATE.search(grammar):
             raise ValueError("the schema holds NUL or half a character")
-        return grammar
     except Exception as error:  # the converter raises whatever it trips over
         raise GrammarError(
             f"response_format.json_schema cannot be turned into a grammar: {error!r}.",
             "Use the JSON Schema features that llama.cpp's converter knows.",
         ) from error
+    if (size := expanded_size(grammar)) > _MAX_GRAMMAR:
+        raise GrammarError(
+            f"response_format.json_schema makes a grammar of {size:,} elements; {_MAX_GRAMMAR:,} are taken.",
+            "Lower its minItems, maxItems, lengths or repetitions, or shorten its enums.",
+        )
+    return grammar
+
+
+def expanded_size(grammar: str) -> int:
+    """About how many characters a GBNF text has with its repetitions written out, as llama.cpp's parser does.
+
+    A count of a million in a pattern overflows llama.cpp's stack and takes the worker down, with everybody's answers.
+    """
+    total = last = 0
+    groups: list[int] = []  # the total where each open parenthesis stands
+    for part in _GBNF_PART.finditer(grammar):
+        text = part[0]
+        if part["least"] is not None:
+            more = last * (max(int(part["least"]), int(part["most"] or 0)) - 1)
+            total, last = total + max(more, 0), last + max(more, 0)
+        elif text == "(":
+            groups.append(total)
+        elif text == ")":
+            last = total - groups.pop() if groups else last
+        elif not text.isspace():
+            last = len(text)
+            total += last
+    return total
 
 
 def _one_escape(pair: re.Match[str]) -> str:
@@ -108,8 +141,10 @@ class Adjustments:
             logits[self._biased] = before_bias
 
     def _penalised(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         values = np.where(values <= 0, values * self._repeat, values / self._repeat)
+        if not self._frequency and not self._presence:
+            return values
+        counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
         return values - (counts * self._frequency + self._presence)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coe.engine.errors import GrammarError
 from coe.engine.llama import Model
-from coe.engine.sampling import MAX_SEED, Sampler, grammar_of, log_probabilities
+from coe.engine.sampling import MAX_SEED, Sampler, expanded_size, grammar_of, log_probabilities
 from coe.engine.spec import Sampling
 
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
@@ -157,3 +157,34 @@ class TestLogProbabilities:
         assert [value for _, value in best] == pytest.approx(np.sort(exact)[::-1][:top].tolist(), abs=1e-6)
         assert sum(np.exp(value) for _, value in best) <= 1 + 1e-6
         assert cast(bool, all(exact[t] == pytest.approx(v, abs=1e-6) for t, v in best))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
+        {"type": "string", "pattern": "^a{1,1000000}$"},
+        {"enum": [f"a rather long choice, number {i}" for i in range(5000)]},
+    ],
+)
+def test_a_schema_that_would_crash_the_parser_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError, match="elements"):
+        grammar_of({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+@pytest.mark.parametrize(
+    ("grammar", "size"),
+    [
+        ("a", 1),
+        ("a{3}", 3),
+        ("(ab cd){10}", 40),
+        ("((a){10}){10}", 100),
+        ('"{9}"', 5),
+        ("[{9}]{2}", 10),
+        ("a{2,5}", 5),
+        ("a{4,}", 4),
+        ("a{0}", 1),
+    ],
+)
+def test_the_size_of_a_grammar_counts_its_repetitions(grammar: str, size: int) -> None:
+    assert expanded_size(grammar) == size
