@@ -1,0 +1,181 @@
+"""A mask: which experts each layer keeps, bound to its parent, with where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MaskError, ParentMismatchError
+from .parent import Identity, written_beside
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One expert that a pass of a recipe put in another's place."""
+
+    layer: int
+    out: int
+    into: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An expert that had to be kept, and why."""
+
+    layer: int
+    expert: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a mask was made. recipe holds the recipe's name under "name" and its settings beside it."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    corpus_sha256: str = ""
+    tokens: Mapping[str, int] = field(default_factory=dict)  # a class
+    swaps: tuple[Swap, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    made_with: str = ""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """keep: layer -> kept experts, ascending; every layer with a router has as many as any other."""
+
+    parent: Identity
+    keep: Mapping[int, tuple[int, ...]]
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        """Raises MaskError for a mask that contradicts itself or its parent."""
+        _check(self)
+
+    @property
+    def n_keep(self) -> int:
+        """Experts a layer keeps."""
+        return len(self.keep[self.parent.layers[0]])
+
+    @classmethod
+    def everything(cls, parent: Identity) -> Mask:
+        """The mask that keeps all experts."""
+        return cls(parent, {layer: tuple(range(parent.n_expert)) for layer in parent.layers})
+
+    def matrix(self) -> NDArray[np.bool_]:
+        """[L, E]: True where an expert is kept."""
+        kept = np.zeros((len(self.parent.layers), self.parent.n_expert), np.bool_)
+        for row, layer in enumerate(self.parent.layers):
+            kept[row, list(self.keep[layer])] = True
+        return kept
+
+    @classmethod
+    def from_matrix(cls, parent: Identity, kept: NDArray[np.bool_], provenance: Provenance | None = None) -> Mask:
+        """The mask of a [L, E] matrix."""
+        keep = {
+            layer: tuple(int(expert) for expert in np.flatnonzero(row))
+            for layer, row in zip(parent.layers, kept, strict=True)
+        }
+        return cls(parent, keep, provenance or Provenance())
+
+    def require_parent(self, parent: Identity) -> None:
+        """Raises ParentMismatchError when the mask was made for a file with other bytes."""
+        if parent.sha256 != self.parent.sha256:
+            raise ParentMismatchError(
+                f"The mask was made for {self.parent.name} (SHA-256 {self.parent.sha256[:12]}…), "
+                f"not for this {parent.name} ({parent.sha256[:12]}…).",
+                "Give the parent it was made for, or profile and plan again with this one.",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "parent": asdict(self.parent),
+            "keep": {str(layer): list(self.keep[layer]) for layer in sorted(self.keep)},
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, beside and renamed; a layer a line."""
+        whole = self.to_json()
+        keep = ",\n    ".join(f'"{layer}": {json.dumps(experts)}' for layer, experts in whole.pop("keep").items())
+        text = json.dumps(whole, indent=2, ensure_ascii=False)
+        with written_beside(path) as beside:
+            beside.write_text(f'{text[:-2]},\n  "keep": {{\n    {keep}\n  }}\n}}\n')
+
+    @classmethod
+    def load(cls, path: Path) -> Mask:
+        """Read a mask file of this project. Raises MaskError; `formats.read_mask` reads those of others too."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise MaskError(f"{path} does not exist.", "Make a mask with coe plan.") from error
+        except (OSError, ValueError) as error:
+            raise MaskError(f"{path} is no mask: {error}.", "Make a mask with coe plan.") from error
+
+    @classmethod
+    def from_json(cls, content: Any) -> Mask:
+        """The mask of a file's content. Raises MaskError, saying what is wrong with it."""
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
+            raise MaskError(f"This is no mask file of schema {SCHEMA_VERSION}.", "Make a mask with coe plan.")
+        try:
+            parent = Identity(**content["parent"] | {"layers": tuple(content["parent"]["layers"])})
+            keep = {int(layer): tuple(experts) for layer, experts in content["keep"].items()}
+            said = content.get("provenance", {})
+            provenance = Provenance(
+                **said
+                | {
+                    "swaps": tuple(Swap(**swap) for swap in said.get("swaps", ())),
+                    "pins": tuple(Pin(**pin) for pin in said.get("pins", ())),
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MaskError(f"The mask file lacks something or says too much: {error!r}.", "Make it again.") from error
+        return cls(parent, keep, provenance)
+
+    def with_provenance(self, **changes: Any) -> Mask:
+        """The same mask with another story."""
+        return replace(self, provenance=replace(self.provenance, **changes))
+
+
+def _check(mask: Mask) -> None:
+    parent = mask.parent
+    if set(mask.keep) != set(parent.layers):
+        odd: Sequence[int] = sorted(set(mask.keep) ^ set(parent.layers))
+        raise MaskError(f"The mask and the parent disagree about the layers {list(odd)}.", "Give every layer once.")
+    sizes = {len(experts) for experts in mask.keep.values()}
+    for layer, experts in mask.keep.items():
+        whole = all(isinstance(expert, int) and not isinstance(expert, bool) for expert in experts)
+        if not whole or not all(0 <= expert < parent.n_expert for expert in experts):
+            raise MaskError(f"Layer {layer} names experts that are not 0 to {parent.n_expert - 1}.")
+        if list(experts) != sorted(set(experts)):
+            raise MaskError(f"Layer {layer} does not list its experts once each in ascending order.")
+    if len(sizes) != 1:
+        raise MaskError(
+            f"The layers keep different numbers of experts ({min(sizes)} to {max(sizes)}).",
+            "llama.cpp takes one number for all layers: keep as many everywhere.",
+        )
+    (n_keep,) = sizes
+    if n_keep < parent.n_used:
+        raise MaskError(
+            f"The mask keeps {n_keep} experts a layer, and every token uses {parent.n_used}.",
+            f"Keep at least {parent.n_used}.",
+        )
+    if parent.n_groups > 1:
+        size = parent.n_expert // parent.n_groups
+        for layer, experts in mask.keep.items():
+            counts = [sum(expert // size == group for expert in experts) for group in range(parent.n_groups)]
+            if len(set(counts)) != 1:
+                raise MaskError(
+                    f"Layer {layer} keeps {counts} experts of its groups of {size}.",
+                    "This architecture chooses groups first: keep as many of each.",
+                )
