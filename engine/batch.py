@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+from llguidance import LLTokenizer
 
 from .chat_template import ChatTemplate, Prompt
 from .errors import EngineError, PromptTooLongError, TemplateError
@@ -15,6 +18,7 @@ from .request import Accepted, Delta, Event, Finish, GenerateRequest, Rejected
 from .schedule import CacheView, Occupant, Placement, Work, choose_slot, make_room, plan_step
 from .sequence import ActiveSequence
 from .spec import LoadSpec
+from .structured import Structure, schema_of, tokenizer_of
 
 # From this vocabulary on, sampling costs enough beside a decode that sequences sample on several threads
 # (llama.cpp's samplers release the GIL).
@@ -70,8 +74,7 @@ class BatchLoop:
         try:
             sequence = self._prepare(request)
         except EngineError as error:
-            facts = {k: v for k, v in vars(error).items() if isinstance(v, int)}
-            self._emit(Rejected(request.id, type(error).__name__, error.message, error.remedy, facts))
+            self._emit(_rejection(request.id, error))
             return
         except Exception as error:  # one request that nobody foresaw must not take the others' worker down
             _log.exception("preparing request %s", request.id)
@@ -99,6 +102,7 @@ class BatchLoop:
         if len(tokens) >= context_tokens:
             raise PromptTooLongError(len(tokens), context_tokens)
         room = context_tokens - len(tokens)
+        schema = schema_of(request.response_format)
         return ActiveSequence(
             request,
             tokens,
@@ -108,7 +112,12 @@ class BatchLoop:
             turn_tokens=len(history) if tokens[: len(history)] == history else 0,
             tags=prompt.tags,
             thinking_open=prompt.thinking_open,
+            structure=Structure(self._structures, schema) if schema is not None else None,
         )
+
+    @functools.cached_property
+    def _structures(self) -> LLTokenizer:
+        return tokenizer_of(self._model.vocab)
 
     def _prompt(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:
@@ -122,7 +131,9 @@ class BatchLoop:
         for sequence in self._waiting:
             if sequence.request.id == request_id:
                 self._waiting.remove(sequence)
-                self._end(sequence, Finish.CANCELLED)
+                sequence.finish = Finish.CANCELLED
+                self._emit(sequence.finished())
+                sequence.close()
                 return
         for slot in self._slots:
             if slot.sequence is not None and slot.sequence.request.id == request_id:
@@ -292,37 +303,50 @@ class BatchLoop:
         return outputs
 
     def _sample(self, outputs: list[tuple[Slot, int]]) -> None:
-        def advance(output: tuple[Slot, int]) -> Delta | None:
+        def advance(output: tuple[Slot, int]) -> Delta | EngineError | None:
             slot, index = output
             assert slot.sequence is not None
-            return slot.sequence.advance(self._context, index)
+            try:
+                return slot.sequence.advance(self._context, index)
+            except EngineError as error:  # one request's trouble is not the others'
+                return error
 
         spread = self._samplers is not None and len(outputs) > 1
         if spread:
             self._context.logits(outputs[0][1])  # the first look puts the outputs in order, which no two threads may do
-        deltas = list(self._samplers.map(advance, outputs)) if spread and self._samplers else map(advance, outputs)
-        for (slot, _), delta in zip(outputs, deltas, strict=True):
-            if delta is not None:
-                self._emit(delta)
+        results = list(self._samplers.map(advance, outputs)) if spread and self._samplers else map(advance, outputs)
+        for (slot, _), result in zip(outputs, results, strict=True):
             assert slot.sequence is not None
+            if isinstance(result, EngineError):
+                self._emit(_rejection(slot.sequence.request.id, result))
+                self._vacate(slot)
+                continue
+            if result is not None:
+                self._emit(result)
             if slot.sequence.finish is not None:
                 self._release(slot, slot.sequence.finish)
 
     def _release(self, slot: Slot, reason: Finish) -> None:
         sequence = slot.sequence
         assert sequence is not None
+        sequence.finish = reason
+        self._emit(sequence.finished())
+        self._vacate(slot)
+
+    def _vacate(self, slot: Slot) -> None:
+        assert slot.sequence is not None
+        slot.sequence.close()
         slot.sequence = None
         self._crowded = False
         self._clock += 1
         slot.last_used = self._clock
-        self._end(sequence, reason)
-
-    def _end(self, sequence: ActiveSequence, reason: Finish) -> None:
-        sequence.finish = reason
-        self._emit(sequence.finished())
-        sequence.close()
 
     def close(self) -> None:
         """Let the sampling threads go."""
         if self._samplers is not None:
             self._samplers.shutdown()
+
+
+def _rejection(request_id: str, error: EngineError) -> Rejected:
+    facts = {name: value for name, value in vars(error).items() if isinstance(value, int)}
+    return Rejected(request_id, type(error).__name__, error.message, error.remedy, facts)

@@ -125,6 +125,22 @@ class ChatTemplate:
             text += self._rest_of_block(text, family)  # what is continued is the answer, not the thinking
         return Prompt(text + start, shared, self.tags, opened and not start)
 
+    def conversation(self, messages: Sequence[Message], policy: Thinking) -> str:
+        """A conversation whose last answer is finished: it begins as the policy demands, and its turn is closed.
+
+        One that does not end in an answer is rendered as a prompt. Raises what `prompt` raises.
+        """
+        text = self.prompt(messages, policy).text
+        if not messages or messages[-1]["role"] != "assistant":
+            return text
+        try:
+            whole = self._render(messages, thinking=False, answer=False)
+        except TemplateError:
+            whole = self._render(_system_into_user(messages) or messages, thinking=False, answer=False)
+        answer = str(messages[-1].get("content") or "").strip()
+        _, found, closing = whole.rpartition(answer) if answer else ("", "", "")
+        return text + closing if found else text
+
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
         """Thinking blocks that may leak into an answer: the family's own, and the most common one."""

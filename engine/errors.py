@@ -45,7 +45,7 @@ class ThinkingPolicyError(EngineError):
 
 
 class GrammarError(EngineError):
-    """A JSON schema or grammar cannot be turned into something llama.cpp accepts."""
+    """A JSON schema cannot be followed, or costs more than one request may spend."""
 
 
 class PoolError(EngineError):

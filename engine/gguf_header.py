@@ -148,6 +148,31 @@ def read_split(path: Path) -> list[Header]:
     return [first if part == path else read_header(part) for part in parts]
 
 
+def read_array(path: Path, key: str) -> list[float]:
+    """The numbers of one array of the metadata, in order; whole numbers as int, truth values as 0 and 1.
+
+    Raises ModelFileError when the file has no array of numbers of that name.
+    """
+    _require_gguf(path)
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    handle = _function("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(
+        os.fsencode(path), _InitParams(True, None)
+    )
+    if not handle:
+        raise ModelFileError(f"The header of {path} cannot be read.", "The file is damaged: fetch it again.")
+    try:
+        index = _function("gguf_find_key", i64, pointer, ctypes.c_char_p)(handle, key.encode())
+        is_array = index >= 0 and _function("gguf_get_kv_type", ctypes.c_int, pointer, i64)(handle, index) == _ARRAY
+        kind = _function("gguf_get_arr_type", ctypes.c_int, pointer, i64)(handle, index) if is_array else None
+        if kind not in _SCALARS or _SCALARS[kind][0] == "str":
+            raise ModelFileError(f"{path} has no array of numbers called {key}.", "Fetch the file again.")
+        count = _function("gguf_get_arr_n", ctypes.c_size_t, pointer, i64)(handle, index)
+        numbers = _function("gguf_get_arr_data", pointer, pointer, i64)(handle, index)
+        return list((_SCALARS[kind][1] * count).from_address(numbers)) if count else []
+    finally:
+        _function("gguf_free", None, pointer)(handle)
+
+
 def _require_gguf(path: Path) -> None:
     try:
         with path.open("rb") as file:

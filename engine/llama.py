@@ -134,7 +134,14 @@ class Vocab:
     @functools.cached_property
     def longest_piece_bytes(self) -> int:
         """Bytes of the longest token: no text of n bytes has fewer than n / this many tokens."""
-        return max((len(self.piece(token, special=True)) for token in range(self.n_tokens)), default=1) or 1
+        return max(map(len, self.pieces()), default=1) or 1
+
+    @functools.cached_property
+    def end(self) -> int:
+        """A token that ends an answer."""
+        if self.ends_generation(self.eos):
+            return self.eos
+        return next((token for token in range(self.n_tokens) if self.ends_generation(token)), self.eos)
 
     @property
     def handle(self) -> Any:
@@ -157,13 +164,20 @@ class Vocab:
         key = (token, special)
         known = self._pieces.get(key)
         if known is None:
-            buffer = ctypes.create_string_buffer(64)
-            length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-            if length < 0:
-                buffer = ctypes.create_string_buffer(-length)
-                length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-            known = self._pieces[key] = buffer.raw[:length]
+            known = self._pieces[key] = self._read_piece(token, special)
         return known
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of all tokens, those of control tokens too; not kept."""
+        return [self._read_piece(token, special=True) for token in range(self.n_tokens)]
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:length]
 
     def text(self, token: int) -> str:
         """How the vocabulary file writes a token; for special tokens, its name."""
@@ -254,8 +268,12 @@ class Model:
     @functools.cached_property
     def forgets(self) -> bool:
         """Whether the cache cannot go back freely: sliding windows, recurrent or hybrid models."""
-        recurrent = lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
-        return bool(recurrent) or self.sliding_window > 0
+        return self.recurrent or self.sliding_window > 0
+
+    @functools.cached_property
+    def recurrent(self) -> bool:
+        """Whether some layers keep a state instead of cells: a decode of several sequences is cut into several."""
+        return bool(lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle))
 
     def close(self) -> None:
         """Free the model."""
@@ -267,24 +285,39 @@ class Model:
 class Context:
     """A model's KV cache and compute buffers, and one decode at a time over several sequences."""
 
-    def __init__(self, model: Model, spec: LoadSpec) -> None:
-        """Raises LoadError when the buffers cannot be had."""
+    def __init__(
+        self,
+        model: Model,
+        spec: LoadSpec,
+        *,
+        on_node: Any = None,
+        all_logits: bool = False,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        """on_node: a lib.ggml_backend_sched_eval_callback that is asked about every node of the graph.
+        all_logits: every entry of a batch may want logits; else one a sequence.
+
+        Raises LoadError when the buffers cannot be had.
+        """
         log = start()
         log.errors.clear()
         self.model = model
         self.n_seq = spec.parallel
         params = lib.llama_context_default_params()
         params.n_ctx = spec.cells
-        params.n_batch = params.n_ubatch = min(BATCH_TOKENS, spec.cells)
+        params.n_batch = params.n_ubatch = min(batch_tokens, spec.cells)
         params.n_seq_max = spec.parallel
         # Only the last token of a prompt and each newly generated one is looked at: with llama.cpp's default the
         # logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
-        params.n_outputs_max = spec.parallel
+        params.n_outputs_max = params.n_batch if all_logits else spec.parallel
         params.n_threads = params.n_threads_batch = spec.threads or physical_cores()
         params.type_k = params.type_v = _KV_TYPES[spec.kv_type]
         params.swa_full = False  # the binding's default keeps 3,520 MiB where 620 do (16k, Gemma 4 26B)
         params.kv_unified = True  # sequences share the cells, so that one long conversation may use them all
         params.no_perf = True
+        if on_node is not None:
+            params.cb_eval = on_node
+            self._on_node = on_node  # llama.cpp keeps the pointer alone
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(

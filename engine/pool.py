@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from .admission import Plan, ResidentView, State, WaiterView, expired, plan
 from .errors import (
@@ -45,8 +45,12 @@ class PoolSettings:
     max_bypass_s: float = 10.0
     idle_ttl_s: float | None = None
     load_timeout_s: float = 600.0
+    quiet_s: float = 60.0  # nothing was asked for so long: idle time, in which a reservation may wait for its room
     load_backoff_s: float = 5.0  # after a failed load; doubles with each further failure, up to a minute
     stall_s: float = 120.0  # loading or decoding without a sign of progress for so long is a stall
+
+
+Stop = Callable[[], Awaitable[None]]  # returns when the memory is back
 
 
 class Starter(Protocol):
@@ -61,12 +65,15 @@ class Starter(Protocol):
 
 @dataclass
 class _Held:
-    """A resident and what the pool keeps of it. vram_bytes: predicted, or measured where that is more."""
+    """A resident, or a reservation, and what the pool keeps of it. vram_bytes: predicted, or measured where more."""
 
     key: str
-    spec: LoadSpec
+    title: str  # the file's name, or what room is reserved for
     vram_bytes: int
     pinned: bool
+    capacity: int = 1
+    reserved: bool = False
+    stop: Stop | None = None
     state: State = State.LOADING
     resident: Resident | None = None
     leases: int = 0
@@ -80,8 +87,17 @@ class _Held:
 
     def view(self) -> ResidentView:
         return ResidentView(
-            self.key, self.state, self.vram_bytes, self.leases, self.spec.parallel, self.last_used, self.pinned
+            self.key, self.state, self.vram_bytes, self.leases, self.capacity, self.last_used, self.pinned
         )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What a reservation asks for. stop: makes its holder give the room back; None: it keeps it."""
+
+    title: str
+    vram_bytes: int
+    stop: Stop | None
 
 
 @dataclass
@@ -90,8 +106,9 @@ class _Waiter:
     specialist: str
     key: str
     since: float
-    future: asyncio.Future[Lease]
-    found: _Held | None  # the resident that was warm when the request came
+    future: asyncio.Future[Any]  # of a Lease, or of a Reservation where there is a room
+    found: _Held | None = None  # the resident that was warm when the request came
+    room: _Room | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +141,23 @@ class Lease:
             self._pool._release(held)
 
 
+class Reservation:
+    """Room that is booked for something that is no resident, such as a build. Release it when its memory is back."""
+
+    def __init__(self, pool: Pool, held: _Held) -> None:
+        self._pool = pool
+        self._held: _Held | None = held
+
+    def release(self) -> None:
+        """Give the room back; a second call does nothing."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._pool._vacate(held)
+
+
 @dataclass(frozen=True)
 class ResidentStatus:
-    """For /v1/pool."""
+    """For /v1/pool. A reservation stands among the residents, without specialists and with its title as the file."""
 
     specialists: tuple[str, ...]
     file: str
@@ -175,6 +206,8 @@ class Pool:
         self._free_bytes = free_bytes
         self._held: dict[str, _Held] = {}
         self._waiters: list[_Waiter] = []
+        self._patient: list[_Waiter] = []  # reservations that wait for idle time before they wait for room
+        self._last_busy = clock()
         self._failures: dict[str, _Failure] = {}
         self._measured: dict[str, int] = {}  # bytes of specs that took more than predicted
         self._ids = itertools.count()
@@ -192,6 +225,9 @@ class Pool:
     def _key(self, specialist: str) -> str:
         return repr(self._entries[specialist].spec)
 
+    def _wanted_bytes(self, waiter: _Waiter) -> int:
+        return waiter.room.vram_bytes if waiter.room is not None else self._need_bytes(waiter.specialist)
+
     def _need_bytes(self, specialist: str) -> int:
         # A measurement above the whole budget may be somebody else's memory: it is tried again, alone.
         measured = min(self._measured.get(self._key(specialist), 0), self.settings.budget_bytes)
@@ -208,7 +244,12 @@ class Pool:
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
         key = self._key(specialist)
-        self._refuse_impossible(specialist, key)
+        self._refuse_impossible(
+            specialist,
+            key,
+            self._need_bytes(specialist),
+            "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
+        )
         if (failure := self._failures.get(key)) and self._clock() < failure.until:
             left = failure.until - self._clock()
             raise LoadError(
@@ -235,19 +276,50 @@ class Pool:
             self._give_up(waiter)
             raise
 
-    def _refuse_impossible(self, specialist: str, key: str) -> None:
-        need = self._need_bytes(specialist)
-        pinned = sum(h.vram_bytes for h in self._held.values() if h.pinned and h.key != key)
-        if need + pinned > self.settings.budget_bytes:
-            kept = f", {gibibytes(pinned)} of them pinned" if pinned else ""
+    def _refuse_impossible(self, who: str, key: str, need: int, remedy: str) -> None:
+        kept = [held for held in self._held.values() if held.pinned and held.key != key]
+        kept_bytes = sum(held.vram_bytes for held in kept)
+        if need + kept_bytes > self.settings.budget_bytes:
+            rooms = [held.title for held in kept if held.reserved]
+            how = f"held by {', '.join(rooms)}" if rooms else "pinned"
+            aside = f", {gibibytes(kept_bytes)} of them {how}" if kept else ""
             raise UnavailableError(
-                f"{specialist} needs {gibibytes(need)}; the budget is {gibibytes(self.settings.budget_bytes)}{kept}.",
-                "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
+                f"{who} needs {gibibytes(need)}; the budget is {gibibytes(self.settings.budget_bytes)}{aside}.", remedy
             )
 
+    async def reserve(
+        self, title: str, vram_bytes: int, *, when_quiet: bool = False, stop: Stop | None = None
+    ) -> Reservation:
+        """Room for something that is no resident; waits for it as a request does, but without an end.
+
+        when_quiet: waits first until nothing has been asked for `quiet_s`.
+        stop:       called when a request needs the room, before any resident has to go; without it the room is kept.
+        Raises UnavailableError when it can never fit. Cancelling the call gives the place in the queue back.
+        """
+        if self._closed:
+            raise UnavailableError("The server is shutting down.", "Try again when it is back.")
+        key = f"reserved: {title}"
+        self._refuse_impossible(title, key, vram_bytes, "Raise pool.vram_budget, or unpin a model.")
+        future: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        room = _Room(title, vram_bytes, stop)
+        waiter = _Waiter(next(self._ids), title, key, self._clock(), future, room=room)
+        (self._patient if when_quiet else self._waiters).append(waiter)
+        self._replan()
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            self._give_up(waiter)
+            raise
+
+    def _vacate(self, held: _Held) -> None:
+        if held.state is not State.DRAINING and self._held.get(held.key) is held:
+            del self._held[held.key]
+            self._replan()
+
     def _give_up(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        for queue in (self._waiters, self._patient):
+            if waiter in queue:
+                queue.remove(waiter)
         if waiter.future.done():
             if not waiter.future.cancelled() and waiter.future.exception() is None:
                 waiter.future.result().release()  # granted at the very moment it was given up
@@ -257,7 +329,7 @@ class Pool:
 
     def _release(self, held: _Held) -> None:
         held.leases -= 1
-        held.last_used = self._clock()
+        held.last_used = self._last_busy = self._clock()
         self._replan()
 
     # --- carrying out -----------------------------------------------------------------------------------------
@@ -267,17 +339,26 @@ class Pool:
         if self._closed:
             return
         now = self._clock()
+        self._call_the_patient(now)
         self._carry_out(self._decide())
         if not self._waiters:
-            for key in expired([held.view() for held in self._held.values()], now, self.settings.idle_ttl_s):
+            residents = [held.view() for held in self._held.values() if not held.reserved]
+            for key in expired(residents, now, self.settings.idle_ttl_s):
                 self._evict(self._held[key], "idle")
         self._set_timer()
+
+    def _call_the_patient(self, now: float) -> None:
+        """In idle time, who waits for it joins those who wait for room."""
+        if self._waiters or any(h.state is State.LOADING or h.leases for h in self._held.values()):
+            self._last_busy = now
+        elif self._patient and now - self._last_busy >= self.settings.quiet_s:
+            self._waiters.append(self._patient.pop(0))
 
     def _decide(self, *newcomers: _Waiter) -> Plan:
         """What admission says of those who wait, and of newcomers behind them."""
         now, since = self._clock(), self._passing_since()
         waiters = [
-            WaiterView(w.id, w.key, self._need_bytes(w.specialist), now - max(w.since, since))
+            WaiterView(w.id, w.key, self._wanted_bytes(w), now - max(w.since, since))
             for w in (*self._waiters, *newcomers)
         ]
         views = [held.view() for held in self._held.values()]
@@ -303,7 +384,10 @@ class Pool:
             self._evict(self._held[key], "to make room")
         for key in decided.load:
             waiter = next(waiter for waiter in self._waiters if waiter.key == key)
-            self._load(waiter.specialist, key)
+            if waiter.room is not None:
+                self._book(waiter, waiter.room)
+            else:
+                self._load(waiter.specialist, key)
 
     def _set_timer(self) -> None:
         """Look again when the oldest waiter's bound passes, or when the next idle resident expires."""
@@ -314,25 +398,41 @@ class Pool:
         since = self._passing_since()
         moments = [max(w.since, since) + self.settings.max_bypass_s for w in self._waiters]
         if self.settings.idle_ttl_s is not None:
-            moments += [h.last_used + self.settings.idle_ttl_s for h in self._held.values() if h.view().idle]
+            idle = [held for held in self._held.values() if held.view().idle and not held.reserved]
+            moments += [held.last_used + self.settings.idle_ttl_s for held in idle]
+        if self._patient:
+            moments.append(self._last_busy + self.settings.quiet_s)
         future = [moment for moment in moments if moment > now]
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
 
+    def _book(self, waiter: _Waiter, room: _Room) -> None:
+        """A reservation that may be stopped counts as idle, and as used by nobody for the longest: it goes first."""
+        self._waiters.remove(waiter)
+        kept = room.stop is None
+        held = _Held(waiter.key, room.title, room.vram_bytes, kept, reserved=True, stop=room.stop, state=State.WARM)
+        held.last_used = float("-inf")
+        for other in self._held.values():
+            other.loads_alone = False
+        self._held[waiter.key] = held
+        waiter.future.set_result(Reservation(self, held))
+
     def _load(self, specialist: str, key: str) -> None:
         # The bytes are booked before the first await: a plan may be made while the load runs.
         spec, need = self._entries[specialist].spec, self._need_bytes(specialist)
-        held = _Held(key, spec, need, self._is_pinned(key), last_progress=self._clock())
+        held = _Held(key, spec.path.name, need, self._is_pinned(key), spec.parallel, last_progress=self._clock())
         for other in self._held.values():
             if other.state is State.LOADING:
                 other.loads_alone = held.loads_alone = False
+            elif other.reserved:
+                held.loads_alone = False
         self._held[key] = held
-        held.work = asyncio.create_task(self._load_now(held))
+        held.work = asyncio.create_task(self._load_now(held, spec))
 
     def _is_pinned(self, key: str) -> bool:
         return any(entry.pinned for name, entry in self._entries.items() if self._key(name) == key)
 
-    async def _load_now(self, held: _Held) -> None:
+    async def _load_now(self, held: _Held, spec: LoadSpec) -> None:
         started = self._clock()
         policies = {name: e.thinking for name, e in self._entries.items() if self._key(name) == held.key}
 
@@ -341,12 +441,12 @@ class Pool:
 
         try:
             before = await self._free_now()
-            resident = await asyncio.wait_for(self._start(held.spec, policies, note), self.settings.load_timeout_s)
+            resident = await asyncio.wait_for(self._start(spec, policies, note), self.settings.load_timeout_s)
         except TimeoutError:
             self._load_failed(
                 held,
                 LoadError(
-                    f"{held.spec.path.name} did not load within {self.settings.load_timeout_s:.0f} s.",
+                    f"{held.title} did not load within {self.settings.load_timeout_s:.0f} s.",
                     "Raise pool.load_timeout_s if the disk is slow.",
                 ),
             )
@@ -358,10 +458,11 @@ class Pool:
             del self._held[held.key]
             raise
         except Exception as error:
-            _log.exception("loading %s", held.spec.path.name)
-            self._load_failed(held, LoadError(f"{held.spec.path.name} did not load: {error!r}."))
+            _log.exception("loading %s", held.title)
+            self._load_failed(held, LoadError(f"{held.title} did not load: {error!r}."))
             return
         held.resident = resident
+        held.stop = resident.stop
         held.loaded_in_s = self._clock() - started
         measured = resident.memory_bytes
         after = await self._free_now() if before is not None else None
@@ -372,7 +473,7 @@ class Pool:
         held.work = asyncio.create_task(self._watch(held))
         self._failures.pop(held.key, None)
         self.loads += 1
-        _log.info("loaded %s in %.1f s, %s booked", held.spec.path.name, held.loaded_in_s, gibibytes(held.vram_bytes))
+        _log.info("loaded %s in %.1f s, %s booked", held.title, held.loaded_in_s, gibibytes(held.vram_bytes))
         self._replan()
 
     async def _free_now(self) -> int | None:
@@ -390,7 +491,7 @@ class Pool:
         if measured is not None and measured > held.vram_bytes:
             _log.warning(
                 "%s takes %s, %s more than predicted",
-                held.spec.path.name,
+                held.title,
                 gibibytes(measured),
                 gibibytes(measured - held.vram_bytes),
             )
@@ -403,7 +504,7 @@ class Pool:
         count = last.count + 1 if last else 1
         pause = min(60.0, self.settings.load_backoff_s * 2 ** (count - 1))
         self._failures[held.key] = _Failure(error, self._clock() + pause, count)
-        _log.error("loading %s failed: %s", held.spec.path.name, error)
+        _log.error("loading %s failed: %s", held.title, error)
         failed = [waiter for waiter in self._waiters if waiter.key == held.key]
         self._waiters = [waiter for waiter in self._waiters if waiter.key != held.key]
         for waiter in failed:
@@ -416,7 +517,7 @@ class Pool:
         assert held.resident is not None
         await held.resident.wait_gone()
         if self._held.get(held.key) is held and held.state is not State.DRAINING and not self._closed:
-            _log.error("the worker of %s died", held.spec.path.name)
+            _log.error("the worker of %s died", held.title)
             del self._held[held.key]
             self._replan()
 
@@ -424,13 +525,13 @@ class Pool:
         assert not held.leases
         held.state = State.DRAINING
         self.evictions += 1
-        _log.info("stopping %s: %s", held.spec.path.name, why)
+        _log.info("stopping %s: %s", held.title, why)
         held.work = asyncio.create_task(self._stop(held))
 
     async def _stop(self, held: _Held) -> None:
-        assert held.resident is not None
+        assert held.stop is not None
         try:
-            await held.resident.stop()
+            await held.stop()
         finally:
             # Only now is the memory back.
             if self._held.get(held.key) is held:
@@ -449,6 +550,12 @@ class Pool:
                 failed[name] = error
         return failed
 
+    def add(self, specialist: str, entry: Entry) -> None:
+        """Serve one more specialist, or one in another way, from the next request on."""
+        self._entries[specialist] = entry
+        self._failures.pop(self._key(specialist), None)
+        self._measured.pop(self._key(specialist), None)
+
     async def unload(self, specialist: str) -> bool:
         """Stop the idle resident of a specialist; False when it is busy or not there."""
         held = self._held.get(self._key(specialist))
@@ -464,17 +571,17 @@ class Pool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in self._waiters:
+        for waiter in (*self._waiters, *self._patient):
             if not waiter.future.done():
                 waiter.future.set_exception(UnavailableError("The server is shutting down."))
                 waiter.future.exception()
         self._waiters = []
+        self._patient = []
         loading = [h.work for h in self._held.values() if h.state is State.LOADING and h.work]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        residents = [held.resident for held in self._held.values() if held.resident is not None]
-        await asyncio.gather(*(resident.stop() for resident in residents), return_exceptions=True)
+        await asyncio.gather(*(held.stop() for held in self._held.values() if held.stop), return_exceptions=True)
         tasks = [held.work for held in self._held.values() if held.work]
         for task in tasks:
             task.cancel()
@@ -491,16 +598,16 @@ class Pool:
             loading = held.state is State.LOADING
             silent = now - held.last_progress if loading else held.resident.silent_s() if held.resident else 0.0
             if silent > self.settings.stall_s:
-                stalled.append(f"{held.spec.path.name} shows no progress for {silent:.0f} s while {held.state.value}")
+                stalled.append(f"{held.title} shows no progress for {silent:.0f} s while {held.state.value}")
             residents.append(
                 ResidentStatus(
                     names,
-                    held.spec.path.name,
+                    held.title,
                     held.state,
                     held.vram_bytes,
                     held.leases,
-                    held.spec.parallel,
-                    now - held.last_used if held.state is State.WARM and not held.leases else 0.0,
+                    held.capacity,
+                    now - held.last_used if held.state is State.WARM and not held.leases and not held.reserved else 0.0,
                     1.0 if not loading else held.progress,
                     held.loaded_in_s,
                     held.pinned,

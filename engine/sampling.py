@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import re
 import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,80 +11,14 @@ from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
-from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
 from numpy.typing import NDArray
 
-from .errors import GrammarError
 from .llama import Context, Vocab
 from .spec import Sampling
+from .structured import Structure
 
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
-# The converter writes 🐍 as JSON does, \ud83d\udc0d; a grammar takes each half for a character of its own.
-_SURROGATE_PAIR: Final = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
-_SURROGATE: Final = re.compile(r"\\ud[89a-f][0-9a-f]{2}|[\ud800-\udfff]")
 MAX_SEED: Final = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random seed
-
-
-_MAX_GRAMMAR: Final = 50_000
-_GBNF_PART: Final = re.compile(
-    r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d{1,12})(?:,(?P<most>\d{1,12})?)?\}|[\w-]+|.', re.DOTALL
-)
-
-
-def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
-    """GBNF for an OpenAI response_format; None for plain text.
-
-    Raises GrammarError when the schema cannot be expressed.
-    """
-    kind = (response_format or {}).get("type", "text")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return str(JSON_GBNF)
-    try:
-        assert response_format is not None
-        schema = response_format["json_schema"].get("schema", {})
-        grammar = _SURROGATE_PAIR.sub(_one_escape, str(json_schema_to_gbnf(json.dumps(schema))))
-        if "\0" in grammar or _SURROGATE.search(grammar):
-            raise ValueError("the schema holds NUL or half a character")
-    except Exception as error:  # the converter raises whatever it trips over
-        raise GrammarError(
-            f"response_format.json_schema cannot be turned into a grammar: {error!r}.",
-            "Use the JSON Schema features that llama.cpp's converter knows.",
-        ) from error
-    if (size := expanded_size(grammar)) > _MAX_GRAMMAR:
-        raise GrammarError(
-            f"response_format.json_schema makes a grammar of {size:,} elements; {_MAX_GRAMMAR:,} are taken.",
-            "Lower its minItems, maxItems, lengths or repetitions, or shorten its enums.",
-        )
-    return grammar
-
-
-def expanded_size(grammar: str) -> int:
-    """About how many characters a GBNF text has with its repetitions written out, as llama.cpp's parser does.
-
-    A count of a million in a pattern overflows llama.cpp's stack and takes the worker down, with everybody's answers.
-    """
-    total = last = 0
-    groups: list[int] = []  # the total where each open parenthesis stands
-    for part in _GBNF_PART.finditer(grammar):
-        text = part[0]
-        if part["least"] is not None:
-            more = last * (max(int(part["least"]), int(part["most"] or 0)) - 1)
-            total, last = total + max(more, 0), last + max(more, 0)
-        elif text == "(":
-            groups.append(total)
-        elif text == ")":
-            last = total - groups.pop() if groups else last
-        elif not text.isspace():
-            last = len(text)
-            total += last
-    return total
-
-
-def _one_escape(pair: re.Match[str]) -> str:
-    high, low = int(pair[1], 16), int(pair[2], 16)
-    return f"\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
 
 
 class Adjustments:
@@ -149,8 +81,8 @@ class Adjustments:
 
 
 class Sampler:
-    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a grammar
-    beside it."""
+    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a structure
+    to be kept beside it."""
 
     def __init__(
         self,
@@ -159,15 +91,10 @@ class Sampler:
         *,
         seed: int | None,
         logit_bias: Mapping[int, float] | None = None,
-        grammar: str | None = None,
+        structure: Structure | None = None,
     ) -> None:
-        """Raises GrammarError when llama.cpp refuses the grammar."""
         self._vocab = vocab
-        self._grammar = None
-        if grammar is not None:
-            self._grammar = lib.llama_sampler_init_grammar(vocab.handle, grammar.encode(), b"root")
-            if not self._grammar:
-                raise GrammarError("llama.cpp refuses the grammar made from response_format.", "Simplify the schema.")
+        self._structure = structure
         self.seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._adjustments = Adjustments(sampling, logit_bias or {}, vocab.n_tokens)
@@ -189,40 +116,36 @@ class Sampler:
     def sample(self, context: Context, index: int, *, constrained: bool = True) -> int:
         """Draw from the logits of batch entry `index`, and remember the token.
 
-        constrained: the grammar applies; not while the model still thinks.
+        constrained: the structure applies; not while the model still thinks.
+
+        Raises GrammarError when the structure cannot be kept any longer.
         """
-        if self._grammar is not None and constrained:
-            token = self._sample_constrained(context.logits(index))
-            lib.llama_sampler_accept(self._grammar, token)
-        elif self._adjustments:
-            with self._adjustments.applied(context.logits(index)):
-                token = int(lib.llama_sampler_sample(self._chain, context.handle, index))
-        else:
-            token = int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        if self._structure is not None and constrained and self._structure.complete:
+            return self._vocab.end
+        token = self._draw(context, index)
+        # Most draws fit, so draw first and ask about that one; only a draw that does not fit pays for all tokens.
+        if self._structure is not None and constrained and not self._structure.take(token):
+            token = self._redraw(context.logits(index), self._structure)
         self._adjustments.remember(token)
         return token
 
-    def _sample_constrained(self, logits: NDArray[np.float32]) -> int:
-        # The grammar looks at every candidate it is given. Most draws fit it, so draw first and ask about that one;
-        # only a draw that does not fit pays for all of them.
-        candidates = self._candidates(logits)
-        token = self._apply(self._chain, candidates)
-        single = np.zeros(1, _CANDIDATE)
-        single["id"] = token
-        array = _token_data_array(single)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        if np.isfinite(single["logit"][0]):
-            return token
-        candidates = self._candidates(logits)
-        array = _token_data_array(candidates)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return self._apply(self._chain, candidates)
+    def _draw(self, context: Context, index: int) -> int:
+        if not self._adjustments:
+            return int(lib.llama_sampler_sample(self._chain, context.handle, index))
+        with self._adjustments.applied(context.logits(index)):
+            return int(lib.llama_sampler_sample(self._chain, context.handle, index))
 
-    def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.void]:
-        candidates = np.zeros(len(logits), _CANDIDATE)
-        candidates["id"] = np.arange(len(logits), dtype=np.int32)
+    def _redraw(self, logits: NDArray[np.float32], structure: Structure) -> int:
+        token = self._apply(self._chain, self._candidates(logits, structure.allowed()))
+        taken = structure.take(token)
+        assert taken, "a token of the mask is allowed"
+        return token
+
+    def _candidates(self, logits: NDArray[np.float32], tokens: NDArray[np.intp]) -> NDArray[np.void]:
+        candidates = np.zeros(len(tokens), _CANDIDATE)
+        candidates["id"] = tokens
         with self._adjustments.applied(logits):
-            candidates["logit"] = logits
+            candidates["logit"] = logits[tokens]
         return candidates
 
     def _apply(self, sampler: Any, candidates: NDArray[np.void]) -> int:
@@ -230,20 +153,15 @@ class Sampler:
         lib.llama_sampler_apply(sampler, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def accept(self, token: int, *, constrained: bool = False) -> None:
+    def accept(self, token: int) -> None:
         """Remember a token that was not drawn: the prompt's, for the penalties, or a forced one."""
         self._adjustments.remember(token)
-        if constrained and self._grammar is not None:
-            lib.llama_sampler_accept(self._grammar, token)
 
     def close(self) -> None:
-        """Free the chain and the grammar."""
+        """Free the chain."""
         if self._chain:
             lib.llama_sampler_free(self._chain)
             self._chain = None
-        if self._grammar:
-            lib.llama_sampler_free(self._grammar)
-            self._grammar = None
 
 
 def _token_data_array(candidates: NDArray[np.void]) -> Any:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from .llama import Context, Vocab
 from .loops import LoopGuard
 from .request import Delta, Finish, Finished, GenerateRequest, TokenLogprob
-from .sampling import Sampler, grammar_of, log_probabilities
+from .sampling import Sampler, log_probabilities
 from .spec import ThinkingMode
+from .structured import Structure
 from .text import StopMatcher, ThinkSplitter, Utf8Stream
 
 
@@ -30,8 +31,9 @@ class ActiveSequence:
         turn_tokens: int,
         tags: Sequence[tuple[str, str]],
         thinking_open: bool,
+        structure: Structure | None = None,
     ) -> None:
-        """limit: tokens the answer may have. Raises GrammarError."""
+        """limit: tokens the answer may have. structure: what the answer, without its thinking, has to keep to."""
         self.request = request
         self.vocab = vocab
         self.tokens = list(prompt)
@@ -43,13 +45,12 @@ class ActiveSequence:
         self.started = 0
         self.shares = True  # whether it may begin with cells of another conversation
         self._stops = StopMatcher(request.stop)
-        grammar = grammar_of(request.response_format)
         self.sampler = Sampler(
             vocab,
             request.sampling,
             seed=request.seed,
             logit_bias=request.logit_bias,
-            grammar=grammar,
+            structure=structure,
         )
         for token in self.tokens[max(0, self.n_prompt - request.sampling.repeat_last_n) :]:
             self.sampler.accept(token)
@@ -86,7 +87,10 @@ class ActiveSequence:
         return max(0, self.turn_tokens - self.evaluated)
 
     def advance(self, context: Context, index: int) -> Delta | None:
-        """Draw the next token from batch entry `index` and give the text it releases; sets `finish` at the end."""
+        """Draw the next token from batch entry `index` and give the text it releases; sets `finish` at the end.
+
+        Raises GrammarError when the wanted structure cannot be kept any longer.
+        """
         token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token):
             self.finish = Finish.STOP

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coe.engine.errors import GrammarError
 from coe.engine.llama import Model
-from coe.engine.sampling import MAX_SEED, Sampler, expanded_size, grammar_of, log_probabilities
+from coe.engine.sampling import MAX_SEED, Sampler, log_probabilities
 from coe.engine.spec import Sampling
 
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
@@ -33,7 +32,8 @@ class Draw:
     def __call__(self, times: int = 1) -> list[int]:
         drawn = []
         for _ in range(times):
-            token = self._sampler._apply(self._sampler._chain, self._sampler._candidates(self._logits))
+            everything = np.arange(len(self._logits))
+            token = self._sampler._apply(self._sampler._chain, self._sampler._candidates(self._logits, everything))
             self._sampler.accept(token)
             drawn.append(token)
         return drawn
@@ -106,41 +106,6 @@ class TestChain:
         assert set(new_draw(EVEN, logit_bias={10**9: 100.0, -5: 100.0})(20)) <= set(EVEN)
 
 
-class TestGrammar:
-    def test_text_needs_none(self) -> None:
-        assert grammar_of(None) is None
-        assert grammar_of({"type": "text"}) is None
-
-    @pytest.mark.parametrize(
-        "wanted",
-        [
-            {"type": "json_schema"},
-            {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}},
-            {"type": "json_schema", "json_schema": {"schema": {"const": "\ud83d"}}},
-            {"type": "json_schema", "json_schema": {"schema": 3}},
-        ],
-    )
-    def test_what_makes_no_grammar_is_an_error_of_its_own(self, wanted: dict[str, Any]) -> None:
-        with pytest.raises(GrammarError):
-            grammar_of(wanted)
-
-    def test_a_character_beyond_the_first_plane_is_one_character(self) -> None:
-        grammar = grammar_of({"type": "json_schema", "json_schema": {"schema": {"const": "🐍é"}}})
-        assert grammar is not None
-        assert r"\U0001F40D\u00e9" in grammar
-
-    def test_a_grammar_that_llama_cpp_refuses_is_an_error(self, gemma4_model: Model) -> None:
-        with pytest.raises(GrammarError, match="refuses"):
-            Sampler(gemma4_model.vocab, PLAIN, seed=1, grammar="root ::= nowhere")
-
-    def test_only_what_fits_is_drawn(self, gemma4_model: Model) -> None:
-        (yes,) = gemma4_model.vocab.tokenize("y")
-        sampler = Sampler(gemma4_model.vocab, PLAIN, seed=1, grammar='root ::= "y"+')
-        logits = np.zeros(gemma4_model.vocab.n_tokens, np.float32)
-        assert {sampler._sample_constrained(logits) for _ in range(50)} == {yes}
-        sampler.close()
-
-
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=40)
 
 
@@ -157,34 +122,3 @@ class TestLogProbabilities:
         assert [value for _, value in best] == pytest.approx(np.sort(exact)[::-1][:top].tolist(), abs=1e-6)
         assert sum(np.exp(value) for _, value in best) <= 1 + 1e-6
         assert cast(bool, all(exact[t] == pytest.approx(v, abs=1e-6) for t, v in best))
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "array", "items": {"type": "integer"}, "minItems": 100_000},
-        {"type": "string", "pattern": "^a{1,1000000}$"},
-        {"enum": [f"a rather long choice, number {i}" for i in range(5000)]},
-    ],
-)
-def test_a_schema_that_would_crash_the_parser_is_refused(schema: dict[str, Any]) -> None:
-    with pytest.raises(GrammarError, match="elements"):
-        grammar_of({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
-
-
-@pytest.mark.parametrize(
-    ("grammar", "size"),
-    [
-        ("a", 1),
-        ("a{3}", 3),
-        ("(ab cd){10}", 40),
-        ("((a){10}){10}", 100),
-        ('"{9}"', 5),
-        ("[{9}]{2}", 10),
-        ("a{2,5}", 5),
-        ("a{4,}", 4),
-        ("a{0}", 1),
-    ],
-)
-def test_the_size_of_a_grammar_counts_its_repetitions(grammar: str, size: int) -> None:
-    assert expanded_size(grammar) == size
