@@ -76,7 +76,7 @@ def write_random_model(
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, shape)
-    _write_vocabulary(writer, shape)
+    write_vocabulary(writer, shape)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     for name, array in _tensors(shape, rng):
@@ -117,7 +117,8 @@ def _write_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_final_logit_softcapping(30.0)
 
 
-def _write_vocabulary(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def write_vocabulary(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """Control tokens, bytes and made-up words, `shape.vocabulary` in all."""
     special = [*CONTROL_TOKENS, UNKNOWN_TOKEN]
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     words = [f"▁w{i}" for i in range(shape.vocabulary - len(special) - len(byte_tokens))]

@@ -1,0 +1,171 @@
+"""Reading masks: our own files, and the drop maps, matrices and lists of others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MaskError
+from .mask import Mask, Provenance
+from .parent import Identity
+
+_OPTION: Final = "Say what the file lists: --kind keep or --kind drop (kind= in Python)."
+
+# Names under which others' files hold their lists, and what they list.
+_NAMED: Final = {"keep": "keep", "per_layer_keep": "keep", "drop": "drop", "per_layer_drop": "drop", "drop_map": "drop"}
+
+
+class Kind(StrEnum):
+    """What the numbers of a foreign mask mean."""
+
+    AUTO = "auto"  # found out where only one reading is possible
+    DROP = "drop"  # experts that go
+    KEEP = "keep"  # experts that stay
+
+
+def read_mask(path: Path, parent: Identity, *, kind: str = Kind.AUTO) -> Mask:
+    """The mask in a file, for this parent.
+
+    Ours are bound to a parent by its hash. The files of others name none: they are checked against the parent's layers
+    and number of experts alone, and are bound to it from then on. They may be
+
+    - JSON, a list of expert numbers a layer: `{"0": [3, 7], "1": ...}` with block numbers as keys, or `[[3, 7], ...]`
+      with a row for each layer that has a router. Such lists may name the kept or the dropped (OMK's drop maps): where
+      both would make a valid mask, `kind` must say which. An object may hold them under `per_layer_keep` or `keep`,
+      `per_layer_drop`, `drop_map` or `drop`, which says it already.
+    - a matrix [layers, experts] of 0 and 1 or false and true, as nested lists in JSON (or a row under each block
+      number) or as .npy. 1 is a kept expert, unless kind is `drop`.
+
+    Raises MaskError saying what is wrong, ParentMismatchError for a mask of ours that belongs to another parent.
+    """
+    if kind not in list(Kind):
+        raise MaskError(f"There is no kind {kind!r} of mask.", "It is auto, drop or keep.")
+    try:
+        content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MaskError(f"{path} does not exist.", "Check the path, or make a mask with coe plan.") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise MaskError(f"{path} is neither JSON nor .npy: {error}.", "Give a mask file.") from error
+    if isinstance(content, dict) and "schema" in content:
+        mask = Mask.from_json(content)
+        mask.require_parent(parent)
+        return mask
+    if isinstance(content, dict) and (names := [name for name in _NAMED if name in content]):
+        if len(names) > 1 and len({_NAMED[name] for name in names}) > 1 and kind == Kind.AUTO:
+            raise MaskError(f"{path.name} holds {' and '.join(names)}.", _OPTION)
+        name = next((name for name in names if kind in (Kind.AUTO, _NAMED[name])), names[0])
+        if kind not in (Kind.AUTO, _NAMED[name]):
+            raise MaskError(f"{path.name} lists experts under {name}, and {kind} was asked for.", "Leave --kind out.")
+        content, kind = content[name], _NAMED[name]
+    if isinstance(content, np.ndarray) and content.ndim != 2:
+        raise MaskError(f"{path.name} has {content.ndim} dimensions, not layers and experts.", "Give a matrix.")
+    rows = _rows(content, parent, path.name)
+    matrix = _as_matrix(rows, parent)
+    if matrix is not None:
+        kept, kind = (~matrix, Kind.DROP) if kind == Kind.DROP else (matrix, Kind.KEEP)
+        return Mask.from_matrix(parent, kept, _story(path, kind))
+    listed = _as_lists(rows, parent, path.name)
+    if kind == Kind.AUTO:
+        kind = _only_reading(listed, parent, path.name)
+    kept = ~listed if kind == Kind.DROP else listed
+    return Mask.from_matrix(parent, kept, _story(path, kind))
+
+
+def _story(path: Path, kind: str) -> Provenance:
+    return Provenance(recipe={"name": "read", "file": path.name, "kind": str(kind)})
+
+
+def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
+    """A row for each layer of the parent, whatever the file's outer form."""
+    if isinstance(content, Mapping):
+        try:
+            by_layer = {int(key): row for key, row in content.items()}
+        except ValueError as error:
+            raise MaskError(
+                f"{name} is no mask that this program knows: its keys are {', '.join(list(content)[:3])}…, not layers.",
+                "It reads masks of coe plan, drop maps, lists and matrices.",
+            ) from error
+        if odd := sorted(set(by_layer) ^ set(parent.layers)):
+            raise MaskError(
+                f"{name} and {parent.name} disagree about the layers {odd}.", "It must name every layer with a router."
+            )
+        rows = [by_layer[layer] for layer in parent.layers]
+    elif isinstance(content, list | np.ndarray):
+        rows = list(content)
+        if len(rows) != len(parent.layers):
+            raise MaskError(
+                f"{name} has {len(rows)} rows, and {parent.name} has {len(parent.layers)} layers with a router.",
+                "A row for each of them, in order.",
+            )
+    else:
+        raise MaskError(f"{name} holds neither layers nor a matrix.", "Give a mask file.")
+    if not all(isinstance(row, list | np.ndarray) for row in rows):
+        raise MaskError(f"{name} holds something else than a list for a layer.", "Give a list of experts a layer.")
+    return rows
+
+
+def _as_matrix(rows: Sequence[Sequence[Any]], parent: Identity) -> NDArray[np.bool_] | None:
+    """[L, E], if the rows are as long as there are experts and hold nothing but 0 and 1.
+
+    A list of 0 and 1 that is as long can be no list of experts where there are more than two: it would repeat itself.
+    """
+    if any(len(row) != parent.n_expert or any(value not in (0, 1) for value in row) for row in rows):
+        return None
+    return np.array([[bool(value) for value in row] for row in rows])
+
+
+def _as_lists(rows: Sequence[Sequence[Any]], parent: Identity, name: str) -> NDArray[np.bool_]:
+    """[L, E]: True where an expert is listed."""
+    listed = np.zeros((len(rows), parent.n_expert), np.bool_)
+    for at, (layer, row) in enumerate(zip(parent.layers, rows, strict=True)):
+        for expert in row:
+            if isinstance(expert, bool) or not isinstance(expert, int | np.integer):
+                raise MaskError(
+                    f"Layer {layer} of {name} names the expert {expert!r}, which is no number of one.",
+                    f"Lists name experts from 0 to {parent.n_expert - 1}; a matrix has {parent.n_expert} columns of 0 "
+                    "and 1.",
+                )
+            if not 0 <= expert < parent.n_expert:
+                raise MaskError(
+                    f"Layer {layer} of {name} names the expert {expert}; {parent.name} has 0 to {parent.n_expert - 1}.",
+                    "The file belongs to another model.",
+                )
+            if listed[at, expert]:
+                raise MaskError(f"Layer {layer} of {name} names the expert {expert} twice.", "Correct the file.")
+            listed[at, expert] = True
+    counts = listed.sum(1)
+    if len(set(counts.tolist())) > 1:
+        fewest, most = int(counts.argmin()), int(counts.argmax())
+        raise MaskError(
+            f"{name} lists {counts.min()} experts in layer {parent.layers[fewest]} and {counts.max()} in layer "
+            f"{parent.layers[most]}.",
+            "llama.cpp takes one number of experts for all layers: list as many everywhere.",
+        )
+    return listed
+
+
+def _only_reading(listed: NDArray[np.bool_], parent: Identity, name: str) -> Kind:
+    """Keep or drop, if just one of them makes a mask. Raises MaskError otherwise."""
+    possible = {}
+    for kind, kept in ((Kind.KEEP, listed), (Kind.DROP, ~listed)):
+        try:
+            possible[kind] = Mask.from_matrix(parent, kept).n_keep
+        except MaskError as error:
+            reason = error
+    if not possible:
+        raise MaskError(
+            f"{name} makes no mask, neither as kept nor as dropped experts: {reason.message}", reason.remedy
+        )
+    if len(possible) > 1:
+        raise MaskError(
+            f"{name} lists {possible[Kind.KEEP]} of {parent.n_expert} experts a layer: these may be the kept "
+            "or the dropped ones.",
+            _OPTION,
+        )
+    return next(iter(possible))
