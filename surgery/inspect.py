@@ -110,7 +110,8 @@ def usual_counts(experts: Experts) -> tuple[int, ...]:
     """Three quarters, half, three eighths and a quarter of the experts, as far as a mask can have so many."""
     step = experts.n_groups
     counts = (experts.n_expert * part // of // step * step for part, of in _SHARES)
-    return tuple(dict.fromkeys(count for count in counts if max(experts.n_used, 2) <= count < experts.n_expert))
+    least = max(experts.n_used, 2 * experts.n_groups)
+    return tuple(dict.fromkeys(count for count in counts if least <= count < experts.n_expert))
 
 
 async def inspect(path: Path, keep: Sequence[int] | None = None, contexts: Sequence[int] = CONTEXTS) -> Inspection:

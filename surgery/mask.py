@@ -179,3 +179,8 @@ def _check(mask: Mask) -> None:
                     f"Layer {layer} keeps {counts} experts of its groups of {size}.",
                     "This architecture chooses groups first: keep as many of each.",
                 )
+            if counts[0] < 2:
+                raise MaskError(
+                    f"Layer {layer} keeps {counts[0]} experts of each group, and a group is judged by its best two.",
+                    f"Keep at least {2 * parent.n_groups} experts a layer.",
+                )

@@ -47,6 +47,11 @@ def require_count(parent: Identity, n_keep: int) -> None:
             f"{n_keep} experts cannot be shared out among the {parent.n_groups} groups of {parent.name}.",
             f"Keep a multiple of {parent.n_groups}.",
         )
+    if parent.n_groups > 1 and n_keep < 2 * parent.n_groups:
+        raise MaskError(
+            f"{n_keep} experts are too few: each of {parent.n_groups} groups is judged by its best two.",
+            f"Keep at least {2 * parent.n_groups}.",
+        )
 
 
 def pinned(parent: Identity, pins: Sequence[Pin], n_keep: int) -> Kept:

@@ -19,6 +19,12 @@ from coe.engine.spec import LoadSpec
 from coe.server.cli import demo_roster
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes and answers that are kept for later go into the test's own folder, not into the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a GGUF: a small model that really chats."""

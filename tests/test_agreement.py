@@ -32,11 +32,6 @@ N_LAYERS, N_TOKENS, N_USED, N_KEPT, N_VOCAB = 3, 8, 2, 5, 50
 KEPT = Kept((0, 2, 3), np.array([[0, 2, 4, 6, 8]] * N_LAYERS))
 
 
-@pytest.fixture(autouse=True)
-def _hashes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 # --- the judgement ------------------------------------------------------------------------------------------------
 
 

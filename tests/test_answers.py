@@ -18,11 +18,6 @@ from coe.surgery.errors import EvaluationError, SurgeryError
 from coe.surgery.generation import Progress, Settings
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "questions.jsonl"

@@ -36,11 +36,6 @@ from coe.surgery.mask import Mask, Provenance
 from coe.surgery.parent import Parent
 
 
-@pytest.fixture(autouse=True)
-def _hashes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def parent(tmp_path: Path) -> Parent:
     return Parent.open(write_random_moe(tmp_path / "parent.gguf"))

@@ -32,11 +32,6 @@ QUESTIONS = QuestionSet(
 RIGHT = {"first?": "Answer: A", "second?": "Answer: B", "third?": "Answer: 3", "fourth?": "Answer: four"}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def parent(random_gemma4: Path, tmp_path: Path) -> Path:
     """Another file than the specialist's."""

@@ -102,7 +102,6 @@ def test_masks_that_cannot_be_are_refused_before_the_work() -> None:
 @pytest.fixture
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(profiling, "_PACK_BATCHES", 1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return write_random_model(tmp_path / "p.gguf", Shape(experts=8, experts_used=2))
 
 

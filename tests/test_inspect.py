@@ -34,11 +34,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LoadSpec]:
     return specs
 
 
-@pytest.fixture
-def everybody_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize(
     ("tensor", "kind"),
     [
@@ -67,7 +62,7 @@ def test_tensors_have_kinds(tensor: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.usefixtures("asked", "everybody_s_cache")
+@pytest.mark.usefixtures("asked")
 async def test_files_are_as_large_as_the_cut_makes_them(tmp_path: Path, architecture: str) -> None:
     path = write_random_moe(tmp_path / "parent.gguf", architecture=architecture)
     found = await inspect(path, keep=[8, 4])
@@ -86,7 +81,7 @@ async def test_files_are_as_large_as_the_cut_makes_them(tmp_path: Path, architec
     assert half.vram_bytes == {16384: 10_016_384 - gone, 65536: 10_065_536 - gone}
 
 
-@pytest.mark.usefixtures("asked", "everybody_s_cache")
+@pytest.mark.usefixtures("asked")
 async def test_a_split_parent_is_one(tmp_path: Path) -> None:
     path = write_random_moe(tmp_path / "parent.gguf", architecture="qwen3moe", parts=2)
     found = await inspect(path, keep=[4])
@@ -117,7 +112,7 @@ async def test_counts_that_no_mask_can_have_are_left_out_and_refused(tmp_path: P
     with pytest.raises(MaskError, match="Keep at least 4"):
         await inspect(few, keep=[2])
     grouped = write_random_moe(tmp_path / "g.gguf", architecture="deepseek2", experts=16, groups=4, groups_used=2)
-    assert [saving.n_keep for saving in (await inspect(grouped)).savings] == [12, 8, 4]
+    assert [saving.n_keep for saving in (await inspect(grouped)).savings] == [12, 8]
     with pytest.raises(MaskError, match="multiple of 4"):
         await inspect(grouped, keep=[6])
 
@@ -132,7 +127,7 @@ async def test_a_dense_model_gets_a_plain_answer(smollm2: Path) -> None:
     assert found.vram_bytes[1024] > sum(found.bytes_by_kind.values())
 
 
-async def test_real_dry_runs_agree_with_the_cut_file_s_own(tmp_path: Path, everybody_s_cache: None) -> None:
+async def test_real_dry_runs_agree_with_the_cut_file_s_own(tmp_path: Path) -> None:
     shape = Shape(embedding=128, experts=64, experts_used=2, expert_ff=256)
     path = write_random_model(tmp_path / "parent.gguf", shape, quantise=True)
     found = await inspect(path, keep=[16])

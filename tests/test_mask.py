@@ -23,7 +23,7 @@ NAMES = st.text(max_size=12)
 def parents(draw: st.DrawFn) -> Identity:
     groups = draw(st.sampled_from([1, 1, 2, 4]))
     used = draw(st.integers(1, 6)) if groups == 1 else groups
-    size = draw(st.integers(max(1, -(-used // groups)), 8))
+    size = draw(st.integers(max(1 if groups == 1 else 2, -(-used // groups)), 8))
     first = draw(st.integers(0, 3))
     layers = tuple(range(first, first + draw(st.integers(1, 4))))
     return Identity(draw(NAMES), "f" * 64, "gemma4", layers, max(2, size * groups), used, groups)
@@ -33,7 +33,8 @@ def parents(draw: st.DrawFn) -> Identity:
 def masks(draw: st.DrawFn) -> Mask:
     parent = draw(parents().filter(lambda p: p.n_expert % p.n_groups == 0))
     size = parent.n_expert // parent.n_groups
-    each = draw(st.integers(-(-parent.n_used // parent.n_groups), size))
+    least = max(1 if parent.n_groups == 1 else 2, -(-parent.n_used // parent.n_groups))
+    each = draw(st.integers(least, size))
     keep = {}
     for layer in parent.layers:
         groups = [draw(st.permutations(range(size)))[:each] for _ in range(parent.n_groups)]

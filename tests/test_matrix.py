@@ -134,8 +134,7 @@ class TestMatrix:
             tabulate({}, {})
 
 
-def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path) -> None:
     models = {}
     for index, name in enumerate((PARENT, "one", "two"), 1):
         models[name] = tmp_path / f"{name}.gguf"

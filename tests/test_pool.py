@@ -668,3 +668,147 @@ class TestClosing:
         failed = await pool.preload(["a", "b"], max_wait_s=LONG_S)
         assert list(failed) == ["a"]
         assert states(pool) == {"b": State.WARM}
+
+
+class TestReservations:
+    """Room for what is no resident: a build, for example."""
+
+    async def test_room_is_booked_like_a_resident_and_given_back(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        room = await pool.reserve("the build of a", 5)
+        assert booked(pool) == 5
+        (shown,) = pool.status().residents
+        assert (shown.specialists, shown.file, shown.state) == ((), "the build of a", State.WARM)
+        room.release()
+        room.release()
+        assert booked(pool) == 0
+
+    async def test_idle_residents_go_for_it_and_busy_ones_are_waited_for(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4, b=4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        busy = await pool.lease("b", max_wait_s=LONG_S)
+        asked = asyncio.create_task(pool.reserve("a build", 6))
+        await turns()
+        assert not asked.done()
+        assert states(pool)["b"] is State.WARM
+        busy.release()
+        (await asked).release()
+
+    async def test_what_is_kept_is_never_taken_away_and_who_cannot_fit_beside_it_is_told(
+        self, new_pool: NewPool, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, b=3)
+        room = await pool.reserve("the build of x", 5)
+        with pytest.raises(UnavailableError, match="held by the build of x"):
+            await pool.lease("a", max_wait_s=LONG_S)
+        (await pool.lease("b", max_wait_s=LONG_S)).release()
+        clock.advance(LONG_S)
+        assert booked(pool) == 8
+        room.release()
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+
+    async def test_one_that_makes_way_is_stopped_before_any_resident(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4, b=4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        stopped, may_end = asyncio.Event(), asyncio.Event()
+
+        async def stop() -> None:
+            stopped.set()
+            await may_end.wait()
+
+        room = await pool.reserve("a build", 4, stop=stop)
+        asked = ask(pool, "b")
+        await stopped.wait()
+        await turns()
+        assert not asked.done(), "its bytes are its own until it has ended"
+        assert states(pool)["a"] is State.WARM
+        room.release()
+        assert booked(pool) == 8
+        may_end.set()
+        (await asked).release()
+        assert states(pool) == {"a": State.WARM, "b": State.WARM}
+
+    async def test_one_that_waits_for_idle_time_waits_until_nothing_was_asked_for_a_while(
+        self, new_pool: NewPool, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, settings={"quiet_s": 60})
+        lease = await pool.lease("a", max_wait_s=LONG_S)
+        asked = asyncio.create_task(pool.reserve("a build", 8, when_quiet=True))
+        await turns()
+        clock.advance(100)
+        await turns()
+        assert not asked.done(), "an answer is being given"
+        lease.release()
+        clock.advance(59)
+        await turns()
+        assert not asked.done()
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        clock.advance(59)
+        await turns()
+        assert not asked.done()
+        assert states(pool) == {"a": State.WARM}, "nothing goes for it before its time"
+        clock.advance(2)
+        await turns()
+        (await asked).release()
+
+    async def test_it_does_not_expire_like_an_idle_resident(self, new_pool: NewPool, clock: Clock) -> None:
+        pool = new_pool(a=4, settings={"idle_ttl_s": 10})
+
+        async def stop() -> None:
+            raise AssertionError("nobody needs its room")
+
+        room = await pool.reserve("a build", 4, stop=stop)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        clock.advance(50)
+        await turns()
+        assert states(pool) == {"a build": State.WARM}
+        room.release()
+
+    async def test_more_than_the_budget_is_refused_at_once(self, new_pool: NewPool) -> None:
+        with pytest.raises(UnavailableError, match="vram_budget"):
+            await new_pool(a=4).reserve("a build", 9)
+
+    @pytest.mark.parametrize("when_quiet", [False, True])
+    async def test_who_gives_up_leaves_the_queue(self, new_pool: NewPool, when_quiet: bool, clock: Clock) -> None:
+        pool = new_pool(a=8, b=4, settings={"quiet_s": 60})
+        lease = await pool.lease("a", max_wait_s=LONG_S)
+        asked = asyncio.create_task(pool.reserve("a build", 8, when_quiet=when_quiet))
+        await turns()
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asked
+        lease.release()
+        clock.advance(100)
+        await turns()
+        assert states(pool) == {"a": State.WARM}
+        assert pool.status().waiting == ()
+
+    async def test_closing_the_pool_ends_who_waits_for_room(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=8)
+        await pool.lease("a", max_wait_s=LONG_S)
+        asked = [asyncio.create_task(pool.reserve(f"build {quiet}", 8, when_quiet=quiet)) for quiet in (True, False)]
+        await turns()
+        await pool.close()
+        for task in asked:
+            with pytest.raises(UnavailableError):
+                await task
+
+    async def test_a_load_beside_it_is_not_measured_by_the_free_memory(self, new_pool: NewPool) -> None:
+        free = iter((100, 40, 100, 90))
+
+        async def free_bytes() -> int:
+            return next(free)
+
+        pool = new_pool(a=2, free_bytes=free_bytes, settings={})
+        await pool.reserve("a build", 4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        assert booked(pool) == 6, "the 60 that went may be the build's"
+
+    async def test_a_specialist_can_be_added_while_others_are_served(self, new_pool: NewPool) -> None:
+        pool = new_pool(a=4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        with pytest.raises(UnavailableError):
+            await pool.lease("new", max_wait_s=LONG_S)
+        pool.add("new", Entry(LoadSpec(Path("new"), parallel=2), 4))
+        (await pool.lease("new", max_wait_s=LONG_S)).release()
+        assert states(pool) == {"a": State.WARM, "new": State.WARM}

@@ -50,9 +50,8 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_packs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "_PACK_BATCHES", 1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def words(rng: np.random.Generator, count: int) -> str:

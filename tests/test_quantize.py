@@ -15,11 +15,6 @@ from coe.surgery.parent import Parent
 from coe.surgery.quantize import FILE_TYPES, quantize_file, require_file_type, roughly_bytes
 
 
-@pytest.fixture(autouse=True)
-def _hashes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def types_of(path: Path) -> dict[str, Type]:
     return {tensor.name: tensor.type for tensor in read_header(path).tensors}
 

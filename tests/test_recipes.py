@@ -270,7 +270,8 @@ def cases(draw: st.DrawFn) -> tuple[Profile, int, Recipe, Profile | None, list[P
     used = draw(st.integers(1, 4)) if groups == 1 else 4
     experts = groups * draw(st.integers(max(2, -(-used // groups)), 6))
     parent = identity(layers=draw(st.integers(1, 3)), experts=max(experts, used), used=used, groups=groups)
-    n_keep = draw(st.sampled_from([n for n in range(used, parent.n_expert + 1) if n % groups == 0]))
+    least = used if groups == 1 else max(used, 2 * groups)
+    n_keep = draw(st.sampled_from([n for n in range(least, parent.n_expert + 1) if n % groups == 0]))
     profiles = []
     for name in ("a", "b"):
         rng = np.random.default_rng(draw(st.integers(0, 99)))

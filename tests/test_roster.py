@@ -201,7 +201,7 @@ def test_a_wrong_default_is_reported_once_where_it_is_written(tmp_path: Path) ->
         (["thinking: {mode: on, budget: 5}"], "Write {budget: 8192}"),
         (["thinking: maybe"], "off or on or budget"),
         (["examples: [one, two]"], "at least 10"),
-        (["on_missing: build"], "not there yet"),
+        (["on_missing: built"], "refuse or fallback or build"),
         (["gpu_layers: most"], "all"),
         (["gpu_layers: -1"], "all"),
         (["parallel: true"], "whole number"),

@@ -24,11 +24,6 @@ from coe.surgery.tap import TappedContext
 TOKENS = list(range(20, 44))
 
 
-@pytest.fixture(autouse=True)
-def _hashes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def logits_of(path: Path) -> NDArray[np.float32]:
     spec = LoadSpec(path, context_tokens=256, parallel=1, threads=1, gpu_layers=0)
     model = Model(spec)

@@ -29,11 +29,6 @@ from coe.surgery.verify import Verification, norm_of, verify
 TOKENS = list(range(20, 60))
 
 
-@pytest.fixture(autouse=True)
-def _hashes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
     """Runs the models in this process, which is quicker, and keeps what was found."""
