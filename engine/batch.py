@@ -69,10 +69,21 @@ class BatchLoop:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def submit(self, request: GenerateRequest) -> None:
-        """Queue a request: Accepted or Rejected is emitted at once."""
+    def structure_of(self, request: GenerateRequest) -> Structure | None:
+        """What the answer has to keep to, None for plain text. Takes up to seconds, and may run on another thread.
+
+        Raises GrammarError.
+        """
+        schema = schema_of(request.response_format)
+        return Structure(self._structures, schema) if schema is not None else None
+
+    def submit(self, request: GenerateRequest, structure: Structure | None = None) -> None:
+        """Queue a request: Accepted or Rejected is emitted at once.
+
+        structure: what `structure_of` made of it beforehand; made here when left out.
+        """
         try:
-            sequence = self._prepare(request)
+            sequence = self._prepare(request, structure or self.structure_of(request))
         except EngineError as error:
             self._emit(_rejection(request.id, error))
             return
@@ -83,7 +94,11 @@ class BatchLoop:
         self._emit(Accepted(request.id, sequence.n_prompt))
         self._waiting.append(sequence)
 
-    def _prepare(self, request: GenerateRequest) -> ActiveSequence:
+    def reject(self, request: GenerateRequest, error: EngineError) -> None:
+        """Answer a request that never got as far as `submit`."""
+        self._emit(_rejection(request.id, error))
+
+    def _prepare(self, request: GenerateRequest, structure: Structure | None) -> ActiveSequence:
         prompt = self._prompt(request)
         vocab = self._model.vocab
         bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
@@ -92,17 +107,16 @@ class BatchLoop:
         if len(prompt.text) > _LONG_PROMPT_CHARS:
             at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
             if at_least >= context_tokens:
-                raise PromptTooLongError(at_least, context_tokens)
+                raise PromptTooLongError(at_least, context_tokens, at_least=True)
         history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
         tokens = vocab.tokenize(prompt.text, bos=bos)
         if not tokens:
             tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
-            raise PromptTooLongError(len(tokens), request.max_prompt_tokens)
+            raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
         if len(tokens) >= context_tokens:
             raise PromptTooLongError(len(tokens), context_tokens)
         room = context_tokens - len(tokens)
-        schema = schema_of(request.response_format)
         return ActiveSequence(
             request,
             tokens,
@@ -112,7 +126,7 @@ class BatchLoop:
             turn_tokens=len(history) if tokens[: len(history)] == history else 0,
             tags=prompt.tags,
             thinking_open=prompt.thinking_open,
-            structure=Structure(self._structures, schema) if schema is not None else None,
+            structure=structure,
         )
 
     @functools.cached_property

@@ -25,15 +25,26 @@ class WorkerDiedError(EngineError):
 
 
 class PromptTooLongError(EngineError):
-    """A prompt leaves no room for an answer in the context."""
+    """A prompt leaves no room for an answer in the context, or is longer than the roster takes.
 
-    def __init__(self, prompt_tokens: int, context_tokens: int) -> None:
+    limit_tokens: what the context holds, or the roster's max_prompt_tokens where by_roster.
+    at_least: prompt_tokens is a lower bound; the prompt was too long to be worth counting.
+    """
+
+    def __init__(
+        self, prompt_tokens: int, limit_tokens: int, *, by_roster: bool = False, at_least: bool = False
+    ) -> None:
+        limit = f"the roster takes {limit_tokens}" if by_roster else f"the context holds {limit_tokens}"
+        key = "server.max_prompt_tokens" if by_roster else "context_tokens"
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens; the context holds {context_tokens}, the answer included.",
-            "Shorten the conversation, or raise context_tokens in the roster.",
+            f"The prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens; {limit}"
+            f"{'' if by_roster else ', the answer included'}.",
+            f"Shorten the conversation, or raise {key} in the roster.",
         )
         self.prompt_tokens = prompt_tokens
-        self.context_tokens = context_tokens
+        self.limit_tokens = limit_tokens
+        self.by_roster = by_roster
+        self.at_least = at_least
 
 
 class TemplateError(EngineError):

@@ -190,9 +190,10 @@ class WorkerResident:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
         telling = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
         said = next((line for mark in telling for line in self._tail if mark in line), None)
-        said = said or (self._tail[-1] if self._tail else "it printed nothing")
+        if said is None and self._tail and code is not None and code > 0:
+            said = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return WorkerDiedError(
-            f"The worker that holds {self._spec.path.name} died ({how}): {said}.",
+            f"The worker that holds {self._spec.path.name} died ({how}){f': {said}' if said else ''}.",
             "Send the request again: a new worker will be started.",
         )
 
@@ -271,6 +272,6 @@ class WorkerResident:
 def _rejection(event: Rejected) -> EngineError:
     kind = getattr(errors, event.error, EngineError)
     if kind is errors.PromptTooLongError:
-        return errors.PromptTooLongError(event.facts["prompt_tokens"], event.facts["context_tokens"])
+        return errors.PromptTooLongError(**event.facts)
     error: EngineError = kind(event.message, event.remedy)
     return error

@@ -55,7 +55,8 @@ class ActiveSequence:
         for token in self.tokens[max(0, self.n_prompt - request.sampling.repeat_last_n) :]:
             self.sampler.accept(token)
         self._utf8 = Utf8Stream()
-        self._splitter = ThinkSplitter(tags, inside=thinking_open)
+        # A tag within a structured answer is a part of it: nothing else could have been drawn there.
+        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=structure is not None)
         self._loops = LoopGuard() if request.loop_guard else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
         self._shown = {token for pair in tags for tag in pair for token in vocab.tokenize(tag)}

@@ -36,6 +36,9 @@ _LIMITS: Final = LLParserLimits(
 )
 
 
+_MAX_SCHEMA_CHARS: Final = 256 * 1024
+
+
 def schema_of(response_format: Mapping[str, Any] | None) -> Any | None:
     """The JSON schema that an OpenAI response_format asks for; None for plain text.
 
@@ -72,15 +75,25 @@ class Structure:
     """What a JSON schema still allows, token by token."""
 
     def __init__(self, tokenizer: LLTokenizer, schema: Any) -> None:
-        """Raises GrammarError when the schema is none, asks for what llguidance does not know, or is too large."""
+        """Takes up to seconds; other Python threads go on meanwhile.
+
+        Raises GrammarError when the schema is none, asks for what llguidance does not know, or is too large.
+        """
+        text = json.dumps(schema)
+        if len(text) > _MAX_SCHEMA_CHARS:
+            raise GrammarError(
+                f"response_format.json_schema has {len(text):,} characters; {_MAX_SCHEMA_CHARS:,} are taken.",
+                "Shorten the schema.",
+            )
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
         except (ValueError, TypeError) as error:
             raise GrammarError(f"response_format.json_schema is no JSON schema: {error}.", _REMEDY) from error
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
         self._require_sound("response_format.json_schema cannot be followed")
+        self.allowed()  # the first look is the dear one, and here nobody waits for it
 
     @property
     def complete(self) -> bool:
@@ -111,8 +124,9 @@ class Structure:
 
     def _require_sound(self, what: str) -> None:
         if self._matcher.is_error():
-            # The first line says why; then comes the parser's state.
-            raise GrammarError(f"{what}: {self._matcher.get_error().splitlines()[0].rstrip('.')}.", _REMEDY)
+            # What comes before the parser's state says why.
+            why = " ".join(self._matcher.get_error().split("<state>")[0].split())
+            raise GrammarError(f"{what}: {why[:300].rstrip('.')}.", _REMEDY)
 
 
-_REMEDY: Final = "Simplify the schema: fewer alternatives, shorter patterns, lower counts, no look-around."
+_REMEDY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."

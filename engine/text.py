@@ -178,6 +178,7 @@ class ThinkSplitter:
 
     tags:   (opening, closing) pairs, for instance ("<think>", "</think>").
     inside: the prompt has already opened a block; the closing tag of any pair then ends it.
+    verbatim: tags count only in a block that the prompt has opened; the answer after it comes out as it is.
 
     In the answer, tags count only outside Markdown code (see _Markdown): code that mentions `<think>` is an answer.
     In reasoning the pair's first closing tag counts wherever it stands, since a backtick that nobody closed must not
@@ -191,7 +192,7 @@ class ThinkSplitter:
     Raises ValueError for an empty tag.
     """
 
-    def __init__(self, tags: Sequence[tuple[str, str]], inside: bool = False) -> None:
+    def __init__(self, tags: Sequence[tuple[str, str]], inside: bool = False, *, verbatim: bool = False) -> None:
         if not all(opening and closing for opening, closing in tags):
             raise ValueError("A tag must not be empty.")
         self._closing_of: dict[str, tuple[str, ...]] = {}
@@ -208,6 +209,7 @@ class ThinkSplitter:
         self._held = ""
         self._blocks = 1 if inside else 0
         self._stray = 0
+        self._verbatim = verbatim
 
     @property
     def open(self) -> bool:
@@ -257,7 +259,7 @@ class ThinkSplitter:
                     self._markdown.read(plain[0])
                 at = plain.end()
                 continue
-            if self.open or not self._markdown.is_code(text[at]):
+            if self.open or not (self._verbatim or self._markdown.is_code(text[at])):
                 tag = _tag_at(text, at, self._closers or self._in_answer, final)
                 if tag is None:
                     break

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .llama import Context, Model, gpu_free_bytes
 from .process import die_with, rss_bytes
 from .request import Event, GenerateRequest, event_to_json
 from .spec import LoadSpec, Thinking, ThinkingMode
+from .structured import Structure
 
 _BEAT_S = 1.0
 
@@ -45,6 +47,8 @@ class Worker:
         self._connection = connection
         self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._free_before: int | None = None
+        self._preparing: set[str] = set()
+        self._preparer = ThreadPoolExecutor(1, "prepare")
         self._last_beat = 0.0
         self._last_progress = -1.0
 
@@ -141,11 +145,38 @@ class Worker:
 
     def _obey(self, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
-            self._loop.submit(GenerateRequest.from_json(command["request"]))
+            request = GenerateRequest.from_json(command["request"])
+            if request.response_format is None:
+                self._loop.submit(request)
+            else:
+                self._preparing.add(request.id)
+                self._preparer.submit(self._prepare, request)
+        elif command["op"] == "prepared":
+            self._submit_prepared(command["request"], command["structure"])
         elif command["op"] == "cancel":
+            self._preparing.discard(command["id"])
             self._loop.cancel(command["id"])
         elif command["op"] == "measure":
             self._send({"event": "memory", "memory": asdict(self.memory())})
+
+    def _prepare(self, request: GenerateRequest) -> None:
+        """On a thread of its own, for a schema may take seconds to read: the answers under way go on."""
+        try:
+            structure: Structure | EngineError | None = self._loop.structure_of(request)
+        except EngineError as error:
+            structure = error
+        except Exception as error:  # a request that nobody foresaw must get an answer too
+            structure = EngineError(f"The request cannot be prepared: {error!r}.")
+        self._commands.put({"op": "prepared", "request": request, "structure": structure})
+
+    def _submit_prepared(self, request: GenerateRequest, structure: Structure | EngineError | None) -> None:
+        if request.id not in self._preparing:  # cancelled meanwhile
+            return
+        self._preparing.discard(request.id)
+        if isinstance(structure, EngineError):
+            self._loop.reject(request, structure)
+        else:
+            self._loop.submit(request, structure)
 
     def _beat(self, busy: bool) -> None:
         now = time.monotonic()

@@ -112,13 +112,15 @@ class TestRejections:
         rejected = engine.rejection(engine.submit("word " * 100))
         assert rejected.error == "PromptTooLongError"
         assert rejected.facts["prompt_tokens"] > 64
-        assert rejected.facts["context_tokens"] == 64
+        assert rejected.facts["limit_tokens"] == 64
 
     def test_a_prompt_longer_than_the_rosters_limit_is_rejected(
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         engine = new_engine(smollm2_model)
-        assert engine.rejection(engine.submit("word " * 20, max_prompt_tokens=10)).error == "PromptTooLongError"
+        rejected = engine.rejection(engine.submit("word " * 20, max_prompt_tokens=10))
+        assert rejected.error == "PromptTooLongError"
+        assert "max_prompt_tokens" in rejected.remedy
 
     @pytest.mark.parametrize(
         "schema", [{"type": "no such type"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}]
@@ -340,6 +342,20 @@ class TestText:
             person = json.loads(answer.text)
             assert set(person) == {"name", "age"}
             assert isinstance(person["age"], int)
+
+    @pytest.mark.parametrize("wanted", ["<think>hello", "x</think>y", "<think>a</think>"])
+    def test_thinking_tags_in_a_structured_answer_are_a_part_of_it(
+        self, smollm2_model: Model, new_engine: NewEngine, wanted: str
+    ) -> None:
+        schema = {"type": "object", "properties": {"a": {"const": wanted}}, "required": ["a"]}
+        schema["additionalProperties"] = False
+        answer = new_engine(smollm2_model).ask(
+            [{"role": "user", "content": "Hi"}],
+            max_tokens=60,
+            response_format={"type": "json_schema", "json_schema": {"schema": schema}},
+        )
+        assert json.loads(answer.text) == {"a": wanted}
+        assert answer.finished.leaked_blocks == 0
 
     def test_logprobs_are_the_models_own(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model)

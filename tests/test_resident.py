@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -15,7 +16,14 @@ from typing import Any
 import pytest
 from local_engine import GREEDY
 
-from coe.engine.errors import EngineError, ModelFileError, PromptTooLongError, ThinkingPolicyError, WorkerDiedError
+from coe.engine.errors import (
+    EngineError,
+    GrammarError,
+    ModelFileError,
+    PromptTooLongError,
+    ThinkingPolicyError,
+    WorkerDiedError,
+)
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
@@ -89,12 +97,46 @@ class TestAnswering:
     async def test_a_rejection_is_raised_with_its_facts(self, resident: WatchedResident) -> None:
         with pytest.raises(PromptTooLongError) as caught:
             await events(resident, request(prompt="word " * 1000))
-        assert caught.value.context_tokens == 512
+        assert caught.value.limit_tokens == 512
+        assert not caught.value.by_roster
         assert caught.value.prompt_tokens > 900
 
     async def test_text_of_any_kind_crosses(self, resident: WatchedResident) -> None:
         answer = await events(resident, request(prompt="\0 \ud800 日本 🐍", max_tokens=1))
         assert isinstance(answer[-1], Finished)
+
+    async def test_others_go_on_while_a_schema_is_read(self, resident: WatchedResident) -> None:
+        schema = {"type": "object", "properties": {f"property_{n}": {"type": "string"} for n in range(2000)}}
+        wanted = {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
+        read = asyncio.Event()
+
+        async def structured() -> None:
+            with contextlib.suppress(GrammarError):
+                await anext(aiter(resident.generate(request("structured", response_format=wanted))))
+            read.set()
+
+        asked: asyncio.Task[None] | None = None
+        meanwhile = 0
+        async for event in resident.generate(endless()):
+            if isinstance(event, Delta) and asked is None:
+                asked = asyncio.create_task(structured())
+            elif isinstance(event, Delta) and not read.is_set():
+                meanwhile += 1
+            if read.is_set():
+                break
+        assert meanwhile > 2
+
+    async def test_a_request_that_is_left_while_its_schema_is_read_is_forgotten(
+        self, resident: WatchedResident
+    ) -> None:
+        schema = {"type": "object", "properties": {f"property_{n}": {"type": "string"} for n in range(2000)}}
+        wanted = {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
+        task = asyncio.create_task(events(resident, request("left", response_format=wanted)))
+        await asyncio.sleep(0)  # it is sent
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert isinstance((await events(resident, request("next", response_format={"type": "text"})))[-1], Finished)
 
     async def test_leaving_early_ends_the_generation(self, resident: WatchedResident) -> None:
         stream = resident.generate(endless())

@@ -56,7 +56,7 @@ class TestWantedFormat:
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_a_reason(tokenizer: LLTokenizer, schema: Any) -> None:
-    with pytest.raises(GrammarError, match=r"json_schema .*\. Simplify"):
+    with pytest.raises(GrammarError, match=r"json_schema .*\. Leave"):
         Structure(tokenizer, schema)
 
 
@@ -127,7 +127,6 @@ COSTLY = [
 def test_a_costly_schema_is_followed_or_given_up_with_a_reason(
     smollm2_model: Model, tokenizer: LLTokenizer, schema: dict[str, Any]
 ) -> None:
-    taken = 0
     taken: list[bool] = []
     with suppress(GrammarError):
         structure = Structure(tokenizer, schema)
@@ -135,3 +134,8 @@ def test_a_costly_schema_is_followed_or_given_up_with_a_reason(
             taken.append(structure.take(int(structure.allowed()[-1])))
     assert all(taken)
     assert taken or schema is COSTLY[-1]
+
+
+def test_a_schema_too_large_to_be_read_is_refused_by_its_size(tokenizer: LLTokenizer) -> None:
+    with pytest.raises(GrammarError, match="262,144 are taken"):
+        Structure(tokenizer, {"const": "x" * 300_000})

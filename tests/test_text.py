@@ -266,3 +266,11 @@ class TestThinkSplitter:
         text = "x" + "".join(f"{answer}<think>{reasoning}</think>" for answer, reasoning in parts)
         expected = ("x" + "".join(a for a, _ in parts), "".join(r for _, r in parts), len(parts), 0, False)
         assert run_think(cut(text, places)) == expected
+
+
+def test_a_verbatim_answer_keeps_its_tags() -> None:
+    splitter = ThinkSplitter(TAGS, inside=True, verbatim=True)
+    parts = [splitter.feed(text) for text in ("why</thi", "nk>", '{"a": "<think>b</think>"}')]
+    assert "".join(part.reasoning for part in parts) == "why"
+    assert "".join(part.answer for part in parts) + splitter.flush().answer == '{"a": "<think>b</think>"}'
+    assert splitter.blocks == 1
