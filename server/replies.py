@@ -87,7 +87,7 @@ class Shape:
             "tokens": [entry.token for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
             "top_logprobs": [{token: value for token, _, value in entry.top} for entry in entries],
-            "text_offset": [],
+            "text_offset": None,  # tokens that share a character have no offset of their own
         }
 
     # --- chunks -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import RequestError
 
@@ -16,9 +16,11 @@ Message = dict[str, Any]
 # Fields of OpenAI's API that change what an answer is and that we do not have: a client that sends one must know.
 _UNSUPPORTED = {
     "chat": ("tools", "functions", "function_call", "audio", "prediction", "web_search_options"),
-    "completion": ("echo", "best_of", "suffix"),
+    "completion": ("echo", "best_of", "suffix", "response_format", "max_completion_tokens"),
 }
 _MAX_CHOICES = 8
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 1000
 _MAX_DEPTH = 100  # levels of lists and objects in a body
 _MAX_INT = 2**31 - 1  # what llama.cpp takes
 
@@ -44,7 +46,16 @@ class ResponseFormat(_Body):
     json_schema: JsonSchema | None = None
 
 
-Stop = str | Annotated[list[str], Field(max_length=16)] | None
+def _stops(value: Any) -> tuple[str, ...]:
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text or a list of texts")
+    if len(texts) > _MAX_STOPS or any(len(text) > _MAX_STOP_CHARS for text in texts):
+        raise ValueError(f"give at most {_MAX_STOPS} texts of at most {_MAX_STOP_CHARS} characters")
+    return tuple(text for text in texts if text)
+
+
+Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
 
 
 class Shared(_Body):
@@ -54,15 +65,15 @@ class Shared(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Stop = None
+    stop: Stops = ()
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=_MAX_INT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None  # vLLM's name for it
+    repeat_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None  # vLLM's name for it
     seed: int | None = None
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -220,7 +231,6 @@ def _ask(
     top_logprobs: int | None,
     wants_thinking: bool | None = None,
 ) -> Ask:
-    stops = [parsed.stop] if isinstance(parsed.stop, str) else parsed.stop or []
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
     overrides = {name: value for name in names if (value := getattr(parsed, name)) is not None}
     if parsed.repetition_penalty is not None:
@@ -233,7 +243,7 @@ def _ask(
         include_usage=bool(parsed.stream_options and parsed.stream_options.include_usage),
         overrides=overrides,
         max_tokens=max_tokens,
-        stop=tuple(stop for stop in stops if stop),
+        stop=parsed.stop,
         seed=parsed.seed,
         n=parsed.n or 1,
         logit_bias=_biases(parsed.logit_bias or {}),
@@ -257,7 +267,8 @@ def _parse(kind: type[_B], body: Mapping[str, Any]) -> _B:
         # A union names the alternative it tried after the field; a client knows nothing of these.
         path = [part for part in first["loc"] if isinstance(part, int) or part in _wire_names(kind)]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        raise RequestError(f"{param or 'The body'}: {first['msg']}.", param=param or None) from error
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise RequestError(f"{param or 'The body'}: {said}.", param=param or None) from error
 
 
 def _wire_names(kind: type[BaseModel]) -> set[str]:
@@ -272,10 +283,10 @@ def _message(message: Mapping[str, Any], index: int) -> Message:
     role = message.get("role")
     if role == "developer":  # OpenAI's newer name for it
         role = "system"
-    if role not in ("system", "user", "assistant", "tool"):
-        raise RequestError(f"{param}.role: {role!r} is none of system, user, assistant, tool.", param=f"{param}.role")
-    if role == "tool" or message.get("tool_calls"):
-        raise RequestError(f"{param}: tool calls are not supported yet.", param=param)
+    if role not in ("system", "user", "assistant", "tool", "function"):
+        raise RequestError(f"{param}.role: {role!r} is none of system, user, assistant.", param=f"{param}.role")
+    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+        raise RequestError(f"{param}: calls of tools and functions are not supported yet.", param=param)
     return {"role": role, "content": _text(message.get("content"), f"{param}.content", optional=role == "assistant")}
 
 

@@ -46,6 +46,27 @@ def test_stop_is_one_text_or_several_and_empty_ones_stop_nothing() -> None:
     assert ask(stop=None).stop == ()
 
 
+@pytest.mark.parametrize("stop", [5, [5], ["a"] * 17, "x" * 1001, ["a", "x" * 1001], {"a": 1}])
+def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
+    with pytest.raises(RequestError, match=r"stop: give (a text|at most 16 texts)") as refusal:
+        ask(stop=stop)
+    assert refusal.value.param == "stop"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+        {"role": "function", "name": "f", "content": "1"},
+        {"role": "tool", "tool_call_id": "x", "content": "1"},
+    ],
+)
+def test_calls_in_the_history_are_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="not supported yet"):
+        chat_ask({"messages": [*HELLO, message]})
+
+
 def test_logprobs_alone_give_no_rivals_and_rivals_need_logprobs() -> None:
     assert ask(logprobs=True).top_logprobs == 0
     assert ask(logprobs=True, top_logprobs=5).top_logprobs == 5
@@ -126,7 +147,7 @@ def test_one_prompt_in_a_list_is_a_prompt_and_several_are_refused() -> None:
     assert refusal.value.param == "prompt"
 
 
-@pytest.mark.parametrize("field", ["echo", "best_of", "suffix"])
+@pytest.mark.parametrize("field", ["echo", "best_of", "suffix", "response_format", "max_completion_tokens"])
 def test_a_completion_field_that_is_not_supported_is_named(field: str) -> None:
     with pytest.raises(RequestError) as refusal:
         completion_ask({"prompt": "Once", field: 3})
