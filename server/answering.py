@@ -262,6 +262,8 @@ class Answer:
             "x-coe-confidence": f"{self.choice.confidence:.3f}",
             "x-coe-reason": _header_text(self.choice.reason),
         }
+        if self.choice.build is not None:
+            headers["x-coe-build"] = _header_text(self.choice.build)
         if self.rules.notes:
             headers["x-coe-note"] = _header_text("; ".join(self.rules.notes))
         if self.lease is not None:
@@ -278,6 +280,8 @@ class Answer:
             "thinking": self.rules.thinking.mode.value,
             "retries": self.retries,
         }
+        if self.choice.build is not None:
+            facts["build"] = self.choice.build
         if self.rules.notes:
             facts["notes"] = list(self.rules.notes)
         if self.lease is not None:

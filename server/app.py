@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 # Headers by which chat clients name a conversation.
 _SESSION_HEADERS = ("x-session-id", "x-openwebui-chat-id", "x-conversation-id")
-_OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "note")
+_OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "note", "build")
 _OPEN_PATHS = ("/health", "/ready")
 
 
@@ -60,9 +60,10 @@ def make_app(college: College, keys: frozenset[str] = frozenset()) -> FastAPI:
             await college.close()
 
     app = FastAPI(title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    metrics = Metrics(college.pool.status)
+    metrics = Metrics(college.pool.status, college.builds.cards)
     _add_answers(app, college, metrics)
     _add_status(app, college, metrics)
+    _add_builds(app, college)
     _add_errors(app)
     if keys:
         app.add_middleware(RequireKey, keys=keys)
@@ -155,7 +156,9 @@ def _add_answers(app: FastAPI, college: College, metrics: Metrics) -> None:
         return await asyncio.to_thread(lambda: parse(parse_json(body)))
 
     async def choose(request: Request, ask: Ask) -> Choice:
-        choice = await college.choose(ask, _session(request))
+        return counted(await college.choose(ask, _session(request)))
+
+    def counted(choice: Choice) -> Choice:
         if choice.decision is not None:
             metrics.routed(choice.specialist.name, choice.decision.path, choice.decided_in_ms / 1000)
         return choice
@@ -181,10 +184,12 @@ def _add_answers(app: FastAPI, college: College, metrics: Metrics) -> None:
     async def route(request: Request) -> Response:
         body = await read_body(request, college.roster.server.max_body_bytes)
         data = await asyncio.to_thread(parse_json, body)
-        if isinstance(data.get("text"), str):
+        if "messages" not in data:
+            if not isinstance(data.get("text"), str):
+                raise RequestError("Give `text`, or `messages` as a chat has them.", param="text")
             data = {**data, "messages": [{"role": "user", "content": data["text"]}]}
         ask = chat_ask(data)
-        choice = await choose(request, ask)
+        choice = counted(await college.choose(ask, _session(request), begin=False))
         return JSONResponse(_decision(choice))
 
 
@@ -318,6 +323,32 @@ def _add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
         return {"model": specialist.name, "unloaded": unloaded}
 
 
+# --- builds ---------------------------------------------------------------------------------------------------
+
+
+def _add_builds(app: FastAPI, college: College) -> None:
+    def known(name: str) -> str:
+        specialist = college.roster.find(name)
+        if specialist is None or specialist.name not in college.builds:
+            built = ", ".join(card["name"] for card in college.builds.cards()) or "none"
+            raise UnknownModelError(f"There is no build {name!r}. Known: {built}.")
+        return specialist.name
+
+    @app.get("/v1/builds")
+    async def builds() -> dict[str, Any]:
+        return {"object": "list", "data": college.builds.cards()}
+
+    @app.get("/v1/builds/{name}")
+    async def build(name: str) -> dict[str, Any]:
+        return await college.builds.details(known(name))
+
+    @app.post("/v1/builds/{name}", status_code=202)
+    async def begin(name: str) -> dict[str, Any]:
+        name = known(name)
+        college.builds.retry(name)
+        return college.builds.card(name)
+
+
 def _card(college: College, name: str, created: int) -> dict[str, Any]:
     """One model as clients list it: OpenAI's fields, and what is ours under `coe`."""
     card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "college-of-experts"}
@@ -342,6 +373,8 @@ def _card(college: College, name: str, created: int) -> dict[str, Any]:
         facts |= {"reason": item.reason, "remedy": item.remedy}
     else:
         facts["warm"] = college.pool.is_warm(name)
+    if name in college.builds:
+        facts["build"] = college.builds.progress(name).line()
     if item.footprint is not None:
         facts["vram_bytes"] = item.footprint.total_bytes
     return {**card, "coe": facts}

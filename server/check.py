@@ -16,6 +16,7 @@ from coe.engine.spec import Footprint, LoadSpec
 from coe.server.roster import Location, Roster, RosterError, load_roster
 
 Footprints = Callable[[LoadSpec], Footprint]
+Refusals = Callable[[LoadSpec], Mapping[str, str]]
 
 _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 _MOST_SETS_SHOWN = 8
@@ -41,6 +42,18 @@ class Unavailable:
 
 
 @dataclass(frozen=True)
+class ToBuild:
+    """About what a specialist will come to that has yet to be built; `lacks` says what is missing for that.
+
+    file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
+    """
+
+    file_bytes: int = 0
+    total_bytes: int | None = None
+    lacks: str = ""
+
+
+@dataclass(frozen=True)
 class ResidentPlan:
     """One resident: the specialists that share a load, and the bytes it takes."""
 
@@ -54,16 +67,20 @@ class ResidentPlan:
 
 
 def availability(
-    roster: Roster, footprints: Footprints | None, budget_bytes: int | None
+    roster: Roster,
+    footprints: Footprints | None,
+    budget_bytes: int | None,
+    refusals: Refusals = lambda spec: {},
 ) -> dict[str, Available | Unavailable]:
     """What can be served, by name, in the roster's order. Equal loads are predicted once.
 
     footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
     budget_bytes: what residents may take together; None: no bound.
+    refusals:     thinking policies that the loaded model cannot carry out: specialist -> why.
     """
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
 
-    def judge(location: Location, spec: LoadSpec) -> Available | Unavailable:
+    def judge(name: str, location: Location, spec: LoadSpec) -> Available | Unavailable:
         if footprints is None:
             return Available(location, spec, None)
         if spec not in predicted:
@@ -77,6 +94,8 @@ def availability(
         if budget_bytes is not None and result.total_bytes > budget_bytes:
             reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
             return Unavailable(reason, shrink_remedy(result, budget_bytes), location, result)
+        if why := refusals(spec).get(name):
+            return Unavailable(why, "", location, result)
         return Available(location, spec, result)
 
     judged: dict[str, Available | Unavailable] = {}
@@ -85,7 +104,7 @@ def availability(
         if location.path is None:
             judged[specialist.name] = Unavailable(location.reason, location.remedy, location)
         else:
-            judged[specialist.name] = judge(location, specialist.load_spec(location.path))
+            judged[specialist.name] = judge(specialist.name, location, specialist.load_spec(location.path))
     return judged
 
 
@@ -195,9 +214,17 @@ def budget_doubts(
     return tuple(doubts)
 
 
-def check(path: Path, footprints: Footprints | None, budget_bytes: int | None, out: Console) -> int:
+def check(
+    path: Path,
+    footprints: Footprints | None,
+    budget_bytes: int | None,
+    out: Console,
+    to_build: Mapping[str, ToBuild] | None = None,
+    refusals: Refusals = lambda spec: {},
+) -> int:
     """Print what is wrong with a roster, or what it comes to on this machine.
 
+    to_build: of the specialists that have yet to be built, by name. The others as for `availability`.
     Returns the exit code: 0, or 1 where the roster is wrong or nothing in it can be served.
     """
     try:
@@ -208,12 +235,14 @@ def check(path: Path, footprints: Footprints | None, budget_bytes: int | None, o
         count = len(error.problems)
         out.print(f"[red]{count} {'error' if count == 1 else 'errors'}.[/red]", highlight=False)
         return 1
-    judged = availability(roster, footprints, budget_bytes)
-    out.print(_table(judged))
+    judged = availability(roster, footprints, budget_bytes, refusals)
+    to_build = to_build or {}
+    out.print(_table(judged, to_build))
     servable = [name for name, item in judged.items() if isinstance(item, Available)]
     for name, item in judged.items():
         if isinstance(item, Unavailable):
-            _line(out, f"{name}: {item.reason} {item.remedy}".strip())
+            lacks = to_build[name].lacks if name in to_build else ""
+            _line(out, f"{name}: {item.reason} {lacks or item.remedy}".strip())
     _print_what_fits(residents(judged), budget_bytes, out)
     if servable:
         _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(judged))}.")
@@ -221,6 +250,9 @@ def check(path: Path, footprints: Footprints | None, budget_bytes: int | None, o
         _line(out, f"warning: {problem}")
     for doubt in budget_doubts(roster, judged, budget_bytes):
         _line(out, f"warning: {doubt}")
+    if not servable and any(not plan.lacks for plan in to_build.values()):
+        _line(out, "Nothing in this roster can be served before it is built.")
+        return 0
     if not servable:
         _line(
             out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
@@ -234,12 +266,17 @@ def _line(out: Console, text: str) -> None:
     out.print(escape(text), soft_wrap=True, highlight=False)
 
 
-def _table(judged: Mapping[str, Available | Unavailable]) -> Table:
+def _table(judged: Mapping[str, Available | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
     table = Table("specialist", "file", box=None, pad_edge=False)
     for column in ("size", "weights", "KV", "compute", "total"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("served")
     for name, item in judged.items():
+        if (plan := to_build.get(name)) is not None:
+            size = f"~{size_text(plan.file_bytes)}" if plan.file_bytes else "-"
+            total = f"~{size_text(plan.total_bytes)}" if plan.total_bytes is not None else "-"
+            table.add_row(escape(name), "to be built", size, "-", "-", "-", total, "when it is built")
+            continue
         location, footprint = item.location, item.footprint
         there = location.path is not None
         sizes = [size_text(location.size_bytes) if there else "-"]

@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import surgery_commands
+
 app = typer.Typer(
     no_args_is_help=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Specialists cut out of one mixture-of-experts model, behind one OpenAI-compatible server.",
 )
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+_out = Console(highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
 
 RosterOption = Annotated[
     Path | None, typer.Option("--roster", "-r", help="The roster file; `demo`, the built-in one, when left out.")
@@ -42,6 +44,11 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe serve --roster FILE        serve your own college")
         _out.print('  coe route "a question"         which specialist would answer')
         _out.print("  coe doctor                     what is missing on this machine\n")
+        _out.print("Making a specialist:")
+        _out.print("  coe build NAME                 one that the roster describes, from corpus to release")
+        _out.print("  coe profile, plan, cut         the same by hand: watch the parent, choose experts, cut them out")
+        _out.print("  coe verify, eval               prove the file; questions beside the parent")
+        _out.print("  coe inspect, compare           what a model consists of; how alike masks are\n")
         _out.print("coe COMMAND --help says more.")
 
 
@@ -92,7 +99,7 @@ def pull(
     from .pull import pull as run
     from .roster import RosterError, load_roster
 
-    path = roster or Path("specialists.yaml")
+    path = _known(roster) if roster else Path("specialists.yaml")
     try:
         loaded = load_roster(path)
     except RosterError as error:
@@ -108,6 +115,9 @@ def doctor() -> None:
     from .doctor import doctor as run
 
     raise typer.Exit(run(_out))
+
+
+surgery_commands.register(app)
 
 
 def main() -> None:

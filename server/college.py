@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from coe.engine.errors import EngineError, UnavailableError
@@ -18,8 +18,9 @@ from coe.router.conversation import Conversation
 from coe.router.supervisor import Candidate, Decision, Supervisor
 from coe.router.supervisor import Settings as SupervisorSettings
 
+from .builds import Builds
 from .check import Available, Unavailable, availability
-from .errors import UnknownModelError
+from .errors import BuildingError, UnknownModelError
 from .roster import Roster
 from .roster_models import AUTO, Specialist
 from .wire import Ask
@@ -37,6 +38,7 @@ class Choice:
     reason: str
     decision: Decision | None = None  # None when the request named its specialist
     decided_in_ms: float = 0.0
+    build: str | None = None  # how far the build of the one is that this one stands in for
 
 
 class College:
@@ -51,10 +53,11 @@ class College:
         budget_note: str,
     ) -> None:
         self.roster = roster
-        self.judged = judged
+        self.judged = dict(judged)
         self.pool = pool
         self.supervisor = supervisor
         self.budget_note = budget_note
+        self.builds = Builds(roster, pool, self.adopt)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -66,18 +69,9 @@ class College:
         asked = roster.pool.vram_budget
         budget, note = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
         predictions = await predict_all(roster)
-        judged = _without_refused(availability(roster, predictions.__getitem__, budget), predictions)
-        entries = {
-            name: Entry(
-                item.spec,
-                item.footprint.total_bytes,
-                _specialist(roster, name).thinking_policy(),
-                _specialist(roster, name).pin,
-            )
-            for name, item in judged.items()
-            if isinstance(item, Available) and item.footprint is not None
-        }
-        if not entries:
+        judged = availability(roster, predictions.__getitem__, budget, predictions.refused)
+        entries = {name: entry for name, item in judged.items() if (entry := _entry(roster, name, item)) is not None}
+        if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [
                 f"  {name}: {item.reason} {item.remedy}"
                 for name, item in judged.items()
@@ -90,6 +84,7 @@ class College:
     async def start(self) -> None:
         """Load the supervisor, and begin to load what the roster wants loaded beforehand."""
         await self.supervisor.start()
+        await self.builds.start({name for name, item in self.judged.items() if item.location.path is not None})
         if self.roster.pool.preload:
             self._tasks.append(asyncio.create_task(self._preload()))
 
@@ -100,6 +95,7 @@ class College:
 
     async def close(self) -> None:
         """Stop every worker."""
+        await self.builds.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -118,36 +114,92 @@ class College:
         """Names of those that would be served without a load."""
         return [name for name in self.available if self.pool.is_warm(name)]
 
-    async def choose(self, ask: Ask, session_id: str | None) -> Choice:
+    async def choose(self, ask: Ask, session_id: str | None, *, begin: bool = True) -> Choice:
         """Who answers: the one that the request names, or the supervisor's choice.
 
-        Raises UnknownModelError, and UnavailableError when the named one cannot be served and nobody stands in.
+        Who can be built on demand may be chosen as well: then another answers meanwhile, and the build begins.
+        begin: False to ask who would answer, without beginning a build.
+        Raises UnknownModelError; UnavailableError or BuildingError when nobody can answer.
         """
         if ask.model != AUTO:
-            return self._named(ask.model)
+            return self._named(ask.model, begin=begin)
         started = perf_counter()
-        decision = await self.supervisor.decide(
-            Conversation.from_messages(ask.messages or [{"role": "user", "content": ask.prompt or ""}]),
-            session_id=session_id,
-            warm=self.warm,
-            available=self.available,
-        )
+        conversation = Conversation.from_messages(ask.messages or [{"role": "user", "content": ask.prompt or ""}])
+
+        async def decide(names: list[str]) -> Decision:
+            return await self.supervisor.decide(conversation, session_id=session_id, warm=self.warm, available=names)
+
+        available = self.available
+        buildable = [name for name in self.roster.names if name in available or self._may_build(name)]
+        if not buildable:
+            raise UnavailableError("Nothing in the roster can be served yet.", "See GET /v1/models for the reasons.")
+        decision = await decide(buildable)
+        build = None
+        if decision.specialist not in available:
+            wanted = self._required(decision.specialist)
+            build = (self.builds.ask(wanted.name) if begin else self.builds.progress(wanted.name)).line()
+            stand_in = self.stand_in(wanted.name)
+            if stand_in is None and not available:
+                raise self._building(wanted)
+            if stand_in is not None:
+                reason = f"{decision.reason}; {stand_in.name} stands in"
+                decision = replace(decision, specialist=stand_in.name, reason=reason)
+            else:
+                decision = await decide(available)
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._required(decision.specialist)
-        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms)
+        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build)
 
-    def _named(self, model: str) -> Choice:
+    def _may_build(self, name: str) -> bool:
+        return self._required(name).on_missing == "build" and self.builds.can_come(name)
+
+    def _named(self, model: str, *, begin: bool) -> Choice:
         specialist = self.roster.find(model)
         if specialist is None:
             known = ", ".join([AUTO, *self.roster.names])
             raise UnknownModelError(f"There is no model {model!r}. Known: {known}.", param="model")
-        item = self.judged[specialist.name]
+        name = specialist.name
+        item = self.judged[name]
         if not isinstance(item, Unavailable):
             return Choice(specialist, 1.0, "named in the request")
-        stand_in = self.stand_in(specialist.name) if specialist.on_missing == "fallback" else None
+        to_build = self.builds.is_missing(name)
+        if to_build and begin and specialist.on_missing == "build":
+            self.builds.ask(name)
+        build = self.builds.progress(name).line() if to_build else None
+        stand_in = self.stand_in(name) if specialist.on_missing != "refuse" else None
         if stand_in is None:
-            raise UnavailableError(f"{specialist.name} cannot be served: {item.reason}", item.remedy)
-        return Choice(stand_in, 1.0, f"{specialist.name} is unavailable, {stand_in.name} stands in")
+            if to_build:
+                raise self._building(specialist)
+            raise UnavailableError(f"{name} cannot be served: {item.reason}", item.remedy)
+        why = f"{name} is not built yet ({build})" if to_build else f"{name} is unavailable"
+        return Choice(stand_in, 1.0, f"{why}, {stand_in.name} stands in", build=build)
+
+    def _building(self, specialist: Specialist) -> BuildingError:
+        """What somebody is told who asked for a specialist that is not there yet."""
+        progress = self.builds.progress(specialist.name)
+        told = f"{progress.message} {progress.remedy}".strip()
+        said = f"{specialist.name} is not built yet ({progress.line()}). {told}".strip()
+        if not progress.state.unfinished:
+            said += f" To build it: coe build {specialist.name}, or POST /v1/builds/{specialist.name}."
+        return BuildingError(said, progress.line(), retry=progress.state.unfinished)
+
+    async def adopt(self, name: str) -> bool:
+        """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""
+        if isinstance(self.judged[name], Available) and self.pool.is_warm(name) and not await self.pool.unload(name):
+            return False
+        alone = self.roster.model_copy(update={"specialists": (self._required(name),)})
+        predictions = await predict_all(alone)
+        budget = self.pool.settings.budget_bytes
+        judged = await asyncio.to_thread(availability, alone, predictions.__getitem__, budget, predictions.refused)
+        item = judged[name]
+        if (entry := _entry(self.roster, name, item)) is not None:
+            self.pool.add(name, entry)
+        self.judged[name] = item
+        if isinstance(item, Unavailable):
+            _log.error("%s was built and cannot be served: %s %s", name, item.reason, item.remedy)
+        else:
+            _log.info("%s can be served now", name)
+        return True
 
     def stand_in(self, name: str) -> Specialist | None:
         """Who answers in another's place: the fallback, else whoever is warm, else whoever can be served."""
@@ -171,6 +223,14 @@ class College:
         return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
 
 
+def _entry(roster: Roster, name: str, item: Available | Unavailable) -> Entry | None:
+    """What the pool has to know of a specialist that can be served."""
+    if isinstance(item, Unavailable) or item.footprint is None:
+        return None
+    specialist = _specialist(roster, name)
+    return Entry(item.spec, item.footprint.total_bytes, specialist.thinking_policy(), specialist.pin)
+
+
 def supervisor_of(roster: Roster) -> Supervisor:
     """The supervisor that a roster asks for, not started yet."""
     settings = SupervisorSettings(
@@ -185,7 +245,7 @@ def supervisor_of(roster: Roster) -> Supervisor:
     return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder)
 
 
-async def predict_all(roster: Roster) -> _Predictions:
+async def predict_all(roster: Roster) -> Predictions:
     """Dry-run every distinct load of a roster; errors are kept beside the results."""
     policies: dict[LoadSpec, dict[str, Thinking]] = {}
     for specialist in roster.specialists:
@@ -201,10 +261,10 @@ async def predict_all(roster: Roster) -> _Predictions:
                 return error
 
     results = await asyncio.gather(*(one(spec) for spec in policies))
-    return _Predictions(dict(zip(policies, results, strict=True)))
+    return Predictions(dict(zip(policies, results, strict=True)))
 
 
-class _Predictions:
+class Predictions:
     """Results of dry runs, by load."""
 
     def __init__(self, results: Mapping[LoadSpec, Prediction | EngineError]) -> None:
@@ -223,17 +283,6 @@ class _Predictions:
         return result.refused if isinstance(result, Prediction) else {}
 
 
-def _without_refused(
-    judged: Mapping[str, Available | Unavailable], predictions: _Predictions
-) -> dict[str, Available | Unavailable]:
-    """Specialists whose thinking policy their model cannot carry out are unavailable."""
-    result = dict(judged)
-    for name, item in judged.items():
-        if isinstance(item, Available) and (why := predictions.refused(item.spec).get(name)):
-            result[name] = Unavailable(why, "", item.location, item.footprint)
-    return result
-
-
 def _ok(item: Available | Unavailable) -> bool:
     return isinstance(item, Available)
 
@@ -250,6 +299,7 @@ def _pool_settings(roster: Roster, budget: int) -> EnginePoolSettings:
         max_queue=roster.server.max_queue,
         max_bypass_s=roster.pool.max_bypass_s,
         idle_ttl_s=roster.pool.idle_ttl_s,
+        quiet_s=roster.pool.quiet_s,
         load_timeout_s=roster.pool.load_timeout_s,
         load_backoff_s=roster.pool.load_backoff_s,
         stall_s=roster.pool.stall_s,

@@ -15,6 +15,7 @@ class RequestError(Exception):
     status = 400
     type = "invalid_request_error"
     code: str | None = None
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -28,6 +29,18 @@ class UnknownModelError(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class BuildingError(RequestError):
+    """The specialist is being built, or could not be, and nobody answers in its place."""
+
+    status = 503
+    type = "server_error"
+    code = "specialist_building"
+
+    def __init__(self, message: str, build: str, *, retry: bool) -> None:
+        super().__init__(message, param="model")
+        self.headers = {"x-coe-build": build, **({"retry-after": "30"} if retry else {})}
 
 
 class UnknownPathError(RequestError):
@@ -92,7 +105,7 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
 def failure_of(error: BaseException) -> Failure:
     """What a client is told of an error. What we did not foresee is a 500 that gives nothing away."""
     if isinstance(error, RequestError):
-        return Failure(error.status, error.message, error.type, error.code, error.param)
+        return Failure(error.status, error.message, error.type, error.code, error.param, error.headers)
     for kind, status, code, param in _ENGINE_FAILURES:
         if isinstance(error, kind):
             family = {400: "invalid_request_error", 429: "rate_limit_error"}.get(status, "server_error")

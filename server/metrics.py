@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,9 +18,13 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 class Metrics:
     """This server's registry. Observing is cheap; the pool is asked when somebody scrapes."""
 
-    def __init__(self, pool_status: Callable[[], PoolStatus]) -> None:
+    def __init__(
+        self, pool_status: Callable[[], PoolStatus], builds: Callable[[], Sequence[Mapping[str, Any]]] = list
+    ) -> None:
+        """builds: what Builds.cards gives."""
         self.registry = CollectorRegistry()
         self.registry.register(_PoolCollector(pool_status))
+        self.registry.register(_BuildCollector(builds))
         registry = self.registry
         self._requests = Counter("coe_requests", "Requests by status", ["route", "status"], registry=registry)
         self._routed = Counter("coe_routed", "Decisions of the supervisor", ["specialist", "path"], registry=registry)
@@ -92,3 +97,17 @@ class _PoolCollector(Collector):
             leases.add_metric([resident.file], resident.leases)
         yield bytes_
         yield leases
+
+
+class _BuildCollector(Collector):
+    def __init__(self, builds: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        self._builds = builds
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily("coe_build", "1 for the state a build is in", labels=["specialist", "state"])
+        share = GaugeMetricFamily("coe_build_steps_done", "Finished steps of a build", labels=["specialist"])
+        for build in self._builds():
+            state.add_metric([build["name"], str(build["state"])], 1)
+            share.add_metric([build["name"]], build["steps_done"])
+        yield state
+        yield share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,17 +68,17 @@ def repository_folder(models_dir: Path, repo: str) -> Path:
 
 def locate_file(path: Path, remedy: str) -> Location:
     """A model given by its path. A split model is given by any part of it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir it takes any name, one that is too long too
         return Location(None, reason=f"{path} is a folder.", remedy="Name the GGUF file in it.")
     split = _PART.search(path.name)
     if split is None:
-        if path.is_file():
+        if os.path.isfile(path):
             return Location(path, (path,))
         return Location(None, reason=f"There is no file {path}.", remedy=remedy)
     stem = path.name[: split.start()]
     count = int(split["parts"])
     files = tuple(path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1))
-    lacking = [file.name for file in files if not file.is_file()]
+    lacking = [file.name for file in files if not os.path.isfile(file)]
     if lacking:
         return Location(None, reason=f"Parts are missing: {', '.join(lacking)}.", remedy=remedy)
     return Location(files[0], files)

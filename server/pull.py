@@ -224,7 +224,12 @@ def _wants(roster: Roster, names: Sequence[str], console: Console) -> tuple[list
     refused: list[tuple[str, PullError]] = []
     for name in names or roster.names:
         specialist = roster.find(name)
-        if specialist:
+        if specialist and specialist.build:
+            # What has to be there before it can be built.
+            key = PARENT if specialist.build.parent is None else specialist.name
+            if (parent := roster.parent_of(specialist)) is not None:
+                sources[key] = parent
+        elif specialist:
             sources[specialist.name] = specialist
         elif name == PARENT and roster.parent:
             sources[PARENT] = roster.parent

@@ -22,6 +22,7 @@ from pydantic import (
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from coe.server.model_files import Location, locate_file, locate_in_folder, locate_in_package, repository_folder
 from coe.server.roster_source import Problem
+from coe.surgery.jobs import BUILT
 
 AUTO = "auto"  # the model name that asks the supervisor
 
@@ -30,6 +31,7 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_MOST_BYTES = 2**60
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
@@ -46,6 +48,14 @@ class InvalidError(ValueError):
         self.remedy = remedy
 
 
+def expanded(written: str) -> Path:
+    """A path with `~` and `~somebody` resolved; as it stands where there is no such user."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        return Path(written)
+
+
 def parse_size(value: object) -> int:
     """Bytes of `15 GiB`, `900 MB` or a plain number of bytes. Raises ValueError for anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -53,7 +63,10 @@ def parse_size(value: object) -> int:
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found is None or found[2].lower() not in _UNITS:
         raise InvalidError(f"{value!r} is not a size.", "Write `15 GiB`, `900 MB` or a number of bytes.")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    size = float(found[1]) * _UNITS[found[2].lower()]
+    if size > _MOST_BYTES:
+        raise InvalidError(f"{value!r} is more than any machine has.", "Write `15 GiB`, `900 MB` or a number of bytes.")
+    return int(size)
 
 
 def _budget(value: object) -> int | Literal["auto"]:
@@ -103,12 +116,6 @@ def _inside(value: str) -> str:
     """A glob inside a folder must not lead out of it."""
     if value.startswith(("/", "~")) or ".." in value.split("/"):
         raise InvalidError(f"{value!r} leads out of the folder.", 'Write a pattern such as "*Q4_K_M*.gguf".')
-    return value
-
-
-def _on_missing(value: object) -> object:
-    if value == "build":
-        raise InvalidError("Building while serving is not there yet.", "Write `refuse` or `fallback`.")
     return value
 
 
@@ -175,15 +182,16 @@ class PoolSettings(Section):
     load_backoff_s: Annotated[float, Strict(), Field(ge=0)] = 30.0
     load_timeout_s: Seconds = 600.0
     stall_s: Seconds = 60.0
+    quiet_s: Seconds = 60.0
     preload: Names = ()
 
 
 class RouterSettings(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
-    threshold: Share = 0.5
-    margin: Share = 0.1
-    hysteresis: Share = 0.15
+    threshold: Share = 0.6
+    margin: Share = 0.05
+    hysteresis: Share = 0.25
     encoder: Text = "auto"
 
 
@@ -194,7 +202,7 @@ class SamplingSettings(Section):
     top_k: CountOrNone = 40
     top_p: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
     min_p: Share = 0.05
-    repeat_penalty: Annotated[float, Strict(), Field(gt=0, le=2)] = 1.05
+    repeat_penalty: Annotated[float, Strict(), Field(ge=0.1, le=2)] = 1.05
     presence_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = 0.0
     repeat_last_n: CountOrNone = 64
@@ -247,16 +255,16 @@ class Settings(Section):
     sampling: SamplingSettings = SamplingSettings()
     sampling_bounds: SamplingBounds = SamplingBounds()
     max_tokens: Count | None = None
-    context_tokens: Annotated[int, Strict(), Field(ge=256)] = 16384
-    cache_tokens: CountOrNone = 0
+    context_tokens: Annotated[int, Strict(), Field(ge=256, le=2**22)] = 16384
+    cache_tokens: Annotated[int, Strict(), Field(ge=0, le=2**22)] = 0
     parallel: Annotated[int, Strict(), Field(ge=1, le=64)] = 4
     gpu_layers: Annotated[int, Strict(), _layers({"all": -1})] = -1
     cpu_expert_layers: Annotated[int, Strict(), _layers({"none": 0, "all": -1})] = 0
     kv_type: Literal["f16", "q8_0"] = "f16"
     mmap: Switch = True
-    threads: CountOrNone = 0
+    threads: Annotated[int, Strict(), Field(ge=0, le=512)] = 0  # ggml's own limit
     pin: Switch = False
-    on_missing: Annotated[Literal["refuse", "fallback"], BeforeValidator(_on_missing)] = "refuse"
+    on_missing: Literal["refuse", "fallback", "build"] = "refuse"
     notice: Text | None = None
     beta: Switch = False
     licence: Text | None = None
@@ -279,8 +287,75 @@ class ModelSource(Section):
         if self.repo is not None:
             folder = repository_folder(models_dir, self.repo)
             return locate_in_folder(folder, self.pattern or "*.gguf", remedy)
-        path = models_dir / Path(self.file or "").expanduser()
+        path = models_dir / expanded(self.file or "")
         return locate_file(path, f"Put the file there, or correct `file` of {pull_name} in the roster.")
+
+
+class BuildParent(ModelSource):
+    """The model that one specialist is cut from. A roster may write a file's path alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+class Recipe(Section):
+    """How experts are chosen: a recipe or a preset, and what differs from its own settings; None leaves those.
+
+    A roster may write the name alone.
+    """
+
+    name: Literal["three-pass", "drop-map", "top-k", "v6", "v7", "v7-coderx"] = "three-pass"
+    criterion: Literal["gate-mass", "frequency", "rank-weighted", "reap", "mass-norm", "random"] | None = None
+    pin_super_experts: Switch = False
+    # of three-pass
+    whitelist_rank: Annotated[float, Strict(), Field(ge=0)] | None = None
+    whitelist_activations: Count | None = None
+    cap: CountOrNone | None = None
+    # of drop-map and the presets
+    weights: dict[str, Annotated[float, Strict(), Field(ge=0)]] | None = None
+    alpha: Annotated[float, Strict(), Field(ge=0)] | None = None
+    breadth: Annotated[float, Strict(), Field(ge=0)] | None = None
+    protect_top: CountOrNone | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class GateBound(Section):
+    """How much a built specialist may lose beside its parent. A roster may write the standard errors alone.
+
+    standard_errors: of the paired difference. loss: a share of right answers, instead of that.
+    """
+
+    standard_errors: Annotated[float, Strict(), Field(ge=0)] = 1.0
+    loss: Share | None = None
+    min_questions: Count = 30
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"standard_errors": value} if isinstance(value, (int, float)) else value
+
+
+class Build(Section):
+    """How a specialist is made that has no file yet. Paths are relative to the roster's folder."""
+
+    parent: BuildParent | None = None  # the roster's own where left out
+    corpus: Annotated[tuple[Text, ...], BeforeValidator(_sequence), Field(min_length=1)]
+    experts: Count
+    recipe: Recipe = Recipe()
+    reasoning: Texts = ()
+    answer: Switch = False
+    questions: Texts = ()
+    bound: GateBound = GateBound()
+    max_tokens: Count = 2048
+    quantize: Text | None = None
+    shared_scale: Annotated[float, Strict(), Field(gt=0)] | None = None
+    when: Literal["idle", "now"] = "idle"
 
 
 class Parent(ModelSource):
@@ -307,10 +382,20 @@ class Specialist(Settings, ModelSource):
     description: Text | None = None
     domains: Texts = ()
     examples: Texts = ()
+    build: Build | None = None
 
     def location(self, models_dir: Path) -> Location:
         """Where the model is, or why it is not there and what to do."""
+        if self.build is not None:
+            path = self.built_path(models_dir)
+            if not path.is_file():
+                return Location(None, reason="It has not been built yet.", remedy=f"Run: coe build {self.name}")
+            return Location(path, (path,))
         return self.find_file(models_dir, self.name)
+
+    def built_path(self, models_dir: Path) -> Path:
+        """Where a build of it is released to."""
+        return models_dir / BUILT / f"{self.name}.gguf"
 
     def locate(self, models_dir: Path) -> Path | None:
         """The file to load (of a split model the first part), or None; `location` says why."""
@@ -377,9 +462,14 @@ class Roster(Section):
         """The specialists' names, in the roster's order."""
         return tuple(specialist.name for specialist in self.specialists)
 
+    def parent_of(self, specialist: Specialist) -> BuildParent | Parent | None:
+        """The model that a specialist's `build` cuts from: its own, or the roster's."""
+        assert specialist.build is not None
+        return specialist.build.parent or self.parent
+
     def resolve(self, written: str) -> Path:
         """A path as the roster writes it, made absolute: relative ones begin at the roster's folder."""
-        return (self.path.absolute().parent / Path(written).expanduser()).absolute()
+        return (self.path.absolute().parent / expanded(written)).absolute()
 
     def find(self, name_or_alias: str) -> Specialist | None:
         """The specialist of that name or alias, or None. `auto` is none: the supervisor decides."""

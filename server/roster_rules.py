@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coe.engine.spec import LoadSpec
 from coe.router.domains import DOMAINS
-from coe.server.roster_models import Parent, Roster, Specialist
+from coe.server.roster_models import Build, ModelSource, Roster, Specialist
 from coe.server.roster_source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
@@ -30,9 +30,11 @@ class Finding:
 
 def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath) -> Iterator[Finding]:
     """Rules within one entry, at key path `at`. A rule that needs a field in `bad` (wrong by itself) says nothing."""
-    sources = [key for key in ("file", "repo", "package") if getattr(specialist, key) is not None or key in bad]
+    kinds = ("file", "repo", "package", "build")
+    sources = [key for key in kinds if getattr(specialist, key) is not None or key in bad]
     if not sources:
-        yield Finding(at, "The entry names no model.", "Add `file:`, or `repo:` and `pattern:`, or `package:`.")
+        remedy = "Add `file:`, or `repo:` and `pattern:`, or `package:`, or `build:`."
+        yield Finding(at, "The entry names no model.", remedy)
     elif len(sources) > 1:
         yield Finding(
             (*at, sources[1]), f"A model has one source, here are {' and '.join(sources)}.", "Keep one of them."
@@ -43,8 +45,17 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             "A repository may hold many files.",
             'Add a pattern that finds one, such as `pattern: "*Q4_K_M*.gguf"`.',
         )
-    elif sources == ["file"] and specialist.pattern is not None:
+    elif sources in (["file"], ["build"]) and specialist.pattern is not None:
         yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+    if specialist.build is not None:
+        yield from _build_findings(specialist.build, (*at, "build"))
+    elif specialist.on_missing == "build" and not bad & {"on_missing", "build"}:
+        yield Finding(
+            (*at, "on_missing"),
+            "An entry without `build:` cannot be built; its requests are refused when its model is missing.",
+            "Add `build:`, or write refuse or fallback.",
+            fatal=False,
+        )
 
     if not bad & {"sampling", "sampling_bounds"}:
         temperature, bounds = specialist.sampling.temperature, specialist.sampling_bounds
@@ -164,6 +175,14 @@ def roster_findings(
                     "Name one at the top (`fallback:`), or set fallback_warm to true.",
                 )
     yield from _parent_findings(draft.parent)
+    if draft.parent is None and "parent" not in wrong_keys:
+        for index, (specialist, _) in enumerate(specialists):
+            if specialist.build is not None and specialist.build.parent is None:
+                yield Finding(
+                    ("specialists", index, "build"),
+                    "There is no parent to cut it from.",
+                    "Add `parent:` here, or at the top of the roster for all builds.",
+                )
     if draft.server.host not in ("127.0.0.1", "::1", "localhost") and not (
         draft.server.api_keys_env or draft.server.api_keys_file
     ):
@@ -185,18 +204,41 @@ def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, froz
         yield Finding(("specialists", index, "notice"), f"There is no notice {specialist.notice!r}.", remedy)
 
 
-def _parent_findings(parent: Parent | None) -> Iterator[Finding]:
+def _parent_findings(parent: ModelSource | None, at: KeyPath = ("parent",)) -> Iterator[Finding]:
     if parent is None:
         return
     sources = [key for key in ("file", "repo", "package") if getattr(parent, key) is not None]
     if len(sources) != 1:
         yield Finding(
-            ("parent",), f"A parent has one source, here are {len(sources)}.", "Add `file:`, or `repo:` and `pattern:`."
+            at, f"A parent has one source, here are {len(sources)}.", "Add `file:`, or `repo:` and `pattern:`."
         )
     elif parent.file is not None and parent.pattern is not None:
-        yield Finding(("parent", "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+        yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
     elif parent.repo is not None and parent.pattern is None:
-        yield Finding(("parent", "repo"), "A repository may hold many files.", "Add a `pattern` that finds one.")
+        yield Finding((*at, "repo"), "A repository may hold many files.", "Add a `pattern` that finds one.")
+
+
+_OF_THREE_PASS = ("whitelist_rank", "whitelist_activations", "cap")
+_OF_DROP_MAP = ("weights", "alpha", "breadth", "protect_top")
+
+
+def _build_findings(build: Build, at: KeyPath) -> Iterator[Finding]:
+    yield from _parent_findings(build.parent, (*at, "parent"))
+    name = build.recipe.name
+    own = {"three-pass": _OF_THREE_PASS, "top-k": ()}.get(name, _OF_DROP_MAP)
+    for key in (*_OF_THREE_PASS, *_OF_DROP_MAP):
+        if getattr(build.recipe, key) is not None and key not in own:
+            other = "three-pass" if key in _OF_THREE_PASS else "drop-map"
+            yield Finding((*at, "recipe", key), f"`{key}` is a setting of {other}, not of {name}.", "Remove it.")
+    if build.reasoning and name != "three-pass":
+        yield Finding((*at, "reasoning"), f"The recipe {name} reads no reasoning traces.", "Remove it.")
+    if not build.questions and not build.answer and not any(path.endswith(".jsonl") for path in build.corpus):
+        yield Finding(
+            (*at, "questions"),
+            "Nothing here can judge it: a plain text holds no questions, and a build that nobody judged is kept aside.",
+            "Add `questions:`, or release it with coe build --accept.",
+            fatal=False,
+        )
 
 
 def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
@@ -204,6 +246,8 @@ def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
     first: dict[tuple[object, ...], Specialist] = {}
     for index, (specialist, bad) in enumerate(specialists):
         if bad:
+            continue
+        if specialist.build is not None:
             continue
         source = (specialist.file, specialist.repo, specialist.package, specialist.pattern)
         other = first.setdefault(source, specialist)

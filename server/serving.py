@@ -16,9 +16,10 @@ from coe.engine.memory import budget_bytes
 from coe.router.encoder import RouterError
 
 from .app import make_app, read_keys
+from .builds import sizes_to_build
 from .check import Unavailable
 from .check import check as print_check
-from .college import College, predict_all
+from .college import College, Predictions, predict_all
 from .doctor import gpu_warning
 from .roster import Roster, RosterError, load_roster
 from .roster_models import AUTO
@@ -61,9 +62,11 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except OSError as error:
+        listener.listen()  # another that has bound the same port meanwhile fails here, and not after its models load
+    except (OSError, OverflowError) as error:
         raise OSError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port, or end what listens there."
+            f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. "
+            "Choose another with --port, or end what listens there."
         ) from error
     return listener
 
@@ -121,6 +124,9 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         specialist = college.roster.find(name)
         about = (specialist.description if specialist else None) or ""
         mark = f"unavailable: {item.reason} {item.remedy}" if isinstance(item, Unavailable) else about
+        absent = isinstance(item, Unavailable) and item.location.path is None
+        if absent and specialist is not None and specialist.build and specialist.on_missing == "build":
+            mark = f"{about} To be built when it is asked for.".strip()
         lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = '{"model":"auto","messages":[{"role":"user","content":"What is 12 times 12?"}]}'
@@ -137,16 +143,23 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
 
 def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     """Print what `coe check` says of a roster. Returns the exit code."""
+    try:
+        roster = load_roster(path)
+    except RosterError:
+        return print_check(path, None, None, out)
+    try:
+        read_keys(roster)
+    except ValueError as error:
+        out.print(str(error), style="red", markup=False, soft_wrap=True)
+        return 1
+    to_build = asyncio.run(sizes_to_build(roster, dry_run=dry_run)) if any(s.build for s in roster.specialists) else {}
+    if not dry_run:
+        return print_check(path, None, None, out, to_build)
 
-    async def facts() -> tuple[object, int] | None:
-        try:
-            roster = load_roster(path)
-        except RosterError:
-            return None
+    async def facts() -> tuple[Predictions, int]:
         asked = roster.pool.vram_budget
         budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        return (await predict_all(roster)).__getitem__, budget
+        return await predict_all(roster), budget
 
-    found = asyncio.run(facts()) if dry_run else None
-    footprints, budget = found if found is not None else (None, None)
-    return print_check(path, footprints, budget, out)  # type: ignore[arg-type]
+    predictions, budget = asyncio.run(facts())
+    return print_check(path, predictions.__getitem__, budget, out, to_build, predictions.refused)

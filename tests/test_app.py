@@ -24,7 +24,7 @@ class ServedCollege(FakeCollege):
     """A college that always chooses math."""
 
     pool: Any = field(default_factory=lambda: SimpleNamespace(status=lambda: NOBODY))
-    builds: Any = field(default_factory=lambda: SimpleNamespace(list=list))
+    builds: Any = field(default_factory=lambda: SimpleNamespace(cards=list))
     fails: bool = False
 
     async def choose(self, ask: Ask, session_id: str | None) -> Choice:

@@ -59,6 +59,15 @@ def plans(*sizes: int) -> list[ResidentPlan]:
     return [ResidentPlan((f"r{index}",), size) for index, size in enumerate(sizes)]
 
 
+def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=1, b=1), 8 * GIB, lambda spec: {"a": "a model that does not think"})
+    assert isinstance(judged["b"], Available)
+    refused = judged["a"]
+    assert isinstance(refused, Unavailable)
+    assert refused.reason == "a model that does not think"
+
+
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
     judged = availability(roster, gibs(a=7, b=20), 8 * GIB)

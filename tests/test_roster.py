@@ -112,6 +112,26 @@ def test_what_is_no_size_is_refused(written: object) -> None:
         parse_size(written)
 
 
+def test_a_size_that_no_machine_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than any machine has"):
+        parse_size("9" * 400 + " GiB")
+
+
+@pytest.mark.parametrize(
+    "line", ["threads: 100000", "context_tokens: 100000000000", "cache_tokens: 100000000000", "threads: -1"]
+)
+def test_numbers_that_would_end_a_worker_are_refused(tmp_path: Path, line: str) -> None:
+    assert f"specialists[0].{line.split(':')[0]}" in entry(tmp_path, line)
+
+
+@pytest.mark.parametrize("file", ["~nosuchuser/x.gguf", "x" * 5000 + ".gguf"])
+def test_a_path_that_cannot_be_is_a_file_that_is_not_there(tmp_path: Path, file: str) -> None:
+    roster = load(tmp_path, f"specialists:\n  - {{name: math, file: {file}, domains: [math]}}\n")
+    location = roster.locate(roster.specialists[0])
+    assert location.path is None
+    assert "There is no file" in location.reason
+
+
 def test_a_specialist_is_found_by_name_and_by_alias(tmp_path: Path) -> None:
     roster = load(tmp_path, SMALL + "    aliases: ['owner/maths:q4', maths]\n")
     assert roster.find("math") is roster.find("owner/maths:q4") is roster.specialists[0]

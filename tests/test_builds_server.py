@@ -1,0 +1,272 @@
+"""Builds asked of a running server: who answers meanwhile, what is told, and how a finished one comes to be served."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from random_model import Shape, write_random_model
+from server_process import ServerProcess, run_coe, write_roster
+
+LINES = 40
+TRIES = 30_000  # a request each: a build takes some seconds
+ENTRY: dict[str, Any] = {"package": None, "pattern": None, "context_tokens": 256, "domains": ["law"]}
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def roster(tmp_path: Path, environment: None) -> Callable[..., Path]:
+    """roster(on_missing="build", build={...}, **sections): a general specialist, and one that is to be built."""
+    (tmp_path / "models").mkdir()
+    write_random_model(tmp_path / "models" / "parent.gguf", Shape(experts=8))
+    lines = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(LINES)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def write(*, on_missing: str = "build", build: dict[str, Any] | None = None, **sections: Any) -> Path:
+        asked = {"corpus": ["sums.jsonl"], "experts": 4, "max_tokens": 4, **(build or {})}
+        specialists = {"general": {}, "small": {**ENTRY, "build": asked, "on_missing": on_missing}}
+        return write_roster(
+            tmp_path,
+            specialists,
+            **{
+                "parent": {"model": "random", "file": "parent.gguf"},
+                "fallback": "general",
+                "pool": {"vram_budget": "2 GiB", "quiet_s": 0.01},
+                **sections,
+            },
+        )
+
+    return write
+
+
+@pytest.fixture
+def serving() -> Iterator[Callable[[Path], ServerProcess]]:
+    servers: list[ServerProcess] = []
+
+    def start(path: Path) -> ServerProcess:
+        servers.append(ServerProcess(path))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def card(server: ServerProcess) -> dict[str, Any]:
+    answer = server.http.get("/v1/builds/small").raise_for_status().json()
+    assert isinstance(answer, dict)
+    return answer
+
+
+def facts(server: ServerProcess) -> dict[str, Any]:
+    answer = server.http.get("/v1/models/small").json()["coe"]
+    assert isinstance(answer, dict)
+    return answer
+
+
+def until_state(server: ServerProcess, *states: str) -> dict[str, Any]:
+    server.until(lambda: card(server)["state"] in (*states, "failed"), TRIES)
+    found = card(server)
+    assert found["state"] in states, found["message"]
+    return found
+
+
+def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    path = roster()
+    server = serving(path)
+    assert "To be built when it is asked for" in server.announcement
+    assert facts(server)["available"] is False
+    assert card(server)["state"] == "not-built"
+
+    answer = server.chat(model="small")
+    assert answer.status_code == 200
+    assert answer.headers["x-coe-specialist"] == "general"
+    assert answer.headers["x-coe-build"] == "waiting"
+    assert answer.json()["coe"]["build"] == "waiting"
+
+    built = until_state(server, "kept-aside")
+    assert built["report"]["verdict"]["n"] == 4
+    again = server.chat(model="small")
+    assert again.headers["x-coe-build"] == "kept-aside"
+    assert card(server)["state"] == "kept-aside", "nobody starts it over"
+    assert server.metric("coe_build", specialist="small", state="kept-aside") == 1
+
+    accepted = run_coe("build", "small", "--accept", "--roster", str(path))
+    assert accepted.returncode == 0, accepted.stderr
+    server.until(lambda: facts(server)["available"])
+    served = server.chat(model="small", max_tokens=2)
+    assert served.headers["x-coe-specialist"] == "small"
+    assert "x-coe-build" not in served.headers
+    assert card(server)["served"] is True
+    assert server.leases() == 0
+
+    # Another mask, built and accepted in a terminal, takes the place of the one that is loaded.
+    path.write_text(path.read_text().replace("experts: 4", "experts: 3"))
+    assert run_coe("build", "small", "--roster", str(path)).returncode == 3
+    assert server.chat(model="small", max_tokens=2).headers["x-coe-residency"] == "warm"
+    assert run_coe("build", "small", "--accept", "--roster", str(path)).returncode == 0
+    server.until(lambda: bool(card(server)) and server.log().count("small can be served now") == 2, TRIES)
+    assert server.chat(model="small", max_tokens=2).headers["x-coe-residency"] == "loaded"
+
+
+def test_a_build_that_fails_says_why_once_and_is_tried_again_when_told(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
+) -> None:
+    server = serving(roster(build={"experts": 9}))
+    server.chat(model="small")
+    failed = until_state(server, "failed")
+    assert "has 8" in failed["message"]
+    assert "roster" in failed["remedy"]
+    assert server.chat(model="small").headers["x-coe-build"] == "failed"
+    assert server.log().count("building small failed") == 1
+    assert server.http.post("/v1/builds/small").status_code == 202
+    server.until(lambda: bool(card(server)) and server.log().count("building small failed") == 2, TRIES)
+    assert server.http.post("/v1/builds/nobody").status_code == 404
+    assert server.http.get("/v1/builds/general").status_code == 404
+    assert [one["name"] for one in server.http.get("/v1/builds").json()["data"]] == ["small"]
+
+
+def test_without_a_fallback_the_client_is_told_to_come_back(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    path = roster()
+    alone = yaml.safe_load(path.read_text())
+    del alone["specialists"][0], alone["fallback"]
+    path.write_text(yaml.safe_dump(alone))
+    server = serving(path)
+    answer = server.chat(model="small")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "specialist_building"
+    assert answer.headers["retry-after"] == "30"
+    assert answer.headers["x-coe-build"] == "waiting"
+    assert server.chat(model="auto").status_code == 503
+    until_state(server, "kept-aside")
+    refused = server.chat(model="small")
+    assert refused.status_code == 503
+    assert "retry-after" not in refused.headers
+    assert "accept" in refused.json()["error"]["message"]
+
+
+def test_refuse_and_fallback_never_begin_a_build(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    server = serving(roster(on_missing="refuse"))
+    refused = server.chat(model="small")
+    assert refused.status_code == 503
+    assert "coe build small" in refused.json()["error"]["message"]
+    assert card(server)["state"] == "not-built"
+    assert server.chat("What does a contract of sale need to be valid?", model="auto").status_code == 200
+    assert card(server)["state"] == "not-built"
+    server.stop()
+    server = serving(roster(on_missing="fallback"))
+    answer = server.chat(model="small")
+    assert answer.headers["x-coe-specialist"] == "general"
+    assert answer.headers["x-coe-build"] == "not-built"
+    assert card(server)["state"] == "not-built"
+
+
+def test_the_supervisor_may_send_a_question_to_a_specialist_that_is_to_be_built(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    server = serving(roster())
+    question = "Under contract law, which damages may the plaintiff claim in court for breach of a lease?"
+    decision = server.http.post("/v1/route", json={"text": question}).json()
+    assert decision["ranking"][0]["specialist"] == "small"
+    assert card(server)["state"] == "not-built", "to ask who would answer begins nothing"
+    answer = server.chat(question, model="auto")
+    assert answer.headers["x-coe-specialist"] == "general"
+    assert answer.headers["x-coe-build"]
+    assert until_state(server, "kept-aside")["steps_done"] == 9
+
+
+def test_a_build_survives_the_death_of_its_server(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
+) -> None:
+    path = roster()
+    server = serving(path)
+    server.chat(model="small")
+    server.until(lambda: card(server)["state"] == "running" and card(server)["steps_done"] >= 1)
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    server = serving(path)
+    until_state(server, "kept-aside")
+
+
+def test_a_server_that_stops_stops_its_build_and_the_next_goes_on(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
+) -> None:
+    path = roster()
+    server = serving(path)
+    server.chat(model="small")
+    server.until(lambda: card(server)["steps_done"] >= 1, TRIES)
+    assert server.stop() == 0
+    progress = json.loads((tmp_path / "models" / "builds" / "small" / "progress.json").read_text())
+    assert progress["state"] in ("stopped", "kept-aside")
+    server = serving(path)
+    until_state(server, "kept-aside")
+
+
+def test_a_build_needs_its_parent_and_says_where_it_should_be(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
+) -> None:
+    path = roster()
+    (tmp_path / "models" / "parent.gguf").unlink()
+    server = serving(path)
+    server.chat(model="small")
+    assert "parent" in until_state(server, "failed")["message"]
+
+
+def test_a_parent_that_does_not_fit_the_budget_is_refused_with_the_sum(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    path = roster(pool={"vram_budget": "150 MiB"})
+    content = yaml.safe_load(path.read_text())
+    general = {"name": "general", "file": "parent.gguf", "context_tokens": 256, "threads": 1}
+    small = {**content["specialists"][1], "context_tokens": 2_000_000}
+    path.write_text(yaml.safe_dump({**content, "specialists": [general, small]}))
+    server = serving(path)
+    server.chat(model="small", max_tokens=1)
+    failed = until_state(server, "failed")
+    assert "the budget is 150 MiB" in failed["message"]
+    assert "vram_budget" in failed["remedy"]
+
+
+def test_a_build_in_idle_time_makes_way_for_requests_and_goes_on_later(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    server = serving(roster(pool={"vram_budget": "200 MiB", "quiet_s": 0.01}))
+    server.chat(model="small", max_tokens=1).raise_for_status()
+    server.until(lambda: card(server)["state"] == "running", TRIES)
+    (room,) = [resident for resident in server.pool()["residents"] if not resident["specialists"]]
+    assert room["file"] == "the build of small"
+    answer = server.chat(model="general", max_tokens=1)
+    assert answer.status_code == 200
+    assert answer.headers["x-coe-residency"] == "loaded"
+    assert "stopping the build of small: to make room" in server.log()
+    until_state(server, "kept-aside")
+
+
+def test_a_build_that_takes_a_place_keeps_it(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    server = serving(roster(build={"when": "now"}, pool={"vram_budget": "200 MiB"}))
+    server.chat(model="small", max_tokens=1).raise_for_status()
+    server.until(lambda: card(server)["state"] == "running", TRIES)
+    refused = server.chat(model="general", max_tokens=1)
+    assert refused.status_code == 503
+    assert "held by the build of small" in refused.json()["error"]["message"]
+    until_state(server, "kept-aside")
+    assert server.chat(model="general", max_tokens=1).status_code == 200
