@@ -18,10 +18,10 @@ from .errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from .memory import gibibytes
 from .request import Event, GenerateRequest
 from .resident import Resident
 from .spec import LoadSpec, Thinking
+from .units import size_text
 
 _log = logging.getLogger(__name__)
 
@@ -282,9 +282,9 @@ class Pool:
         if need + kept_bytes > self.settings.budget_bytes:
             rooms = [held.title for held in kept if held.reserved]
             how = f"held by {', '.join(rooms)}" if rooms else "pinned"
-            aside = f", {gibibytes(kept_bytes)} of them {how}" if kept else ""
+            aside = f", {size_text(kept_bytes)} of them {how}" if kept else ""
             raise UnavailableError(
-                f"{who} needs {gibibytes(need)}; the budget is {gibibytes(self.settings.budget_bytes)}{aside}.", remedy
+                f"{who} needs {size_text(need)}; the budget is {size_text(self.settings.budget_bytes)}{aside}.", remedy
             )
 
     async def reserve(
@@ -473,7 +473,7 @@ class Pool:
         held.work = asyncio.create_task(self._watch(held))
         self._failures.pop(held.key, None)
         self.loads += 1
-        _log.info("loaded %s in %.1f s, %s booked", held.title, held.loaded_in_s, gibibytes(held.vram_bytes))
+        _log.info("loaded %s in %.1f s, %s booked", held.title, held.loaded_in_s, size_text(held.vram_bytes))
         self._replan()
 
     async def _free_now(self) -> int | None:
@@ -492,8 +492,8 @@ class Pool:
             _log.warning(
                 "%s takes %s, %s more than predicted",
                 held.title,
-                gibibytes(measured),
-                gibibytes(measured - held.vram_bytes),
+                size_text(measured),
+                size_text(measured - held.vram_bytes),
             )
             held.vram_bytes = self._measured[held.key] = measured
 

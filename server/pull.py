@@ -26,6 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from coe.engine.units import size_text
 from coe.server.model_files import matching_models, parts_missing, repository_folder
 from coe.server.roster_models import ModelSource, Roster
 
@@ -190,11 +191,11 @@ def pull(
         for model in to_fetch:
             _say(console, f"{', '.join(model.names)}: {model.repo}")
             for file in model.files:
-                _say(console, f"  {_size(file.size_bytes):>10}  {file.path}")
-        _say(console, f"To download: {_size(needed)}. Free in {roster.models_path}: {_size(free)}.")
+                _say(console, f"  {size_text(file.size_bytes):>10}  {file.path}")
+        _say(console, f"To download: {size_text(needed)}. Free in {roster.models_path}: {size_text(free)}.")
         if needed > free:
             raise _no_room(needed, roster.models_path)
-        if len(to_fetch) > 1 and not yes and not confirm(f"Download {len(to_fetch)} models, {_size(needed)}?"):
+        if len(to_fetch) > 1 and not yes and not confirm(f"Download {len(to_fetch)} models, {size_text(needed)}?"):
             return 1
     except PullError as error:
         _say(console, str(error), "red")
@@ -467,8 +468,8 @@ def _no_network(endpoint: str, error: Exception) -> PullError:
 def _no_room(needed_bytes: int, folder: Path) -> PullError:
     free = _free_bytes(folder)
     return PullError(
-        f"The disk of {folder} has no room: {_size(needed_bytes)} ({needed_bytes} bytes) are needed, "
-        f"{_size(free)} ({free} bytes) are free.",
+        f"The disk of {folder} has no room: {size_text(needed_bytes)} ({needed_bytes} bytes) are needed, "
+        f"{size_text(free)} ({free} bytes) are free.",
         "Make room, or choose another `models_dir` in the roster, and pull again: it goes on where it stopped.",
     )
 
@@ -485,15 +486,6 @@ def _disk_error(error: OSError, path: Path, needed_bytes: int) -> PullError:
 def _bars(console: Console) -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()
     return Progress(*columns, TimeRemainingColumn(), console=console)
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

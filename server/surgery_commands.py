@@ -368,7 +368,7 @@ def cut(
 ) -> None:
     """Write the specialist that a mask makes of its parent, by copying bytes."""
     with clear_errors("The old file, if there was one, is as it was."):
-        from coe.engine.memory import gibibytes
+        from coe.engine.units import size_text
         from coe.surgery.cut import cut as run
         from coe.surgery.formats import read_mask
         from coe.surgery.parent import Parent
@@ -388,8 +388,8 @@ def cut(
         for note in report.notes:
             _say(note)
         _say(
-            f"{out}: {report.n_keep} of {report.n_expert} experts, {gibibytes(report.n_bytes)} of the parent's "
-            f"{gibibytes(report.parent_bytes)}."
+            f"{out}: {report.n_keep} of {report.n_expert} experts, {size_text(report.n_bytes)} of the parent's "
+            f"{size_text(report.parent_bytes)}."
         )
         _say(f"Next: coe verify {parent} {out} {mask}")
 
@@ -435,12 +435,12 @@ def inspect(
     with clear_errors():
         import asyncio
 
-        from coe.engine.memory import gibibytes
+        from coe.engine.units import size_text
         from coe.surgery.inspect import inspect as run
 
         found = asyncio.run(run(model, experts or None))
         kind = f"{found.n_expert} experts, {found.n_used} a token" if found.n_expert else "dense"
-        _say(f"{found.name}: {found.architecture}, {kind}, {gibibytes(found.file_bytes)}")
+        _say(f"{found.name}: {found.architecture}, {kind}, {size_text(found.file_bytes)}")
         if found.layers:
             grouped = f", in {found.n_groups} groups" if found.n_groups > 1 else ""
             _say(f"{len(found.layers)} layers with a router{grouped}: {_ranges(found.layers)}")
@@ -463,30 +463,30 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _bytes_table(found: Inspection) -> Table:
-    from coe.engine.memory import gibibytes
+    from coe.engine.units import size_text
 
     table = Table("tensors", box=None, pad_edge=False)
     for column in ("bytes", "share"):
         table.add_column(column, justify="right")
     total = sum(found.bytes_by_kind.values())
     for kind, size in found.bytes_by_kind.items():
-        table.add_row(str(kind), gibibytes(size), f"{size / total:.1%}")
+        table.add_row(str(kind), size_text(size), f"{size / total:.1%}")
     return table
 
 
 def _memory_table(found: Inspection) -> Table:
     """The file, and memory with one conversation, as it is and with fewer experts."""
-    from coe.engine.memory import gibibytes
+    from coe.engine.units import size_text
 
     table = Table("experts a layer", box=None, pad_edge=False)
     where = "VRAM" if found.on_gpu else "memory"
     for column in ("file", "saved", *(f"{where} at {context // 1024}k" for context in found.vram_bytes)):
         table.add_column(column, justify="right")
-    whole = [gibibytes(size) for size in found.vram_bytes.values()]
-    table.add_row(str(found.n_expert or "-"), gibibytes(found.file_bytes), "-", *whole)
+    whole = [size_text(size) for size in found.vram_bytes.values()]
+    table.add_row(str(found.n_expert or "-"), size_text(found.file_bytes), "-", *whole)
     for saving in found.savings:
         sizes = (saving.file_bytes, saving.saved_bytes, *saving.vram_bytes.values())
-        table.add_row(str(saving.n_keep), *(gibibytes(size) for size in sizes))
+        table.add_row(str(saving.n_keep), *(size_text(size) for size in sizes))
     return table
 
 

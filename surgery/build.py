@@ -26,9 +26,10 @@ from typing import Any, Final
 import numpy as np
 
 from coe.engine.errors import EngineError, UnavailableError
-from coe.engine.memory import gibibytes, predict
+from coe.engine.memory import predict
 from coe.engine.process import die_with
 from coe.engine.spec import LoadSpec
+from coe.engine.units import size_text
 
 from . import gate, super_experts
 from .answers import answer_questions
@@ -129,7 +130,7 @@ def check(order: Order, folder: Path) -> None:
     written = folder / "specialist.gguf"
     if free + (written.stat().st_size if written.exists() else 0) < need:
         raise BuildError(
-            f"Building {order.name} takes {gibibytes(need)} of disk; {gibibytes(free)} are free at {there}.",
+            f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
             "Make room there, or set models_dir to another disk.",
         )
 
@@ -160,8 +161,8 @@ def fit(order: Order, machine: Machine, budget_bytes: int | None) -> Fit:
                 machine, need = lighter, less
     if budget_bytes is not None and need > budget_bytes:
         raise UnavailableError(
-            f"Building {order.name} needs {gibibytes(need)} for its parent ({gibibytes(watched)} while its router is "
-            f"watched, {gibibytes(asked)} while it answers); the budget is {gibibytes(budget_bytes)}.",
+            f"Building {order.name} needs {size_text(need)} for its parent ({size_text(watched)} while its router is "
+            f"watched, {size_text(asked)} while it answers); the budget is {size_text(budget_bytes)}.",
             "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
             "the parent.",
         )

@@ -74,7 +74,7 @@ def test_a_gpu_that_llama_cpp_uses_is_no_finding() -> None:
     findings = judge(facts(gpus=("NVIDIA",), backends=("CUDA",), devices=(CARD, CPU), built_from="source"))
     assert worst(findings, Level.WARNING) == []
     assert findings[0].text == "llama.cpp is built for CUDA, compiled here."
-    assert "15.0 GiB free of 16.0 GiB" in findings[1].text
+    assert "15.00 GiB free of 16.00 GiB" in findings[1].text
 
 
 def test_a_gpu_build_that_sees_no_gpu_is_a_warning() -> None:
@@ -92,7 +92,7 @@ def test_a_gpu_build_that_sees_no_gpu_is_a_warning() -> None:
         ({"demo_model": None}, Level.WARNING, "demo's model"),
         ({"encoder": None}, Level.WARNING, "encoder is not installed"),
         ({"encoder_sha256": "00" * 32}, Level.ERROR, "not the official file"),
-        ({"disk_free_bytes": 1 << 30}, Level.WARNING, "1.0 GiB free"),
+        ({"disk_free_bytes": 1 << 30}, Level.WARNING, "1.00 GiB free"),
         ({"open_files": 256}, Level.WARNING, "at most 256"),
     ],
 )

@@ -439,7 +439,7 @@ class TestFailures:
 
     async def test_what_can_never_fit_is_refused_with_both_figures(self, new_pool: NewPool) -> None:
         pool = new_pool(2 * 2**30, a=3 * 2**30)
-        with pytest.raises(UnavailableError, match=r"needs 3\.0 GiB; the budget is 2\.0 GiB"):
+        with pytest.raises(UnavailableError, match=r"needs 3\.00 GiB; the budget is 2\.00 GiB"):
             await pool.lease("a", max_wait_s=LONG_S)
 
     async def test_what_cannot_fit_beside_the_pinned_is_refused(self, new_pool: NewPool) -> None:
