@@ -83,6 +83,26 @@ def end_tokens(model: Path) -> list[int]:
     return [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
 
 
+# A mixture of experts to cut specialists out of: 3.4 GB in Q8_0, and a small one to try a script with.
+_LARGE_PARENT = Shape(
+    layers=30, embedding=1024, heads=16, kv_heads=2, head=64, experts=128, experts_used=8, expert_ff=256,
+    shared_ff=1024, vocabulary=32_768, window=512, full_attention_every=6,
+)  # fmt: skip
+_SMALL_PARENT = Shape(
+    layers=6, embedding=512, heads=8, kv_heads=2, head=64, experts=64, experts_used=8, expert_ff=256,
+    shared_ff=512, vocabulary=8192, window=512, full_attention_every=6,
+)  # fmt: skip
+
+
+def random_parent(folder: Path, *, quick: bool) -> Path:
+    """The small parent, written into the folder; else the large one, written once and kept under .build."""
+    path = folder / "parent.gguf" if quick else ROOT / ".build" / "surgery-parent.gguf"
+    if not path.exists():
+        print(f"writing {path.name} …", flush=True)
+        write_random_model(path, _SMALL_PARENT if quick else _LARGE_PARENT, quantise=True)
+    return path
+
+
 # --- servers --------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import _bench
 import numpy as np
-from random_model import Shape, write_random_model
 
 from coe.engine.spec import LoadSpec
 from coe.surgery.corpus import Corpus, read_corpus
@@ -35,15 +34,6 @@ from coe.surgery.parent import Identity, Parent
 from coe.surgery.profiling import evaluate_corpus, profile_corpus
 
 PROFILE_TARGET, CUT_TARGET, MEMORY_TARGET = 0.85, 0.80, 300 * 10**6
-PARENT = _bench.ROOT / ".build" / "surgery-parent.gguf"
-LARGE = Shape(
-    layers=30, embedding=1024, heads=16, kv_heads=2, head=64, experts=128, experts_used=8, expert_ff=256,
-    shared_ff=1024, vocabulary=32_768, window=512, full_attention_every=6,
-)  # fmt: skip
-QUICK = Shape(
-    layers=6, embedding=512, heads=8, kv_heads=2, head=64, experts=64, experts_used=8, expert_ff=256,
-    shared_ff=512, vocabulary=8192, window=512, full_attention_every=6,
-)  # fmt: skip
 
 # What the cutting process is told to do; its answer is one JSON line.
 CUT = """
@@ -161,10 +151,7 @@ def main() -> None:
     print(_bench.describe_machine(given.threads), flush=True)
     with tempfile.TemporaryDirectory(dir=_bench.ROOT / ".build", prefix="surgery-") as name:
         folder = Path(name)
-        parent = given.parent or (folder / "parent.gguf" if given.quick else PARENT)
-        if not parent.exists():
-            print(f"writing {parent.name} …", flush=True)
-            write_random_model(parent, QUICK if given.quick else LARGE, quantise=True)
+        parent = given.parent or _bench.random_parent(folder, quick=given.quick)
         corpus = corpus_of(folder, given.tokens or (2_000 if given.quick else 4_000))
         print(f"{parent.name}: {parent.stat().st_size / 1e9:.2f} GB, {repetitions} repetitions\n", flush=True)
         found = speeds(parent, corpus, given.threads, repetitions, folder)

@@ -24,6 +24,22 @@ class WorkerDiedError(EngineError):
     """A worker process ended while it was needed."""
 
 
+class LayoutError(EngineError):
+    """This build of llama.cpp keeps its tensors in another way than this program knows."""
+
+
+class SharingError(EngineError):
+    """A specialist cannot share a resident, or a resident cannot be overwritten in place."""
+
+
+class SourceChangedError(EngineError):
+    """A file that a specialist's weights come from is not the one that was read before; nothing was overwritten."""
+
+
+class SwapError(EngineError):
+    """Overwriting a resident's weights failed half-way: it is neither specialist and must not be used again."""
+
+
 class PromptTooLongError(EngineError):
     """A prompt leaves no room for an answer in the context, or is longer than the roster takes.
 

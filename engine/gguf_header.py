@@ -6,17 +6,19 @@ ggml's own reader does it: 0.2 s and 46 MB for a vocabulary of 262,144, where gg
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from gguf import GGMLQuantizationType
-from llama_cpp._ggml import libggml
 
 from .errors import ModelFileError
+from .ggml import ggml_function as _function
 
 # gguf.h, enum gguf_type: the scalar kinds and the function that reads each.
 _SCALARS: Final[dict[int, tuple[str, Any]]] = {
@@ -77,46 +79,24 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(libggml, name)
-    function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
 def read_header(path: Path) -> Header:
     """Read one GGUF file's header.
 
     Raises ModelFileError when the file is absent, is no GGUF, or ends before its tensors do.
     """
-    _require_gguf(path)
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    handle = _function("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(
-        os.fsencode(path), _InitParams(True, None)
-    )
-    if not handle:
-        raise ModelFileError(
-            f"{path} begins like a GGUF but its header cannot be read.", "The file is damaged: fetch it again."
-        )
-    try:
+    with _opened(path) as handle:
         metadata, lengths = {}, {}
-        kind_of = _function("gguf_get_kv_type", ctypes.c_int, pointer, i64)
-        key_of = _function("gguf_get_key", ctypes.c_char_p, pointer, i64)
-        for index in range(_function("gguf_get_n_kv", i64, pointer)(handle)):
-            key = key_of(handle, index).decode("utf-8", "replace")
-            kind = kind_of(handle, index)
+        for index, key, kind in _keys(handle):
             if kind == _ARRAY:
                 lengths[key] = _function("gguf_get_arr_n", ctypes.c_size_t, pointer, i64)(handle, index)
             else:
-                name, ctype = _SCALARS[kind]
-                value = _function(f"gguf_get_val_{name}", ctype, pointer, i64)(handle, index)
-                metadata[key] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                metadata[key] = _scalar(handle, index, kind)
         data_offset = _function("gguf_get_data_offset", ctypes.c_size_t, pointer)(handle)
         tensors = tuple(
             _tensor(handle, index, data_offset)
             for index in range(_function("gguf_get_n_tensors", i64, pointer)(handle))
         )
-    finally:
-        _function("gguf_free", None, pointer)(handle)
     end = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=data_offset)
     size = path.stat().st_size
     if size < end:
@@ -153,14 +133,8 @@ def read_array(path: Path, key: str) -> list[float]:
 
     Raises ModelFileError when the file has no array of numbers of that name.
     """
-    _require_gguf(path)
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    handle = _function("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(
-        os.fsencode(path), _InitParams(True, None)
-    )
-    if not handle:
-        raise ModelFileError(f"The header of {path} cannot be read.", "The file is damaged: fetch it again.")
-    try:
+    with _opened(path) as handle:
         index = _function("gguf_find_key", i64, pointer, ctypes.c_char_p)(handle, key.encode())
         is_array = index >= 0 and _function("gguf_get_kv_type", ctypes.c_int, pointer, i64)(handle, index) == _ARRAY
         kind = _function("gguf_get_arr_type", ctypes.c_int, pointer, i64)(handle, index) if is_array else None
@@ -169,8 +143,66 @@ def read_array(path: Path, key: str) -> list[float]:
         count = _function("gguf_get_arr_n", ctypes.c_size_t, pointer, i64)(handle, index)
         numbers = _function("gguf_get_arr_data", pointer, pointer, i64)(handle, index)
         return list((_SCALARS[kind][1] * count).from_address(numbers)) if count else []
+
+
+def read_fingerprints(path: Path) -> dict[str, str]:
+    """Every metadata value, short ones as text and the others as a hash: equal where the values are.
+
+    Raises ModelFileError as `read_header` does. 0.3 s for a vocabulary of 262,144.
+    """
+    found = {}
+    with _opened(path) as handle:
+        for index, key, kind in _keys(handle):
+            text = _array_hash(handle, index) if kind == _ARRAY else repr(_scalar(handle, index, kind))
+            found[key] = text if len(text) <= 64 else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """ggml's own reader of a file's header."""
+    _require_gguf(path)
+    handle = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)(
+        os.fsencode(path), _InitParams(True, None)
+    )
+    if not handle:
+        raise ModelFileError(
+            f"{path} begins like a GGUF but its header cannot be read.", "The file is damaged: fetch it again."
+        )
+    try:
+        yield handle
     finally:
-        _function("gguf_free", None, pointer)(handle)
+        _function("gguf_free", None, ctypes.c_void_p)(handle)
+
+
+def _keys(handle: int) -> Iterator[tuple[int, str, int]]:
+    """Number, name and type of every metadata value."""
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    kind_of = _function("gguf_get_kv_type", ctypes.c_int, pointer, i64)
+    key_of = _function("gguf_get_key", ctypes.c_char_p, pointer, i64)
+    for index in range(_function("gguf_get_n_kv", i64, pointer)(handle)):
+        yield index, key_of(handle, index).decode("utf-8", "replace"), kind_of(handle, index)
+
+
+def _scalar(handle: int, index: int, kind: int) -> Any:
+    name, ctype = _SCALARS[kind]
+    value = _function(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)(handle, index)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _array_hash(handle: int, index: int) -> str:
+    pointer, i64, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+    kind = _function("gguf_get_arr_type", ctypes.c_int, pointer, i64)(handle, index)
+    count = _function("gguf_get_arr_n", size, pointer, i64)(handle, index)
+    digest = hashlib.blake2b(f"{kind} {count}".encode(), digest_size=16)
+    if kind in _SCALARS and _SCALARS[kind][0] != "str":
+        values = _function("gguf_get_arr_data", pointer, pointer, i64)(handle, index)
+        digest.update(ctypes.string_at(values, count * ctypes.sizeof(_SCALARS[kind][1])))
+    elif kind in _SCALARS:
+        text_at = _function("gguf_get_arr_str", ctypes.c_char_p, pointer, i64, size)
+        for at in range(count):
+            digest.update(text_at(handle, index, at) + b"\0")
+    return digest.hexdigest()
 
 
 def _require_gguf(path: Path) -> None:

@@ -13,13 +13,16 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp.llama_cpp as lib
 from llama_cpp._ggml import libggml
 
 from .errors import LoadError, ModelFileError
 from .spec import Device, LoadSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NO_MMAP: Final = lib.LLAMA_LOAD_MODE_NONE
 MMAP: Final = lib.LLAMA_LOAD_MODE_MMAP
@@ -208,7 +211,8 @@ class Model:
         log.errors.clear()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = spec.gpu_layers
-        params.load_mode = MMAP if spec.mmap and not dry_run else NO_MMAP
+        params.load_mode = MMAP if spec.mmap and not dry_run and not spec.keeps_layout else NO_MMAP
+        params.use_extra_bufts = not spec.keeps_layout
         params.no_alloc = dry_run
         self._keep: list[Any] = []  # ctypes objects that llama.cpp points into while loading
         if progress is not None:
@@ -363,19 +367,32 @@ class Context:
         """The lowest position the whole cache still holds for a sequence, -1 for none."""
         return int(lib.llama_memory_seq_pos_min(self.memory, sequence))
 
-    def snapshot(self, sequence: int) -> bytes | None:
-        """What cannot be rolled back of a sequence (sliding window, recurrent state), as bytes in host memory."""
-        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        size = lib.llama_state_seq_get_size_ext(self.handle, sequence, flags)
-        buffer = (ctypes.c_uint8 * size)()
-        written = lib.llama_state_seq_get_data_ext(self.handle, buffer, size, sequence, flags)
-        return bytes(buffer) if written == size else None
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
+        lib.llama_synchronize(self.handle)
 
-    def restore(self, sequence: int, state: bytes) -> bool:
-        """Put a snapshot back; the caller drops the later cells of the other layers."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        return bool(lib.llama_state_seq_set_data_ext(self.handle, buffer, len(state), sequence, flags))
+    def state_bytes(self, sequence: int) -> int:
+        """Bytes of a sequence's whole state, as `save` would give it now."""
+        return int(lib.llama_state_seq_get_size_ext(self.handle, sequence, 0))
+
+    def save(self, sequence: int, *, partial: bool) -> NDArray[Any] | None:
+        """A sequence's state in host memory, None when llama.cpp cannot give it.
+
+        partial: only what cannot be rolled back (sliding window, recurrent state).
+        """
+        import numpy as np
+
+        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
+        state = np.empty(lib.llama_state_seq_get_size_ext(self.handle, sequence, flags), np.uint8)
+        target = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = lib.llama_state_seq_get_data_ext(self.handle, target, state.nbytes, sequence, flags)
+        return state if written == state.nbytes else None
+
+    def restore(self, sequence: int, state: NDArray[Any], *, partial: bool) -> bool:
+        """Put a saved state back; after a partial one the caller drops the later cells of the other layers."""
+        flags = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
+        source = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(lib.llama_state_seq_set_data_ext(self.handle, source, state.nbytes, sequence, flags))
 
     def close(self) -> None:
         """Free the cache and the buffers."""

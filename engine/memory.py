@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -24,11 +23,6 @@ class Prediction:
 
     footprint: Footprint
     refused: Mapping[str, str]
-
-
-def spec_to_json(spec: LoadSpec) -> dict[str, Any]:
-    """For a probe or a worker."""
-    return {**asdict(spec), "path": str(spec.path)}
 
 
 async def _probe(job: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -69,7 +63,7 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
     Raises ModelFileError when the file cannot be loaded at all.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
-    answer = await _probe({"spec": spec_to_json(spec), "policies": asked}, spec.path.name)
+    answer = await _probe({"spec": spec.to_json(), "policies": asked}, spec.path.name)
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     return Prediction(Footprint(**sizes), answer["refused"])
 
@@ -98,9 +92,3 @@ async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
         return max(0, free - margin_bytes), "free GPU memory less the margin"
     host = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
     return max(0, host - margin_bytes), "available host memory less the margin; no GPU was found"
-
-
-@functools.cache
-def gibibytes(count: int) -> str:
-    """For people: 9.7 GiB, or 512 MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -13,7 +13,6 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
@@ -21,6 +20,7 @@ from gguf import GGMLQuantizationType as Type
 from .batch import BatchLoop
 from .chat_template import ChatTemplate
 from .errors import EngineError
+from .ggml import require_layout
 from .gguf_header import Header, TensorInfo, read_split
 from .llama import Context, Model, devices, start
 from .process import rss_bytes
@@ -84,7 +84,7 @@ def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
     """
     names = {tensor.name for header in headers for tensor in header.tensors}
     twice = [t for header in headers for t in header.tensors if t.type in _REPACKED and len(t.shape) > 1]
-    if not spec.mmap:
+    if not spec.mmap or spec.keeps_layout:
         twice = [t for t in twice if t.name == "token_embd.weight" and "output.weight" not in names]
     return sum(tensor.n_bytes for tensor in twice)
 
@@ -104,8 +104,13 @@ def buffers(log: Iterable[str]) -> tuple[int, int, int]:
 
 
 def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
-    """Bring the model up without memory, and add up. Raises EngineError when it would not load."""
+    """Bring the model up without memory, and add up. Raises EngineError when it would not load.
+
+    What sharing needs of llama.cpp is looked at too: LayoutError says that specialists have to be loaded apart.
+    """
     headers = read_split(spec.path)
+    if spec.sharing is not None:
+        require_layout()
     has_gpu = any(device.kind == "gpu" for device in found) and spec.gpu_layers != 0
     log = start()
     log.lines.clear()
@@ -117,6 +122,7 @@ def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
     loop = BatchLoop(model, context, spec, lambda event: None)
     overhead = rss_bytes() + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+    overhead += spec.ram_budget_bytes
     loop.close()
     context.close()
     device_weights, host_weights = weights(headers, spec, has_gpu)
@@ -164,7 +170,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     found = devices()
     answer: dict[str, Any] = {"devices": [vars(device) for device in found]}
     if "spec" in job:
-        spec = LoadSpec(**{**job["spec"], "path": Path(job["spec"]["path"])})
+        spec = LoadSpec.from_json(job["spec"])
         answer["footprint"] = vars(footprint(spec, found))
         answer["refused"] = check_policies(spec, job.get("policies", {}))
     return answer

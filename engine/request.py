@@ -71,10 +71,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request is well-formed, fits the context, and is queued or running."""
+    """A request is well-formed, fits the context, and is queued or running.
+
+    swap: whether the resident is another specialist now and has to be changed first.
+    """
 
     id: str
     prompt_tokens: int
+    swap: bool = False
 
 
 @dataclass(frozen=True)

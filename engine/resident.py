@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 from . import errors, frames
 from .errors import EngineError, LoadError, WorkerDiedError
-from .memory import spec_to_json
 from .process import worker_environment
 from .request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from .spec import LoadSpec, Thinking
@@ -126,7 +125,7 @@ class WorkerResident:
         self._ready = asyncio.get_running_loop().create_future()
         self._readers = [asyncio.create_task(self._receive(reader)), asyncio.create_task(self._drain_output())]
         policies = {name: asdict(policy) for name, policy in self._policies.items()}
-        self._send({"op": "load", "spec": spec_to_json(self._spec), "policies": policies})
+        self._send({"op": "load", "spec": self._spec.to_json(), "policies": policies})
         self.info = await self._ready
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:

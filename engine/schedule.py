@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .llama import common_prefix
@@ -45,6 +45,7 @@ class CacheView:
     checkpoint: position that a snapshot can bring back, 0 for none.
     window: 0 when the cache can go back to any position; else the sliding window in tokens. A cache that cannot go
             back at all (recurrent state) has forgotten_before at its end.
+    usable: False for what another specialist wrote: its cells mean nothing to this one.
     """
 
     slot: int
@@ -54,6 +55,7 @@ class CacheView:
     forgotten_before: int = 0
     checkpoint: int = 0
     window: int = 0
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Placement:
     """Where a prompt goes: its slot, how many of its tokens are there already, and how they get there.
 
     restore: from the slot's checkpoint. copy_from: from another slot, by sharing its cells.
+    unpark:  number of the parked cache that is brought back into the slot first.
     """
 
     slot: int
     reused: int
     restore: bool = False
     copy_from: int | None = None
+    unpark: int | None = None
 
 
 def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
@@ -76,7 +80,7 @@ def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
     Source: a sliding-window cache that goes back to position p needs the window before p; llama_memory_seq_rm
     succeeds without it, and the next logits are wrong.
     """
-    shared = min(common_prefix(prompt, cache.tokens), len(prompt) - 1)
+    shared = min(common_prefix(prompt, cache.tokens), len(prompt) - 1) if cache.usable else 0
     if shared <= 0:
         return 0, False
     goes_back = shared < len(cache.tokens)
@@ -87,22 +91,38 @@ def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
     return 0, False
 
 
-def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView], *, share: bool = True) -> Placement | None:
+def choose_slot(
+    prompt: Sequence[int], caches: Sequence[CacheView], *, share: bool = True, parked: Sequence[CacheView] = ()
+) -> Placement | None:
     """The slot for a new prompt, None while all are busy.
 
     A conversation that goes on takes its own cells. A prompt that only shares its beginning with another conversation
     (a system prompt, say) copies that part into the least recently used slot, and leaves the other intact; not with
-    share=False, for a prompt that has met a cache which shared cells had filled.
+    share=False, for a prompt that has met a cache which shared cells had filled. A parked cache (its `slot` is the
+    number it is parked under) comes back when it serves more than what is in the slots.
     """
     idle = [cache for cache in caches if not cache.busy]
     if not idle:
         return None
     served = {cache.slot: reusable(prompt, cache) for cache in caches}
+    target = min(idle, key=lambda cache: (len(cache.tokens) > 0, cache.last_used))
+    placement = _place_in_slots(served, idle, caches, target, share)
+    outside = [(*reusable(prompt, cache), cache.slot) for cache in parked]
+    reused, restore, number = max(outside, default=(0, False, 0))
+    return placement if reused <= placement.reused else Placement(target.slot, reused, restore, unpark=number)
+
+
+def _place_in_slots(
+    served: Mapping[int, tuple[int, bool]],
+    idle: Sequence[CacheView],
+    caches: Sequence[CacheView],
+    target: CacheView,
+    share: bool,
+) -> Placement:
     best = max(idle, key=lambda cache: (served[cache.slot][0], -cache.last_used))
     reused, restore = served[best.slot]
     if reused and 2 * reused >= len(best.tokens):
         return Placement(best.slot, reused, restore)
-    target = min(idle, key=lambda cache: (len(cache.tokens) > 0, cache.last_used))
     donors = [cache for cache in caches if share and cache.slot != target.slot and not served[cache.slot][1]]
     donor = max(donors, key=lambda cache: served[cache.slot][0], default=None)
     own, own_restore = served[target.slot]
@@ -113,38 +133,57 @@ def choose_slot(prompt: Sequence[int], caches: Sequence[CacheView], *, share: bo
 
 @dataclass(frozen=True)
 class Occupant:
-    """Cells in use: by an idle slot's cache, or by a running sequence, the tokens it has yet to evaluate included."""
+    """Cells in use: by an idle slot's cache, or by a running sequence, the tokens it has yet to evaluate included.
+
+    resting: a sequence whose specialist does not have its turn.
+    """
 
     slot: int
     cells: int
     busy: bool
     age: int  # idle: when last used; busy: when started. A counter, larger is later.
+    resting: bool = False
 
 
 @dataclass(frozen=True)
 class Room:
-    """How to make room: slots whose caches go, and sequences that start again later."""
+    """How to make room: slots whose caches go, sequences that are parked, and sequences that start again later."""
 
     drop: tuple[int, ...]
     preempt: tuple[int, ...]
+    park: tuple[int, ...] = ()
 
 
-def make_room(need: int, occupants: Sequence[Occupant], cells: int, *, preempt: bool = True) -> Room | None:
-    """Free cells for `need` more: idle caches first, least recently used first, then the youngest sequences.
+def make_room(
+    need: int,
+    occupants: Sequence[Occupant],
+    cells: int,
+    *,
+    preempt: bool = True,
+    parkable: frozenset[int] = frozenset(),
+) -> Room | None:
+    """Free cells for `need` more: idle caches first, least recently used first; then resting sequences that can be
+    parked, youngest first; then the youngest of the others.
 
     The oldest running sequence is never preempted, so something always ends; with preempt=False none is. None when
-    even that does not help.
+    even that does not help. parkable: slots of resting sequences that may be parked without losing anything.
     """
     used = sum(occupant.cells for occupant in occupants)
     drop: list[int] = []
+    park: list[int] = []
     stop: list[int] = []
     idle = sorted((o for o in occupants if not o.busy and o.cells), key=lambda o: o.age)
-    running = sorted((o for o in occupants if o.busy), key=lambda o: -o.age)[:-1] if preempt else []
-    steps: list[tuple[Occupant, Callable[[int], None]]] = [(o, drop.append) for o in idle]
-    steps += [(o, stop.append) for o in running]
-    for occupant, note in steps:
+    busy = sorted((o for o in occupants if o.busy), key=lambda o: -o.age)
+    rest = [o for o in busy if o.resting and o.slot in parkable]
+    others = [o for o in busy if o.resting and o.slot not in parkable]
+    others += [o for o in busy if not o.resting][:-1]
+    steps = [(o, drop) for o in idle] + [(o, park) for o in rest]
+    if preempt:
+        # Where nobody runs, the oldest of those that rest is the one to keep.
+        steps += [(o, stop) for o in (others if any(not o.resting for o in busy) else others[:-1])]
+    for occupant, goes in steps:
         if used + need <= cells:
             break
-        note(occupant.slot)
+        goes.append(occupant.slot)
         used -= occupant.cells
-    return Room(tuple(drop), tuple(stop)) if used + need <= cells else None
+    return Room(tuple(drop), tuple(stop), tuple(park)) if used + need <= cells else None

@@ -32,9 +32,14 @@ class ActiveSequence:
         tags: Sequence[tuple[str, str]],
         thinking_open: bool,
         structure: Structure | None = None,
+        owner: int = 0,
     ) -> None:
-        """limit: tokens the answer may have. structure: what the answer, without its thinking, has to keep to."""
+        """limit: tokens the answer may have. structure: what the answer, without its thinking, has to keep to.
+        owner: the specialist that answers, where several share a resident.
+        """
         self.request = request
+        self.owner = owner
+        self.arrived = 0
         self.vocab = vocab
         self.tokens = list(prompt)
         self.n_prompt = len(prompt)

@@ -6,9 +6,11 @@ worker process as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Self
 
 
 class ThinkingMode(StrEnum):
@@ -50,8 +52,42 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of the specialists that take turns in a resident.
+
+    name:   what requests call it. Two names may stand for the same weights.
+    path:   its own file; with a parent, the skeleton that says what is taken from that parent.
+    stamp:  `contents.member_stamp` of it when the roster was read; "" to take the files as they are found.
+    """
+
+    name: str
+    path: Path
+    parent: Path | None = None
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How specialists of one shape share a resident.
+
+    swap_share: the part of the time that may go into changing from one specialist to the next, 0..1.
+    max_wait_s: nobody waits longer for a turn than this, even where swapping then takes a larger part; None: no bound.
+    check:      compare what was moved with the files after every swap.
+    """
+
+    members: tuple[Member, ...]
+    swap_share: float = 0.1
+    max_wait_s: float | None = None
+    check: bool = False
+
+
+@dataclass(frozen=True)
 class LoadSpec:
     """How one GGUF is loaded. Specialists with equal specs share one resident.
+
+    sharing:          the specialists that the resident can become; the file at `path` is one of theirs and is loaded
+                      first. None for a resident that stays what it is.
+    ram_budget_bytes: host memory for conversations that wait outside the cache.
 
     context_tokens: the most tokens, prompt and answer, that one sequence may hold.
     cache_tokens:   KV cells that all sequences of the resident share; 0 for as many as context_tokens.
@@ -69,11 +105,42 @@ class LoadSpec:
     kv_type: str = "f16"  # or q8_0
     mmap: bool = True
     threads: int = 0  # 0: one a physical core
+    sharing: Sharing | None = None
+    ram_budget_bytes: int = 0
 
     @property
     def cells(self) -> int:
         """KV cells of the unified cache."""
         return max(self.cache_tokens, self.context_tokens)
+
+    @property
+    def keeps_layout(self) -> bool:
+        """Whether the weights stay as they lie in the file, in memory of our own: what overwriting parts of them needs.
+
+        Else llama.cpp may map the file, and keep weights in another order for this processor, which is faster.
+        """
+        return self.sharing is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        values = {**asdict(self), "path": str(self.path)}
+        if self.sharing is not None:
+            for member in values["sharing"]["members"]:
+                member["path"] = str(member["path"])
+                member["parent"] = str(member["parent"]) if member["parent"] is not None else None
+        return values
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        sharing = data.get("sharing")
+        if sharing is not None:
+            members = tuple(
+                Member(m["name"], Path(m["path"]), Path(m["parent"]) if m["parent"] else None, m["stamp"])
+                for m in sharing["members"]
+            )
+            sharing = Sharing(**{**sharing, "members": members})
+        return cls(**{**data, "path": Path(data["path"]), "sharing": sharing})
 
 
 @dataclass(frozen=True)

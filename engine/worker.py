@@ -17,17 +17,18 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from . import frames
 from .batch import BatchLoop
-from .errors import EngineError
+from .contents import SKELETON
+from .errors import EngineError, LoadError, SwapError
 from .llama import Context, Model, gpu_free_bytes
 from .process import die_with, rss_bytes
 from .request import Event, GenerateRequest, event_to_json
 from .spec import LoadSpec, Thinking, ThinkingMode
 from .structured import Structure
+from .swap import Swapper
 
 _BEAT_S = 1.0
 
@@ -58,7 +59,7 @@ class Worker:
         command = self._commands.get()
         if command is None:
             return
-        spec = LoadSpec(**{**command["spec"], "path": Path(command["spec"]["path"])})
+        spec = LoadSpec.from_json(command["spec"])
         try:
             self._load(spec, command["policies"])
         except EngineError as error:
@@ -90,8 +91,11 @@ class Worker:
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> None:
         self._free_before = gpu_free_bytes()
         model = Model(spec, progress=self._progress)
+        if spec.sharing is None and model.metadata(SKELETON) is not None:
+            raise LoadError(f"{spec.path.name} is a skeleton without weights.", "Name its parent in the roster.")
+        swapper = Swapper(model, spec) if spec.sharing is not None else None
         context = Context(model, spec)
-        loop = BatchLoop(model, context, spec, self._emit)
+        loop = BatchLoop(model, context, spec, self._emit, swapper=swapper)
         if loop.template is not None:
             for policy in policies.values():
                 loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
@@ -140,7 +144,11 @@ class Worker:
                     return
                 self._obey(command)
                 busy = True
-            busy = self._loop.step()
+            try:
+                busy = self._loop.step()
+            except SwapError as error:  # neither specialist: everybody has been told, and the next request loads anew
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
             self._beat(busy)
 
     def _obey(self, command: dict[str, Any]) -> None:
@@ -189,6 +197,10 @@ class Worker:
                     "waiting": self._loop.waiting,
                     "cells": self._loop.cells_used,
                     "steps": self._loop.steps,
+                    "swaps": self._loop.swaps,
+                    "swapped_bytes": self._loop.swapped_bytes,
+                    "parked_bytes": self._loop.parked_bytes,
+                    "worst_wait_s": self._loop.worst_wait_s,
                 }
             )
 

@@ -133,11 +133,12 @@ def profile(
         bool, typer.Option("--per-document", help="Say whether the corpus is one domain, and keep the documents apart.")
     ] = False,
     experts: Annotated[
-        int | None, typer.Option(help="Experts a layer of the mask that is looked at; half of them when left out.")
+        int | None,
+        typer.Option(min=1, help="Experts a layer of the mask that is looked at; half of them when left out."),
     ] = None,
     criterion: Annotated[str, typer.Option(help="What --until-stable scores experts by.")] = "gate-mass",
-    context: Annotated[int, typer.Option(help="Tokens of a document; longer ones are read in pieces.")] = 4096,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer with --answer.")] = 2048,
+    context: Annotated[int, typer.Option(min=16, help="Tokens of a document; longer ones are read in pieces.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer with --answer.")] = 2048,
     gpu_layers: GpuLayers = -1,
     cpu_expert_layers: CpuExperts = 0,
     threads: Threads = 0,
@@ -146,12 +147,14 @@ def profile(
     with clear_errors("The same command goes on from there."):
         from coe.surgery.corpus import CorpusFile, read_corpus
         from coe.surgery.errors import CorpusError
+        from coe.surgery.files import require_output
         from coe.surgery.parent import Parent
 
         given = [*(corpus or []), *(more or [])]
         if not given:
             raise CorpusError("There is no corpus.", "Add --corpus FILE.")
         files = [CorpusFile.parse(text) for text in given]
+        require_output(out, [file.path for file in files])
         files = [replace(file, category=file.category or category) for file in files]
         n_keep = experts or max(Parent.open(parent).experts.n_expert // 2, 1)
         load = replace(_load(parent, gpu_layers, cpu_expert_layers, threads), context_tokens=context)
@@ -273,7 +276,9 @@ def plan(
     second: Annotated[
         Path | None, typer.Option(help="Profile of domain-neutral reasoning, for the third of the three passes.")
     ] = None,
-    cap: Annotated[int | None, typer.Option(help="Most exchanges a layer of the third pass; 3 when left out.")] = None,
+    cap: Annotated[
+        int | None, typer.Option(min=0, help="Most exchanges a layer of the third pass; 3 when left out.")
+    ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="An expert to keep, LAYER:EXPERT; may be repeated.", show_default=False)
     ] = None,
@@ -291,9 +296,11 @@ def plan(
     with clear_errors():
         from coe.surgery import plots, recipes, super_experts
         from coe.surgery.build import recipe_of
+        from coe.surgery.files import require_output
         from coe.surgery.presets import PRESETS
         from coe.surgery.profile import Profile, combine
 
+        require_output(out, [*profiles, *([second] if second else [])])
         whole = combine([Profile.load(path) for path in profiles])
         settings: dict[str, Any] = {"name": recipe}
         if cap is not None:

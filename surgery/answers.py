@@ -15,7 +15,7 @@ from coe.engine.spec import LoadSpec
 
 from .errors import EvaluationError
 from .generation import DEFAULT, OnProgress, Prompt, Settings, Start, generate
-from .parent import require_folder, written_beside
+from .parent import require_output, written_beside
 from .questions import asked, id_of, options_of, records, text_of, with_options
 
 
@@ -101,7 +101,7 @@ def answer_questions(
     Interrupted, it goes on where it stopped; the corpus appears when all is answered.
     Raises EvaluationError when nothing is left to write, EngineError when the model does not load.
     """
-    require_folder(out)
+    require_output(out, [parent, *paths])
     questions, duplicates = read_unanswered(paths)
     prompts = [Prompt(question.id, asked(question.question, question.system)) for question in questions]
     answers = generate(parent, prompts, settings, load=load, folder=folder, progress=progress, start=start)

@@ -1,81 +1,19 @@
-"""Which tensors of which architecture belong to single experts: the table that cutting and masking read."""
+"""What a file says of its model's experts, held against the table of architectures."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
-from coe.engine.gguf_header import Header, TensorInfo, read_array
+from coe.engine.architectures import ARCHITECTURES as ARCHITECTURES
+from coe.engine.architectures import CHOICE_BIAS, ROUTER
+from coe.engine.architectures import Architecture as Architecture
+from coe.engine.architectures import block_tensor as block_tensor
+from coe.engine.architectures import expert_bytes as expert_bytes
+from coe.engine.architectures import is_per_expert as is_per_expert
+from coe.engine.gguf_header import Header, read_array
 
 from .errors import ArchitectureError
-
-_BLOCK: Final = re.compile(r"blk\.(\d+)\.(.+)")
-
-_ROUTER: Final = "ffn_gate_inp.weight"
-_CHOICE_BIAS: Final = "exp_probs_b.bias"  # added to the probabilities for the choice alone, not for the weights
-_MATRICES: Final = ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps")
-
-# What every architecture's experts may have: the router's rows, the matrices (gate and up apart or fused), and a number
-# an expert beside each matrix. llama-model.cpp looks for the scales whatever the architecture.
-_EXPERTS: Final = (
-    _ROUTER,
-    *(f"{matrix}.{part}" for matrix in _MATRICES for part in ("weight", "scale", "input_scale")),
-)
-_BIASES: Final = ("ffn_gate_inp.bias", *(f"{matrix}.bias" for matrix in _MATRICES))
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How an architecture's router and experts are laid out.
-
-    name:          `general.architecture`, which is also the prefix of its metadata keys.
-    per_expert:    tensors of a block, without `blk.N.`, whose outermost dimension counts the experts; a file need not
-                   have all of them. What is not listed is left alone, whatever its name resembles.
-    renormalises:  the weights of the chosen experts are divided by their sum, so that nothing changes for a token whose
-                   chosen experts are all kept. Where False the output grows when experts go.
-    selects_by:    the graph node that the choice of experts is made by; -inf written into it masks an expert.
-    weights:       the graph node of the weights that the chosen experts' outputs are multiplied with, before a
-                   constant scale.
-    shared_output: the tensor of a block that the shared expert's contribution is proportional to in the graph; None
-                   for an architecture without a shared expert.
-    varies:        normalisation and choice are the file's to say, by `expert_weights_norm` and by having exp_probs_b;
-                   `experts_of` gives the row as it is for a file.
-
-    Source: llama-graph.cpp, build_moe_ffn, and its calls in src/models.
-    """
-
-    name: str
-    per_expert: tuple[str, ...] = _EXPERTS
-    renormalises: bool = True
-    selects_by: str = "ffn_moe_logits"
-    weights: str = "ffn_moe_weights_norm"
-    shared_output: str | None = None
-    varies: bool = False
-
-
-_SHARED_DOWN: Final = "ffn_down_shexp.weight"  # added to the experts' sum; a gate or scale in between is linear
-
-ARCHITECTURES: Final[dict[str, Architecture]] = {
-    architecture.name: architecture
-    for architecture in (
-        # ffn_gate_inp.scale is of the embedding's width and stays, though its name begins like the router's. The dense
-        # ffn_gate, ffn_up and ffn_down are the shared expert; a norm follows, so that its weight alone scales them.
-        Architecture("gemma4", shared_output="post_ffw_norm_1.weight"),
-        Architecture("qwen3moe"),
-        Architecture("llama"),  # Mixtral and its like
-        Architecture("granitemoe", shared_output=_SHARED_DOWN),
-        Architecture("qwen35moe", shared_output=_SHARED_DOWN),
-        Architecture("qwen3next", shared_output=_SHARED_DOWN),
-        Architecture("olmoe", renormalises=False, weights="ffn_moe_weights"),
-        Architecture("qwen2moe", renormalises=False, weights="ffn_moe_weights", shared_output=_SHARED_DOWN),
-        # The softmax is taken over the chosen experts alone; the biased logits go by the name of probabilities.
-        Architecture("gpt-oss", (*_EXPERTS, *_BIASES), selects_by="ffn_moe_probs", weights="ffn_moe_weights_softmax"),
-        Architecture("glm4moe", (*_EXPERTS, _CHOICE_BIAS), shared_output=_SHARED_DOWN, varies=True),
-        Architecture("deepseek2", (*_EXPERTS, _CHOICE_BIAS), shared_output=_SHARED_DOWN, varies=True),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -110,23 +48,6 @@ def architecture_of(header: Header) -> Architecture:
     return found
 
 
-def block_tensor(name: str) -> tuple[int, str] | None:
-    """Block number and the rest of a tensor's name, or None for a tensor outside the blocks."""
-    match = _BLOCK.fullmatch(name)
-    return (int(match[1]), match[2]) if match else None
-
-
-def is_per_expert(architecture: Architecture, tensor: str) -> bool:
-    """Whether a tensor, named as in the file, is cut with the experts."""
-    found = block_tensor(tensor)
-    return found is not None and found[1] in architecture.per_expert
-
-
-def expert_bytes(tensor: TensorInfo) -> int:
-    """Bytes of one expert's part of a per-expert tensor: the outermost dimension counts the experts."""
-    return tensor.n_bytes // tensor.shape[-1]
-
-
 def experts_of(headers: Sequence[Header]) -> Experts:
     """What the headers of a model's parts say of its experts.
 
@@ -156,15 +77,15 @@ def experts_of(headers: Sequence[Header]) -> Experts:
                     f"{tensor.name} of {header.path.name} has {tensor.shape[-1]} experts, the metadata say {n_expert}.",
                     "The file is damaged or was cut by another tool: fetch it again.",
                 )
-            if found[1] == _ROUTER:
+            if found[1] == ROUTER:
                 routers.append(found[0])
-            elif found[1] == _CHOICE_BIAS:
+            elif found[1] == CHOICE_BIAS:
                 biased.append(found[0])
     if not routers or n_expert < 2:
         raise ArchitectureError(f"{first.path.name} has no experts to choose from.", "Give a mixture of experts.")
     if biased and set(biased) != set(routers):
         raise ArchitectureError(
-            f"{first.path.name} has {_CHOICE_BIAS} in some of its layers only.", "The file is damaged: fetch it again."
+            f"{first.path.name} has {CHOICE_BIAS} in some of its layers only.", "The file is damaged: fetch it again."
         )
     n_trunk = int(first.value("block_count", 0)) - int(first.value("nextn_predict_layers", 0))
     return Experts(

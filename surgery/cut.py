@@ -23,17 +23,19 @@ from typing import Final
 
 from gguf import GGML_QUANT_SIZES
 
-from coe.engine.gguf_header import Header, TensorInfo, read_array
+from coe.engine.contents import PROVENANCE, SKELETON
+from coe.engine.contents import read_slots as read_slots
+from coe.engine.gguf_header import TensorInfo
 
 from .architectures import Architecture, Experts, block_tensor, expert_bytes, is_per_expert
 from .errors import CutError
 from .gguf_writer import RawHeader, Tensor, Value, padded, read_raw_header
 from .mask import Mask
-from .parent import Identity, Parent, require_folder, written_beside
+from .parent import Identity, Parent, require_output, written_beside
 from .quantize import quantize_file, require_file_type, roughly_bytes
 from .shared_scale import scaling
 
-KEY: Final = "coe.surgery."  # the provenance keys begin so
+KEY: Final = PROVENANCE
 
 _PIECE_BYTES: Final = 4 * 2**20  # held in memory at once
 _STEP_BYTES: Final = 64 * 2**20  # asked of the kernel at once
@@ -97,8 +99,7 @@ def cut(
     Raises ParentMismatchError for a mask of another parent, CutError for what cannot be written: an `out` that is the
     parent, too little room on the disk, slots that are no order of the kept experts, a scale that has no place.
     """
-    _require_other_file(parent, out)
-    require_folder(out)
+    require_output(out, parent.paths)
     if quantize is not None:
         require_file_type(quantize)
     parent_bytes = sum(path.stat().st_size for path in parent.paths)
@@ -109,7 +110,7 @@ def cut(
     header, parts = _plan(parent, order, shared_scale)
     header = header.with_value(f"{parent.experts.architecture.name}.expert_count", mask.n_keep)
     if provenance:
-        header = _with_provenance(header, parent, identity, mask, order, shared_scale)
+        header = _with_provenance(header, parent, identity, mask, order, shared_scale, quantize)
     head = header.to_bytes()
     n_bytes = len(head) + header.offsets()[-1]
     needed = n_bytes
@@ -137,6 +138,34 @@ def cut(
         mask_sha256(mask),
         _notes(parent.experts, mask.n_keep, quantize),
     )
+
+
+def write_skeleton(
+    parent: Parent,
+    mask: Mask,
+    out: Path,
+    *,
+    slots: Mapping[int, Sequence[int]] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write what a specialist needs beside its parent's file and a mask: the cut file's header, then a hole.
+
+    The hole is as long as the tensors and takes no room on the disk. A resident that loads the skeleton is filled from
+    the parent, and is then what the cut file would be.
+
+    Raises what `cut` raises.
+    """
+    require_output(out, parent.paths)
+    identity = identify(parent, progress or (lambda step, done, total: None))
+    mask.require_parent(identity)
+    order = kept_experts(parent.experts, mask, slots)
+    header, _ = _plan(parent, order, None)
+    header = header.with_value(f"{parent.experts.architecture.name}.expert_count", mask.n_keep)
+    header = _with_provenance(header, parent, identity, mask, order, None, None).with_value(SKELETON, 1)
+    head = header.to_bytes()
+    with _clear_errors(out), written_beside(out) as beside, beside.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + header.offsets()[-1])
 
 
 # --- what is kept, and in which order -------------------------------------------------------------------------------
@@ -258,6 +287,7 @@ def _with_provenance(
     mask: Mask,
     order: Mapping[int, tuple[int, ...]],
     shared_scale: float | None,
+    quantize: str | None,
 ) -> RawHeader:
     header = header.with_value("general.name", f"{parent.name} ({mask.n_keep} of {identity.n_expert} experts)")
     said = mask.provenance
@@ -271,24 +301,12 @@ def _with_provenance(
         "layers": [*sorted(order)],
         "kept_experts": [expert for layer in sorted(order) for expert in order[layer]],
         "shared_scale": shared_scale,
+        "quantized": quantize,
     }
     for key, value in facts.items():
         if value is not None and value != "":
             header = header.with_value(KEY + key, value)
     return header
-
-
-def read_slots(specialist: Header) -> dict[int, tuple[int, ...]] | None:
-    """Layer -> the parent's experts, slot by slot, as a cut file says; None for a file without provenance."""
-    layers, kept = KEY + "layers", KEY + "kept_experts"
-    if not {layers, kept} <= specialist.array_lengths.keys():
-        return None
-    numbers, experts = read_array(specialist.path, layers), read_array(specialist.path, kept)
-    size = len(experts) // max(len(numbers), 1)
-    return {
-        int(layer): tuple(int(expert) for expert in experts[at * size : (at + 1) * size])
-        for at, layer in enumerate(numbers)
-    }
 
 
 def _notes(experts: Experts, n_keep: int, quantize: str | None) -> tuple[str, ...]:
@@ -410,11 +428,6 @@ def identify(parent: Parent, tell: Progress) -> Identity:
         tell("hash", done, parent_bytes)
 
     return parent.identity(hashed)
-
-
-def _require_other_file(parent: Parent, out: Path) -> None:
-    if any(out.resolve() == path.resolve() or (out.exists() and out.samefile(path)) for path in parent.paths):
-        raise CutError(f"{out} is the parent itself.", "Give the specialist another name.")
 
 
 def _require_room(out: Path, needed: int) -> None:

@@ -87,12 +87,17 @@ class Mask:
         return cls(parent, keep, provenance or Provenance())
 
     def require_parent(self, parent: Identity) -> None:
-        """Raises ParentMismatchError when the mask was made for a file with other bytes."""
+        """Raises ParentMismatchError when the mask was made for a file with other bytes, or says so."""
         if parent.sha256 != self.parent.sha256:
             raise ParentMismatchError(
                 f"The mask was made for {self.parent.name} (SHA-256 {self.parent.sha256[:12]}…), "
                 f"not for this {parent.name} ({parent.sha256[:12]}…).",
                 "Give the parent it was made for, or profile and plan again with this one.",
+            )
+        if replace(parent, name="") != replace(self.parent, name=""):
+            raise ParentMismatchError(
+                f"The mask has the hash of {parent.name}, and describes its layers or experts otherwise.",
+                "Do not edit a mask's parent: plan again.",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -149,6 +154,8 @@ class Mask:
 
 def _check(mask: Mask) -> None:
     parent = mask.parent
+    if not parent.layers or parent.n_groups < 1 or parent.n_expert % parent.n_groups:
+        raise MaskError("The mask describes a parent that cannot be.", "Make the mask again with coe plan.")
     if set(mask.keep) != set(parent.layers):
         odd: Sequence[int] = sorted(set(mask.keep) ^ set(parent.layers))
         raise MaskError(f"The mask and the parent disagree about the layers {list(odd)}.", "Give every layer once.")

@@ -10,7 +10,7 @@ from coe.engine.gguf_header import Header, read_split
 
 from .architectures import Experts, experts_of
 from .files import cache_folder as cache_folder
-from .files import require_folder as require_folder
+from .files import require_output as require_output
 from .files import sha256_of as sha256_of
 from .files import written_beside as written_beside
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import require_folder, written_beside
+from .files import require_output, written_beside
 from .mask import Mask
 
 if TYPE_CHECKING:
@@ -221,6 +221,35 @@ def transfer_scatter(path: Path, transfer: Transfer, predictor: str) -> Path:
     return _save(figure, path)
 
 
+def error_curves(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    title: str,
+    across: str,
+    up: str,
+    *,
+    logarithmic: bool = False,
+) -> Path:
+    """Named curves of (x, y, error of y) points; an error that is nan is not drawn. logarithmic: the x axis."""
+    from matplotlib import colormaps
+
+    figure = _figure(8.5, 5.0)
+    axes = figure.add_subplot()
+    for at, (name, points) in enumerate(curves.items()):
+        x, y, error = np.array(points, np.float64).T
+        colour, mark = colormaps["tab10"](at % 10), "osD^vPX*<>"[at % 10]
+        bars = None if np.isnan(error).any() else error
+        axes.errorbar(x, y, bars, label=name, color=colour, marker=mark, ms=4, lw=1.2, capsize=2)
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _figure(width: float, height: float) -> Figure:
     # Without pyplot: no display, no global state, and usable from any thread. Imported late: it takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -232,7 +261,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    require_folder(path)
+    require_output(path)
     with written_beside(path) as beside:
         figure.savefig(beside, format="png")
     return path

@@ -182,6 +182,9 @@ def combine(profiles: Sequence[Profile]) -> Profile:
                 f"One profile is of {first.parent.name}, another of {other.parent.name}.",
                 "Combine those of one parent.",
             )
+    read = [(profile.corpus_sha256, profile.classes) for profile in profiles if profile.corpus_sha256]
+    if len(set(read)) < len(read):
+        raise ProfileError("Two of the profiles are of the same corpus, which would count twice.", "Give each once.")
     classes = tuple(dict.fromkeys(name for profile in profiles for name in profile.classes))
     with_norms = all(profile.norms is not None for profile in profiles)
     total = Profile.empty(first.parent, classes, norms=with_norms)

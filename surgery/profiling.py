@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from coe.engine import memory
 from coe.engine.errors import EngineError
 from coe.engine.llama import BATCH_TOKENS, Context, Model, devices
-from coe.engine.memory import gibibytes
 from coe.engine.spec import LoadSpec
+from coe.engine.units import size_text
 
 from .corpus import Corpus, chat_template, tokens_of
 from .errors import ProfileError
-from .files import require_folder
+from .files import require_output
 from .parent import Parent
 from .profile import Profile, read_extra
 from .tap import Observation, TappedContext
@@ -222,6 +222,25 @@ def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[i
     return None
 
 
+def expert_bytes_by_layer(parent: Parent) -> list[int]:
+    """Bytes of the experts of each block, 0 for one without."""
+    per_layer = [0] * int(parent.headers[0].value("block_count", 0))
+    for header in parent.headers:
+        for tensor in header.tensors:
+            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
+            if found and "_exps." in rest and block.isdecimal():
+                per_layer[int(block)] += tensor.n_bytes
+    return per_layer
+
+
+def needed_bytes(spec: LoadSpec, parent: Parent) -> int:
+    """What watching the parent takes of the device, from a dry run. Raises ModelFileError as that does."""
+    # The dry run reserves a row of logits a sequence; where the last layer only sees tokens with logits, all have one.
+    n_vocab = next(header.array_lengths.get("tokenizer.ggml.tokens", 0) for header in parent.headers)
+    rows = 4 * n_vocab * BATCH_TOKENS
+    return asyncio.run(memory.predict(spec)).footprint.total_bytes + rows
+
+
 def fitted(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSpec:
     """The spec with as many layers' experts on the CPU as the GPU's budget asks for; unchanged without a GPU.
 
@@ -230,22 +249,13 @@ def fitted(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSpec
     if spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
         return spec
     budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
-    n_layers = int(parent.headers[0].value("block_count", 0))
-    per_layer = [0] * n_layers
-    for header in parent.headers:
-        for tensor in header.tensors:
-            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
-            if found and "_exps." in rest and block.isdecimal():
-                per_layer[int(block)] += tensor.n_bytes
-    # The dry run reserves a row of logits a sequence; where the last layer only sees tokens with logits, all have one.
-    n_vocab = next(header.array_lengths.get("tokenizer.ggml.tokens", 0) for header in parent.headers)
-    rows = 4 * n_vocab * BATCH_TOKENS
-    needed = asyncio.run(memory.predict(spec)).footprint.total_bytes + rows
+    per_layer = expert_bytes_by_layer(parent)
+    needed = needed_bytes(spec, parent)
     layers = layers_on_cpu(needed, budget, per_layer)
     if layers is None:
         raise ProfileError(
-            f"{parent.path.name} needs {gibibytes(needed - sum(per_layer))} beside its experts, "
-            f"and the budget is {gibibytes(budget)}.",
+            f"{parent.path.name} needs {size_text(needed - sum(per_layer))} beside its experts, "
+            f"and the budget is {size_text(budget)}.",
             "Lower the context, or keep the model on the CPU: --gpu-layers 0.",
         )
     return replace(spec, cpu_expert_layers=layers)
@@ -351,8 +361,10 @@ def profile_corpus(
 
     Raises SurgeryError or EngineError.
     """
-    require_folder(out)
+    if load is not None and load.context_tokens < 2:
+        raise ProfileError(f"A context of {load.context_tokens} tokens reads nothing.", "Give it some thousands.")
     parent = Parent.open(path)
+    require_output(out, parent.paths)
     size = sum(part.stat().st_size for part in parent.paths)
     hashed = 0
 

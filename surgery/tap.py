@@ -7,7 +7,6 @@ layer for choices and weights, one more for norms, one more where scores are rea
 from __future__ import annotations
 
 import ctypes
-import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,92 +16,21 @@ from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
-from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
 from coe.engine.errors import EngineError
+from coe.engine.ggml import F32, I32, NAME_OFFSET, GgmlTensor, buffer_is_host, require_layout, tensor_get, tensor_set
 from coe.engine.llama import BATCH_TOKENS, Context, Model
 from coe.engine.spec import LoadSpec
 
 from .architectures import Experts
 from .errors import SurgeryError
 
-_F32: Final = 0  # ggml.h, enum ggml_type
-_I32: Final = 26
-
 _LOGITS_BYTES: Final = 256 * 2**20  # of one decode; the device and the host have as much each
 
 
 class TapError(SurgeryError):
     """The router cannot be watched: the graph is not what the table of architectures says."""
-
-
-class _Tensor(ctypes.Structure):
-    """Source: ggml.h, struct ggml_tensor, of the pinned version; `_require_layout` holds it against the library."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    )
-
-
-_NAME_OFFSET: Final[int] = _Tensor.name.offset
-
-
-def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(libggml, name)
-    function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
-_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
-_is_host: Final = _function("ggml_backend_buffer_is_host", ctypes.c_bool, _pointer)
-_tensor_get: Final = _function("ggml_backend_tensor_get", None, _pointer, _pointer, _size, _size)
-_tensor_set: Final = _function("ggml_backend_tensor_set", None, _pointer, _pointer, _size, _size)
-
-
-@functools.cache
-def _require_layout() -> None:
-    """Raises TapError when the library's struct ggml_tensor is not the one declared here."""
-
-    class Params(ctypes.Structure):
-        _fields_ = (("mem_size", _size), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
-
-    new = _function("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    view_2d = _function("ggml_view_2d", _pointer, _pointer, _pointer, ctypes.c_int64, ctypes.c_int64, _size, _size)
-    add = _function("ggml_add", _pointer, _pointer, _pointer, _pointer)
-    set_name = _function("ggml_set_name", _pointer, _pointer, ctypes.c_char_p)
-    context = _function("ggml_init", _pointer, Params)(Params(2**16, None, False))
-    whole = new(context, _I32, 6, 5)
-    view = view_2d(context, whole, 2, 5, 24, 4)
-    total = add(context, view, view)
-    set_name(view, b"view")
-    tensor, seen, summed = (_Tensor.from_address(address) for address in (whole, view, total))
-    agrees = (
-        (tensor.type, tuple(tensor.ne), tuple(tensor.nb)) == (_I32, (6, 5, 1, 1), (4, 24, 120, 120))
-        and (tuple(seen.ne), seen.nb[1], seen.view_src, seen.view_offs) == ((2, 5, 1, 1), 24, whole, 4)
-        and seen.data == tensor.data + 4
-        and (summed.src[0], summed.src[1], summed.src[2]) == (view, view, None)
-        and seen.name == b"view"
-        and _function("ggml_get_name", _pointer, _pointer)(view) == view + _NAME_OFFSET
-        and _function("ggml_nbytes", _size, _pointer)(whole) == 120
-    )
-    _function("ggml_free", None, _pointer)(context)
-    if not agrees:
-        raise TapError(
-            "This build of llama.cpp lays its tensors out in another way than the one this program was written for.",
-            "Install the pinned llama-cpp-python.",
-        )
 
 
 @dataclass(frozen=True)
@@ -133,8 +61,8 @@ class RouterTap:
     """
 
     def __init__(self, experts: Experts, *, scores: bool = False, norms: bool = False) -> None:
-        """Raises TapError when this build of llama.cpp cannot be read."""
-        _require_layout()
+        """Raises LayoutError when this build of llama.cpp cannot be read."""
+        require_layout()
         self.layers = experts.layers
         self.blocked: NDArray[np.bool_] | None = None
         self.last_row: int | None = None  # after this layer's nodes the rest of the graph is left out; None: never
@@ -191,7 +119,7 @@ class RouterTap:
         if self._done:
             return asked  # in every split that is still to come, one node and no more
         try:
-            found = self._nodes.get(ctypes.string_at(address + _NAME_OFFSET))
+            found = self._nodes.get(ctypes.string_at(address + NAME_OFFSET))
             if found is None:
                 return not asked
             return found[0](found[1], address, asked)
@@ -203,16 +131,16 @@ class RouterTap:
     def _on_selection(self, row: int, address: int, asked: bool) -> bool:
         if asked:
             return self._want_scores or (self.blocked is not None and bool(self.blocked[row].any()))
-        node = _Tensor.from_address(address)
+        node = GgmlTensor.from_address(address)
         if not node.ne[1]:
             return True
-        scores = self._read(node, address, _F32, (node.ne[1], self._n_expert), (node.nb[1], 4))
+        scores = self._read(node, address, F32, (node.ne[1], self._n_expert), (node.nb[1], 4))
         if self.blocked is not None and self.blocked[row].any():
             if node.nb[1] != 4 * self._n_expert:
                 raise TapError(f"{node.name.decode()} has gaps between its rows and cannot be written.")
             scores = scores.copy()
             scores[:, self.blocked[row]] = -np.inf
-            _tensor_set(address, scores.ctypes.data, 0, scores.nbytes)
+            tensor_set(address, scores.ctypes.data, 0, scores.nbytes)
         if self._scores is not None:
             self._scores[row, : len(scores)] = scores
         return True
@@ -226,7 +154,7 @@ class RouterTap:
         if asked:
             return True
         choice = self._choices[row]
-        node = _Tensor.from_address(choice)
+        node = GgmlTensor.from_address(choice)
         n_used, n_tokens = node.ne[0], node.ne[1]
         if n_tokens > self._n_tokens or n_used > self._n_used or self.rows_seen[row]:
             raise TapError(
@@ -238,26 +166,26 @@ class RouterTap:
         if n_tokens:
             # A view of the sorted experts: a row is as long as all of them.
             self._chosen[row, :n_tokens, :n_used] = self._read(
-                node, choice, _I32, (n_tokens, n_used), (node.nb[1], node.nb[0])
+                node, choice, I32, (n_tokens, n_used), (node.nb[1], node.nb[0])
             )
-            weights = _Tensor.from_address(address)
+            weights = GgmlTensor.from_address(address)
             self._weights[row, :n_tokens, :n_used] = self._read(
-                weights, address, _F32, (n_tokens, n_used), (4 * n_used, 4)
+                weights, address, F32, (n_tokens, n_used), (4 * n_used, 4)
             )
         return not self._is_last(row, before_norms=True)
 
     def _on_weighted(self, row: int, address: int, asked: bool) -> bool:
         if asked or self._norms is None or self._peaks is None:
             return self._want_norms if asked else True
-        node = _Tensor.from_address(address)
+        node = GgmlTensor.from_address(address)
         n_embd, n_used, n_tokens = node.ne[0], node.ne[1], node.ne[2]
         if n_tokens:
-            outputs = self._read(node, address, _F32, (n_tokens * n_used, n_embd), (node.nb[1], 4))
+            outputs = self._read(node, address, F32, (n_tokens * n_used, n_embd), (node.nb[1], 4))
             norms = np.sqrt(np.einsum("ij,ij->i", outputs, outputs))
             peaks = np.maximum(outputs.max(1), -outputs.min(1)).astype(np.float64)
             # What it was multiplied with is intact: no later node has run. It carries the constant scale.
-            used = _Tensor.from_address(node.src[1])
-            factor = self._read(used, node.src[1], _F32, (n_tokens * n_used,), (4,)).astype(np.float64)
+            used = GgmlTensor.from_address(node.src[1])
+            factor = self._read(used, node.src[1], F32, (n_tokens * n_used,), (4,)).astype(np.float64)
             peaks = np.divide(peaks, np.abs(factor), out=np.zeros_like(peaks), where=factor != 0)
             self._norms[row, :n_tokens, :n_used] = norms.reshape(n_tokens, n_used)
             self._peaks[row, :n_tokens, :n_used] = peaks.reshape(n_tokens, n_used)
@@ -268,21 +196,21 @@ class RouterTap:
         return self._done
 
     def _read(
-        self, node: _Tensor, address: int, kind: int, shape: tuple[int, ...], strides: tuple[int, ...]
+        self, node: GgmlTensor, address: int, kind: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> NDArray[Any]:
         """The node's values, valid until the next are read."""
         if node.type != kind:
             raise TapError(f"{node.name.decode()} is of ggml's type {node.type}, not {kind}.")
-        dtype: Any = np.int32 if kind == _I32 else np.float32
+        dtype: Any = np.int32 if kind == I32 else np.float32
         n_bytes = 4 + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
         memory: Any
-        if _is_host(node.buffer):
+        if buffer_is_host(node.buffer):
             memory = (ctypes.c_uint8 * n_bytes).from_address(node.data)
         else:
             if self._scratch.nbytes < n_bytes:
                 self._scratch = np.empty(n_bytes, np.uint8)
             memory = self._scratch.data
-            _tensor_get(address, self._scratch.ctypes.data, 0, n_bytes)
+            tensor_get(address, self._scratch.ctypes.data, 0, n_bytes)
         return np.ndarray(shape, dtype, memory, 0, strides)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,17 @@ class TestRefusals:
     def test_files_that_are_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(MaskError, match=r"none\.json does not exist"):
             Mask.load(tmp_path / "none.json")
+
+
+def test_a_mask_whose_parent_was_edited_does_not_apply(tmp_path: Path) -> None:
+    parent = identity(layers=2, experts=8, used=2)
+    mask = Mask.everything(parent)
+    mask.require_parent(replace(parent, name="renamed"))
+    with pytest.raises(ParentMismatchError, match="describes its layers"):
+        mask.require_parent(replace(parent, n_used=3))
+    for broken in ({"layers": []}, {"n_groups": 0}, {"n_groups": 3}):
+        content = mask.to_json()
+        content["parent"] |= broken
+        content["keep"] = {} if "layers" in broken else content["keep"]
+        with pytest.raises(MaskError):
+            Mask.from_json(content)

@@ -169,7 +169,7 @@ def _node(model: Model, name: bytes) -> NDArray[np.float64]:
 
     @lib.ggml_backend_sched_eval_callback
     def on_node(address: int, asked: bool, _: Any) -> bool:
-        node = tap_module._Tensor.from_address(address)
+        node = tap_module.GgmlTensor.from_address(address)
         if node.name != name or asked:
             return node.name == name
         values = (ctypes.c_float * (node.ne[0] * node.ne[1])).from_address(node.data)
@@ -200,7 +200,7 @@ def test_values_that_lie_on_a_device_are_fetched_and_written_back(
     blocked[:, 2:5] = True
     context = tapped(scores=True, norms=True, blocked=blocked)
     _, read = context.evaluate(TOKENS)
-    monkeypatch.setattr(tap_module, "_is_host", lambda buffer: False)
+    monkeypatch.setattr(tap_module, "buffer_is_host", lambda buffer: False)
     _, fetched = context.evaluate(TOKENS)
     for name in ("chosen", "weights", "scores", "norms", "peaks"):
         np.testing.assert_array_equal(getattr(fetched, name), getattr(read, name))
@@ -243,10 +243,3 @@ def test_a_graph_without_the_nodes_of_the_table_is_refused_by_its_layers(tapped:
     unnamed = replace(experts, architecture=replace(experts.architecture, weights="ffn_moe_other"))
     with pytest.raises(TapError, match=r"layers \[0, 1\] were not seen"):
         tapped(experts=unnamed)
-
-
-def test_tensors_laid_out_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    tap_module._require_layout.__wrapped__()
-    monkeypatch.setattr(tap_module, "_NAME_OFFSET", tap_module._NAME_OFFSET - 8)
-    with pytest.raises(TapError, match="pinned"):
-        tap_module._require_layout.__wrapped__()

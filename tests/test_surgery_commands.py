@@ -226,6 +226,19 @@ def test_a_slip_is_one_line_that_names_it(folder: Path, arguments: tuple[str, ..
     assert says in refused(*arguments)
 
 
+def test_nothing_that_is_read_is_written_over(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for arguments in (
+        ("profile", "parent.gguf", "--corpus", "sums.jsonl", "-o", "parent.gguf"),
+        ("profile", "parent.gguf", "--corpus", "sums.jsonl", "-o", "sums.jsonl"),
+    ):
+        assert "is itself read" in refused(*arguments)
+    assert {path: path.read_bytes() for path in before} == before
+    profiled()
+    assert "is itself read" in refused("plan", "p.npz", "--experts", "4", "-o", "p.npz")
+    assert "count twice" in refused("plan", "p.npz", "p.npz", "--experts", "4", "-o", "m.json")
+
+
 def test_wrong_plans_say_what_may_be_written(folder: Path) -> None:
     profiled()
     assert "9" in refused("plan", "p.npz", "--experts", "9")

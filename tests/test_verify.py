@@ -24,7 +24,7 @@ from coe.surgery.errors import ParentMismatchError, VerificationError
 from coe.surgery.gguf_writer import RawHeader, read_raw_header
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from coe.surgery.verify import Verification, norm_of, verify
+from coe.surgery.verify import Verification, distance_of, norm_of, verify
 
 TOKENS = list(range(20, 60))
 
@@ -147,7 +147,7 @@ def test_a_scaled_shared_expert_is_allowed_for(
     assert "blk.0.post_ffw_norm_1.weight has other bytes" in problems(parent, out, mask)
 
 
-def test_a_file_quantised_anew_is_held_to_its_norms(
+def test_a_file_quantised_anew_is_held_to_the_parents_values(
     tmp_path: Path, runs: list[Agreement], parent: Parent, mask: Mask
 ) -> None:
     out = tmp_path / "out.gguf"
@@ -155,9 +155,23 @@ def test_a_file_quantised_anew_is_held_to_its_norms(
     found = verify(parent.path, out, mask, text_tokens=TOKENS)
     assert found.problems == ()
     assert any("quantised anew" in note for note in found.notes)
-    overwrite(out, tensor_of(out, "blk.0.ffn_up_exps.weight"), 2, lambda data: data[:1000] + bytes(len(data) - 1000))
+    up = tensor_of(out, "blk.0.ffn_up_exps.weight")
+    overwrite(out, up, 2, lambda data: data[:1000] + bytes(len(data) - 1000))
     said = problems(parent, out, mask)
-    assert "norm changed by more than a quarter in Expert 3 (the parent's number) of layer 0 in" in said
+    assert "too far from the parent's values, Expert 3 (the parent's number) of layer 0 in" in said
+
+
+def test_exchanged_experts_are_seen_in_a_file_quantised_anew(
+    tmp_path: Path, runs: list[Agreement], parent: Parent, mask: Mask
+) -> None:
+    out = tmp_path / "out.gguf"
+    cut(parent, mask, out, quantize="Q8_0")
+    up = tensor_of(out, "blk.0.ffn_up_exps.weight")
+    held: list[bytes] = []
+    overwrite(out, up, 0, lambda data: held.append(data) or data)
+    overwrite(out, up, 1, lambda data: held.append(data) or held[0])
+    overwrite(out, up, 0, lambda data: held[1])
+    assert "too far from the parent's values" in problems(parent, out, mask)
 
 
 # --- what is wrong ------------------------------------------------------------------------------------------------
@@ -332,3 +346,15 @@ def test_large_numbers_are_numbers() -> None:
     assert norm_of(np.full(4, 1e30, np.float32).tobytes(), Type.F32) == pytest.approx(2e30, rel=1e-6)
     assert norm_of(np.full(4, 1e-30, np.float32).tobytes(), Type.F32) == pytest.approx(2e-30, rel=1e-6)
     assert norm_of(bytes(64), Type.F32) == 0
+
+
+def test_distances_are_those_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.surgery.verify._PIECE_WEIGHTS", 1024)
+    rows = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float32)
+    packed = gguf.quants.quantize(rows, Type.Q4_0)
+    exact = np.linalg.norm(gguf.quants.dequantize(packed, Type.Q4_0) - rows) / np.linalg.norm(rows)
+    found = distance_of(packed.tobytes(), Type.Q4_0, rows.tobytes(), Type.F32)
+    assert found == pytest.approx(exact, rel=1e-4)
+    assert 0.05 < found < 0.2
+    assert distance_of(bytes(64), Type.F32, bytes(64), Type.F32) == 0
+    assert distance_of(rows.tobytes(), Type.F32, bytes(rows.nbytes), Type.F32) == 1

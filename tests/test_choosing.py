@@ -1,0 +1,74 @@
+"""Which resident becomes what."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe.engine.choosing import Candidate, Distances, choose_resident, most_different
+from coe.engine.sharing import Pair
+
+NAMES = ("math", "physics", "law", "poetry")
+BYTES = {("math", "physics"): 10, ("math", "law"): 60, ("math", "poetry"): 80}
+BYTES |= {("physics", "law"): 55, ("physics", "poetry"): 90, ("law", "poetry"): 30}
+DISTANCES = Distances([Pair(one, other, 0, n_bytes) for (one, other), n_bytes in BYTES.items()])
+
+CANDIDATES = st.dictionaries(
+    st.sampled_from("ABCD"),
+    st.builds(Candidate, st.sampled_from(NAMES), st.integers(0, 3), st.floats(0, 9)),
+    min_size=1,
+)
+
+
+def test_whoever_is_the_wanted_one_already_serves_it_even_when_busy() -> None:
+    candidates = {"A": Candidate("math", 0, 0.0), "B": Candidate("law", 3, 9.0)}
+    assert choose_resident("law", candidates, DISTANCES) == "B"
+
+
+def test_the_nearest_idle_one_is_changed() -> None:
+    candidates = {"A": Candidate("physics", 0, 9.0), "B": Candidate("poetry", 0, 0.0)}
+    assert choose_resident("math", candidates, DISTANCES) == "A"
+    assert choose_resident("law", candidates, DISTANCES) == "B"
+
+
+def test_an_idle_one_goes_before_a_nearer_busy_one() -> None:
+    candidates = {"A": Candidate("physics", 1, 0.0), "B": Candidate("poetry", 0, 0.0)}
+    assert choose_resident("math", candidates, DISTANCES) == "B"
+
+
+def test_of_equals_the_least_recently_used_is_changed() -> None:
+    candidates = {"A": Candidate("law", 0, 5.0), "B": Candidate("law", 0, 4.0)}
+    assert choose_resident("math", candidates, DISTANCES) == "B"
+    assert choose_resident("math", {}, DISTANCES) is None
+
+
+@given(CANDIDATES, st.sampled_from(NAMES))
+def test_no_other_idle_resident_would_have_changed_fewer_bytes(candidates: dict[str, Candidate], wanted: str) -> None:
+    chosen = choose_resident(wanted, candidates, DISTANCES)
+    assert chosen is not None
+    moved = DISTANCES.between(wanted, candidates[chosen].specialist)
+    idle = [c for c in candidates.values() if not c.active]
+    if moved and idle:
+        assert not candidates[chosen].active
+        assert moved == min(DISTANCES.between(wanted, c.specialist) for c in idle)
+
+
+def test_what_lies_far_apart_is_kept() -> None:
+    assert most_different(NAMES, 2, DISTANCES) == ("math", "poetry")
+    assert most_different(NAMES, 3, DISTANCES) == ("math", "poetry", "law")
+    assert most_different(NAMES, 9, DISTANCES) == ("math", "poetry", "law", "physics")
+    assert most_different((), 2, DISTANCES) == ()
+
+
+@given(st.lists(st.integers(1, 100), min_size=6, max_size=6), st.integers(1, 4))
+def test_nobody_left_out_is_farther_than_those_kept_are_from_each_other(values: list[int], count: int) -> None:
+    distances = Distances(
+        [Pair(one, other, 0, n) for (one, other), n in zip(combinations(NAMES, 2), values, strict=True)]
+    )
+    kept = most_different(NAMES, count, distances)
+    closest = min((distances.between(a, b) for a, b in combinations(kept, 2)), default=None)
+    for name in set(NAMES) - set(kept):
+        if closest is not None:
+            assert min(distances.between(name, other) for other in kept) <= closest
