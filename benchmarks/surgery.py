@@ -31,7 +31,7 @@ from coe.engine.spec import LoadSpec
 from coe.surgery.corpus import Corpus, read_corpus
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Identity, Parent
-from coe.surgery.profiling import evaluate_corpus, profile_corpus
+from coe.surgery.profiling import Progress, evaluate_corpus, profile_corpus
 
 PROFILE_TARGET, CUT_TARGET, MEMORY_TARGET = 0.85, 0.80, 300 * 10**6
 
@@ -70,17 +70,15 @@ def speeds(parent: Path, corpus: Corpus, threads: int, repetitions: int, folder:
     load = LoadSpec(parent, context_tokens=2048, threads=threads)
 
     def profiled(norms: bool) -> float:
-        begun: list[float] = []
-        ended: list[float] = []
+        times: list[float] = []
 
-        def progress(now: object) -> None:
-            if getattr(now, "stage", "") == "profile":
-                begun or begun.append(time.perf_counter())
-                ended[:] = [time.perf_counter()]
+        def progress(now: Progress) -> None:
+            if now.stage == "profile":  # the first before any batch, the last after all
+                times.append(time.perf_counter())
 
         out = folder / f"profile-{norms}-{time.monotonic_ns()}.npz"
         profile = profile_corpus(parent, corpus, out, norms=norms, load=load, progress=progress)
-        return profile.n_tokens / (ended[0] - begun[0])
+        return profile.n_tokens / (times[-1] - times[0])
 
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: evaluate_corpus(parent, corpus, load=load).tokens_per_s,
