@@ -33,7 +33,7 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
         raise BuildError(f"{roster.path.name} has no specialist {name!r}.", f"Entries with `build:`: {known}.")
     order = order_of(roster, specialist)
     job = Job.of(roster.models_path, specialist.name)
-    ended = asyncio.run(_build(roster, specialist, order, job, accept, err if live else None))
+    ended = asyncio.run(_build(roster, specialist, order, job, accept, err, live=live))
     if ended.state is BuildState.RELEASED:
         out.print(f"{order.out} is released. {ended.message}", markup=False, soft_wrap=True)
         out.print(f"Its report: {order.out.with_suffix('.report.json')}", markup=False, soft_wrap=True)
@@ -50,12 +50,14 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
 
 
 async def _build(
-    roster: Roster, specialist: Specialist, order: Order, job: Job, accept: bool, console: Console | None
+    roster: Roster, specialist: Specialist, order: Order, job: Job, accept: bool, err: Console, *, live: bool
 ) -> Progress:
     asked = roster.pool.vram_budget
     budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
     if not job.at_work():
-        await prepare(job, order, machine_of(specialist), budget)
+        prepared = await prepare(job, order, machine_of(specialist), budget)
+        if prepared.warning and not accept:
+            err.print(prepared.warning, style="yellow", markup=False, soft_wrap=True)
         await asyncio.to_thread(_as_from_here, job)
     process = BuildProcess(job, accept=accept)
     loop = asyncio.get_running_loop()
@@ -67,9 +69,9 @@ async def _build(
     for one in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(one, stop)
     running = asyncio.create_task(process.run())
-    if console is None:
+    if not live:
         return await running
-    with Bars(console) as bars:
+    with Bars(err) as bars:
         while not running.done():
             await asyncio.wait({running}, timeout=_LOOK_EVERY_S)
             progress = await asyncio.to_thread(job.progress)

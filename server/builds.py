@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -120,7 +120,15 @@ def machine_of(specialist: Specialist) -> Machine:
 # --- the process ----------------------------------------------------------------------------------------------
 
 
-async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | None) -> int:
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a build before it begins. warning: what its end will suffer from, "" for nothing."""
+
+    need_bytes: int
+    warning: str
+
+
+async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | None) -> Prepared:
     """Write down what is asked, and how it is to be loaded so that it fits the budget; gives the bytes to book.
 
     Whether the parent can be cut so, the corpus can be read, and disk and memory have room, is found out in a process
@@ -150,7 +158,7 @@ async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | 
     if "message" in answer:
         raise BuildError(answer["message"], answer["remedy"])
     await asyncio.to_thread(job.ask, order, Machine(**answer["machine"]))
-    return int(answer["need_bytes"])
+    return Prepared(int(answer["need_bytes"]), str(answer["warning"]))
 
 
 class BuildProcess:
@@ -162,6 +170,7 @@ class BuildProcess:
         self._flags = [*(["--polite"] if polite else []), *(["--accept"] if accept else [])]
         self._process: asyncio.subprocess.Process | None = None
         self._told_to_stop = False
+        self._noted_before: float | None = None  # when the last was written that is of an earlier run
 
     async def run(self) -> Progress:
         """Work until the build ends or is stopped; gives what it came to. Raises Busy when another is at work.
@@ -169,8 +178,9 @@ class BuildProcess:
         A process that dies has failed, and the build says how. Cancelling the call stops it.
         """
         if self._told_to_stop:
-            return replace(await asyncio.to_thread(self._job.progress), state=BuildState.STOPPED)
+            return await asyncio.to_thread(self._stopped)
         log = await asyncio.to_thread(self._open_log)
+        self._noted_before = (await asyncio.to_thread(self._job.progress)).updated
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *_COMMAND,
@@ -202,17 +212,30 @@ class BuildProcess:
         if code == EXIT_BUSY:
             raise Busy(f"The build of {at_work(self._job.folder.parent.parent) or 'another'} is at work.")
         progress = self._job.progress()
-        if progress.state.unfinished and not self._told_to_stop and code != EXIT_STOPPED:
-            progress = replace(
-                progress,
-                state=BuildState.FAILED,
-                message=f"The process died {_how(code)} in the step {progress.step or 'before the first'}: "
-                f"{last_words(self._job.log)}",
-                remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
-            )
-            with contextlib.suppress(OSError):
-                self._job.note(progress)
+        of_this_run = progress.updated != self._noted_before
+        if of_this_run and not progress.state.unfinished:
+            return progress
+        if self._told_to_stop or code == EXIT_STOPPED:
+            return self._stopped()
+        step = progress.step if of_this_run else ""
+        progress = replace(
+            progress,
+            state=BuildState.FAILED,
+            message=f"The process died {_how(code)} in the step {step or 'before the first'}: "
+            f"{last_words(self._job.log)}",
+            remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
+        )
+        with contextlib.suppress(OSError):
+            self._job.note(progress)
         return progress
+
+    def _stopped(self) -> Progress:
+        """Write down that it was stopped, which its process may have had no time to."""
+        found = self._job.progress()
+        stopped = replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None, message="", remedy="")
+        with contextlib.suppress(OSError):
+            self._job.note(stopped)
+        return stopped
 
     async def stop(self) -> None:
         """Have it end at the next good moment, and soon; returns when its memory is back."""
@@ -264,6 +287,7 @@ class _Known:
     stamp: Stamp | None = None  # of the released file, as it is served
     task: asyncio.Task[None] | None = None
     stale: bool = False  # the roster asks for something else than what was last asked
+    warning: str = ""  # what the check of its build foresaw
 
 
 class Builds:
@@ -281,7 +305,10 @@ class Builds:
         self._adopt = adopt
         self._look_every_s = look_every_s
         self._known = {s.name: _Known() for s in roster.specialists if s.build is not None}
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Lock()  # of the one build that may run
+        self._looking = asyncio.Lock()  # else two who look at the same time would both have a new file served
+        self._hurried = 0  # builds that wait for the turn and not for idle time
+        self._hurry = asyncio.Event()  # set while there are some
         self._watcher: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -337,16 +364,17 @@ class Builds:
                 _log.exception("looking at the builds")
 
     async def _look(self) -> None:
-        """Read how far builds are, whoever works on them, and have newly released files served."""
-        for name, known in self._known.items():
-            progress, stamp, stale = await asyncio.to_thread(self._read, name)
-            known.stale = stale
-            if known.task is None or progress.state is BuildState.RUNNING:
-                known.progress = progress
-            if stamp is not None and stamp != known.stamp and await self._adopt(name):
-                known.stamp = stamp
-            elif stamp is None:
-                known.stamp = None
+        """Read how far builds are, whoever works on them, and have newly released files served, each once."""
+        async with self._looking:
+            for name, known in self._known.items():
+                progress, stamp, stale = await asyncio.to_thread(self._read, name)
+                known.stale = stale
+                if known.task is None or progress.state is BuildState.RUNNING:
+                    known.progress = progress
+                if stamp is not None and stamp != known.stamp and await self._adopt(name):
+                    known.stamp = stamp
+                elif stamp is None:
+                    known.stamp = None
 
     def _read(self, name: str) -> tuple[Progress, Stamp | None, bool]:
         job, specialist = self._job(name), self._specialist(name)
@@ -410,6 +438,7 @@ class Builds:
 
     def _begin(self, name: str, *, again: bool = False) -> None:
         known = self._known[name]
+        known.warning = ""
         known.progress = Progress(BuildState.WAITING)
         known.task = asyncio.create_task(self._build(name, again=again))
 
@@ -437,7 +466,8 @@ class Builds:
         await self._look()
 
     async def _note(self, name: str, progress: Progress) -> None:
-        self._known[name].progress = progress
+        known = self._known[name]
+        known.progress = progress = replace(progress, warning=known.warning)
         try:
             await asyncio.to_thread(self._job(name).note, progress)
         except OSError as error:
@@ -447,36 +477,83 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        need = await prepare(job, order, machine_of(specialist), self._pool.settings.budget_bytes)
+        prepared = await prepare(job, order, machine_of(specialist), self._pool.settings.budget_bytes)
+        if prepared.warning:
+            self._known[name].warning = prepared.warning
+            _log.warning("building %s: %s", name, prepared.warning)
         await asyncio.to_thread(job.remember, "asked_by", "server")
         if again:
             await asyncio.to_thread(job.forgive)
         yields = specialist.build.when == "idle"
-        why = "for idle time" if yields else "for room"
-        stopped_for_requests = True
-        while stopped_for_requests:
+        made_way = True
+        while made_way:
             await self._note(name, Progress(BuildState.WAITING, message="for its turn"))
-            async with self._turn:
-                await self._free_of_others(name)
-                await self._note(name, Progress(BuildState.WAITING, message=why))
-                process = BuildProcess(job, polite=yields)
-                stopped_for_requests = False
+            async with self._in_turn(hurried=not yields):
+                made_way = await self._reserve_and_run(name, job, prepared.need_bytes, yields=yields)
+            # It may have come to its end before it heard that it should make way.
+            made_way = made_way and self.progress(name).state.unfinished
 
-                async def make_way(process: BuildProcess = process) -> None:
-                    nonlocal stopped_for_requests
-                    stopped_for_requests = True
-                    await process.stop()
+    @contextlib.asynccontextmanager
+    async def _in_turn(self, *, hurried: bool) -> AsyncIterator[None]:
+        """Hold the turn. hurried: whoever holds it and only waits for idle time makes way."""
+        self._hurried += hurried
+        if hurried:
+            self._hurry.set()
+        try:
+            await self._turn.acquire()
+        finally:
+            self._hurried -= hurried
+            if not self._hurried:
+                self._hurry.clear()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
-                room = await self._pool.reserve(
-                    f"the build of {name}", need, when_quiet=yields, stop=make_way if yields else None
-                )
-                await self._run(name, process, room)
-            # It may have come to its end before it heard of the stop.
-            stopped_for_requests = stopped_for_requests and self.progress(name).state.unfinished
+    async def _reserve_and_run(self, name: str, job: Job, need_bytes: int, *, yields: bool) -> bool:
+        """Wait for room, then for its end. yields: it makes way for requests, and for hurried builds until it runs.
+
+        Gives whether it made way.
+        """
+        await self._free_of_others(name)
+        why = "for idle time" if yields else "for room"
+        await self._note(name, Progress(BuildState.WAITING, message=why))
+        process = BuildProcess(job, polite=yields)
+        made_way = False
+
+        async def make_way() -> None:
+            nonlocal made_way
+            made_way = True
+            await process.stop()
+
+        title = f"the build of {name}"
+        if yields:
+            asked = self._pool.reserve(title, need_bytes, when_quiet=True, stop=make_way)
+            room = await self._unless_hurried(asked)
+        else:
+            room = await self._pool.reserve(title, need_bytes)
+        if room is None:
+            return True
+        await self._run(name, process, room)
+        return made_way
+
+    async def _unless_hurried(self, asked: Coroutine[Any, Any, Reservation]) -> Reservation | None:
+        """The room that is asked for; None when a hurried build wants the turn before there is any."""
+        reserving, hurry = asyncio.create_task(asked), asyncio.create_task(self._hurry.wait())
+        room: Reservation | None = None
+        try:
+            await asyncio.wait({reserving, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            if reserving.done():
+                room = reserving.result()
+            return room
+        finally:
+            hurry.cancel()
+            if room is None and not reserving.cancel() and reserving.exception() is None:
+                reserving.result().release()  # granted at the very moment it was given up
 
     async def _run(self, name: str, process: BuildProcess, room: Reservation) -> None:
         known = self._known[name]
-        known.progress = Progress(BuildState.RUNNING)
+        known.progress = Progress(BuildState.RUNNING, warning=known.warning)
         try:
             known.progress = await process.run()
         except Busy:

@@ -33,9 +33,9 @@ from coe.engine.units import size_text
 
 from . import gate, super_experts
 from .answers import answer_questions
-from .architectures import expert_bytes, is_per_expert
+from .architectures import block_tensor, expert_bytes, is_per_expert
 from .coherence import DocumentCounts, coherence
-from .corpus import Corpus, CorpusFile, read_corpus
+from .corpus import UNCLASSED, Corpus, CorpusFile, read_corpus
 from .cut import cut
 from .drop_map import DropMap
 from .errors import BuildError, CorpusError, SurgeryError
@@ -55,9 +55,10 @@ from .profiling import (
     profile_corpus,
     summary_line,
 )
+from .quantize import require_file_type
 from .questions import Kind, Question, QuestionSet, gradable_questions, read_questions, records
 from .recipes import Recipe, named, plan
-from .scoring import normalised
+from .shared_scale import scaling
 from .three_pass import ThreePass
 from .verify import verify
 
@@ -104,27 +105,33 @@ def specialist_bytes(parent: Parent, n_keep: int) -> int:
     return sum(path.stat().st_size for path in parent.paths) - gone
 
 
-def check(order: Order, folder: Path) -> None:
-    """Raises SurgeryError or EngineError for what would make the build fail hours later. Loads nothing."""
+def check(order: Order, folder: Path) -> str:
+    """What should be known of a build before it begins, "" for nothing. Loads nothing.
+
+    Raises SurgeryError or EngineError for what would make it fail hours later.
+    """
     parent = Parent.open(order.parent)
-    experts = parent.experts
-    if not experts.n_used <= order.experts <= experts.n_expert:
-        raise BuildError(
-            f"{order.experts} experts a layer are asked for; {parent.name} has {experts.n_expert}, and a token uses "
-            f"{experts.n_used}.",
-            "Correct `experts` in the roster.",
-        )
-    recipe_of(order.recipe)
-    gate.Bound(**order.bound)
+    _require_count(parent, order.experts)
+    recipe = recipe_of(order.recipe)
+    bound = gate.Bound(**order.bound)
+    if order.quantize is not None:
+        require_file_type(order.quantize)
+    if order.shared_scale is not None:
+        _require_scale(parent, order.shared_scale)
     files = [CorpusFile.parse(text) for text in order.corpus]
-    if order.answer and (plain := [file.path.name for file in files if file.path.suffix.lower() not in _JSONL]):
+    if order.answer and (plain := [file.path.name for file in files if not _is_jsonl(file)]):
         raise CorpusError(f"{', '.join(plain)} holds no questions to answer.", "Give JSON lines, or set answer: false.")
-    if not order.answer:
-        read_corpus(files)
+    classes = _classes_of_lines(files) if order.answer else read_corpus(files).classes
+    if isinstance(recipe, DropMap):
+        _require_classes(recipe, classes)
     if order.reasoning:
+        if not isinstance(recipe, ThreePass):
+            raise BuildError(
+                f"The recipe {order.recipe['name']} makes no use of `reasoning`.",
+                "Leave it out, or take the recipe three-pass.",
+            )
         read_corpus([CorpusFile.parse(text) for text in order.reasoning])
-    if order.questions:
-        read_questions(order.questions)
+    questions = _judging(order)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free, need = shutil.disk_usage(there).free, specialist_bytes(parent, order.experts) + _DISK_SLACK
     written = folder / "specialist.gguf"
@@ -133,6 +140,87 @@ def check(order: Order, folder: Path) -> None:
             f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
             "Make room there, or set models_dir to another disk.",
         )
+    return gate.foresee(len(questions.all), bound)
+
+
+def _require_count(parent: Parent, n_keep: int) -> None:
+    """Raises BuildError when the parent's layers cannot keep so many experts."""
+    experts = parent.experts
+    asked = f"{n_keep} experts a layer are asked for; {parent.name}"
+    if not max(experts.n_used, 2) <= n_keep <= experts.n_expert:
+        raise BuildError(
+            f"{asked} has {experts.n_expert}, a token uses {experts.n_used}, and 2 have to stay at least.",
+            "Correct `experts` in the roster.",
+        )
+    of_group = max(2, -(-experts.n_used // experts.n_groups_used))  # a group is judged by its best two
+    if experts.n_groups > 1 and (n_keep % experts.n_groups or n_keep < of_group * experts.n_groups):
+        raise BuildError(
+            f"{asked} chooses among {experts.n_groups} groups first, and has to keep as many of each, {of_group} at "
+            "least.",
+            f"Set `experts` in the roster to a multiple of {experts.n_groups} from {of_group * experts.n_groups}.",
+        )
+
+
+def _require_scale(parent: Parent, factor: float) -> None:
+    """Raises BuildError without a shared expert to scale, CutError for a factor or a type that cannot be."""
+    experts = parent.experts
+    layers = (*experts.layers, *experts.draft_layers)
+    tensors = [tensor for header in parent.headers for tensor in header.tensors]
+    places = {tensor.name: block_tensor(tensor.name) for tensor in tensors}
+    scaled = [
+        tensor
+        for tensor in tensors
+        if (place := places[tensor.name]) and place[0] in layers and place[1] == experts.architecture.shared_output
+    ]
+    if not scaled:
+        raise BuildError(
+            f"{parent.name} ({experts.architecture.name}) has no shared expert to scale.",
+            "Leave `shared_scale` out of the roster.",
+        )
+    for tensor in scaled:
+        scaling(tensor.name, tensor.type, factor)
+
+
+def _require_classes(recipe: DropMap, classes: Sequence[str]) -> None:
+    """Raises BuildError when the recipe weighs classes that the corpus does not have, or gives none any weight."""
+    if missing := [name for name in recipe.weights if name not in classes]:
+        raise BuildError(
+            f"The recipe weighs classes that the corpus does not have: {', '.join(missing)}.",
+            f"It has: {', '.join(classes)}. Give texts of the others as CLASS=FILE, or set `weights` of the recipe.",
+        )
+    if recipe.weights and not any(recipe.weights.values()):
+        raise BuildError("The recipe gives no class any weight.", "Correct `weights` of the recipe in the roster.")
+
+
+def _classes_of_lines(files: Sequence[CorpusFile]) -> tuple[str, ...]:
+    """The classes that a corpus of questions will have when they are answered."""
+    found = (
+        record.get("class") or file.category or record.get("subdomain") or record.get("category") or UNCLASSED
+        for file in files
+        for _, record in records(file.path)
+    )
+    return tuple(dict.fromkeys(str(category) for category in found))
+
+
+def _is_jsonl(file: CorpusFile) -> bool:
+    return file.path.suffix.lower() in _JSONL
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """What a specialist is judged by: questions held out of its corpus, and all, with those that the roster gives."""
+
+    held: tuple[Question, ...]
+    all: tuple[Question, ...]
+
+
+def _judging(order: Order) -> _Judging:
+    """Raises EvaluationError for questions that cannot be read or contradict themselves."""
+    files = [CorpusFile.parse(text) for text in order.corpus]
+    gradable = gradable_questions([file.path for file in files if _is_jsonl(file)]).questions
+    held = tuple(gradable[index] for index in gate.hold_out(gradable))
+    given = read_questions(order.questions).questions if order.questions else ()
+    return _Judging(held, tuple({question.id: question for question in (*held, *given)}.values()))
 
 
 @dataclass(frozen=True)
@@ -292,15 +380,25 @@ class Pipeline:
         order, job = self._order, self._job
         parents = self._parent.paths
         corpus = [CorpusFile.parse(text) for text in order.corpus]
+        traces = [CorpusFile.parse(text) for text in order.reasoning]
         documents = ["split", "answer"] if order.answer else ["split"]
         recipe = dict(order.recipe)
         norms = needs_norms(recipe)
         yield Step(
             "split",
             self._split,
-            [job.path("corpus.jsonl"), job.path("held.json")],
-            files=[*(file.path for file in corpus), *order.questions],
-            settings={"classes": [file.category for file in corpus], "every": gate.EVERY, "offset": gate.OFFSET},
+            [
+                job.path("held.json"),
+                *self._without_questions("corpus", corpus),
+                *(self._without_questions("reasoning", traces) if traces else ()),
+            ],
+            files=[*(file.path for file in (*corpus, *traces)), *order.questions],
+            settings={
+                "classes": [file.category for file in corpus],
+                "reasoning": [file.category for file in traces],
+                "every": gate.EVERY,
+                "offset": gate.OFFSET,
+            },
         )
         if order.answer:
             asking = {"max_tokens": order.max_tokens, "seed": order.seed, "context": self._load.context_tokens}
@@ -317,12 +415,12 @@ class Pipeline:
             settings={"norms": norms, "context": reading(self._load).context_tokens},
         )
         if order.reasoning:
-            traces = [CorpusFile.parse(text).path for text in order.reasoning]
             yield Step(
                 "reasoning",
                 self._reasoning,
                 [job.path("reasoning.npz")],
-                files=[*parents, *traces],
+                # What is left of them, not the split: another corpus leaves them as they are.
+                files=[*parents, *self._without_questions("reasoning", traces)],
                 settings={"norms": norms, "context": reading(self._load).context_tokens},
             )
         yield Step(
@@ -358,34 +456,59 @@ class Pipeline:
         yield Step("publish", self._publish, after=["gate"], settings={"out": str(order.out), "there": self._is_out()})
 
     def _split(self, tell: Tell) -> Mapping[str, Any]:
-        """Every tenth question that can be graded is held out, and no line that asks the same is profiled."""
-        files = [CorpusFile.parse(text) for text in self._order.corpus]
-        jsonl = [file for file in files if file.path.suffix.lower() in _JSONL]
-        gradable = gradable_questions([file.path for file in jsonl]).questions
-        held = [gradable[index] for index in gate.hold_out(gradable)]
-        given = read_questions(self._order.questions).questions if self._order.questions else ()
-        judged_by = {question.id: question for question in (*held, *given)}
-        words = {normalised(question.question) for question in judged_by.values()}
+        """Every tenth question that can be graded is held out, and nothing that asks one of them is profiled."""
+        judging = _judging(self._order)
+        withheld = gate.Withheld(question.question for question in judging.all)
+        kept, left_out = self._sift("corpus", self._order.corpus, withheld)
+        facts = {"lines": kept, "left_out": left_out}
+        if self._order.reasoning:
+            _, facts["reasoning_left_out"] = self._sift("reasoning", self._order.reasoning, withheld)
+        _write_json(self._job.path("held.json"), [question.content() for question in judging.all])
+        return {**facts, "held_out": len(judging.held), "judged_by": len(judging.all)}
+
+    def _sift(self, name: str, texts: Sequence[str], withheld: gate.Withheld) -> tuple[int, int]:
+        """Write what asks none of those questions; gives how many lines and paragraphs are kept, and left out."""
+        files = [CorpusFile.parse(text) for text in texts]
+        outs = self._without_questions(name, files)
         kept = left_out = 0
-        with written_beside(self._job.path("corpus.jsonl")) as beside, beside.open("w") as out:
-            for file in jsonl:
+        with written_beside(outs[0]) as beside, beside.open("w") as out:
+            for file in filter(_is_jsonl, files):
                 for _, record in records(file.path):
-                    asked = record.get("question")
-                    if isinstance(asked, str) and normalised(asked) in words:
+                    if withheld.is_asked_in_line(record):
                         left_out += 1
                         continue
                     if file.category is not None:
                         record.setdefault("class", file.category)
                     out.write(json.dumps(record, ensure_ascii=False) + "\n")
                     kept += 1
-        if not kept and len(jsonl) == len(files):
+        plain = [file for file in files if not _is_jsonl(file)]
+        for file, path in zip(plain, outs[1:], strict=True):
+            documents = read_corpus([file]).documents
+            paragraphs = [paragraph for document in documents for paragraph in document.text.split("\n\n")]
+            asking = withheld.asked_in(paragraphs)
+            others = [paragraph for at, paragraph in enumerate(paragraphs) if at not in asking]
+            with written_beside(path) as beside:
+                beside.write_text("\n\n".join(others))
+            kept += len(others)
+            left_out += len(asking)
+        if not kept:
             raise CorpusError(
-                "Nothing is left to profile: every line of the corpus is one of the questions to judge by.",
-                "Give other questions, or a larger corpus.",
+                f"Nothing is left to profile of the {name}: all of it asks the questions to judge by.",
+                "Give other questions, or more text.",
             )
-        questions = [question.content() for question in judged_by.values()]
-        _write_json(self._job.path("held.json"), questions)
-        return {"lines": kept, "left_out": left_out, "held_out": len(held), "judged_by": len(questions)}
+        return kept, left_out
+
+    def _without_questions(self, name: str, files: Sequence[CorpusFile]) -> list[Path]:
+        """Where the lines and texts lie that may be profiled: all JSON lines in one file, then each plain text."""
+        plain = sum(not _is_jsonl(file) for file in files)
+        return [self._job.path(f"{name}.jsonl"), *(self._job.path(f"{name}-{at}.txt") for at in range(plain))]
+
+    def _left(self, name: str, texts: Sequence[str]) -> list[CorpusFile]:
+        """What the split left of files, with their classes."""
+        files = [CorpusFile.parse(text) for text in texts]
+        plain = [file.category for file in files if not _is_jsonl(file)]
+        written = zip(self._without_questions(name, files), (None, *plain), strict=True)
+        return [CorpusFile(path, category) for path, category in written if path.stat().st_size]
 
     def _answer(self, tell: Tell) -> Mapping[str, Any]:
         settings = Settings(max_tokens=self._order.max_tokens, seed=self._order.seed)
@@ -401,13 +524,10 @@ class Pipeline:
         return answered.to_json()
 
     def _corpus_files(self) -> list[CorpusFile]:
-        """What is profiled: lines without those held out, or their answers; and plain texts as they are."""
-        files = [CorpusFile.parse(text) for text in self._order.corpus]
-        plain = [file for file in files if file.path.suffix.lower() not in _JSONL]
+        """What is profiled: all that asks none of the questions to judge by, or the parent's answers to it."""
         if self._order.answer:
             return [CorpusFile(self._job.path("answered.jsonl"))]
-        lines = [CorpusFile(self._job.path("corpus.jsonl"))] if self._facts("split")["lines"] else []
-        return [*lines, *plain]
+        return self._left("corpus", self._order.corpus)
 
     def _coherence(self, tell: Tell) -> Mapping[str, Any]:
         corpus = read_corpus(self._corpus_files())
@@ -430,7 +550,7 @@ class Pipeline:
         return self._profiled(self._corpus_files(), "profile.npz", tell)
 
     def _reasoning(self, tell: Tell) -> Mapping[str, Any]:
-        return self._profiled([CorpusFile.parse(text) for text in self._order.reasoning], "reasoning.npz", tell)
+        return self._profiled(self._left("reasoning", self._order.reasoning), "reasoning.npz", tell)
 
     def _profiled(self, files: Sequence[CorpusFile], name: str, tell: Tell) -> Mapping[str, Any]:
         profile = profile_corpus(
@@ -644,10 +764,11 @@ def run(job: Job, *, accept_by: str | None = None, note: Callable[[Progress], No
     started = time.time()
     with job.worked_on():
         last = Progress(BuildState.RUNNING, started=started)
+        warning = ""
 
         def tell(progress: Progress) -> None:
             nonlocal last
-            last = replace(progress, started=started)
+            last = replace(progress, started=started, warning=warning)
             # On a full disk the step itself fails, and says so.
             with contextlib.suppress(OSError):
                 note(last)
@@ -657,7 +778,7 @@ def run(job: Job, *, accept_by: str | None = None, note: Callable[[Progress], No
             order, machine = job.order()
             if accept_by is not None:
                 _accept(job, accept_by)
-            check(order, job.folder)
+            warning = check(order, job.folder)
             tell(Pipeline(job, order, machine, tell).run())
         except KeyboardInterrupt:
             job.forgive()
@@ -719,13 +840,13 @@ def main() -> None:
 
 
 def _check_only(job: Job, budget_bytes: int | None) -> int:
-    """Print a JSON object: `machine` and `need_bytes`, or `message` and `remedy`. Returns the exit code."""
+    """Print a JSON object: `machine`, `need_bytes` and `warning`, or `message` and `remedy`. Returns the exit code."""
     answer_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # llama.cpp writes to stdout as it likes
     try:
         order, machine = job.order()
-        check(order, job.folder)
-        answer = asdict(fit(order, machine, budget_bytes))
+        warning = check(order, job.folder)
+        answer = {**asdict(fit(order, machine, budget_bytes)), "warning": warning}
     except (SurgeryError, EngineError) as error:
         answer = {"message": error.message, "remedy": error.remedy}
     print(json.dumps(answer), file=answer_to, flush=True)

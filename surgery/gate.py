@@ -1,8 +1,11 @@
-"""Whether a specialist may go out. Pure: reports in, a verdict with its reason and its remedy out."""
+"""Whether a specialist may go out. Pure: reports in, a verdict with its reason and its remedy out.
+
+Also which questions it is judged by, and what of a corpus must not be profiled because it asks them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -10,6 +13,7 @@ from typing import Any, Final
 from .errors import BuildError
 from .proportions import Paired
 from .questions import Question
+from .scoring import normalised
 
 EVERY: Final = 10
 OFFSET: Final = 5  # as in the cards' "off5" split
@@ -78,12 +82,73 @@ def hold_out(questions: Sequence[Question], every: int = EVERY, offset: int = OF
     """Positions of the questions to judge by: every tenth, the 6th, the 16th and so on.
 
     By position, as the cards do it, so that whoever knows the corpus knows the split; moving lines moves it. Whoever
-    profiles the rest leaves out every line that asks the same (`scoring.normalised`), wherever it stands.
+    profiles the rest leaves out whatever asks the same, wherever it stands: see `Withheld`.
     """
     return tuple(range(offset, len(questions), every))
 
 
-_MORE: Final = "Give more with --questions, or accept the specialist as it is."
+_FEWEST_WORDS: Final = 4  # a shorter question within a text is a phrase that any text may hold
+
+
+class Withheld:
+    """The questions that a specialist is judged by, as words, to keep what it is profiled over free of them.
+
+    A text asks one when it holds all its words in a row (`scoring.normalised`); a question of fewer than four words
+    only when the text holds nothing else.
+    """
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        self._questions = {normalised(question) for question in questions} - {""}
+        # First words -> lengths of the questions that begin so: a text is read once, however many questions there are.
+        self._lengths: dict[tuple[str, ...], set[int]] = {}
+        for question in self._questions:
+            words = question.split()
+            if len(words) >= _FEWEST_WORDS:
+                self._lengths.setdefault(tuple(words[:_FEWEST_WORDS]), set()).add(len(words))
+
+    def is_asked_in(self, text: str) -> bool:
+        """Whether a text asks one of them."""
+        return bool(self.asked_in([text]))
+
+    def is_asked_in_line(self, record: Mapping[str, Any]) -> bool:
+        """Whether a line of a corpus does: in its question, its text, its answer, or a message of whatever role."""
+        return any(self.is_asked_in(text) for text in _texts(record))
+
+    def asked_in(self, paragraphs: Sequence[str]) -> Collection[int]:
+        """Which of consecutive paragraphs ask one of them, or are part of one that goes over several."""
+        found = {at for at, paragraph in enumerate(paragraphs) if normalised(paragraph) in self._questions}
+        words: list[str] = []
+        owners: list[int] = []
+        for at, paragraph in enumerate(paragraphs):
+            own = normalised(paragraph).split()
+            words += own
+            owners += [at] * len(own)
+        for start in range(len(words) - _FEWEST_WORDS + 1):
+            for length in self._lengths.get(tuple(words[start : start + _FEWEST_WORDS]), ()):
+                if " ".join(words[start : start + length]) in self._questions:
+                    found.update(owners[start : start + length])
+        return found
+
+
+def _texts(record: Mapping[str, Any]) -> Iterator[str]:
+    messages = record.get("messages")
+    turns = [turn.get("content") for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    for text in (*(record.get(key) for key in ("question", "text", "answer", "system")), *turns):
+        if isinstance(text, str):
+            yield text
+
+
+_MORE: Final = "Give more as `questions` of its build in the roster, or accept the specialist as it is."
+
+
+def foresee(n: int, bound: Bound) -> str:
+    """What is to be said before a build that will be judged by n questions; "" when they are enough."""
+    if n >= bound.min_questions:
+        return ""
+    return (
+        f"Only {n} questions will judge it, and it takes {bound.min_questions}: it will be made and kept aside. Give "
+        "more as `questions` of its build in the roster, or a corpus with more short answers."
+    )
 
 
 def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0) -> Verdict:
@@ -111,7 +176,7 @@ def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0)
             State.NEEDS_QUESTIONS,
             f"The parent itself is right in {parent.count} of {n}, no better than guessing ({chance:.0%}).",
             "Look at its answers: are the questions fit for it, and is their form read as it is meant? Then give "
-            "others with --questions, or accept the specialist as it is.",
+            "others as `questions` of its build in the roster, or accept the specialist as it is.",
             paired.difference,
             n=n,
         )

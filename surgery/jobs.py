@@ -111,7 +111,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where nobody can tell."""
+    """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where nobody can tell.
+
+    warning: what its end will suffer from, as far as that was known when it began.
+    """
 
     state: BuildState = BuildState.ABSENT
     step: str = ""
@@ -119,6 +122,7 @@ class Progress:
     tokens_per_s: float | None = None
     message: str = ""
     remedy: str = ""
+    warning: str = ""
     steps_done: int = 0
     steps: int = 0
     started: float | None = None

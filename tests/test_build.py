@@ -23,6 +23,8 @@ from coe.surgery.errors import BuildError, SurgeryError
 from coe.surgery.evaluate import EvaluationReport, Outcome, Performance
 from coe.surgery.jobs import MOST_BEGINNINGS, BuildState, Job, Machine, Order, Progress
 from coe.surgery.mask import Mask
+from coe.surgery.parent import Parent
+from coe.surgery.profile import Profile
 from coe.surgery.questions import QuestionSet
 from coe.surgery.recipes import TopK
 from coe.surgery.three_pass import ThreePass
@@ -126,6 +128,70 @@ def test_every_tenth_question_is_held_out_of_the_profile_and_asked(new_job: NewJ
     assert report["evaluation"]["beside"]["name"] == "parent"
 
 
+def test_nothing_that_asks_a_question_to_judge_by_is_profiled_in_whatever_form(
+    new_job: NewJob, tmp_path: Path, corpus: Path
+) -> None:
+    held, given, free = "What is 5 plus 5?", "How many legs does a spider have?", "Who wrote the first of these?"
+    chats = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": "I do not know."}]}
+        for one in (held, given, free)
+    ]
+    texts = [{"text": f"Somebody asked: {one} Nobody knew."} for one in (held, given, free)]
+    lines = "".join(json.dumps(one) + "\n" for one in [*chats, *texts])
+    for name in ("chats.jsonl", "traces.jsonl"):
+        (tmp_path / name).write_text(lines)
+    for name in ("plain.txt", "traces.txt"):
+        (tmp_path / name).write_text("\n\n".join(f"Paragraph {n}: {one}" for n, one in enumerate((held, given, free))))
+    (tmp_path / "given.jsonl").write_text(json.dumps({"question": given, "answer": "8"}) + "\n")
+    job = new_job(
+        corpus=(str(corpus), f"chats={tmp_path / 'chats.jsonl'}", f"plain={tmp_path / 'plain.txt'}"),
+        reasoning=(str(tmp_path / "traces.jsonl"), str(tmp_path / "traces.txt")),
+        questions=(tmp_path / "given.jsonl",),
+    )
+    assert build.run(job).state is BuildState.ASIDE
+    for name in ("corpus.jsonl", "corpus-0.txt", "reasoning.jsonl", "reasoning-0.txt"):
+        profiled = job.path(name).read_text()
+        assert free in profiled
+        assert held not in profiled
+        assert given not in profiled
+    report = job.report()
+    assert report is not None
+    split = report["steps"]["split"]
+    assert (split["left_out"], split["reasoning_left_out"]) == (4 + 4 + 2, 4 + 2)
+    assert set(Profile.load(job.path("profile.npz")).classes) == {"all", "chats", "plain"}
+
+
+def test_a_corpus_of_nothing_but_the_questions_to_judge_by_is_refused(
+    new_job: NewJob, tmp_path: Path, corpus: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("What is 5 plus 5?")
+    ended = build.run(new_job(corpus=(str(text),), questions=(corpus,)))
+    assert ended.state is BuildState.FAILED
+    assert "Nothing is left to profile" in ended.message
+
+
+def test_another_corpus_leaves_the_reasoning_profile_as_it_is(new_job: NewJob, tmp_path: Path, corpus: Path) -> None:
+    text = _text(tmp_path / "text.txt")
+    job = new_job(reasoning=(str(text),))
+    build.run(job)
+    with corpus.open("a") as file:
+        file.write(json.dumps({"question": "What is half of 8?", "answer": "4"}) + "\n")
+    steps = steps_taken(job)[1]
+    assert "profile" in steps
+    assert "reasoning" not in steps
+
+
+def test_too_few_questions_are_told_when_a_build_begins(new_job: NewJob, corpus: Path) -> None:
+    job = new_job()
+    told: list[Progress] = []
+    build.run(job, note=told.append)
+    first_step = next(at for at, progress in enumerate(told) if progress.step)
+    assert all("Only 4 questions" in progress.warning for progress in told[first_step:])
+    enough = new_job("enough", questions=(corpus,))
+    assert build.check(enough.order()[0], enough.folder) == ""
+
+
 def test_what_is_kept_aside_is_released_when_somebody_accepts_it(new_job: NewJob) -> None:
     job = new_job()
     build.run(job)
@@ -223,6 +289,12 @@ def test_given_questions_judge_a_corpus_without_any(new_job: NewJob, tmp_path: P
         ({"parent": Path("/nowhere/parent.gguf")}, "parent.gguf"),
         ({"corpus": ("/nowhere/corpus.jsonl",)}, "corpus.jsonl"),
         ({"questions": (Path("/nowhere/questions.jsonl"),)}, "questions.jsonl"),
+        ({"quantize": "Q4_K_XXL"}, "no file type"),
+        ({"shared_scale": float("nan")}, "cannot scale"),
+        ({"recipe": {"name": "drop-map", "weights": {"law": 1.0}}}, "does not have: law"),
+        ({"recipe": {"name": "v7"}, "answer": True}, "does not have: generic_math"),
+        ({"recipe": {"name": "drop-map", "weights": {"all": 0.0}}}, "no class any weight"),
+        ({"recipe": {"name": "top-k"}, "reasoning": ("/nowhere/traces.jsonl",)}, "no use of `reasoning`"),
     ],
 )
 def test_what_cannot_work_fails_at_once_and_says_why(new_job: NewJob, changes: dict[str, Any], says: str) -> None:
@@ -232,6 +304,28 @@ def test_what_cannot_work_fails_at_once_and_says_why(new_job: NewJob, changes: d
     assert says in ended.message
     assert job.progress().state is BuildState.FAILED
     assert job.records() == {}
+
+
+def test_what_a_parent_has_no_place_for_is_seen_before_anything_begins(
+    new_job: NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job()
+    order, open_parent = job.order()[0], Parent.open
+
+    def grouped(path: Path) -> Parent:
+        found = open_parent(path)
+        architecture = replace(found.experts.architecture, shared_output=None)
+        return replace(found, experts=replace(found.experts, architecture=architecture, n_groups=2, n_groups_used=1))
+
+    build.check(replace(order, shared_scale=1.2), job.folder)
+    monkeypatch.setattr(Parent, "open", grouped)
+    build.check(order, job.folder)
+    with pytest.raises(BuildError, match="multiple of 2 from 4"):
+        build.check(replace(order, experts=5), job.folder)
+    with pytest.raises(BuildError, match="multiple of 2 from 4"):
+        build.check(replace(order, experts=2), job.folder)
+    with pytest.raises(BuildError, match="no shared expert"):
+        build.check(replace(order, shared_scale=1.2), job.folder)
 
 
 def test_a_full_disk_is_seen_before_anything_begins(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ import pytest
 import yaml
 from random_model import Shape, write_random_model
 from server_process import ServerProcess, run_coe, write_roster
+
+from coe.server import builds
+from coe.server.roster import load_roster
+from coe.surgery.jobs import BuildState, Job, Progress
 
 LINES = 40
 TRIES = 30_000  # a request each: a build takes some seconds
@@ -270,3 +276,81 @@ def test_a_build_that_takes_a_place_keeps_it(
     assert "held by the build of small" in refused.json()["error"]["message"]
     until_state(server, "kept-aside")
     assert server.chat(model="general", max_tokens=1).status_code == 200
+
+
+def test_a_build_that_waits_for_idle_time_lets_one_through_that_does_not(
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+) -> None:
+    path = roster(pool={"vram_budget": "2 GiB", "quiet_s": 3600})
+    content = yaml.safe_load(path.read_text())
+    small = next(one for one in content["specialists"] if one["name"] == "small")
+    hurried = {**small, "name": "hurried", "domains": ["physics"], "build": {**small["build"], "when": "now"}}
+    path.write_text(yaml.safe_dump({**content, "specialists": [*content["specialists"], hurried]}))
+    server = serving(path)
+
+    def status(name: str) -> str:
+        return str(server.http.get(f"/v1/builds/{name}").json()["status"])
+
+    server.chat(model="small", max_tokens=1)
+    server.until(lambda: status("small") == "waiting: for idle time", TRIES)
+    assert "Only 4 questions" in card(server)["warning"]
+    server.chat(model="hurried", max_tokens=1)
+    server.until(lambda: status("hurried") in ("kept-aside", "failed"), TRIES)
+    assert status("hurried") == "kept-aside"
+    server.until(lambda: status("small") == "waiting: for idle time", TRIES)
+
+
+def test_two_who_look_at_the_same_time_have_a_new_file_served_once(roster: Callable[..., Path]) -> None:
+    loaded = load_roster(roster())
+    small = loaded.find("small")
+    assert small is not None
+    out = small.built_path(loaded.models_path)
+    out.parent.mkdir(parents=True)
+    adopted = []
+
+    async def adopt(name: str) -> bool:
+        await asyncio.sleep(0)
+        adopted.append(name)
+        return True
+
+    async def look() -> None:
+        owner = builds.Builds(loaded, None, adopt)  # type: ignore[arg-type]
+        await asyncio.gather(owner._look(), owner._look())
+        out.write_text("built")
+        await asyncio.gather(owner._look(), owner._look())
+        assert not owner.is_missing("small")
+
+    asyncio.run(look())
+    assert adopted == ["small"]
+
+
+@pytest.mark.parametrize("before", [BuildState.FAILED, BuildState.RELEASED, BuildState.WAITING])
+def test_who_stops_a_build_before_it_can_hear_of_it_is_told_that_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
+) -> None:
+    monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
+    job = Job.of(tmp_path, "small")
+    job.note(Progress(before, message="of an earlier run"))
+
+    async def stopped() -> Progress:
+        process = builds.BuildProcess(job)
+        running = asyncio.create_task(process.run())
+        await asyncio.sleep(0)  # it has begun to begin
+        await process.stop()
+        return await running
+
+    ended = asyncio.run(stopped())
+    assert (ended.state, ended.message) == (BuildState.STOPPED, "")
+    assert job.progress().state is BuildState.STOPPED
+
+
+@pytest.mark.parametrize("before", [BuildState.RELEASED, BuildState.ASIDE, BuildState.RUNNING])
+def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
+) -> None:
+    monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no such library')"))
+    job = Job.of(tmp_path, "small")
+    job.note(Progress(before))
+    ended = asyncio.run(builds.BuildProcess(job).run())
+    assert ended.state is BuildState.FAILED
+    assert "no such library" in ended.message

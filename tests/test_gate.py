@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.surgery.errors import BuildError
-from coe.surgery.gate import Bound, State, accept, hold_out, judge
+from coe.surgery.gate import Bound, State, Withheld, accept, foresee, hold_out, judge
 from coe.surgery.proportions import Paired
 from coe.surgery.questions import Kind, Question
 
@@ -56,7 +56,7 @@ class TestJudging:
         assert verdict.state is State.NEEDS_QUESTIONS
         assert "29" in verdict.reason
         assert "30" in verdict.reason
-        assert "--questions" in verdict.remedy
+        assert "`questions` of its build" in verdict.remedy
         assert judge(Paired(25, 0, 0, 4), Bound(min_questions=29)).released
 
     @pytest.mark.parametrize("paired", [None, Paired(0, 0, 0, 0)])
@@ -123,3 +123,53 @@ class TestHoldingOut:
 
     def test_a_small_corpus_may_hold_nothing_out(self) -> None:
         assert hold_out([question(index) for index in range(5)]) == ()
+
+    def test_too_few_are_foreseen(self) -> None:
+        assert foresee(30, Bound()) == ""
+        assert "Only 29" in foresee(29, Bound())
+        assert foresee(3, Bound(min_questions=3)) == ""
+
+
+class TestKeepingWhatIsProfiledFree:
+    WITHHELD = Withheld(["What is the boiling point of water?", "Why?", "What is 5 plus 5?"])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "what is  boiling-point of water",
+            "They asked: What is the boiling\npoint of water? He did not know.",
+            "WHY",
+            "I wonder what is 5 plus 5, or so.",
+        ],
+    )
+    def test_a_text_that_holds_a_question_asks_it(self, text: str) -> None:
+        assert self.WITHHELD.is_asked_in(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "What is the boiling point of lead?", "Why is the sky blue?", "What is 5 plus 50?", "at 15 plus 5 is"],
+    )
+    def test_other_words_or_a_short_question_within_a_text_do_not(self, text: str) -> None:
+        assert not self.WITHHELD.is_asked_in(text)
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"question": "What is 5 plus 5?", "answer": "10"},
+            {"question": "What did he ask?", "answer": "He asked: what is 5 plus 5?"},
+            {"text": "Well, what is 5 plus 5? Ten."},
+            {"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "Because."}]},
+            {"messages": [{"role": "user", "content": "What is 5 plus 5?\n\nA) 9\nB) 10"}]},
+        ],
+    )
+    def test_every_form_of_a_line_is_looked_at(self, record: dict[str, object]) -> None:
+        assert self.WITHHELD.is_asked_in_line(record)
+        assert not Withheld(["What is 6 plus 6?"]).is_asked_in_line(record)
+
+    def test_a_question_over_several_paragraphs_takes_them_all_along(self) -> None:
+        over_two = Withheld(["A man buys a horse.\n\nIs the sale valid?", "Why?"])
+        assert over_two.asked_in(["Before.", "A man buys a horse.", "Is the sale valid?", "After.", "Why?"]) == {
+            1,
+            2,
+            4,
+        }
