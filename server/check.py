@@ -44,7 +44,7 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class ToBuild:
-    """About what a specialist will come to that has yet to be built; `lacks` says what is missing for that.
+    """About what a specialist will come to that has yet to be built, or cut; `lacks` says what is missing for that.
 
     file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
     """
@@ -52,6 +52,7 @@ class ToBuild:
     file_bytes: int = 0
     total_bytes: int | None = None
     lacks: str = ""
+    how: str = "built"
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _table(judged: Mapping[str, Available | Unavailable], to_build: Mapping[str,
         if (plan := to_build.get(name)) is not None:
             size = f"~{size_text(plan.file_bytes)}" if plan.file_bytes else "-"
             total = f"~{size_text(plan.total_bytes)}" if plan.total_bytes is not None else "-"
-            table.add_row(escape(name), "to be built", size, "-", "-", "-", total, "when it is built")
+            table.add_row(escape(name), f"to be {plan.how}", size, "-", "-", "-", total, f"when it is {plan.how}")
             continue
         location, footprint = item.location, item.footprint
         there = location.path is not None

@@ -38,7 +38,8 @@ def demo_roster() -> Path:
 def _nothing(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         _out.print("[bold]coe[/] serves a college of specialists behind one OpenAI-compatible address.\n")
-        _out.print("  coe serve                      the demo, without any download")
+        _out.print("  coe demo                       a tour of what this is, in a minute")
+        _out.print("  coe serve                      the demo's college, without any download")
         _out.print("  coe check specialists.yaml     what of a roster this machine can serve")
         _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
         _out.print("  coe serve --roster FILE        serve your own college")
@@ -107,6 +108,18 @@ def pull(
             _err.print(str(problem), markup=False)
         raise typer.Exit(1) from None
     raise typer.Exit(run(loaded, names or [], yes=yes, token=token, console=_out, confirm=typer.confirm))
+
+
+@app.command()
+def demo(
+    url: Annotated[
+        str, typer.Option(help="A server to ask; where none serves the demo there, one is started for the tour.")
+    ] = "http://127.0.0.1:8000",
+) -> None:
+    """A tour of the built-in college in under a minute: questions, answers, and a specialist built on the way."""
+    from .demo_tour import tour
+
+    raise typer.Exit(tour(demo_roster(), url.rstrip("/"), _out))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from coe.router.supervisor import Settings as SupervisorSettings
 from .builds import Builds
 from .check import Available, Unavailable, availability
 from .errors import BuildingError, UnknownModelError
+from .masked import cut_masked
 from .roster import Roster
 from .roster_models import AUTO, Specialist
 from .wire import Ask
@@ -68,8 +69,10 @@ class College:
         """
         asked = roster.pool.vram_budget
         budget, note = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
+        lacking = await cut_masked(roster)
         predictions = await predict_all(roster)
         judged = availability(roster, predictions.__getitem__, budget, predictions.refused)
+        judged |= {name: Unavailable(*lack, judged[name].location) for name, lack in lacking.items()}
         entries = {name: entry for name, item in judged.items() if (entry := _entry(roster, name, item)) is not None}
         if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [

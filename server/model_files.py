@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import importlib.util
 import os
 import re
@@ -82,6 +83,26 @@ def locate_file(path: Path, remedy: str) -> Location:
     if lacking:
         return Location(None, reason=f"Parts are missing: {', '.join(lacking)}.", remedy=remedy)
     return Location(files[0], files)
+
+
+def cut_path(models_dir: Path, name: str, mask: Path) -> Path:
+    """Where the specialist that a mask makes is kept: models_dir/cut/<name>-<hash of the mask's file>.gguf.
+
+    A mask knows its parent by hash, so that no other parent can give another file. Raises OSError.
+    """
+    return models_dir / "cut" / f"{name}-{hashlib.sha256(mask.read_bytes()).hexdigest()[:12]}.gguf"
+
+
+def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
+    """A specialist given by its mask, if it has been cut already."""
+    try:
+        path = cut_path(models_dir, name, mask)
+    except OSError as error:
+        reason = f"The mask {mask} cannot be read: {error.strerror or error}."
+        return Location(None, reason=reason, remedy=f"Correct `mask` of {name} in the roster.")
+    if not path.is_file():
+        return Location(None, reason="It has not been cut yet.", remedy="coe serve cuts it when it starts.")
+    return Location(path, (path,))
 
 
 def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:

@@ -225,9 +225,9 @@ def _wants(roster: Roster, names: Sequence[str], console: Console) -> tuple[list
     refused: list[tuple[str, PullError]] = []
     for name in names or roster.names:
         specialist = roster.find(name)
-        if specialist and specialist.build:
-            # What has to be there before it can be built.
-            key = PARENT if specialist.build.parent is None else specialist.name
+        if specialist and (specialist.build or specialist.mask):
+            # What has to be there before it can be built, or cut.
+            key = specialist.name if specialist.build and specialist.build.parent else PARENT
             if (parent := roster.parent_of(specialist)) is not None:
                 sources[key] = parent
         elif specialist:

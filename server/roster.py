@@ -75,8 +75,18 @@ def load_roster(path: Path) -> Roster:
     assert roster is not None, "a roster without problems has a value"
     doubts = {problem for fatal, problem in problems if not fatal}
     roster._path = path
+    roster = _with_whole_paths(roster)
     roster._warnings = tuple(sorted(doubts, key=lambda problem: (problem.line or 0, problem.key)))
     return roster
+
+
+def _with_whole_paths(roster: Roster) -> Roster:
+    """Masks as absolute paths: an entry knows nothing of the roster's folder."""
+    entries = tuple(
+        entry if entry.mask is None else entry.model_copy(update={"mask": str(roster.resolve(entry.mask))})
+        for entry in roster.specialists
+    )
+    return roster.model_copy(update={"specialists": entries})
 
 
 _SECTIONS: dict[str, type[Section]] = {

@@ -20,7 +20,14 @@ from pydantic import (
 )
 
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from coe.server.model_files import Location, locate_file, locate_in_folder, locate_in_package, repository_folder
+from coe.server.model_files import (
+    Location,
+    locate_cut,
+    locate_file,
+    locate_in_folder,
+    locate_in_package,
+    repository_folder,
+)
 from coe.server.roster_source import Problem
 from coe.surgery.jobs import BUILT
 
@@ -36,7 +43,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
 _ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -382,6 +389,7 @@ class Specialist(Settings, ModelSource):
     description: Text | None = None
     domains: Texts = ()
     examples: Texts = ()
+    mask: Text | None = None  # a mask's file: it is cut out of the roster's parent when the server starts
     build: Build | None = None
 
     def location(self, models_dir: Path) -> Location:
@@ -391,6 +399,8 @@ class Specialist(Settings, ModelSource):
             if not path.is_file():
                 return Location(None, reason="It has not been built yet.", remedy=f"Run: coe build {self.name}")
             return Location(path, (path,))
+        if self.mask is not None:
+            return locate_cut(models_dir, self.name, Path(self.mask))
         return self.find_file(models_dir, self.name)
 
     def built_path(self, models_dir: Path) -> Path:
@@ -463,9 +473,9 @@ class Roster(Section):
         return tuple(specialist.name for specialist in self.specialists)
 
     def parent_of(self, specialist: Specialist) -> BuildParent | Parent | None:
-        """The model that a specialist's `build` cuts from: its own, or the roster's."""
-        assert specialist.build is not None
-        return specialist.build.parent or self.parent
+        """The model that a specialist is cut from: that of its own `build`, or the roster's."""
+        own = specialist.build.parent if specialist.build is not None else None
+        return own or self.parent
 
     def resolve(self, written: str) -> Path:
         """A path as the roster writes it, made absolute: relative ones begin at the roster's folder."""

