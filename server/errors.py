@@ -99,6 +99,10 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
     (engine.LoadError, 503, "load_failed", "model"),
     (engine.ModelFileError, 503, "load_failed", "model"),
     (engine.ThinkingPolicyError, 503, "thinking_policy", "model"),
+    (engine.SourceChangedError, 503, "model_file_changed", "model"),
+    (engine.SharingError, 503, "load_failed", "model"),
+    (engine.LayoutError, 503, "load_failed", "model"),
+    (engine.SwapError, 503, "worker_died", None),
 )
 
 

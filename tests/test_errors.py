@@ -31,6 +31,10 @@ def test_the_body_is_openais_envelope() -> None:
         (engine.LoadError("?"), 503, "load_failed"),
         (engine.ModelFileError("?"), 503, "load_failed"),
         (engine.ThinkingPolicyError("?"), 503, "thinking_policy"),
+        (engine.SourceChangedError("?"), 503, "model_file_changed"),
+        (engine.SharingError("?"), 503, "load_failed"),
+        (engine.LayoutError("?"), 503, "load_failed"),
+        (engine.SwapError("?"), 503, "worker_died"),
         (engine.EngineError("?"), 500, "engine_error"),
     ],
 )
