@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from coe.engine.files import cache_folder, written_beside
 from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from coe.surgery import recipes
@@ -26,7 +27,6 @@ from coe.surgery.answers import answer_questions
 from coe.surgery.corpus import CorpusFile, read_corpus
 from coe.surgery.criteria import CRITERIA
 from coe.surgery.drop_map import DropMap
-from coe.surgery.files import cache_folder, written_beside
 from coe.surgery.generation import GREEDY
 from coe.surgery.growth import Growth
 from coe.surgery.mask import Mask

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coe.surgery.files import written_beside
+from coe.engine.files import written_beside
 
 from .chat import CHAT_TEMPLATE
 from .model import Shape, TinyParent, rope_factors

@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from coe.engine.files import written_beside
 from coe.surgery import plots
-from coe.surgery.files import written_beside
 from coe.surgery.proportions import Share
 from coe.surgery.transfer import COSINE, OVERLAP, QUALITY, SPREAD
 

@@ -545,7 +545,7 @@ def compare(
         if pictures is not None:
             _draw(pictures, read, comparison, found)
         if out is not None:
-            from coe.surgery.files import written_beside
+            from coe.engine.files import written_beside
 
             whole = {"comparison": comparison.to_json(), "transfer": found and found.to_json()}
             with written_beside(out) as beside:

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coe.engine.files import written_beside
 from coe.engine.request import Finish
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 
 from .errors import EvaluationError
+from .files import require_output
 from .generation import DEFAULT, OnProgress, Prompt, Settings, Start, generate
-from .parent import require_output, written_beside
 from .questions import asked, id_of, options_of, records, text_of, with_options
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from coe.engine.errors import EngineError, UnavailableError
+from coe.engine.files import written_beside
 from coe.engine.memory import predict
 from coe.engine.process import die_with
 from coe.engine.spec import LoadSpec
@@ -40,7 +41,7 @@ from .cut import cut
 from .drop_map import DropMap
 from .errors import BuildError, CorpusError, SurgeryError
 from .evaluate import EvaluationReport, evaluate, paired_sentence
-from .files import sha256_of, written_beside
+from .files import sha256_of
 from .generation import Settings
 from .jobs import EXIT_BUSY, EXIT_STOPPED, MOST_BEGINNINGS, BuildState, Busy, Job, Machine, Order, Progress, Record
 from .mask import Mask

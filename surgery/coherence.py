@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from coe.engine.files import written_beside
+
 from .compare import f_scores
 from .errors import ProfileError
-from .files import written_beside
 from .parent import Identity
 from .selection import Kept, require_count, top_k
 

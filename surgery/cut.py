@@ -25,13 +25,15 @@ from gguf import GGML_QUANT_SIZES
 
 from coe.engine.contents import PROVENANCE, SKELETON
 from coe.engine.contents import read_slots as read_slots
+from coe.engine.files import written_beside
 from coe.engine.gguf_header import TensorInfo
 
 from .architectures import Architecture, Experts, block_tensor, expert_bytes, is_per_expert
 from .errors import CutError
+from .files import require_output
 from .gguf_writer import RawHeader, Tensor, Value, padded, read_raw_header
 from .mask import Mask
-from .parent import Identity, Parent, require_output, written_beside
+from .parent import Identity, Parent
 from .quantize import quantize_file, require_file_type, roughly_bytes
 from .shared_scale import scaling
 

@@ -11,13 +11,13 @@ from typing import Any, Final, Self
 
 from rich.table import Table
 
+from coe.engine.files import written_beside
 from coe.engine.request import Finish
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, ThinkingMode
 
 from .errors import EvaluationError
 from .generation import DEFAULT, Generated, OnProgress, Prompt, Settings, Start, generate, model_sha256
-from .parent import written_beside
 from .proportions import Lengths, Paired, Share
 from .questions import Question, QuestionSet
 from .scoring import score

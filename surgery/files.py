@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from coe.engine.files import cache_folder as cache_folder
-from coe.engine.files import stamp
-from coe.engine.files import written_beside as written_beside
+from coe.engine.files import cache_folder, stamp, written_beside
 
 from .errors import SurgeryError
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from coe.engine.errors import EngineError, WorkerDiedError
+from coe.engine.files import cache_folder
 from coe.engine.gguf_header import read_split
 from coe.engine.request import Delta, Finish, Finished, GenerateRequest
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling, Thinking
 
 from .errors import EvaluationError
-from .parent import cache_folder, sha256_of
+from .files import sha256_of
 
 GREEDY: Final = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0)
 

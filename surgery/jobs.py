@@ -17,8 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engine.files import written_beside
+
 from .errors import BuildError
-from .files import written_beside
 
 BUILDS: Final = "builds"  # below the models folder: a folder a build
 BUILT: Final = "built"  # below the models folder: what was released

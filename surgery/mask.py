@@ -11,8 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.engine.files import written_beside
+
 from .errors import MaskError, ParentMismatchError
-from .parent import Identity, written_beside
+from .parent import Identity
 
 SCHEMA_VERSION: Final = 1
 

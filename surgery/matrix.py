@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 from rich.table import Table
 
+from coe.engine.files import written_beside
 from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 
@@ -21,7 +22,6 @@ from . import plots
 from .errors import EvaluationError
 from .evaluate import Performance, performance
 from .generation import DEFAULT, OnProgress, Settings, Start
-from .parent import written_beside
 from .proportions import Paired, Share
 from .questions import QuestionSet
 

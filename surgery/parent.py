@@ -9,10 +9,7 @@ from pathlib import Path
 from coe.engine.gguf_header import Header, read_split
 
 from .architectures import Experts, experts_of
-from .files import cache_folder as cache_folder
-from .files import require_output as require_output
-from .files import sha256_of as sha256_of
-from .files import written_beside as written_beside
+from .files import sha256_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import require_output, written_beside
+from coe.engine.files import written_beside
+
+from .files import require_output
 from .mask import Mask
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.engine.files import written_beside
+
 from .errors import ParentMismatchError, ProfileError
-from .parent import Identity, written_beside
+from .parent import Identity
 
 _VERSION: Final = 1
 
