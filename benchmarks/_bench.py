@@ -127,7 +127,7 @@ def llama_server(binary: Path, spec: LoadSpec) -> Iterator[int]:
         *("--batch-size", "512", "--ubatch-size", "512", "--gpu-layers", "999", "--fit", "off"),
         *("--cache-ram", "0", "--ctx-checkpoints", "0", "--no-ui", "--log-verbosity", "1"),
     ]
-    with _process(command, f"http://127.0.0.1:{port}/health"):
+    with running(command, f"http://127.0.0.1:{port}/health"):
         yield port
 
 
@@ -138,7 +138,7 @@ def our_server(roster: Mapping[str, Any], folder: Path) -> Iterator[tuple[int, s
     path = folder / "specialists.yaml"
     path.write_text(json.dumps(roster))  # JSON is YAML
     command = [sys.executable, "-m", "coe.server.cli", "serve", "--roster", str(path), "--port", str(port)]
-    with _process(command, f"http://127.0.0.1:{port}/ready") as process:
+    with running(command, f"http://127.0.0.1:{port}/ready") as process:
         yield port, process
 
 
@@ -167,7 +167,7 @@ def specialist_of(spec: LoadSpec, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _process(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:

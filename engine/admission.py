@@ -1,10 +1,16 @@
-"""Who is served, loaded and evicted next: pure decisions over plain values. The pool carries them out."""
+"""Who is served, loaded and evicted next: pure decisions over plain values. The pool carries them out.
+
+Residents of one *kind* stand in for each other: each can become any specialist of the kind in place. A specialist that
+shares with nobody is the only one of its kind, and has one resident at most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from .choosing import Candidate, Distances, choose_resident
 
 
 class State(StrEnum):
@@ -17,7 +23,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class ResidentView:
-    """What admission has to know of a resident. last_used: seconds of a monotonic clock."""
+    """What admission has to know of a resident. last_used: seconds of a monotonic clock.
+
+    specialist: which it is, will be once it is loaded, or was last told to become.
+    """
 
     key: str
     state: State
@@ -26,6 +35,8 @@ class ResidentView:
     capacity: int
     last_used: float
     pinned: bool = False
+    kind: str = ""
+    specialist: str = ""
 
     @property
     def idle(self) -> bool:
@@ -35,24 +46,52 @@ class ResidentView:
 
 @dataclass(frozen=True)
 class WaiterView:
-    """A request that waits for a lease on `key`, and what loading that would take.
+    """A request that waits for a lease, and what loading a resident for it would take.
 
     bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
     """
 
     id: int
-    key: str
+    kind: str
     need_bytes: int
     bypassed_s: float
+    specialist: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Specialists that can share residents. most: residents there may be of it; 0 for as many as have room.
+
+    distances: bytes that a swap between two of them changes.
+    """
+
+    distances: Distances = field(default_factory=Distances)
+    most: int = 1
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A waiter gets its lease on a resident, which becomes the waiter's specialist if it is another one."""
+
+    waiter: int
+    resident: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """A resident of a kind is to be loaded as one of its specialists."""
+
+    kind: str
+    specialist: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now: waiters to serve, residents to stop, keys to load."""
+    """What to do now: waiters to serve, residents to stop, residents to load."""
 
-    grants: tuple[int, ...] = ()
+    grants: tuple[Grant, ...] = ()
     evict: tuple[str, ...] = ()
-    load: tuple[str, ...] = ()
+    load: tuple[Load, ...] = ()
 
 
 def plan_evictions(need_bytes: int, residents: Sequence[ResidentView], budget_bytes: int) -> list[str] | None:
@@ -78,9 +117,9 @@ def closed_to_newcomers(
     Gives them, and the ids of the waiters who are no newcomers: they came before the overdue one, and still pass.
     Those that will be free soonest go first: idle ones, then those with the fewest leases.
     """
-    present = {resident.key for resident in residents if resident.state is not State.DRAINING}
+    present = {resident.kind for resident in residents if resident.state is not State.DRAINING}
     place = next(
-        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.key not in present), len(waiters)
+        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.kind not in present), len(waiters)
     )
     if place == len(waiters):
         return frozenset(), frozenset()
@@ -102,48 +141,87 @@ def plan(
     budget_bytes: int,
     *,
     max_bypass_s: float,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Plan:
-    """The next actions. waiters: oldest first.
+    """The next actions. waiters: oldest first. kinds: those that several specialists share.
 
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
     order of their oldest waiter; a later one never takes the room that an earlier one waits for. When more is booked
     than the budget holds (a load took more than predicted), idle residents go until it fits.
+
+    A shared resident is changed rather than another loaded: that is quicker. Where there is room that nobody waits for,
+    another one is loaded all the same, so that the next request finds its specialist as it left it.
     """
-    closed, ahead = closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s)
-    by_key = {resident.key: resident for resident in residents}
-    leases = {resident.key: resident.leases for resident in residents}
-    grants: list[int] = []
-    for waiter in waiters:
-        resident = by_key.get(waiter.key)
-        if resident is None or resident.state is not State.WARM or (waiter.key in closed and waiter.id not in ahead):
-            continue
-        if leases[waiter.key] < resident.capacity:
-            leases[waiter.key] += 1
-            grants.append(waiter.id)
-
-    evict: list[str] = []
-    load: list[str] = []
+    kinds = kinds or {}
+    seats = {resident.key: resident for resident in residents}
+    grants = _grant(waiters, seats, kinds, *closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s))
     booked = sum(resident.vram_bytes for resident in residents)
-    after = [_with_leases(resident, leases[resident.key]) for resident in residents]
     if booked > budget_bytes:
-        evict.extend(plan_evictions(0, after, budget_bytes) or ())
-        return Plan(tuple(grants), tuple(evict))
+        return Plan(grants, tuple(plan_evictions(0, list(seats.values()), budget_bytes) or ()))
+    present = {resident.kind for resident in residents}
+    loads: list[Load] = []
     for waiter in waiters:
-        if waiter.key in by_key or waiter.key in load:
+        if waiter.kind in present:
             continue
-        if booked + waiter.need_bytes <= budget_bytes:
-            load.append(waiter.key)
-            booked += waiter.need_bytes
-            after.append(ResidentView(waiter.key, State.LOADING, waiter.need_bytes, 0, 1, 0.0))
-            continue
-        evict.extend(plan_evictions(waiter.need_bytes, after, budget_bytes) or ())
-        break  # what frees up is this waiter's; those behind it wait for the next plan
-    return Plan(tuple(grants), tuple(evict), tuple(load))
+        if booked + waiter.need_bytes > budget_bytes:
+            # What frees up is this waiter's; those behind it wait for the next plan.
+            coming = [ResidentView("", State.LOADING, booked - sum(r.vram_bytes for r in residents), 0, 1, 0.0)]
+            evict = plan_evictions(waiter.need_bytes, [*seats.values(), *coming], budget_bytes) or ()
+            return Plan(grants, tuple(evict), tuple(loads))
+        loads.append(Load(waiter.kind, waiter.specialist))
+        present.add(waiter.kind)
+        booked += waiter.need_bytes
+    loads += _spread(waiters, residents, seats, loads, kinds, budget_bytes - booked)
+    return Plan(grants, (), tuple(loads))
 
 
-def _with_leases(view: ResidentView, leases: int) -> ResidentView:
-    return ResidentView(view.key, view.state, view.vram_bytes, leases, view.capacity, view.last_used, view.pinned)
+def _grant(
+    waiters: Sequence[WaiterView],
+    seats: dict[str, ResidentView],
+    kinds: Mapping[str, Kind],
+    closed: Collection[str],
+    ahead: Collection[int],
+) -> tuple[Grant, ...]:
+    """Who is served now, and by whom; notes in `seats` what becomes of the residents."""
+    grants = []
+    for waiter in waiters:
+        able = {
+            seat.key: Candidate(seat.specialist, seat.leases, seat.last_used)
+            for seat in seats.values()
+            if seat.kind == waiter.kind and seat.state is State.WARM and seat.leases < seat.capacity
+            if seat.key not in closed or waiter.id in ahead
+        }
+        key = choose_resident(waiter.specialist, able, kinds.get(waiter.kind, Kind()).distances)
+        if key is not None:
+            seats[key] = replace(seats[key], leases=seats[key].leases + 1, specialist=waiter.specialist)
+            grants.append(Grant(waiter.id, key))
+    return tuple(grants)
+
+
+def _spread(
+    waiters: Sequence[WaiterView],
+    before: Sequence[ResidentView],
+    seats: Mapping[str, ResidentView],
+    loads: Sequence[Load],
+    kinds: Mapping[str, Kind],
+    free_bytes: int,
+) -> list[Load]:
+    """More residents of kinds in use, for specialists that no resident is: those just displaced, or wanted."""
+    more: list[Load] = []
+    for waiter in waiters:
+        kind = kinds.get(waiter.kind)
+        held = [seat.specialist for seat in seats.values() if seat.kind == waiter.kind]
+        held += [load.specialist for load in (*loads, *more) if load.kind == waiter.kind]
+        if kind is None or not held or (kind.most and len(held) >= kind.most) or waiter.need_bytes > free_bytes:
+            continue
+        displaced = [r.specialist for r in before if r.kind == waiter.kind and r.state is State.WARM]
+        for name in (waiter.specialist, *displaced):
+            if not any(kind.distances.between(name, other) == 0 for other in held):
+                more.append(Load(waiter.kind, name))
+                free_bytes -= waiter.need_bytes
+                break
+    return more
 
 
 def expired(residents: Collection[ResidentView], now: float, idle_ttl_s: float | None) -> list[str]:

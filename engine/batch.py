@@ -232,7 +232,7 @@ class BatchLoop:
         if self._swapper is None:
             return 0.0
         n_ready = len({sequence.owner for sequence in self._sequences()})
-        return worst_wait_s(n_ready, self._change_s, self._quantum_s(n_ready), max(self._steps_s, default=0.0))
+        return worst_wait_s(n_ready, self.change_s, self._quantum_s(n_ready), max(self._steps_s, default=0.0))
 
     def _sequences(self) -> list[ActiveSequence]:
         """Everything that has not ended."""
@@ -241,7 +241,8 @@ class BatchLoop:
     # --- turns ------------------------------------------------------------------------------------------------
 
     @property
-    def _change_s(self) -> float:
+    def change_s(self) -> float:
+        """Seconds that changes of specialist take: the mean of the last ones; 0 before the first."""
         mean = sum(self._changes) / len(self._changes) if self._changes else 0.0
         return max(mean, self._moving_s)
 
@@ -249,7 +250,7 @@ class BatchLoop:
         sharing = self._spec.sharing
         assert sharing is not None
         step_s = max(self._steps_s, default=0.0)
-        return quantum_s(self._change_s, sharing.swap_share, n_ready, step_s, sharing.max_wait_s)
+        return quantum_s(self.change_s, sharing.swap_share, n_ready, step_s, sharing.max_wait_s)
 
     def _take_turns(self) -> None:
         """Go on to another specialist when it is its turn."""

@@ -18,14 +18,23 @@ class Candidate:
 
 
 class Distances:
-    """Bytes that a swap between two specialists changes, either way; 0 from one to itself."""
+    """Bytes that a swap between two specialists changes, either way; 0 from one to itself.
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    Without pairs they are names for one load, and nothing has to change.
+    """
+
+    def __init__(self, pairs: Sequence[Pair] = ()) -> None:
         self._bytes = {frozenset((pair.one, pair.other)): pair.changed_bytes for pair in pairs}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Distances) and self._bytes == other._bytes
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._bytes.items()))
 
     def between(self, one: str, other: str) -> int:
         """Raises KeyError for two that share no resident."""
-        return 0 if one == other else self._bytes[frozenset((one, other))]
+        return self._bytes[frozenset((one, other))] if self._bytes and one != other else 0
 
 
 def choose_resident(wanted: str, candidates: Mapping[str, Candidate], distances: Distances) -> str | None:
@@ -42,14 +51,3 @@ def choose_resident(wanted: str, candidates: Mapping[str, Candidate], distances:
         return distance > 0, candidate.active, distance, candidate.last_used
 
     return min(candidates, key=cost, default=None)
-
-
-def most_different(names: Sequence[str], count: int, distances: Distances) -> tuple[str, ...]:
-    """So many specialists that lie far from each other, the first name given among them: each next one is the one
-    whose nearest among those chosen is farthest; of equals the first given.
-    """
-    chosen = list(names[:1])
-    while len(chosen) < min(count, len(names)):
-        rest = [name for name in names if name not in chosen]
-        chosen.append(max(rest, key=lambda name: min(distances.between(name, other) for other in chosen)))
-    return tuple(chosen)

@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .architectures import ARCHITECTURES, Architecture, block_tensor, expert_bytes, is_per_expert
 from .errors import SharingError, SourceChangedError
 from .files import cache_folder, stamp, written_beside
-from .gguf_header import Header, TensorInfo, read_array, read_fingerprints, read_split
+from .gguf_header import Header, TensorInfo, read_split
+from .gguf_records import Records, fingerprint, numbers, read_records
 from .sharing import Keys, Place, Shape, Specialist
-from .spec import Member
+from .spec import Kept, Member
 
 PROVENANCE: Final = "coe.surgery."  # keys that a cut file has of its making begin so
-SKELETON: Final = PROVENANCE + "skeleton"  # a file that has this key has no weights of its own
+SKELETON: Final = PROVENANCE + "skeleton"  # a file that has this key, its parent's path, has no weights of its own
 
 # Keys that say nothing of how a file computes: its name, its parts, how it was made.
 _DESCRIPTIVE: Final = ("general.", "split.", "quantize.", PROVENANCE)
+_LAYERS, _KEPT = PROVENANCE + "layers", PROVENANCE + "kept_experts"
 _BY_CONTENT: Final = "content"
 _CHUNK: Final = 8 * 2**20
+_FOLIO_PAGES: Final = 8192  # more than the largest folio of a page cache has
 _SCHEMA: Final = 1
 
 
-def read_specialist(path: Path, parent: Path | None = None) -> Specialist:
+class HeaderReader:
+    """Reads each file's header once, however many specialists have to do with it. Threads may share one."""
+
+    def __init__(self) -> None:
+        self._headers: dict[Path, list[Header]] = {}
+        self._said: dict[Path, tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]] = {}
+        self._records: Records = {}  # of the file that was read last
+        self._prints: Mapping[str, str] = {}  # and their fingerprints
+        self._lock = threading.Lock()
+
+    def headers(self, path: Path) -> list[Header]:
+        """Of all parts of a split file. Raises ModelFileError."""
+        if path not in self._headers:
+            self._headers[path] = read_split(path)
+        return self._headers[path]
+
+    def said(self, path: Path) -> tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]:
+        """The fingerprints of a file's metadata, and its slots (`read_slots`). Raises ModelFileError."""
+        with self._lock:
+            if path not in self._said:
+                records = read_records(path, self._records)
+                prints = {
+                    key: self._prints[key] if record is self._records.get(key) else fingerprint(record)
+                    for key, record in records.items()
+                }
+                self._said[path] = prints, _slots(records)
+                self._records, self._prints = records, prints
+            return self._said[path]
+
+
+def read_specialist(
+    path: Path, parent: Path | None = None, kept: Kept | None = None, *, reader: HeaderReader | None = None
+) -> Specialist:
     """A specialist's weights: of a file of its own, or of a skeleton at `path` that is filled from its parent.
+
+    kept:   layer, the parent's experts slot by slot, in place of what the skeleton says; None for what it says.
+    reader: what it has read already is not read again.
 
     Only headers are read, and hashes of contents that `hash_contents` has worked out before.
 
     Raises ModelFileError for a file that cannot be read, SharingError for one that cannot share a resident.
     """
-    headers = read_split(path)
+    reader = reader or HeaderReader()
+    headers = reader.headers(path)
     first = headers[0]
     architecture = ARCHITECTURES.get(first.architecture)
     if architecture is None:
@@ -42,35 +88,53 @@ def read_specialist(path: Path, parent: Path | None = None) -> Specialist:
     n_expert = int(first.value("expert_count", 0) or 0)
     if n_expert < 2:
         raise SharingError(f"{path.name} has no experts to exchange.")
-    kept = read_slots(first)
     if parent is None and SKELETON in first.metadata:
         raise SharingError(f"{path.name} is a skeleton without weights.", "Name its parent beside it.")
-    sources = headers if parent is None else read_split(parent)
-    numbers = kept if parent is not None else None
+    fingerprints, slots = reader.said(path)
+    if kept:
+        slots = dict(kept)
+    sources = headers if parent is None else reader.headers(parent)
     if parent is not None:
-        _require_parent(headers, sources, kept)
-    places = _places(architecture, headers, sources, numbers, n_expert)
-    hashed = known_contents(sources)
-    keys = [_named(architecture, first, kept, places), _selected(hashed, places) if hashed else None]
+        _require_parent(architecture, headers, sources, slots)
+    places = _places(architecture, headers, sources, slots if parent is not None else None, n_expert)
+    files = tuple(header.path for header in sources)
     tensors = {tensor.name: (int(tensor.type), tensor.shape) for header in headers for tensor in header.tensors}
-    metadata = {key: value for key, value in read_fingerprints(path).items() if not key.startswith(_DESCRIPTIVE)}
+    metadata = {key: value for key, value in fingerprints.items() if not key.startswith(_DESCRIPTIVE)}
     n_groups = int(first.value("expert_group_count", 1) or 1)
     shape = Shape(first.architecture, n_expert, n_groups, tensors, metadata)
-    known = tuple(key for key in keys if key is not None)
-    return Specialist(path, shape, places, known, str(first.metadata.get(PROVENANCE + "parent_sha256", "")))
+    named = _named(architecture, first, slots, places)
+    keys = () if named is None else (named,)
+    found = Specialist(path, shape, places, keys, str(first.metadata.get(PROVENANCE + "parent_sha256", "")), files)
+    return with_contents(found) or found
 
 
-def read_slots(header: Header) -> dict[int, tuple[int, ...]] | None:
-    """Layer -> the parent's experts, slot by slot, as a cut file says; None for a file without provenance."""
-    layers, kept = PROVENANCE + "layers", PROVENANCE + "kept_experts"
-    if not {layers, kept} <= header.array_lengths.keys():
+def with_contents(specialist: Specialist) -> Specialist | None:
+    """The specialist with what `hash_contents` has found in its files; None where that is not known, or not new.
+
+    Cheap while nothing is known: it looks whether there is such a file.
+    """
+    if knows_contents(specialist):
         return None
-    numbers, experts = read_array(header.path, layers), read_array(header.path, kept)
-    size = len(experts) // max(len(numbers), 1)
-    return {
-        int(layer): tuple(int(expert) for expert in experts[at * size : (at + 1) * size])
-        for at, layer in enumerate(numbers)
-    }
+    found = known_contents(specialist.files)
+    return replace(specialist, keys=(*specialist.keys, _selected(found, specialist.places))) if found else None
+
+
+def knows_contents(specialist: Specialist) -> bool:
+    """Whether it is known what a specialist's files hold, whatever mask made them."""
+    return any(keys.origin == _BY_CONTENT for keys in specialist.keys)
+
+
+def read_slots(header: Header) -> Mapping[int, tuple[int, ...]] | None:
+    """Layer -> the parent's experts, slot by slot, as a cut file says; None for a file without provenance."""
+    return _slots(read_records(header.path)) if {_LAYERS, _KEPT} <= header.array_lengths.keys() else None
+
+
+def _slots(records: Records) -> Mapping[int, tuple[int, ...]] | None:
+    layers, kept = numbers(records.get(_LAYERS)), numbers(records.get(_KEPT))
+    if layers is None or kept is None:
+        return None
+    size = len(kept) // max(len(layers), 1)
+    return {layer: tuple(kept[at * size : (at + 1) * size]) for at, layer in enumerate(layers)}
 
 
 def sources(specialist: Specialist) -> tuple[Path, ...]:
@@ -87,9 +151,10 @@ def file_stamp(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
-def member_stamp(member: Member) -> str:
+def member_stamp(member: Member, reader: HeaderReader | None = None) -> str:
     """The stamps of a member's files, parts of split ones included. Raises ModelFileError, SourceChangedError."""
-    paths = [header.path for path in (member.path, member.parent) if path for header in read_split(path)]
+    reader = reader or HeaderReader()
+    paths = [header.path for path in (member.path, member.parent) if path for header in reader.headers(path)]
     return "; ".join(file_stamp(path) for path in paths)
 
 
@@ -119,19 +184,30 @@ def _places(
 
 
 def _require_parent(
-    skeleton: Sequence[Header], parent: Sequence[Header], kept: Mapping[int, tuple[int, ...]] | None
+    architecture: Architecture,
+    skeleton: Sequence[Header],
+    parent: Sequence[Header],
+    kept: Mapping[int, tuple[int, ...]] | None,
 ) -> None:
     """Raises SharingError where a skeleton does not fit the file that is to fill it."""
     name = skeleton[0].path.name
     if kept is None:
-        raise SharingError(f"{name} does not say which experts it keeps.", "Make the skeleton again.")
+        raise SharingError(f"{name} does not say which experts it keeps.", "Give them beside it.")
     theirs = {tensor.name: tensor for header in parent for tensor in header.tensors}
     n_expert = int(parent[0].value("expert_count", 0) or 0)
     for tensor in (tensor for header in skeleton for tensor in header.tensors):
         whole = theirs.get(tensor.name)
         if whole is None or whole.type != tensor.type or not _fits(tensor, whole):
             raise SharingError(f"{tensor.name} of {name} does not fit {parent[0].path.name}.", "Make it again.")
-    if any(expert >= n_expert for experts in kept.values() for expert in experts):
+        found = block_tensor(tensor.name)
+        if found is not None and is_per_expert(architecture, tensor.name):
+            slots = kept.get(found[0], ())
+            if len(slots) != tensor.shape[-1] or len(set(slots)) != len(slots):
+                raise SharingError(
+                    f"{len(set(slots))} experts are kept in layer {found[0]}, and {name} has {tensor.shape[-1]}.",
+                    "Make the skeleton again for this mask.",
+                )
+    if any(not 0 <= expert < n_expert for experts in kept.values() for expert in experts):
         raise SharingError(f"{name} keeps experts that {parent[0].path.name} does not have.", "Make it again.")
 
 
@@ -167,27 +243,30 @@ def _named(
 # --- what by content ------------------------------------------------------------------------------------------
 
 
-def hash_contents(path: Path, progress: Callable[[int], None] | None = None) -> None:
+def hash_contents(path: Path, progress: Callable[[int], None] | None = None, *, in_background: bool = False) -> None:
     """Work out what every tensor and every expert of a file holds, all parts of a split one; kept for later.
 
-    progress: called with the bytes of each piece. Returns at once for a file that is known.
+    progress:      called with the bytes of each piece. Returns at once for a file that is known.
+    in_background: on one core, and the page cache is left as it was found: what others read stays in it.
 
-    Raises ModelFileError, or SharingError for an architecture that is not known.
+    Raises ModelFileError, SourceChangedError, or SharingError for an architecture that is not known.
     """
     headers = read_split(path)
-    if known_contents(headers) is not None:
+    paths = [header.path for header in headers]
+    if known_contents(paths) is not None:
         return
-    key = _cache_path(headers)  # of the files as they are before they are read
+    key = _cache_path(paths)  # of the files as they are before they are read
     architecture = ARCHITECTURES.get(headers[0].architecture)
     if architecture is None:
         raise SharingError(f"The experts of the architecture {headers[0].architecture!r} are not known.")
     tell = progress or (lambda count: None)
     experts: dict[str, list[str]] = {}
     others: dict[str, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "hash") as pool:
+    with ThreadPoolExecutor(1 if in_background else min(8, os.cpu_count() or 1), "hash") as pool:
         for header in headers:
             with header.path.open("rb", buffering=0) as file:
-                for tensor, digests in _digests(pool, file.fileno(), architecture, header, tell):
+                read = _reader_without_trace(file.fileno()) if in_background else os.pread
+                for tensor, digests in _digests(pool, read, file.fileno(), architecture, header, tell):
                     if is_per_expert(architecture, tensor):
                         experts[tensor] = digests
                     else:
@@ -197,10 +276,10 @@ def hash_contents(path: Path, progress: Callable[[int], None] | None = None) -> 
         beside.write_text(json.dumps({"schema": _SCHEMA, "file": str(path), "experts": experts, "others": others}))
 
 
-def known_contents(headers: Sequence[Header]) -> Keys | None:
-    """What `hash_contents` found in these very files; None when it has not looked at them."""
+def known_contents(paths: Sequence[Path]) -> Keys | None:
+    """What `hash_contents` found in these very files, all parts of one; None when it has not looked at them."""
     try:
-        found = json.loads(_cache_path(headers).read_text())
+        found = json.loads(_cache_path(paths).read_text())
         if found["schema"] != _SCHEMA:
             return None
         experts = {name: tuple(keys) for name, keys in found["experts"].items()}
@@ -209,30 +288,66 @@ def known_contents(headers: Sequence[Header]) -> Keys | None:
         return None
 
 
-def _cache_path(headers: Sequence[Header]) -> Path:
-    stamps = "\n".join(stamp(header.path) for header in headers)
+def _cache_path(paths: Sequence[Path]) -> Path:
+    stamps = "\n".join(stamp(path) for path in paths)
     return cache_folder() / "contents" / f"{hashlib.sha256(stamps.encode()).hexdigest()}.json"
 
 
+def _reader_without_trace(file: int) -> Callable[[int, int, int], bytes]:
+    """An `os.pread` of this file that lets pages go which were not in the page cache before.
+
+    Where the system does not say what is in it, everything stays. Source: mincore(2), posix_fadvise(2).
+    """
+    size = os.fstat(file).st_size
+    if not hasattr(os, "posix_fadvise") or not size:
+        return os.pread
+    found: NDArray[np.uint8] = np.ones(-(-size // mmap.PAGESIZE), np.uint8)
+    with mmap.mmap(file, size, prot=mmap.PROT_READ) as mapped:
+        view: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
+        mincore = ctypes.CDLL(None).mincore
+        mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+        if mincore(view.ctypes.data, size, found.ctypes.data):
+            found[:] = 1
+        del view  # a map that is looked at cannot be closed
+    were_there = (found & 1).astype(np.bool_)
+
+    def read(descriptor: int, n_bytes: int, offset: int) -> bytes:
+        data = os.pread(descriptor, n_bytes, offset)
+        first, end = offset // mmap.PAGESIZE, -(-(offset + n_bytes) // mmap.PAGESIZE)
+        if not were_there[first:end].any():
+            # With what was let go before: pages lie in folios that reach beyond a piece, and go only as a whole.
+            before = were_there[max(0, first - _FOLIO_PAGES) : first][::-1]
+            first -= int(before.argmax()) if before.any() else len(before)
+            os.posix_fadvise(descriptor, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
+        return data
+
+    return read
+
+
 def _digests(
-    pool: ThreadPoolExecutor, file: int, architecture: Architecture, header: Header, tell: Callable[[int], None]
+    pool: ThreadPoolExecutor,
+    read: Callable[[int, int, int], bytes],
+    file: int,
+    architecture: Architecture,
+    header: Header,
+    tell: Callable[[int], None],
 ) -> Iterator[tuple[str, list[str]]]:
     """Each tensor's name, and the hash of each of its experts or of the whole."""
     for tensor in header.tensors:
         size = expert_bytes(tensor) if is_per_expert(architecture, tensor.name) else tensor.n_bytes
         offsets = range(tensor.offset, tensor.offset + tensor.n_bytes, size)
         digests = []
-        for digest in pool.map(lambda offset, size=size: _digest(file, offset, size), offsets):
+        for digest in pool.map(lambda offset, size=size: _digest(read, file, offset, size), offsets):
             digests.append(digest)
             tell(size)
         yield tensor.name, digests
 
 
-def _digest(file: int, offset: int, size: int) -> str:
+def _digest(read: Callable[[int, int, int], bytes], file: int, offset: int, size: int) -> str:
     digest = hashlib.sha256()
     end = offset + size
     while offset < end:
-        piece = os.pread(file, min(_CHUNK, end - offset), offset)
+        piece = read(file, min(_CHUNK, end - offset), offset)
         if not piece:
             raise SourceChangedError("A file became shorter while it was read.", "Leave it alone and try again.")
         digest.update(piece)

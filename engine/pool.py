@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .admission import Plan, ResidentView, State, WaiterView, expired, plan
+from .admission import Kind, Load, Plan, ResidentView, State, WaiterView, expired, plan
+from .choosing import Distances
 from .errors import (
     EngineError,
     LoadError,
@@ -25,22 +26,34 @@ from .units import size_text
 
 _log = logging.getLogger(__name__)
 
+# What is assumed of loads and swaps before any was measured.
+_LOAD_BYTES_PER_S = 1e9
+_SWAP_BYTES_PER_S = 4e9
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One specialist as the pool sees it: what to load, what that takes, and whether it may be evicted."""
+    """One specialist as the pool sees it: what to load, what that takes, and whether it may be evicted.
+
+    distances: of the specialists that `spec` shares a resident with, the bytes that a swap changes.
+    """
 
     spec: LoadSpec
     vram_bytes: int
     thinking: Thinking = field(default_factory=Thinking)
     pinned: bool = False
+    distances: Distances = field(default_factory=Distances)
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one."""
+    """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
+
+    most_shared: residents that one group of specialists may have; 0 for as many as have room.
+    """
 
     budget_bytes: int
+    most_shared: int = 0
     max_queue: int = 64
     max_bypass_s: float = 10.0
     idle_ttl_s: float | None = None
@@ -68,9 +81,11 @@ class _Held:
     """A resident, or a reservation, and what the pool keeps of it. vram_bytes: predicted, or measured where more."""
 
     key: str
-    title: str  # the file's name, or what room is reserved for
+    kind: str
+    title: str  # the file's name, who shares it, or what room is reserved for
     vram_bytes: int
     pinned: bool
+    specialist: str = ""  # that it is, will be once it is loaded, or was last told to become
     capacity: int = 1
     reserved: bool = False
     stop: Stop | None = None
@@ -85,9 +100,21 @@ class _Held:
     loads_alone: bool = True  # nothing else is loaded meanwhile, so the device's free memory tells what it takes
     work: asyncio.Task[None] | None = None
 
+    @property
+    def activity(self) -> Mapping[str, float]:
+        return self.resident.activity if self.resident is not None else {}
+
     def view(self) -> ResidentView:
         return ResidentView(
-            self.key, self.state, self.vram_bytes, self.leases, self.capacity, self.last_used, self.pinned
+            self.key,
+            self.state,
+            self.vram_bytes,
+            self.leases,
+            self.capacity,
+            self.last_used,
+            self.pinned,
+            self.kind,
+            self.specialist,
         )
 
 
@@ -104,11 +131,14 @@ class _Room:
 class _Waiter:
     id: int
     specialist: str
-    key: str
     since: float
     future: asyncio.Future[Any]  # of a Lease, or of a Reservation where there is a room
-    found: _Held | None = None  # the resident that was warm when the request came
+    found: tuple[str, ...] = ()  # keys of the residents that were warm when the request came
     room: _Room | None = None
+
+
+def _room_kind(title: str) -> str:
+    return f"reserved: {title}"
 
 
 @dataclass(frozen=True)
@@ -125,7 +155,7 @@ class Lease:
         self._pool = pool
         self._held: _Held | None = held
         self.specialist = specialist
-        self.residency = residency  # warm, or loaded when the request had to wait for a load
+        self.residency = residency  # warm; swapped, when the resident was another specialist; loaded, after a load
         self.waited_s = waited_s
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
@@ -157,9 +187,13 @@ class Reservation:
 
 @dataclass(frozen=True)
 class ResidentStatus:
-    """For /v1/pool. A reservation stands among the residents, without specialists and with its title as the file."""
+    """For /v1/pool. A reservation stands among the residents, without specialists and with its title as the file.
+
+    specialist: which of them it is now. activity: what its worker says of itself; see Resident.activity.
+    """
 
     specialists: tuple[str, ...]
+    specialist: str
     file: str
     state: State
     vram_bytes: int
@@ -169,6 +203,7 @@ class ResidentStatus:
     progress: float
     loaded_in_s: float | None
     pinned: bool
+    activity: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -209,7 +244,8 @@ class Pool:
         self._patient: list[_Waiter] = []  # reservations that wait for idle time before they wait for room
         self._last_busy = clock()
         self._failures: dict[str, _Failure] = {}
-        self._measured: dict[str, int] = {}  # bytes of specs that took more than predicted
+        self._measured: dict[str, int] = {}  # bytes of kinds that took more than predicted
+        self._load_s: dict[str, float] = {}  # seconds that the last load of a kind took
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -218,19 +254,34 @@ class Pool:
     # --- leases -----------------------------------------------------------------------------------------------
 
     def is_warm(self, specialist: str) -> bool:
-        """Whether a request for the specialist would need no load."""
-        held = self._held.get(self._key(specialist))
-        return held is not None and held.state is State.WARM
+        """Whether a request for the specialist would need neither a load nor a swap."""
+        return self.ready_in_s(specialist) == 0.0
 
-    def _key(self, specialist: str) -> str:
-        return repr(self._entries[specialist].spec)
+    def ready_in_s(self, specialist: str) -> float:
+        """About how long a request for the specialist would wait if nobody else were there: 0 for one that is warm.
+
+        Judged by what swaps and loads have taken so far, else by bytes.
+        """
+        entry = self._entries[specialist]
+        kind = entry.spec.kind
+        warm = [held for held in self._held.values() if held.kind == kind and held.state is State.WARM]
+        if not warm:
+            return self._load_s.get(kind, entry.vram_bytes / _LOAD_BYTES_PER_S)
+        n_bytes = min(entry.distances.between(specialist, held.specialist) for held in warm)
+        if not n_bytes:
+            return 0.0
+        measured = max(held.activity.get("change_s", 0.0) for held in warm)
+        return measured or n_bytes / _SWAP_BYTES_PER_S
+
+    def _kind(self, specialist: str) -> str:
+        return self._entries[specialist].spec.kind
 
     def _wanted_bytes(self, waiter: _Waiter) -> int:
         return waiter.room.vram_bytes if waiter.room is not None else self._need_bytes(waiter.specialist)
 
     def _need_bytes(self, specialist: str) -> int:
         # A measurement above the whole budget may be somebody else's memory: it is tried again, alone.
-        measured = min(self._measured.get(self._key(specialist), 0), self.settings.budget_bytes)
+        measured = min(self._measured.get(self._kind(specialist), 0), self.settings.budget_bytes)
         return max(self._entries[specialist].vram_bytes, measured)
 
     async def lease(self, specialist: str, *, max_wait_s: float) -> Lease:
@@ -243,23 +294,24 @@ class Pool:
             raise UnavailableError(f"{specialist} cannot be served.", "See GET /v1/models for the reason.")
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
-        key = self._key(specialist)
+        kind = self._kind(specialist)
         self._refuse_impossible(
             specialist,
-            key,
+            kind,
             self._need_bytes(specialist),
             "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
         )
-        if (failure := self._failures.get(key)) and self._clock() < failure.until:
+        there = [held for held in self._held.values() if held.kind == kind]
+        failure = self._failures.get(kind)
+        if failure and not there and self._clock() < failure.until:
             left = failure.until - self._clock()
             raise LoadError(
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
-        held = self._held.get(key) if self.is_warm(specialist) else None
-        waiter = _Waiter(
-            next(self._ids), specialist, key, self._clock(), asyncio.get_running_loop().create_future(), held
-        )
-        if len(self._waiters) >= self.settings.max_queue and waiter.id not in self._decide(waiter).grants:
+        found = tuple(held.key for held in there if held.state is State.WARM)
+        waiter = _Waiter(next(self._ids), specialist, self._clock(), asyncio.get_running_loop().create_future(), found)
+        full = len(self._waiters) >= self.settings.max_queue
+        if full and waiter.id not in (grant.waiter for grant in self._decide(waiter).grants):
             raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
         self._waiters.append(waiter)
         self._replan()
@@ -276,8 +328,8 @@ class Pool:
             self._give_up(waiter)
             raise
 
-    def _refuse_impossible(self, who: str, key: str, need: int, remedy: str) -> None:
-        kept = [held for held in self._held.values() if held.pinned and held.key != key]
+    def _refuse_impossible(self, who: str, kind: str, need: int, remedy: str) -> None:
+        kept = [held for held in self._held.values() if held.pinned and held.kind != kind]
         kept_bytes = sum(held.vram_bytes for held in kept)
         if need + kept_bytes > self.settings.budget_bytes:
             rooms = [held.title for held in kept if held.reserved]
@@ -298,11 +350,10 @@ class Pool:
         """
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
-        key = f"reserved: {title}"
-        self._refuse_impossible(title, key, vram_bytes, "Raise pool.vram_budget, or unpin a model.")
+        self._refuse_impossible(title, _room_kind(title), vram_bytes, "Raise pool.vram_budget, or unpin a model.")
         future: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         room = _Room(title, vram_bytes, stop)
-        waiter = _Waiter(next(self._ids), title, key, self._clock(), future, room=room)
+        waiter = _Waiter(next(self._ids), title, self._clock(), future, room=room)
         (self._patient if when_quiet else self._waiters).append(waiter)
         self._replan()
         try:
@@ -341,6 +392,7 @@ class Pool:
         now = self._clock()
         self._call_the_patient(now)
         self._carry_out(self._decide())
+        self._retire()
         if not self._waiters:
             residents = [held.view() for held in self._held.values() if not held.reserved]
             for key in expired(residents, now, self.settings.idle_ttl_s):
@@ -358,11 +410,33 @@ class Pool:
         """What admission says of those who wait, and of newcomers behind them."""
         now, since = self._clock(), self._passing_since()
         waiters = [
-            WaiterView(w.id, w.key, self._wanted_bytes(w), now - max(w.since, since))
+            WaiterView(w.id, self._waiter_kind(w), self._wanted_bytes(w), now - max(w.since, since), w.specialist)
             for w in (*self._waiters, *newcomers)
         ]
         views = [held.view() for held in self._held.values()]
-        return plan(waiters, views, self.settings.budget_bytes, max_bypass_s=self.settings.max_bypass_s)
+        bound = self.settings.max_bypass_s
+        return plan(waiters, views, self.settings.budget_bytes, max_bypass_s=bound, kinds=self._kinds())
+
+    def _waiter_kind(self, waiter: _Waiter) -> str:
+        return self._kind(waiter.specialist) if waiter.room is None else _room_kind(waiter.room.title)
+
+    def _kinds(self) -> dict[str, Kind]:
+        """What several specialists share. No more residents of a kind for a while after one has failed to load."""
+        now = self._clock()
+        kinds = {}
+        for entry in self._entries.values():
+            if entry.spec.sharing is not None:
+                failure = self._failures.get(entry.spec.kind)
+                most = 1 if failure is not None and now < failure.until else self.settings.most_shared
+                kinds[entry.spec.kind] = Kind(entry.distances, most)
+        return kinds
+
+    def _retire(self) -> None:
+        """Residents of what the roster no longer has go as soon as nobody uses them."""
+        kinds = {entry.spec.kind for entry in self._entries.values()}
+        for held in list(self._held.values()):
+            if not held.reserved and held.kind not in kinds and held.state is State.WARM and not held.leases:
+                self._evict(held, "replaced")
 
     def _passing_since(self) -> float:
         """When the newest resident became warm: before that its requests passed nobody.
@@ -372,22 +446,29 @@ class Pool:
         return max((held.warm_since for held in self._held.values() if held.state is State.WARM), default=0.0)
 
     def _carry_out(self, decided: Plan) -> None:
-        granted = {waiter.id: waiter for waiter in self._waiters if waiter.id in decided.grants}
-        self._waiters = [waiter for waiter in self._waiters if waiter.id not in granted]
-        for waiter in granted.values():
-            held = self._held[waiter.key]
+        waiters = {waiter.id: waiter for waiter in self._waiters}
+        for grant in decided.grants:
+            waiter, held = waiters[grant.waiter], self._held[grant.resident]
+            self._waiters.remove(waiter)
+            residency = self._residency(waiter, held)
             held.leases += 1
+            held.specialist = waiter.specialist
             held.last_used = self._clock()
-            residency = "warm" if waiter.found is held else "loaded"
             waiter.future.set_result(Lease(self, held, waiter.specialist, residency, self._clock() - waiter.since))
         for key in decided.evict:
             self._evict(self._held[key], "to make room")
-        for key in decided.load:
-            waiter = next(waiter for waiter in self._waiters if waiter.key == key)
-            if waiter.room is not None:
-                self._book(waiter, waiter.room)
+        for load in decided.load:
+            room = next((w for w in self._waiters if w.room is not None and self._waiter_kind(w) == load.kind), None)
+            if room is not None:
+                self._book(room)
             else:
-                self._load(waiter.specialist, key)
+                self._load(load)
+
+    def _residency(self, waiter: _Waiter, held: _Held) -> str:
+        if held.key not in waiter.found:
+            return "loaded"
+        distances = self._entries[waiter.specialist].distances
+        return "swapped" if distances.between(waiter.specialist, held.specialist) else "warm"
 
     def _set_timer(self) -> None:
         """Look again when the oldest waiter's bound passes, or when the next idle resident expires."""
@@ -406,35 +487,48 @@ class Pool:
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
 
-    def _book(self, waiter: _Waiter, room: _Room) -> None:
+    def _book(self, waiter: _Waiter) -> None:
         """A reservation that may be stopped counts as idle, and as used by nobody for the longest: it goes first."""
+        room = waiter.room
+        assert room is not None
         self._waiters.remove(waiter)
-        kept = room.stop is None
-        held = _Held(waiter.key, room.title, room.vram_bytes, kept, reserved=True, stop=room.stop, state=State.WARM)
-        held.last_used = float("-inf")
+        key = kind = _room_kind(room.title)
+        held = _Held(key, kind, room.title, room.vram_bytes, pinned=room.stop is None, reserved=True, stop=room.stop)
+        held.state, held.last_used = State.WARM, float("-inf")
         for other in self._held.values():
             other.loads_alone = False
-        self._held[waiter.key] = held
+        self._held[key] = held
         waiter.future.set_result(Reservation(self, held))
 
-    def _load(self, specialist: str, key: str) -> None:
+    def _load(self, load: Load) -> None:
         # The bytes are booked before the first await: a plan may be made while the load runs.
-        spec, need = self._entries[specialist].spec, self._need_bytes(specialist)
-        held = _Held(key, spec.path.name, need, self._is_pinned(key), spec.parallel, last_progress=self._clock())
+        spec = self._entries[load.specialist].spec.loaded_as(load.specialist)
+        need = self._need_bytes(load.specialist)
+        first = all(held.kind != load.kind for held in self._held.values())
+        held = _Held(
+            f"{load.kind} {next(self._ids)}",
+            load.kind,
+            spec.title,
+            need,
+            first and self._is_pinned(load.kind),  # of several that share, one is enough
+            load.specialist,
+            spec.parallel,
+            last_progress=self._clock(),
+        )
         for other in self._held.values():
             if other.state is State.LOADING:
                 other.loads_alone = held.loads_alone = False
             elif other.reserved:
                 held.loads_alone = False
-        self._held[key] = held
+        self._held[held.key] = held
         held.work = asyncio.create_task(self._load_now(held, spec))
 
-    def _is_pinned(self, key: str) -> bool:
-        return any(entry.pinned for name, entry in self._entries.items() if self._key(name) == key)
+    def _is_pinned(self, kind: str) -> bool:
+        return any(entry.pinned for entry in self._entries.values() if entry.spec.kind == kind)
 
     async def _load_now(self, held: _Held, spec: LoadSpec) -> None:
         started = self._clock()
-        policies = {name: e.thinking for name, e in self._entries.items() if self._key(name) == held.key}
+        policies = {name: e.thinking for name, e in self._entries.items() if e.spec.kind == held.kind}
 
         def note(fraction: float) -> None:
             held.progress, held.last_progress = fraction, self._clock()
@@ -471,7 +565,8 @@ class Pool:
         self._correct(held, measured)
         held.state, held.last_used, held.warm_since = State.WARM, self._clock(), self._clock()
         held.work = asyncio.create_task(self._watch(held))
-        self._failures.pop(held.key, None)
+        self._failures.pop(held.kind, None)
+        self._load_s[held.kind] = held.loaded_in_s
         self.loads += 1
         _log.info("loaded %s in %.1f s, %s booked", held.title, held.loaded_in_s, size_text(held.vram_bytes))
         self._replan()
@@ -495,18 +590,20 @@ class Pool:
                 size_text(measured),
                 size_text(measured - held.vram_bytes),
             )
-            held.vram_bytes = self._measured[held.key] = measured
+            held.vram_bytes = self._measured[held.kind] = measured
 
     def _load_failed(self, held: _Held, error: EngineError) -> None:
         del self._held[held.key]
         self.failed_loads += 1
-        last = self._failures.get(held.key)
+        last = self._failures.get(held.kind)
         count = last.count + 1 if last else 1
         pause = min(60.0, self.settings.load_backoff_s * 2 ** (count - 1))
-        self._failures[held.key] = _Failure(error, self._clock() + pause, count)
+        self._failures[held.kind] = _Failure(error, self._clock() + pause, count)
         _log.error("loading %s failed: %s", held.title, error)
-        failed = [waiter for waiter in self._waiters if waiter.key == held.key]
-        self._waiters = [waiter for waiter in self._waiters if waiter.key != held.key]
+        # Where others of its kind are there, those who wait are served all the same.
+        alone = all(other.kind != held.kind for other in self._held.values())
+        failed = [waiter for waiter in self._waiters if alone and self._waiter_kind(waiter) == held.kind]
+        self._waiters = [waiter for waiter in self._waiters if waiter not in failed]
         for waiter in failed:
             waiter.future.set_exception(error)
             waiter.future.exception()  # its owner may have gone
@@ -550,20 +647,39 @@ class Pool:
                 failed[name] = error
         return failed
 
-    def add(self, specialist: str, entry: Entry) -> None:
-        """Serve one more specialist, or one in another way, from the next request on."""
-        self._entries[specialist] = entry
-        self._failures.pop(self._key(specialist), None)
-        self._measured.pop(self._key(specialist), None)
+    def entry(self, specialist: str) -> Entry | None:
+        """How a specialist is served, None for one that is not."""
+        return self._entries.get(specialist)
+
+    def put(self, entries: Mapping[str, Entry]) -> None:
+        """Serve these specialists from the next request on, new ones or known ones in another way.
+
+        Residents that nobody can ask for any more end what they are doing, and go.
+        """
+        for specialist, entry in entries.items():
+            self._entries[specialist] = entry
+            self._failures.pop(entry.spec.kind, None)
+            self._measured.pop(entry.spec.kind, None)
+        self._replan()
+
+    def is_resident(self, specialist: str) -> bool:
+        """Whether a resident is there, or on its way, that can become the specialist."""
+        return any(held.kind == self._kind(specialist) for held in self._held.values())
+
+    def is_busy(self) -> bool:
+        """Whether anybody is being served, or waits to be."""
+        return bool(self._waiters) or any(held.leases for held in self._held.values())
 
     async def unload(self, specialist: str) -> bool:
-        """Stop the idle resident of a specialist; False when it is busy or not there."""
-        held = self._held.get(self._key(specialist))
-        if held is None or held.state is not State.WARM or held.leases:
+        """Stop the idle residents of a specialist, and of those that share them; False when one is busy, or none is there."""
+        residents = [held for held in self._held.values() if held.kind == self._kind(specialist)]
+        if not residents or any(held.state is not State.WARM or held.leases for held in residents):
             return False
-        self._evict(held, "asked to")
-        assert held.work is not None
-        await asyncio.shield(held.work)
+        for held in residents:
+            self._evict(held, "asked to")
+        for held in residents:
+            assert held.work is not None
+            await asyncio.shield(held.work)
         return True
 
     async def close(self) -> None:
@@ -594,7 +710,7 @@ class Pool:
         stalled = []
         residents = []
         for held in self._held.values():
-            names = tuple(name for name in self._entries if self._key(name) == held.key)
+            names = tuple(name for name, entry in self._entries.items() if entry.spec.kind == held.kind)
             loading = held.state is State.LOADING
             silent = now - held.last_progress if loading else held.resident.silent_s() if held.resident else 0.0
             if silent > self.settings.stall_s:
@@ -602,6 +718,7 @@ class Pool:
             residents.append(
                 ResidentStatus(
                     names,
+                    held.specialist,
                     held.title,
                     held.state,
                     held.vram_bytes,
@@ -611,6 +728,7 @@ class Pool:
                     1.0 if not loading else held.progress,
                     held.loaded_in_s,
                     held.pinned,
+                    held.activity,
                 )
             )
         return PoolStatus(

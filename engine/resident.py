@@ -55,6 +55,12 @@ class Resident(Protocol):
         """Seconds since the last sign of progress while there is work, 0 when there is none."""
         ...
 
+    @property
+    def activity(self) -> Mapping[str, float]:
+        """What it last said of itself, for metrics: steps, cells, swaps, swapped_bytes, change_s (of a swap),
+        parked_bytes, worst_wait_s. Empty before it has said anything."""
+        ...
+
 
 class WorkerResident:
     """A resident in a worker process of this machine."""
@@ -161,7 +167,7 @@ class WorkerResident:
                     kind = getattr(errors, message["error"], LoadError)
                     self._settle(kind(message["message"], message["remedy"]))
                 case "beat":
-                    self.beat = message
+                    self.beat = {name: value for name, value in message.items() if name != "event"}
                 case "memory":
                     self.info["memory"] = message["memory"]
                 case _:
@@ -228,6 +234,11 @@ class WorkerResident:
 
     def _busy(self) -> bool:
         return len(self._queues) > 1 or bool(self.beat.get("active") or self.beat.get("waiting"))
+
+    @property
+    def activity(self) -> Mapping[str, float]:
+        """See Resident.activity."""
+        return self.beat
 
     def silent_s(self) -> float:
         """See Resident.silent_s."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -76,6 +76,7 @@ class Specialist:
 
     keys:   by the mask that made it, by content, or both; the first origin that two specialists have in common counts.
     parent: SHA-256 of the file it was cut out of, as it says itself; "" when it does not.
+    files:  all parts of the file that its bytes come from, in order.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Specialist:
     places: tuple[Place, ...]
     keys: tuple[Keys, ...] = ()
     parent: str = ""
+    files: tuple[Path, ...] = ()
 
     @functools.cached_property
     def layers(self) -> tuple[int, ...]:
@@ -254,11 +256,25 @@ def plan_swap(current: Specialist, order: Order, target: Specialist, *, whole_be
 
     whole_below: a tensor with something to change and at most this many bytes is copied as a whole, in one move.
     """
-    known = comparable(current, target)
     new_order = slots_for(current, order, target)
-    differing = _slots_that_differ(current, order, target, new_order)
     moves: list[Move] = []
     changed = shared = 0
+    for place, slots, stale in _stale(current, order, target, new_order):
+        changed += len(stale) * place.n_bytes
+        shared += (len(slots) - len(stale)) * place.n_bytes
+        if stale and place.total_bytes <= whole_below:
+            moves.append(Move(place.name, 0, _spans(place, slots)))
+        elif stale:
+            moves += _runs(place, stale, slots)
+    return Swap(new_order, tuple(moves), changed, shared)
+
+
+def _stale(
+    current: Specialist, order: Order, target: Specialist, new_order: Order
+) -> Iterator[tuple[Place, tuple[int, ...], Sequence[int]]]:
+    """Each tensor, what its slots are to hold, and those of them that have to change."""
+    known = comparable(current, target)
+    differing = _slots_that_differ(current, order, target, new_order)
     for place in target.places:
         slots: tuple[int, ...] = (0,)
         stale: Sequence[int] = (0,)
@@ -269,13 +285,7 @@ def plan_swap(current: Specialist, order: Order, target: Specialist, *, whole_be
                 stale = [slot for slot in stale if mine[before[slot]] != theirs[slots[slot]]]
         elif known is not None and known[0].others[place.name] == known[1].others[place.name]:
             stale = ()
-        changed += len(stale) * place.n_bytes
-        shared += (len(slots) - len(stale)) * place.n_bytes
-        if stale and place.total_bytes <= whole_below:
-            moves.append(Move(place.name, 0, _spans(place, slots)))
-        elif stale:
-            moves += _runs(place, stale, slots)
-    return Swap(new_order, tuple(moves), changed, shared)
+        yield place, slots, stale
 
 
 def _slots_that_differ(
@@ -339,7 +349,11 @@ def pairs(specialists: Mapping[str, Specialist]) -> list[Pair]:
     """Every two of the specialists of one resident."""
     found = []
     for one, other in combinations(specialists, 2):
-        current = specialists[one]
-        swap = plan_swap(current, current.own_order, specialists[other])
-        found.append(Pair(one, other, swap.shared_bytes, swap.changed_bytes))
+        current, target = specialists[one], specialists[other]
+        order = current.own_order
+        changed = shared = 0
+        for place, slots, stale in _stale(current, order, target, slots_for(current, order, target)):
+            changed += len(stale) * place.n_bytes
+            shared += (len(slots) - len(stale)) * place.n_bytes
+        found.append(Pair(one, other, shared, changed))
     return found

@@ -6,8 +6,10 @@ worker process as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -51,25 +53,48 @@ class Sampling:
     repeat_last_n: int = 64
 
 
+Kept = tuple[tuple[int, tuple[int, ...]], ...]  # layer, and the parent's experts slot by slot
+
+
 @dataclass(frozen=True)
 class Member:
     """One of the specialists that take turns in a resident.
 
     name:   what requests call it. Two names may stand for the same weights.
-    path:   its own file; with a parent, the skeleton that says what is taken from that parent.
+    path:   its own file; with a parent, a skeleton of its shape that is filled from that parent.
     stamp:  `contents.member_stamp` of it when the roster was read; "" to take the files as they are found.
+    kept:   layer, the parent's experts slot by slot; of a specialist that is a mask, in place of what the skeleton
+            itself says.
     """
 
     name: str
     path: Path
     parent: Path | None = None
     stamp: str = ""
+    kept: Kept = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        parent = None if self.parent is None else str(self.parent)
+        return {"name": self.name, "path": str(self.path), "parent": parent, "stamp": self.stamp, "kept": self.kept}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        parent = None if data["parent"] is None else Path(data["parent"])
+        return cls(data["name"], Path(data["path"]), parent, data["stamp"], kept_from_json(data["kept"]))
+
+
+def kept_from_json(data: Iterable[Any]) -> Kept:
+    """Layers and their experts, hashable again after they were lists on the wire."""
+    return tuple((int(layer), tuple(experts)) for layer, experts in data)
 
 
 @dataclass(frozen=True)
 class Sharing:
     """How specialists of one shape share a resident.
 
+    first:      the member that a resident is when it has been loaded; "" for the first whose file the spec names.
     swap_share: the part of the time that may go into changing from one specialist to the next, 0..1.
     max_wait_s: nobody waits longer for a turn than this, even where swapping then takes a larger part; None: no bound.
     check:      compare what was moved with the files after every swap.
@@ -79,6 +104,7 @@ class Sharing:
     swap_share: float = 0.1
     max_wait_s: float | None = None
     check: bool = False
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,13 +147,37 @@ class LoadSpec:
         """
         return self.sharing is not None
 
+    @functools.cached_property
+    def kind(self) -> str:
+        """A name for what its residents are interchangeable in: equal for specs that are equal, and for those of one
+        group of specialists, whichever of them is loaded first."""
+        whole = self
+        if self.sharing is not None:
+            whole = replace(self, path=Path(), sharing=replace(self.sharing, first=""))
+        return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
+
+    @property
+    def title(self) -> str:
+        """What people know it by: the file's name, or those who share the resident."""
+        if self.sharing is None:
+            return self.path.name
+        names = [member.name for member in self.sharing.members]
+        return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+    def loaded_as(self, specialist: str) -> Self:
+        """The same, with one of its specialists as the one that is loaded first."""
+        if self.sharing is None:
+            return self
+        path = next(member.path for member in self.sharing.members if member.name == specialist)
+        return replace(self, path=path, sharing=replace(self.sharing, first=specialist))
+
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
-        values = {**asdict(self), "path": str(self.path)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)} | {"path": str(self.path)}
         if self.sharing is not None:
-            for member in values["sharing"]["members"]:
-                member["path"] = str(member["path"])
-                member["parent"] = str(member["parent"]) if member["parent"] is not None else None
+            members = [member.to_json() for member in self.sharing.members]
+            values["sharing"] = {each.name: getattr(self.sharing, each.name) for each in fields(self.sharing)}
+            values["sharing"]["members"] = members
         return values
 
     @classmethod
@@ -135,10 +185,7 @@ class LoadSpec:
         """From the wire."""
         sharing = data.get("sharing")
         if sharing is not None:
-            members = tuple(
-                Member(m["name"], Path(m["path"]), Path(m["parent"]) if m["parent"] else None, m["stamp"])
-                for m in sharing["members"]
-            )
+            members = tuple(map(Member.from_json, sharing["members"]))
             sharing = Sharing(**{**sharing, "members": members})
         return cls(**{**data, "path": Path(data["path"]), "sharing": sharing})
 

@@ -20,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .contents import file_stamp, member_stamp, read_specialist, sources
+from .contents import HeaderReader, file_stamp, member_stamp, read_specialist, sources, with_contents
 from .errors import EngineError, SourceChangedError, SwapError
 from .ggml import GgmlTensor, ggml_function, tensor_get, tensor_set
 from .llama import Model, physical_cores
-from .sharing import Move, Order, Span, Specialist, Swap, plan_fill, plan_swap
-from .spec import LoadSpec
+from .sharing import Move, Order, Span, Specialist, Swap, comparable, plan_fill, plan_swap
+from .spec import Kept, LoadSpec, Member
 from .weights import Loaded, LoadedTensor, find_weights, require_match, require_same_bytes
 
 _PIECE_BYTES: Final = 4 * 2**20  # read at once by one thread
@@ -60,9 +60,11 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A swap worked out beforehand. It holds for a resident that is `current` in `order`."""
+    """A swap worked out beforehand. It holds for a resident that is `current` in `order`, and between specialists of
+    which no more has become known since."""
 
-    current: int
+    current: Specialist
+    target: Specialist
     order: Order
     swap: Swap
     direct: list[_Piece]
@@ -72,8 +74,8 @@ class _Prepared:
 class Swapper:
     """Owns what a resident is: its weights, which specialist they are now, and in which slots.
 
-    Owners are numbers: specialists by the files their weights come from, so that two names for the same weights are
-    one. `broken` once a swap has failed half-way; the resident must not be used again.
+    Owners are numbers: specialists by the files their weights come from and what is taken of them, so that two names
+    for the same weights are one. `broken` once a swap has failed half-way; the resident must not be used again.
     """
 
     def __init__(self, model: Model, spec: LoadSpec, *, direct: bool = True) -> None:
@@ -91,21 +93,27 @@ class Swapper:
         self._members: list[Specialist] = []
         self._stamps: dict[Path, str] = {}
         self._stale: dict[int, str] = {}
-        numbers: dict[tuple[Path, Path | None], int] = {}
+        self._titles: list[str] = []
+        numbers: dict[tuple[Path, Path | None, Kept], int] = {}
+        loaded_as: Member | None = None
+        reader = HeaderReader()
         for member in spec.sharing.members:
-            key = (member.path, member.parent)
+            key = (member.path, member.parent, member.kept)
             if key not in numbers:
                 numbers[key] = len(self._members)
-                self._members.append(read_specialist(*key))
-                if member.stamp and member_stamp(member) != member.stamp:
-                    self._stale[numbers[key]] = f"{member.path.name} was changed since the roster was read."
+                self._members.append(read_specialist(*key, reader=reader))
+                # Masks have their skeleton in common: its name says nothing.
+                self._titles.append(member.name if member.kept else member.path.name)
+                if member.stamp and member_stamp(member, reader) != member.stamp:
+                    self._stale[numbers[key]] = f"{self._titles[-1]} was changed since the roster was read."
             self._owners[member.name] = numbers[key]
+            if loaded_as is None and member.path == spec.path and spec.sharing.first in ("", member.name):
+                loaded_as = member
         for specialist in self._members:
             self._stamps |= {path: file_stamp(path) for path in sources(specialist)}
-        loaded_as = next((key for key in numbers if key[0] == spec.path), None)
         if loaded_as is None:
             raise EngineError(f"{spec.path.name} is none of the specialists that are to share it.")
-        self.current = numbers[loaded_as]
+        self.current = self._owners[loaded_as.name]
         self.order: Order = self._members[self.current].own_order
         self.broken = False
         self._loaded: Loaded = find_weights(model, spec)
@@ -117,7 +125,7 @@ class Swapper:
         self._prepared: dict[int, _Prepared] = {}
         self._halves: list[NDArray[np.uint8]] = []
         self._keep: list[Callable[[], None]] = []
-        if loaded_as[1] is not None:
+        if loaded_as.parent is not None:
             self.require_unchanged(self.current)
             plan = plan_fill(self._members[self.current], whole_below=self._whole_below)
             self._carry_out(self.current, *self._pieces(plan.moves))
@@ -147,6 +155,13 @@ class Swapper:
         """Work the next swap to `owner` out, and ask the kernel to have at hand what it reads; returns at once."""
         return self._pool.submit(self._prefetch, owner, self.current, self.order)
 
+    def _learn(self, *owners: int) -> None:
+        """Take up what has been worked out since of what these files hold, where nothing could be compared so far."""
+        one, other = (self._members[owner] for owner in owners)
+        if comparable(one, other) is None:
+            for owner in owners:
+                self._members[owner] = with_contents(self._members[owner]) or self._members[owner]
+
     def _prefetch(self, owner: int, current: int, order: Order) -> None:
         prepared = self._prepare(owner, current, order)
         self._prepared[owner] = prepared
@@ -156,11 +171,13 @@ class Swapper:
                     os.posix_fadvise(files[span.path], span.offset, span.n_bytes, os.POSIX_FADV_WILLNEED)
 
     def _prepare(self, owner: int, current: int, order: Order) -> _Prepared:
+        self._learn(current, owner)
+        mine, target = self._members[current], self._members[owner]
         found = self._prepared.get(owner)
-        if found is not None and found.current == current and found.order is order:
+        if found is not None and found.current is mine and found.target is target and found.order is order:
             return found
-        swap = plan_swap(self._members[current], order, self._members[owner], whole_below=self._whole_below)
-        return _Prepared(current, order, swap, *self._pieces(swap.moves))
+        swap = plan_swap(mine, order, target, whole_below=self._whole_below)
+        return _Prepared(mine, target, order, swap, *self._pieces(swap.moves))
 
     def swap(self, owner: int) -> SwapReport:
         """Make the resident another specialist. No decode may be under way.
@@ -179,8 +196,7 @@ class Swapper:
         swap = prepared.swap
         self.current, self.order = owner, swap.order
         report = SwapReport(swap.changed_bytes, swap.moved_bytes, time.perf_counter() - started)
-        name = self._members[owner].path.name
-        _log.info("became %s: %d bytes in %.3f s", name, report.moved_bytes, report.seconds)
+        _log.info("became %s: %d bytes in %.3f s", self._titles[owner], report.moved_bytes, report.seconds)
         return report
 
     def _carry_out(self, owner: int, direct: Sequence[_Piece], staged: Sequence[_Piece]) -> None:
@@ -195,7 +211,7 @@ class Swapper:
                     self._compare([*direct, *staged], files)
         except (EngineError, OSError) as error:
             raise SwapError(
-                f"Changing to {self._members[owner].path.name} failed half-way: {error}",
+                f"Changing to {self._titles[owner]} failed half-way: {error}",
                 "The resident is loaded again with the next request.",
             ) from error
         self.broken = False

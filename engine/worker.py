@@ -199,6 +199,7 @@ class Worker:
                     "steps": self._loop.steps,
                     "swaps": self._loop.swaps,
                     "swapped_bytes": self._loop.swapped_bytes,
+                    "change_s": self._loop.change_s,
                     "parked_bytes": self._loop.parked_bytes,
                     "worst_wait_s": self._loop.worst_wait_s,
                 }

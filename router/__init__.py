@@ -1,10 +1,11 @@
 """The supervisor: which specialist answers a conversation. Imports nothing else of this project."""
 
+from coe.router.choose import Candidate, Decision, NoSpecialist, Ranked, Settings, choose
 from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS
 from coe.router.encoder import EncoderError, EncoderMismatch, EncoderSource, RouterError, find_encoder
 from coe.router.head import HeadError
-from coe.router.supervisor import Candidate, Decision, NoSpecialist, Ranked, Settings, Supervisor, choose
+from coe.router.supervisor import Supervisor
 
 __all__ = [
     "DOMAINS",

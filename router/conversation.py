@@ -9,60 +9,75 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from coe.router.chores import chore_of
 from coe.router.features import clip
+from coe.router.wrapping import MAX_CHARS, Words, read_turn
 
-MAX_PASSAGE_CHARS = 4000
-FENCE_CHARS = 240
-QUOTE_CHARS = 240
+_SYSTEM_CHARS = 600
+# What a turn and the two questions before it count: the less it says, the more they do.
+_SHARES = (1.0, 0.15, 0.05)
+_SHARES_OF_SHORT = (0.7, 0.25, 0.05)
+_SHARES_OF_FOLLOW_UP = (0.4, 0.4, 0.15)
+_SHORT_WORDS = 6
+_QUOTED_SHARE = 0.1
+# "What does this do?": in so few words and with such a word, what is quoted is the subject.
+_POINTS_AT_QUOTATION_WORDS = 8
+_POINTS_AT_QUOTATION = re.compile(
+    r"\b(?:this|that|these|those|it|its|they|here|there|above|below|following|attached"
+    r"|the (?:\w+ )?(?:code|text|document|function|snippet|error|file|e-?mail|article|paper|log|output|page|table))\b",
+    re.IGNORECASE,
+)
+_SYSTEM_SHARE = 0.05
+_SYSTEM_SHARE_OF_TERSE = 0.3  # where the human says next to nothing, what the application is for says more
 
-# Chores that chat clients send on their own, by the instruction they begin with. Written from the default prompts of
-# Open WebUI, LibreChat, LobeChat, Continue and opencode; each needs the instruction's own wording, since people do ask
-# for titles and tags of their own.
-_CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (name, re.compile(pattern, re.IGNORECASE))
-    for name, pattern in (
-        ("title", r"^\W*task:?\s+(?:generate|create)\s+a\s+concise,?\s+(?:and\s+)?[\w-]*\s*(?:word\s+)?title\b"),
+# How replies that say little begin, by the number of words up to which they are taken for one. A full question may
+# begin alike ("Why is the sky blue?", "Now how do I cook rice?"): what is common is trusted in very short texts only.
+_BACK = r"(?:it|that|this|them|those|again|more|the same)"
+_REPLIES: tuple[tuple[int, re.Pattern[str]], ...] = tuple(
+    (n_words, re.compile(rf"^\W*(?:please,? )?(?:{pattern})\b", re.IGNORECASE))
+    for n_words, pattern in (
         (
-            "title",
-            r"\b(?:generate|create|provide)\s+a\s+concise,?\s+\d(?:\s*-\s*\d)?[\s-]word(?:-or-less)?\s+(?:title|phrase)\b",
+            4,
+            r"ok(?:ay)?|yes|no|yep|nope|yeah|sure|thanks?|thank you|thx|great|perfect|cool|nice|good|why|how so|really"
+            r"|right|correct|wrong|exactly|hmm+|wait|stop|lgtm|done|next|more|less|one more|another|again|shorter"
+            r"|longer|simpler|now|instead|try|use|run|do|with|without|for|in|as|if|not|sorry|actually|i mean|show me",
         ),
-        ("title", r"\bconcise,?\s+5-word-or-less\s+title\s+for\s+the\s+conversation\b"),
-        ("title", r"^\W*you\s+are\s+a\s+(?:conversation\s+)?title\s+generator\b"),
-        ("title", r"\breply\s+with\s+a\s+title\s+for\s+(?:the|this)\s+chat\b"),
+        (6, r"and|but|so|then|also|or"),
         (
-            "title",
-            r"\bsummari[sz]e\s+(?:the|this)\s+(?:conversation|chat)\s+(?:above\s+)?(?:in|into)\s+(?:a\s+)?(?:short\s+)?title\b",
+            8,
+            r"what about|how about|what if|which (?:one|of)|what else|anything else|any other|are you sure"
+            r"|the (?:first|second|third|last|other|same) (?:one|part|line|step|question|equation|function|paragraph)"
+            r"|continue|go on|go ahead|keep going|proceed|commit|push|ship it|undo|revert|retry|redo"
+            r"|(?:explain|repeat|do|make|fix|try|change|expand|simplify|check|shorten|prove|solve|rewrite|translate"
+            rf"|summari[sz]e|show me) {_BACK}"
+            r"|(?:can|could|would|will) you (?:also |please )?(?:explain|repeat|elaborate|shorten|fix|change|redo"
+            rf"|expand|simplify|show|do|make|try|check|prove|rewrite|translate)(?: {_BACK}|(?=\W*$))"
+            r"|(?:give|show)(?: me)? (?:another|more|an example|some examples|the (?:steps|result|code|rest))"
+            r"|(?:is|does|what does|what is|what was|what if|why is|why does) (?:it|that|this)|why not"
+            r"|in other words|for example",
         ),
-        ("title", r"\bgive\s+this\s+conversation\s+a\s+name\b"),
-        ("tags", r"^\W*task:?\s+generate\s+\d(?:\s*-\s*\d)?\s+broad\s+tags\b"),
-        ("follow-ups", r"^\W*task:?\s+suggest\s+\d(?:\s*-\s*\d)?\s+relevant\s+follow-?up\b"),
-        ("autocompletion", r"^\W*task:?\s+you\s+are\s+an\s+autocompletion\s+system\b"),
-        ("search queries", r"^\W*task:?\s+analy[sz]e\s+the\s+chat\s+history\s+to\s+determine\s+the\s+necessity\s+of\b"),
-        ("image prompt", r"^\W*task:?\s+generate\s+a\s+detailed\s+prompt\s+for\s+an?m?\s+image\s+generation\s+task\b"),
-        ("emoji", r"^\W*your\s+task\s+is\s+to\s+reflect\s+the\s+speaker'?s\s+likely\s+facial\s+expression\b"),
     )
 )
-
-# Whole blocks that clients put around the human's words: retrieved passages, files, an editor's state.
-_QUOTING_TAG = re.compile(
-    r"<(context|documents?|source|file|attachment|environment_details|system-reminder)(?:\s[^<>\n]{0,300})?>",
+# "translate the answer", "what is wrong with it?", "I don't get the second step", "use a set instead"
+_POINTS_BACK = re.compile(
+    r"\b(?:it|that|this|them|those|above|previous|instead|again|as well)\W*$"
+    r"|\b(?:your|the) (?:previous |last |first |second )?(?:answer|reply|response|solution|result|proof|example)\b"
+    r"|\bthe (?:first|second|third|last|next|previous) (?:step|part|line|point|one|paragraph|sentence|bit)\b"
+    r"|\binstead of\b|\bare you sure\b|\byou (?:mean|meant|said|wrote|used|forgot|missed|just)\b"
+    r"|^\W*i (?:do not|don'?t|still don'?t|can'?t) (?:get|understand|see|follow)\b"
+    r"|\bis there (?:a|an|any|another) (?:\w+er|better|other|different|alternative) (?:way|one|method|option|version)\b"
+    r"|^\W*say (?:it|that)\b|^\W*where (?:did|does) (?:the|that|this|it)\b.{0,30}\bcomes? from\b",
     re.IGNORECASE,
 )
-
-_FOLLOW_UP_START = re.compile(
-    r"^\W*(?:and|but|so|then|also|ok(?:ay)?|yes|no|yep|nope|sure|thanks?|thank you|great|perfect|cool|why|how so|really"
-    r"|what about|how about|what if|which one|the (?:first|second|third|last|other)|again|continue|go on|go ahead|more"
-    r"|shorter|longer|simpler|explain (?:that|this|it|more|again)"
-    r"|can you (?:explain|repeat|elaborate|shorten|fix|change)|now|instead|try|do (?:it|that|the same)|same|use"
-    r"|make it|fix (?:it|that|this)|commit|run|show me"
-    r"|is (?:it|that|this)|does (?:it|that|this)|are you sure|wait|hmm+|in other words|for example)\b",
-    re.IGNORECASE,
-)
-_FOLLOW_UP_WORDS = 8
+_POINTS_BACK_WORDS = 10
 _TERSE_WORDS = 3
+# Says nothing of what the application is for.
+_BARE_SYSTEM = re.compile(
+    r"^\W*you are (?:a|an) (?:\w+,? ){0,4}(?:assistant|ai|chatbot|language model)\b[^.\n]{0,60}[.\s]*$", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -78,10 +93,12 @@ class Conversation:
     """A conversation as the supervisor sees it.
 
     passages:      newest human text first; empty when no human said anything readable.
-    follow_up:     the newest text leans on what went before ("and for n = 5?").
+    says_little:   the newest text is nothing on its own ("make it shorter").
+    follow_up:     it says little, and leans on what went before ("and for n = 5?").
     tool_exchange: the model waits for a tool, or has just been given its result.
     chore:         what a chat client asks on its own account ("title"), or None.
     here, before:  digests that recognise this conversation at its newest and its previous human turn; None for none.
+    n_chars:       characters of all messages; n_new_chars: of those since the last answer.
     """
 
     passages: tuple[Passage, ...]
@@ -90,6 +107,9 @@ class Conversation:
     chore: str | None
     here: bytes | None
     before: bytes | None
+    says_little: bool = False
+    n_chars: int = 0
+    n_new_chars: int = 0
 
     @classmethod
     def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
@@ -97,25 +117,45 @@ class Conversation:
 
         Never raises on what a message contains; the caller has checked that messages are mappings.
         """
-        turns = [(str(message.get("role") or ""), message_text(message)) for message in messages]
-        human = [i for i, (role, text) in enumerate(turns) if role == "user" and text.strip()]
-        newest = turns[human[-1]][1] if human else ""
-        earlier = [turns[i][1] for i in reversed(human[:-1])]
-        system = " ".join(clip(text, MAX_PASSAGE_CHARS) for role, text in turns if role in ("system", "developer"))
-        follow_up = bool(earlier) and is_follow_up(newest)
+        turns = [_read(message) for message in messages]
+        spoken = [turn for turn in turns if turn.role == "user" and turn.written.strip()]
+        human = [turn for turn in spoken if turn.words] or [replace(t, words=_as_written(t.written)) for t in spoken]
+        newest = human[-1].words if human else Words("")
+        before = [_subject(turn.words) for turn in reversed(human[:-1])]
+        earlier = [text for text in before if not is_follow_up(text)] or before[-1:]
+        system = " ".join(clip(t.written, MAX_CHARS) for t in turns if t.role in ("system", "developer"))
+        says_little = is_follow_up(newest.text)
+        follow_up = bool(earlier) and says_little
+        answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+        n_chars = [len(turn.written) for turn in turns]
         return cls(
             passages=_passages(newest, earlier, system, follow_up),
             follow_up=follow_up,
-            tool_exchange=_in_tool_exchange(messages),
-            chore=chore_of(newest) or chore_of(system),
-            here=_digest(turns, human[-1]) if human else None,
-            before=_digest(turns, human[-2]) if len(human) > 1 else None,
+            tool_exchange=_in_tool_exchange(messages, turns),
+            chore=chore_of(spoken[-1].written if spoken else "") or chore_of(system),
+            here=_digest(turns, spoken[-1]) if spoken else None,
+            before=_digest(turns, spoken[-2]) if len(spoken) > 1 else None,
+            says_little=says_little,
+            n_chars=sum(n_chars),
+            n_new_chars=sum(n_chars[answers[-1] + 1 :]) if answers else sum(n_chars),
         )
 
     @classmethod
     def from_text(cls, text: str) -> Conversation:
         """A conversation of one human message."""
         return cls.from_messages([{"role": "user", "content": text}])
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    role: str
+    written: str  # all of it
+    words: Words  # of a human; empty for other roles
+
+
+def _read(message: Mapping[str, Any]) -> _Turn:
+    role, written = str(message.get("role") or ""), message_text(message)
+    return _Turn(role, written, read_turn(written) if role == "user" else Words(""))
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -129,100 +169,58 @@ def message_text(message: Mapping[str, Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def chore_of(text: str) -> str | None:
-    """The chore a chat client asks for by this text, or None. Only the beginning is read: the rest quotes the chat."""
-    start = text.lstrip()[:400]
-    return next((name for name, pattern in _CHORES if pattern.search(start)), None)
-
-
 def is_follow_up(text: str) -> bool:
-    """Whether a text says too little on its own: three words at most, or a short one that begins like a reply."""
+    """Whether a text says too little alone: three words at most, or a few that begin like a reply or point back."""
     head = text.strip()[:400]
     n_words = len(head.split())
-    return n_words <= _TERSE_WORDS or (n_words <= _FOLLOW_UP_WORDS and _FOLLOW_UP_START.match(head) is not None)
+    if n_words <= _TERSE_WORDS:
+        return True
+    if n_words <= _POINTS_BACK_WORDS and _POINTS_BACK.search(head):
+        return True
+    return any(n_words <= limit and pattern.match(head) for limit, pattern in _REPLIES)
 
 
-def question_of(text: str) -> str:
-    """The question in a message: long code, quotes and pasted documents cut to their beginnings, the rest kept.
-
-    A retrieval prompt that marks the human's words (<user_query>) is reduced to them.
-    """
-    text = clip(text, 8 * MAX_PASSAGE_CHARS)
-    start, end = text.find("<user_query>"), text.rfind("</user_query>")
-    if 0 <= start < end and text[start + len("<user_query>") : end].strip():
-        text = text[start + len("<user_query>") : end]
-    return clip(_shorten_lines(_shorten_blocks(text)).strip(), MAX_PASSAGE_CHARS)
+def _as_written(text: str) -> Words:
+    return Words(clip(text, MAX_CHARS))
 
 
-def _shorten_blocks(text: str) -> str:
-    """Cut what stands between quoting tags to its beginning. One pass: patterns that look for a closing tag from every
-    opening one take minutes over a text made of opening tags."""
-    lowered, kept, position, unclosed = text.lower(), [], 0, set()
-    if len(lowered) != len(text):  # a few capitals grow when lowered; then offsets would not fit
-        return text
-    for tag in _QUOTING_TAG.finditer(text):
-        name = tag.group(1).lower()
-        if tag.start() < position or name in unclosed:
-            continue
-        end = lowered.find(f"</{name}>", tag.end())
-        if end < 0:
-            unclosed.add(name)
-            continue
-        kept += [text[position : tag.start()], text[tag.end() : min(end, tag.end() + QUOTE_CHARS)]]
-        position = end + len(f"</{name}>")
-    return " ".join([*kept, text[position:]])
+def _subject(words: Words) -> str:
+    """The text that tells what a turn is about: the human's words, and the quotation where they point at it."""
+    short = len(words.text.split()) <= _POINTS_AT_QUOTATION_WORDS
+    if short and (is_follow_up(words.text) or _POINTS_AT_QUOTATION.search(words.text)):
+        return f"{words.text}\n{words.quoted}".strip()
+    return words.text
 
 
-def _shorten_lines(text: str) -> str:
-    """Cut fenced code and runs of quoted lines (>) to their beginnings."""
-    kept: list[str] = []
-    fence = ""
-    room = 0  # characters that the present block may still give
-    quoting = False
-    for line in text.split("\n"):
-        mark = line.lstrip()[:3]
-        if fence:
-            if mark == fence:
-                fence = ""
-            elif room > 0:
-                kept.append(line[:room])
-                room -= len(line)
-        elif mark in ("```", "~~~"):
-            fence, room, quoting = mark, FENCE_CHARS, False
-            kept.append(line.lstrip(" \t`~")[:FENCE_CHARS])
-        elif mark.startswith(">"):
-            if not quoting:
-                quoting, room = True, QUOTE_CHARS
-            if room > 0:
-                kept.append(line[:room])
-                room -= len(line)
-        else:
-            quoting = False
-            kept.append(line)
-    return "\n".join(kept)
-
-
-def _passages(newest: str, earlier: Sequence[str], system: str, follow_up: bool) -> tuple[Passage, ...]:
-    """The newest text counts most, the two before it less, the system prompt least; a follow-up leans on its past."""
-    shares = (0.4, 0.4, 0.15) if follow_up else (1.0, 0.15, 0.05)
-    weighted = [(question_of(text), share) for text, share in zip([newest, *earlier[:2]], shares, strict=False)]
-    if not earlier:
-        weighted.append((clip(system, 600), 0.3 if is_follow_up(newest) else 0.1))
+def _passages(newest: Words, earlier: Sequence[str], system: str, follow_up: bool) -> tuple[Passage, ...]:
+    """The newest text counts most, the two questions before it less, the system prompt least; a follow-up leans on its
+    past."""
+    subject = _subject(newest)
+    short = len(subject.split()) <= _SHORT_WORDS
+    shares = _SHARES_OF_FOLLOW_UP if follow_up else _SHARES_OF_SHORT if short else _SHARES
+    weighted = list(zip([subject, *earlier[:2]], shares, strict=False))
+    if not earlier and not _BARE_SYSTEM.match(system):
+        says_little = is_follow_up(subject)
+        weighted.append((clip(system, _SYSTEM_CHARS), _SYSTEM_SHARE_OF_TERSE if says_little else _SYSTEM_SHARE))
+    if newest.quoted and subject == newest.text:
+        weighted.append((newest.quoted, _QUOTED_SHARE))
     kept = [(text, share) for text, share in weighted if text.strip()]
     # A system prompt alone says what an application is for, but nobody has asked anything yet.
-    if not newest.strip() and not earlier:
+    if not subject and not earlier:
         kept = []
     total = sum(share for _, share in kept)
     return tuple(Passage(text, share / total) for text, share in kept)
 
 
-def _in_tool_exchange(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _in_tool_exchange(messages: Sequence[Mapping[str, Any]], turns: Sequence[_Turn]) -> bool:
     """Whether the newest message is a tool's result or a call that waits for one."""
     if not messages:
         return False
     last = messages[-1]
-    return last.get("role") in ("tool", "function") or (
-        last.get("role") == "assistant" and bool(last.get("tool_calls") or last.get("function_call"))
+    return (
+        turns[-1].words.tool_result
+        or last.get("role") in ("tool", "function")
+        or (last.get("role") == "assistant" and bool(last.get("tool_calls") or last.get("function_call")))
     )
 
 
@@ -239,7 +237,15 @@ def digest(*parts: str) -> bytes:
     return state.digest()
 
 
-def _digest(turns: Sequence[tuple[str, str]], last: int) -> bytes:
-    """Of the human and assistant turns up to `last`; not of system prompts, since clients put the time in them."""
-    spoken = [f"{role}\0{text.strip()}" for role, text in turns[: last + 1] if role in ("user", "assistant")]
+def _digest(turns: Sequence[_Turn], last: _Turn) -> bytes:
+    """Of the human and assistant turns up to `last`, of a human's turn the words alone.
+
+    Clients put the time into system prompts, and an editor's state or retrieved passages into the newest turn only.
+    """
+    spoken = []
+    for turn in turns:
+        if turn.role in ("user", "assistant"):
+            spoken.append(f"{turn.role}\0{turn.words.text or turn.words.quoted or turn.written.strip()}")
+        if turn is last:
+            break
     return digest(*spoken)

@@ -2,15 +2,16 @@
 
 A head is two linear classifiers over the same labels: one reads n-grams alone, one reads n-grams and the sentence
 embedding. Each label's row is a one-against-the-rest classifier; a softmax with a fitted temperature makes
-probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle
-refused) and a description (head.json).
+probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle refused) and a description (head.json).
+The embeddings of the shipped prompts lie beside the coefficients: against them a roster's own examples are fitted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.encoder import DIMENSIONS, RouterError
-from coe.router.features import N_BUCKETS, bucket_counts, scrub
+from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, scrub
 
 Floats = NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "head.npz"
 PROMPTS = Path(__file__).parent / "prompts"
-EMBEDDING_SCALE = 2.0  # weight of the unit embedding beside the unit n-gram vector
+EMBEDDING_SCALE = 2.0  # weight of the unit embedding beside the words' unit vector
+EXAMPLE_RIDGE = 0.1  # how little is left of an example's error, beside 1 for a shipped prompt
+WANTED_EXAMPLES = 10
+REFERENCE = 60  # shipped prompts of a domain that examples are fitted against
+PROMPT_SCALE = 400.0  # the numbers of a unit embedding hardly ever exceed 127 / 400
+
+
+_WORD = re.compile(r"\w+")
 
 
 class HeadError(RouterError):
@@ -34,7 +42,10 @@ class HeadError(RouterError):
 
 @dataclass(frozen=True)
 class TextVector:
-    """A text's n-grams: distinct bucket numbers and their weights, of unit length together; both empty for no words."""
+    """A text's n-grams: distinct bucket numbers and their weights, both empty for no words.
+
+    The words' weights are of unit length together, those of the parts of words of length PARTS_WEIGHT.
+    """
 
     index: NDArray[np.int64]
     values: Floats
@@ -66,6 +77,7 @@ class Head:
     ngram: Linear
     joint: Linear
     about: Mapping[str, Any]
+    prompts: Floats | None = None  # (n, 384), embeddings of shipped_prompts() in their order
 
     def vector(self, text: str) -> TextVector:
         """The n-gram features of a text."""
@@ -73,8 +85,11 @@ class Head:
         values = counts * self.idf[index]
         known = values > 0
         index, values = index[known], values[known]
-        length = float(np.sqrt(values @ values))
-        return TextVector(index, values / np.float32(length) if length > 0 else values)
+        for block, weight in ((index < N_WORDS, 1.0), (index >= N_WORDS, PARTS_WEIGHT)):
+            length = float(np.sqrt(values[block] @ values[block]))
+            if length > 0:
+                values[block] *= np.float32(weight / length)
+        return TextVector(index, values)
 
     def probabilities(self, vector: TextVector, embedding: Floats | None = None) -> Floats:
         """Probability of each label, (n_labels,). Without an embedding the n-grams decide alone.
@@ -107,30 +122,45 @@ def shipped_prompts() -> list[tuple[str, str]]:
     ]
 
 
+def prompts_digest() -> str:
+    """What the shipped prompts hash to: embeddings of other prompts are of no use."""
+    text = "\0".join(f"{label}\0{text}" for label, text in shipped_prompts())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def save_head(head: Head, path: Path) -> None:
     """Write `path` (npz, n-gram weights as int8 with one scale a label) and its description beside it (json)."""
     if head.joint.embedding is None:
         raise HeadError("a head needs embedding weights")
+    prompts = head.prompts if head.prompts is not None else np.zeros((0, DIMENSIONS), np.float32)
     ngram, ngram_scale = _quantise(head.ngram.ngrams)
     joint, joint_scale = _quantise(head.joint.ngrams)
-    np.savez_compressed(
-        path,
-        idf=head.idf.astype(np.float16),
-        ngram=ngram,
-        ngram_scale=ngram_scale,
-        ngram_bias=head.ngram.bias,
-        joint=joint,
-        joint_scale=joint_scale,
-        joint_bias=head.joint.bias,
-        embedding=head.joint.embedding.astype(np.float16),
-    )
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("wb") as file:
+        np.savez_compressed(
+            file,
+            idf=head.idf.astype(np.float16),
+            ngram=ngram,
+            ngram_scale=ngram_scale,
+            ngram_bias=head.ngram.bias,
+            joint=joint,
+            joint_scale=joint_scale,
+            joint_bias=head.joint.bias,
+            embedding=head.joint.embedding.astype(np.float16),
+            prompts=np.round(prompts * PROMPT_SCALE).clip(-127, 127).astype(np.int8),
+        )
+    digest = hashlib.sha256(beside.read_bytes()).hexdigest()
+    beside.replace(path)
     about = {
         **head.about,
         "labels": list(head.labels),
         "temperature": {"ngram": head.ngram.temperature, "joint": head.joint.temperature},
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
+        "prompts_sha256": prompts_digest(),
     }
-    path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    beside = path.with_name(f".{path.stem}.json.tmp")
+    beside.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    beside.replace(path.with_suffix(".json"))
 
 
 def load_head(path: Path = SHIPPED) -> Head:
@@ -144,6 +174,8 @@ def load_head(path: Path = SHIPPED) -> Head:
             )
         with np.load(path, allow_pickle=False) as arrays:
             labels = tuple(str(label) for label in about["labels"])
+            prompts = arrays["prompts"].astype(np.float32) / np.float32(PROMPT_SCALE)
+            same_prompts = len(prompts) > 0 and about.get("prompts_sha256") == prompts_digest()
             head = Head(
                 labels=labels,
                 idf=arrays["idf"].astype(np.float32),
@@ -160,6 +192,7 @@ def load_head(path: Path = SHIPPED) -> Head:
                     float(about["temperature"]["joint"]),
                 ),
                 about=about,
+                prompts=prompts if same_prompts else None,
             )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise HeadError(f"the head {path} cannot be read: {error}; reinstall the package") from error
@@ -170,33 +203,124 @@ def load_head(path: Path = SHIPPED) -> Head:
     return head
 
 
-def with_domains(
+def with_examples(
     head: Head,
     examples: Mapping[str, Sequence[str]],
-    embed: Any | None,
+    embed: Callable[[Sequence[str]], Floats] | None,
+    *,
+    same_encoder: bool = True,
 ) -> Head:
-    """The head with one more label for each key of `examples`, fitted on its texts against the shipped prompts.
+    """The head fitted to a roster's own examples, domain -> texts; well under a second.
 
-    embed: texts -> (n, 384) unit rows; None fits on n-grams alone. Takes a second or a few (the prompts are embedded).
-    Labels are rows of their own, so the shipped ones stay as they are.
+    A domain that the head does not know becomes one more label, fitted on its examples against the shipped prompts and
+    the other domains' examples. Then all labels are moved as little as makes the examples right and leaves the shipped
+    prompts where they were: of a built-in domain a few examples correct the head and do not replace it.
+
+    embed:        texts -> (n, 384) unit rows; None fits on n-grams alone.
+    same_encoder: whether `embed` is the encoder that the head was fitted with; if not, the prompts are embedded anew.
     """
-    from scipy import sparse
+    reference, prompts = _reference_prompts()
+    texts = [text for of_domain in examples.values() for text in of_domain]
+    if not texts:
+        return head
+    own = np.array([domain for domain, of_domain in examples.items() for _ in of_domain])
+    embedded: Floats | None = None
+    if embed is not None:
+        shipped = head.prompts if same_encoder else None
+        known = shipped[reference] if shipped is not None else embed(prompts)
+        embedded = np.vstack([known, embed(texts)])
+    rows = _rows(head, [*prompts, *texts], embedded)
+    plain = rows[:, :N_BUCKETS].tocsr()
+    added = tuple(domain for domain in examples if domain not in head.labels)
+    ngram, joint = head.ngram, head.joint
+    for domain in added:
+        wanted = np.r_[np.zeros(len(prompts), bool), own == domain]
+        ngram = _append(ngram, *_one_against_all(plain, wanted))
+        joint = _append(joint, *_one_against_all(rows, wanted))
+    labels = (*head.labels, *added)
+    target = own[:, None] == np.array(labels)
+    return replace(
+        head,
+        labels=labels,
+        ngram=_corrected(ngram, plain, target),
+        joint=_corrected(joint, rows, target) if embedded is not None else joint,
+    )
+
+
+def example_problems(examples: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with a roster's examples, domain -> texts: a sentence each, with what to do about it.
+
+    Texts count as the same when they differ in case, spaces and punctuation only.
+    """
+    problems = []
+    seen: dict[str, list[tuple[str, str]]] = {}
+    for domain, texts in examples.items():
+        for text in texts:
+            seen.setdefault(" ".join(_WORD.findall(text.lower())) or text.strip(), []).append((domain, text))
+    for found in seen.values():
+        domains = list(dict.fromkeys(domain for domain, _ in found))
+        shown = found[0][1] if len(found[0][1]) <= 60 else f"{found[0][1][:57]}..."
+        if len(domains) > 1:
+            named = " and ".join(f'"{domain}"' for domain in domains)
+            problems.append(f"the example {shown!r} stands under {named}: keep it where it belongs")
+        elif len(found) > 1:
+            problems.append(
+                f'the example {shown!r} stands {len(found)} times under "{domains[0]}" and counts once: remove it, '
+                "or write another"
+            )
+    for domain, texts in examples.items():
+        different = len({key for key, found in seen.items() if any(d == domain for d, _ in found)})
+        if texts and different < WANTED_EXAMPLES:
+            problems.append(
+                f'the domain "{domain}" has {different} example{"s" * (different != 1)}; with fewer than '
+                f"{WANTED_EXAMPLES} it will miss many of its questions and take some that are not its own: write more"
+            )
+    return problems
+
+
+def _reference_prompts() -> tuple[NDArray[np.int64], list[str]]:
+    """Places and texts of some shipped prompts, evenly of each label: all of them would take seconds to fit against."""
+    prompts = shipped_prompts()
+    labels = np.array([label for label, _ in prompts])
+    chosen = []
+    for label in dict.fromkeys(label for label, _ in prompts):
+        mine = np.flatnonzero(labels == label)
+        chosen.append(mine[np.linspace(0, len(mine) - 1, min(len(mine), REFERENCE)).astype(int)])
+    reference = np.concatenate(chosen)
+    return reference, [prompts[place][1] for place in reference]
+
+
+def _one_against_all(rows: Any, wanted: NDArray[np.bool_]) -> tuple[NDArray[Any], float]:
+    """Weights and bias of a classifier that tells the wanted rows from the others."""
     from sklearn.svm import LinearSVC
 
-    negatives = [text for _, text in shipped_prompts()]
-    from_prompts = _rows(head, negatives, embed)
-    ngram, joint = head.ngram, head.joint
-    for texts in examples.values():
-        rows = sparse.vstack([from_prompts, _rows(head, texts, embed)]).tocsr()
-        wanted = np.r_[np.zeros(len(negatives)), np.ones(len(texts))]
-        plain = LinearSVC(C=0.5, class_weight="balanced").fit(rows[:, :N_BUCKETS], wanted)
-        both = LinearSVC(C=0.5, class_weight="balanced").fit(rows, wanted)
-        ngram = _append(ngram, plain.coef_[0], plain.intercept_[0])
-        joint = _append(joint, both.coef_[0], both.intercept_[0])
-    return replace(head, labels=(*head.labels, *examples), ngram=ngram, joint=joint)
+    fitted = LinearSVC(C=0.5, class_weight="balanced").fit(rows, wanted)
+    return fitted.coef_[0], float(fitted.intercept_[0])
 
 
-def _rows(head: Head, texts: Sequence[str], embed: Any | None) -> Any:
+def _corrected(linear: Linear, rows: Any, target: NDArray[np.bool_]) -> Linear:
+    """The classifier with the examples (the last rows) on the right side of each label's margin.
+
+    target: (n_examples, n_labels). Kernel ridge regression on what the scores lack: +1 for the example's own label,
+    -1 for others, and nothing for the rows before them. Source: least-squares support vector machines.
+    """
+    n_prompts = rows.shape[0] - len(target)
+    weights = linear.ngrams
+    if linear.embedding is not None:
+        weights = np.vstack([weights, linear.embedding / np.float32(EMBEDDING_SCALE)])
+    scores = rows[n_prompts:] @ weights + linear.bias
+    lacking = np.where(target, np.maximum(0, 1 - scores), np.minimum(0, -1 - scores))
+    kernel = (rows @ rows.T).toarray()
+    kernel[np.diag_indices_from(kernel)] += np.r_[np.ones(n_prompts), np.full(len(target), EXAMPLE_RIDGE)]
+    wanted = np.vstack([np.zeros((n_prompts, target.shape[1])), lacking])
+    step = (rows.T @ np.linalg.solve(kernel, wanted)).astype(np.float32)
+    embedding = linear.embedding
+    if embedding is not None:
+        embedding = embedding + EMBEDDING_SCALE * step[N_BUCKETS:]
+    return replace(linear, ngrams=linear.ngrams + step[:N_BUCKETS], embedding=embedding)
+
+
+def _rows(head: Head, texts: Sequence[str], embeddings: Floats | None) -> Any:
     """Sparse features (n, N_BUCKETS + 384): the n-gram vector, then the scaled embedding (zeros without an encoder)."""
     from scipy import sparse
 
@@ -206,7 +330,8 @@ def _rows(head: Head, texts: Sequence[str], embed: Any | None) -> Any:
         (np.concatenate([v.values for v in vectors]), np.concatenate([v.index for v in vectors]), starts),
         shape=(len(texts), N_BUCKETS),
     )
-    embeddings = embed(texts) if embed is not None else np.zeros((len(texts), DIMENSIONS), np.float32)
+    if embeddings is None:
+        embeddings = np.zeros((len(texts), DIMENSIONS), np.float32)
     return sparse.hstack([ngrams, sparse.csr_matrix(EMBEDDING_SCALE * embeddings)]).tocsr()
 
 

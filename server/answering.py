@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
-from coe.engine.errors import EngineError
+from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.pool import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
 from coe.engine.spec import ThinkingMode
@@ -48,7 +48,7 @@ class Step:
 class Answer:
     """One request being answered. `open` first; then `steps`, or `whole`; `close` at the end, whatever happened.
 
-    residency, waited_s and prompt_tokens are known once `open` has returned.
+    Lease, residency and prompt_tokens are known once `open` has returned.
     """
 
     def __init__(self, college: College, ask: Ask, choice: Choice, metrics: Metrics) -> None:
@@ -67,6 +67,7 @@ class Answer:
         self._unended = 0  # choices that a worker was given and has neither rejected nor finished
         self._failed = False
         self.prompt_tokens = 0
+        self.residency = ""  # warm, swapped or loaded
 
     async def open(self) -> None:
         """Get a lease, and the worker's word that the prompt fits.
@@ -74,7 +75,7 @@ class Answer:
         Raises EngineError: the pool's, or a rejection.
         """
         self.lease = await self.college.lease(self.choice.specialist)
-        self._metrics.waited(self.choice.specialist.name, self.lease.residency, self.lease.waited_s)
+        self.residency = self.lease.residency
         self._streams = [
             self.lease.generate(self._request(self.choice.specialist, self.rules, index)) for index in range(self.ask.n)
         ]
@@ -87,6 +88,9 @@ class Answer:
                 raise
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
+            if first.swap and self.residency == "warm":  # it is another's turn just now
+                self.residency = "swapped"
+        self._metrics.waited(self.choice.specialist.name, self.residency, self.lease.waited_s)
 
     def _request(self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None) -> GenerateRequest:
         ask = self.ask
@@ -131,7 +135,7 @@ class Answer:
                 if item is None:
                     running -= 1
                 elif isinstance(item, Exception):
-                    self._failed = True
+                    self._note_failure(item)
                     raise item
                 else:
                     if isinstance(item.event, Finished):
@@ -146,8 +150,8 @@ class Answer:
         """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
         try:
             return await self._without_loops(await self._collect(self._streams))
-        except Exception:
-            self._failed = True
+        except Exception as error:
+            self._note_failure(error)
             raise
 
     async def _without_loops(self, outcomes: list[Outcome]) -> list[Outcome]:
@@ -220,6 +224,11 @@ class Answer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _note_failure(self, error: Exception) -> None:
+        self._failed = True
+        if isinstance(error, SourceChangedError):
+            self.college.files_changed(error)
+
     def _count(self, end: Finished, by: Specialist | None = None) -> None:
         specialist = by or self.choice.specialist
         self._unended -= 1
@@ -230,7 +239,7 @@ class Answer:
             "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s",
             specialist.name,
             self.choice.reason,
-            lease.residency if lease else "-",
+            self.residency or "-",
             (lease.waited_s if lease else 0) * 1000,
             end.prompt_tokens,
             end.cached_tokens,
@@ -267,7 +276,7 @@ class Answer:
         if self.rules.notes:
             headers["x-coe-note"] = _header_text("; ".join(self.rules.notes))
         if self.lease is not None:
-            headers["x-coe-residency"] = self.lease.residency
+            headers["x-coe-residency"] = self.residency
             headers["x-coe-wait-ms"] = f"{self.lease.waited_s * 1000:.0f}"
         return headers
 
@@ -285,7 +294,7 @@ class Answer:
         if self.rules.notes:
             facts["notes"] = list(self.rules.notes)
         if self.lease is not None:
-            facts["residency"] = self.lease.residency
+            facts["residency"] = self.residency
             facts["wait_ms"] = round(self.lease.waited_s * 1000, 1)
         if self.answered_by is not self.choice.specialist:
             facts["answered_by"] = self.answered_by.name

@@ -22,7 +22,7 @@ from coe.engine.errors import EngineError
 from coe.engine.request import Accepted, Delta, Finished
 
 from .answering import Answer
-from .check import Unavailable
+from .availability import Unavailable
 from .college import Choice, College
 from .errors import (
     BodyTooLargeError,

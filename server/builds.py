@@ -24,7 +24,7 @@ from coe.engine.process import worker_environment
 from coe.surgery.errors import BuildError, SurgeryError
 from coe.surgery.jobs import EXIT_BUSY, EXIT_STOPPED, BuildState, Busy, Job, Machine, Order, Progress, at_work
 
-from .check import ToBuild
+from .availability import ToBuild
 from .roster import Roster
 from .roster_models import Specialist
 

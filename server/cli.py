@@ -68,13 +68,23 @@ def serve(
 
 @app.command()
 def route(
-    text: Annotated[str, typer.Argument(help="A question, as a user would ask it.")],
+    text: Annotated[str | None, typer.Argument(help="A question, as a user would ask it.")] = None,
     roster: RosterOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='Questions, one JSON object a line: {"text": ...} or {"messages": [...]}.'),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each decision as JSON; of a file, one a line.")
+    ] = False,
 ) -> None:
-    """Say which specialist would answer a question, and why. Loads no model."""
-    from .routing import route_text
+    """Say which specialist would answer a question, or each of a file's, and why. Loads no model."""
+    from .routing import route_file, route_text
 
+    if file is not None and text is None:
+        raise typer.Exit(route_file(_known(roster), file, as_json=as_json, out=_out, err=_err))
+    if text is None or file is not None:
+        raise typer.BadParameter("Give a question, or --file with a file of them.")
     raise typer.Exit(route_text(_known(roster), text, as_json=as_json, out=_out, err=_err))
 
 
@@ -84,7 +94,7 @@ def check(
     dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
 ) -> None:
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
-    from .serving import check_roster
+    from .check import check_roster
 
     raise typer.Exit(check_roster(_known(roster), dry_run=dry_run, out=_out))
 

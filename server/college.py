@@ -8,26 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from coe.engine.errors import EngineError, UnavailableError
-from coe.engine.memory import Prediction, budget_bytes, free_device_bytes, predict
-from coe.engine.pool import Entry, Lease, Pool
+from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChangedError, UnavailableError
+from coe.engine.memory import budget_bytes, free_device_bytes
+from coe.engine.pool import Lease, Pool
 from coe.engine.pool import PoolSettings as EnginePoolSettings
 from coe.engine.resident import WorkerResident
-from coe.engine.spec import Footprint, LoadSpec, Thinking
+from coe.router.choose import Candidate, Decision, first_token_s
+from coe.router.choose import Settings as SupervisorSettings
 from coe.router.conversation import Conversation
-from coe.router.supervisor import Candidate, Decision, Supervisor
-from coe.router.supervisor import Settings as SupervisorSettings
+from coe.router.supervisor import Supervisor
+from coe.router.thresholds import load_thresholds
 
+from .arrangement import Arrangement, arrange
+from .availability import Available, Unavailable
 from .builds import Builds
-from .check import Available, Unavailable, availability
 from .errors import BuildingError, UnknownModelError
-from .masked import cut_masked
+from .hashing import Hashing
 from .roster import Roster
 from .roster_models import AUTO, Specialist
 from .wire import Ask
 
 _log = logging.getLogger(__name__)
-_DRY_RUNS_AT_ONCE = 2
+_UNTIL_BUILT_S = 600.0  # of one that is still to be built: longer than any load
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,20 @@ class College:
     def __init__(
         self,
         roster: Roster,
-        judged: Mapping[str, Available | Unavailable],
+        arrangement: Arrangement,
         pool: Pool,
         supervisor: Supervisor,
         budget_note: str,
     ) -> None:
         self.roster = roster
-        self.judged = dict(judged)
+        self.arrangement = arrangement
         self.pool = pool
         self.supervisor = supervisor
         self.budget_note = budget_note
         self.builds = Builds(roster, pool, self.adopt)
         self._tasks: list[asyncio.Task[None]] = []
+        self._apart: set[str] = set()  # who cannot share after all
+        self._arranging = asyncio.Lock()
 
     @classmethod
     async def open(cls, roster: Roster) -> College:
@@ -69,20 +73,17 @@ class College:
         """
         asked = roster.pool.vram_budget
         budget, note = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        lacking = await cut_masked(roster)
-        predictions = await predict_all(roster)
-        judged = availability(roster, predictions.__getitem__, budget, predictions.refused)
-        judged |= {name: Unavailable(*lack, judged[name].location) for name, lack in lacking.items()}
-        entries = {name: entry for name, item in judged.items() if (entry := _entry(roster, name, item)) is not None}
+        arrangement = await arrange(roster, budget)
+        entries = arrangement.entries(roster)
         if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [
                 f"  {name}: {item.reason} {item.remedy}"
-                for name, item in judged.items()
+                for name, item in arrangement.judged.items()
                 if isinstance(item, Unavailable)
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
         pool = Pool(entries, _pool_settings(roster, budget), WorkerResident.start, free_bytes=free_device_bytes)
-        return cls(roster, judged, pool, supervisor_of(roster), note)
+        return cls(roster, arrangement, pool, supervisor_of(roster), note)
 
     async def start(self) -> None:
         """Load the supervisor, and begin to load what the roster wants loaded beforehand."""
@@ -90,11 +91,25 @@ class College:
         await self.builds.start({name for name, item in self.judged.items() if item.location.path is not None})
         if self.roster.pool.preload:
             self._tasks.append(asyncio.create_task(self._preload()))
+        self._tasks.append(asyncio.create_task(self._hash()))
 
     async def _preload(self) -> None:
         failed = await self.pool.preload(self.roster.pool.preload, max_wait_s=self.roster.pool.load_timeout_s)
         for name, error in failed.items():
             _log.error("preload of %s failed: %s", name, error)
+
+    async def _hash(self) -> None:
+        """Find out what files have in common that no mask tells it of, while nobody is served."""
+        if not self.arrangement.unhashed:
+            return
+        hashing = Hashing(self.arrangement.unhashed, self.pool.is_busy)
+        hashing.start()
+        try:
+            await hashing.wait()
+        finally:
+            await hashing.close()
+        async with self._arranging:  # residents know by themselves; who is near whom is judged anew
+            await self._arrange_again()
 
     async def close(self) -> None:
         """Stop every worker."""
@@ -104,6 +119,56 @@ class College:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pool.close()
         self.supervisor.close()
+
+    # --- who is served, and how ---------------------------------------------------------------------------------
+
+    @property
+    def judged(self) -> Mapping[str, Available | Unavailable]:
+        """What can be served here, by name, in the roster's order."""
+        return self.arrangement.judged
+
+    async def _arrange_again(self) -> None:
+        """Look at the files anew. Who is loaded in another way from now on gets another resident."""
+        budget = self.pool.settings.budget_bytes
+        self.arrangement = await arrange(self.roster, budget, apart=self._apart)
+        entries = self.arrangement.entries(self.roster)
+        self.pool.put({name: entry for name, entry in entries.items() if entry != self.pool.entry(name)})
+
+    async def adopt(self, name: str) -> bool:
+        """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""
+        before = self.judged[name]
+        in_use = isinstance(before, Available) and before.spec.sharing is None and self.pool.is_resident(name)
+        if in_use and not await self.pool.unload(name):
+            return False
+        async with self._arranging:
+            await self._arrange_again()
+        item = self.judged[name]
+        if isinstance(item, Unavailable):
+            _log.error("%s was built and cannot be served: %s %s", name, item.reason, item.remedy)
+        else:
+            _log.info("%s can be served now", name)
+        return True
+
+    async def _load_apart(self, name: str, error: EngineError) -> None:
+        """A group cannot share a resident on this machine after all: each of it is loaded by itself from now on."""
+        async with self._arranging:
+            group = next((g for g in self.arrangement.groups if name in [member.name for member in g.members]), None)
+            if group is None:  # somebody else had the same error, and this is done
+                return
+            names = [member.name for member in group.members]
+            _log.warning("%s cannot share a resident, and are loaded apart: %s", ", ".join(names), error)
+            self._apart.update(names)
+            await self._arrange_again()
+
+    def files_changed(self, error: SourceChangedError) -> None:
+        """Somebody changed a model's file while it was in use: read the files again."""
+
+        async def look() -> None:
+            async with self._arranging:
+                await self._arrange_again()
+
+        _log.warning("%s The models' files are read again.", error)
+        self._tasks = [task for task in self._tasks if not task.done()] + [asyncio.create_task(look())]
 
     # --- choosing ---------------------------------------------------------------------------------------------
 
@@ -127,10 +192,18 @@ class College:
         if ask.model != AUTO:
             return self._named(ask.model, begin=begin)
         started = perf_counter()
-        conversation = Conversation.from_messages(ask.messages or [{"role": "user", "content": ask.prompt or ""}])
+        messages = ask.messages or [{"role": "user", "content": ask.prompt or ""}]
+        # Megabytes of history take a while to read: not in the event loop.
+        conversation = await asyncio.to_thread(Conversation.from_messages, messages)
 
         async def decide(names: list[str]) -> Decision:
-            return await self.supervisor.decide(conversation, session_id=session_id, warm=self.warm, available=names)
+            return await self.supervisor.decide(
+                conversation,
+                session_id=session_id,
+                warm=self.warm,
+                available=names,
+                costs=self._costs(conversation, session_id, names),
+            )
 
         available = self.available
         buildable = [name for name in self.roster.names if name in available or self._may_build(name)]
@@ -152,6 +225,18 @@ class College:
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._required(decision.specialist)
         return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build)
+
+    def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
+        """Seconds until the first token of each, as far as they can be told beforehand."""
+        available = self.available
+        current = self.supervisor.current(conversation, session_id)
+        return first_token_s(
+            {name: self.pool.ready_in_s(name) if name in available else _UNTIL_BUILT_S for name in names},
+            cached_by=current if current in available and self.pool.is_resident(current) else None,
+            n_chars=conversation.n_chars,
+            n_new_chars=conversation.n_new_chars,
+            tokens_per_s=self.roster.router.prompt_tokens_per_s,
+        )
 
     def _may_build(self, name: str) -> bool:
         return self._required(name).on_missing == "build" and self.builds.can_come(name)
@@ -186,24 +271,6 @@ class College:
             said += f" To build it: coe build {specialist.name}, or POST /v1/builds/{specialist.name}."
         return BuildingError(said, progress.line(), retry=progress.state.unfinished)
 
-    async def adopt(self, name: str) -> bool:
-        """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""
-        if isinstance(self.judged[name], Available) and self.pool.is_warm(name) and not await self.pool.unload(name):
-            return False
-        alone = self.roster.model_copy(update={"specialists": (self._required(name),)})
-        predictions = await predict_all(alone)
-        budget = self.pool.settings.budget_bytes
-        judged = await asyncio.to_thread(availability, alone, predictions.__getitem__, budget, predictions.refused)
-        item = judged[name]
-        if (entry := _entry(self.roster, name, item)) is not None:
-            self.pool.add(name, entry)
-        self.judged[name] = item
-        if isinstance(item, Unavailable):
-            _log.error("%s was built and cannot be served: %s %s", name, item.reason, item.remedy)
-        else:
-            _log.info("%s can be served now", name)
-        return True
-
     def stand_in(self, name: str) -> Specialist | None:
         """Who answers in another's place: the fallback, else whoever is warm, else whoever can be served."""
         order = [self.roster.fallback, *self.warm, *self.available] if self.roster.fallback_warm else []
@@ -223,21 +290,22 @@ class College:
 
     async def lease(self, specialist: Specialist) -> Lease:
         """A hold on a resident; see Pool.lease."""
-        return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
-
-
-def _entry(roster: Roster, name: str, item: Available | Unavailable) -> Entry | None:
-    """What the pool has to know of a specialist that can be served."""
-    if isinstance(item, Unavailable) or item.footprint is None:
-        return None
-    specialist = _specialist(roster, name)
-    return Entry(item.spec, item.footprint.total_bytes, specialist.thinking_policy(), specialist.pin)
+        try:
+            return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
+        except (LayoutError, SharingError) as error:
+            await self._load_apart(specialist.name, error)
+            return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
 
 
 def supervisor_of(roster: Roster) -> Supervisor:
-    """The supervisor that a roster asks for, not started yet."""
+    """The supervisor that a roster asks for, not started yet. Raises RouterError when its thresholds cannot be read."""
+    fitted = roster.router.thresholds
     settings = SupervisorSettings(
-        threshold=roster.router.threshold, margin=roster.router.margin, hysteresis=roster.router.hysteresis
+        threshold=roster.router.threshold,
+        thresholds=load_thresholds(roster.resolve(fitted)) if fitted is not None else {},
+        margin=roster.router.margin,
+        residency_weight=roster.router.residency_weight,
+        hysteresis=roster.router.hysteresis,
     )
     candidates = [
         Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
@@ -246,44 +314,6 @@ def supervisor_of(roster: Roster) -> Supervisor:
     if encoder not in ("auto", "none"):
         encoder = str(roster.resolve(encoder))
     return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder)
-
-
-async def predict_all(roster: Roster) -> Predictions:
-    """Dry-run every distinct load of a roster; errors are kept beside the results."""
-    policies: dict[LoadSpec, dict[str, Thinking]] = {}
-    for specialist in roster.specialists:
-        if (path := specialist.locate(roster.models_path)) is not None:
-            policies.setdefault(specialist.load_spec(path), {})[specialist.name] = specialist.thinking_policy()
-    gate = asyncio.Semaphore(_DRY_RUNS_AT_ONCE)
-
-    async def one(spec: LoadSpec) -> Prediction | EngineError:
-        async with gate:
-            try:
-                return await predict(spec, policies[spec])
-            except EngineError as error:
-                return error
-
-    results = await asyncio.gather(*(one(spec) for spec in policies))
-    return Predictions(dict(zip(policies, results, strict=True)))
-
-
-class Predictions:
-    """Results of dry runs, by load."""
-
-    def __init__(self, results: Mapping[LoadSpec, Prediction | EngineError]) -> None:
-        self._results = results
-
-    def __getitem__(self, spec: LoadSpec) -> Footprint:
-        """Raises the EngineError that the dry run ended in."""
-        result = self._results[spec]
-        if isinstance(result, EngineError):
-            raise result
-        return result.footprint
-
-    def refused(self, spec: LoadSpec) -> Mapping[str, str]:
-        """Thinking policies that this model cannot carry out: specialist -> why."""
-        result = self._results.get(spec)
-        return result.refused if isinstance(result, Prediction) else {}
 
 
 def _ok(item: Available | Unavailable) -> bool:
@@ -300,6 +330,7 @@ def _pool_settings(roster: Roster, budget: int) -> EnginePoolSettings:
     return EnginePoolSettings(
         budget_bytes=budget,
         max_queue=roster.server.max_queue,
+        most_shared=roster.pool.most_shared,
         max_bypass_s=roster.pool.max_bypass_s,
         idle_ttl_s=roster.pool.idle_ttl_s,
         quiet_s=roster.pool.quiet_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -90,13 +91,43 @@ class _PoolCollector(Collector):
         yield CounterMetricFamily("coe_loads", "Models loaded", status.loads)
         yield CounterMetricFamily("coe_failed_loads", "Loads that failed", status.failed_loads)
         yield CounterMetricFamily("coe_evictions", "Residents stopped", status.evictions)
-        bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of a resident", labels=["file", "state"])
-        leases = GaugeMetricFamily("coe_resident_leases", "Requests on a resident", labels=["file"])
+        # Specialists that share may have several residents: what they have in common is added up.
+        booked: Tally[tuple[str, str]] = Tally()
+        sums: dict[str, Tally[str]] = {name: Tally() for name in _ACTIVITY}
+        leases: Tally[str] = Tally()
         for resident in status.residents:
-            bytes_.add_metric([resident.file, resident.state.value], resident.vram_bytes)
-            leases.add_metric([resident.file], resident.leases)
+            booked[resident.file, resident.state.value] += resident.vram_bytes
+            leases[resident.file] += resident.leases
+            for name, of_file in sums.items():
+                of_file[resident.file] += resident.activity.get(name, 0)  # type: ignore[assignment]
+        bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of residents", labels=["file", "state"])
+        for labels, size in booked.items():
+            bytes_.add_metric(labels, size)
         yield bytes_
-        yield leases
+        yield _family(GaugeMetricFamily, "coe_resident_leases", "Requests on residents", leases)
+        for name, (kind, about) in _ACTIVITY.items():
+            yield _family(kind, f"coe_resident_{name}", about, sums[name])
+        waits = {r.file: r.activity.get("worst_wait_s", 0.0) for r in status.residents}
+        yield _family(
+            GaugeMetricFamily, "coe_resident_worst_wait_seconds", "Longest wait for a turn, as things are", waits
+        )
+
+
+# What workers say of themselves; see Resident.activity.
+_ACTIVITY: Mapping[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str]] = {
+    "swaps": (CounterMetricFamily, "Changes from one specialist to another"),
+    "swapped_bytes": (CounterMetricFamily, "Bytes of weights moved by them"),
+    "parked_bytes": (GaugeMetricFamily, "Host memory of conversations outside the cache"),
+}
+
+
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, about: str, values: Mapping[str, float]
+) -> Metric:
+    family = kind(name, about, labels=["file"])
+    for file, value in values.items():
+        family.add_metric([file], value)
+    return family
 
 
 class _BuildCollector(Collector):

@@ -22,10 +22,12 @@ class Location:
 
     path:  the file to load, the first part of a split one; None when the model is not (wholly) there.
     files: all files of it, in order.
+    sources: files of others that its weights are taken from when it is loaded.
     """
 
     path: Path | None
     files: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
     reason: str = ""
     remedy: str = ""
 

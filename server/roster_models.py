@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.server.model_files import (
     Location,
     locate_cut,
@@ -83,6 +83,12 @@ def _budget(value: object) -> int | Literal["auto"]:
     if size == 0:
         raise InvalidError("A budget of nothing holds no model.", "Write `auto` or a size such as `15 GiB`.")
     return size
+
+
+def _share(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise InvalidError(f"{value!r} is not known here.", "Write auto, true or false.")
+    return value
 
 
 def _layers(word: Mapping[str, int]) -> Any:
@@ -191,13 +197,21 @@ class PoolSettings(Section):
     stall_s: Seconds = 60.0
     quiet_s: Seconds = 60.0
     preload: Names = ()
+    ram_budget: Margin = 2 * 2**30
+    swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = 0.1
+    max_turn_wait_s: Seconds | None = None
+    most_shared: CountOrNone = 0
+    check_swaps: Switch = False
 
 
 class RouterSettings(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
     threshold: Share = 0.6
+    thresholds: Text | None = None
     margin: Share = 0.05
+    residency_weight: Share = 0.01
+    prompt_tokens_per_s: Count = 1000
     hysteresis: Share = 0.25
     encoder: Text = "auto"
 
@@ -271,6 +285,7 @@ class Settings(Section):
     mmap: Switch = True
     threads: Annotated[int, Strict(), Field(ge=0, le=512)] = 0  # ggml's own limit
     pin: Switch = False
+    share: Annotated[Literal["auto"] | bool, BeforeValidator(_share)] = "auto"
     on_missing: Literal["refuse", "fallback", "build"] = "refuse"
     notice: Text | None = None
     beta: Switch = False
@@ -411,10 +426,12 @@ class Specialist(Settings, ModelSource):
         """The file to load (of a split model the first part), or None; `location` says why."""
         return self.location(models_dir).path
 
-    def load_spec(self, path: Path) -> LoadSpec:
+    def load_spec(self, path: Path, sharing: Sharing | None = None, ram_budget_bytes: int = 0) -> LoadSpec:
         """How the engine loads this specialist's file. Specialists with equal specs share a resident."""
         return LoadSpec(
             path=path,
+            sharing=sharing,
+            ram_budget_bytes=ram_budget_bytes,
             context_tokens=self.context_tokens,
             cache_tokens=self.cache_tokens,
             parallel=self.parallel,

@@ -12,16 +12,12 @@ import uvicorn
 from rich.console import Console
 
 from coe.engine.errors import EngineError
-from coe.engine.memory import budget_bytes
 from coe.router.encoder import RouterError
 
 from .app import make_app, read_keys
-from .builds import sizes_to_build
-from .check import ToBuild, Unavailable
-from .check import check as print_check
-from .college import College, Predictions, predict_all
+from .availability import Unavailable
+from .college import College
 from .doctor import gpu_warning
-from .masked import sizes_to_cut
 from .roster import Roster, RosterError, load_roster
 from .roster_models import AUTO
 
@@ -140,30 +136,3 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         "",
     ]
     return "\n".join(lines)
-
-
-def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
-    """Print what `coe check` says of a roster. Returns the exit code."""
-    try:
-        roster = load_roster(path)
-    except RosterError:
-        return print_check(path, None, None, out)
-    try:
-        read_keys(roster)
-    except ValueError as error:
-        out.print(str(error), style="red", markup=False, soft_wrap=True)
-        return 1
-    to_build: dict[str, ToBuild] = {}
-    if any(s.build or s.mask for s in roster.specialists):
-        to_build |= asyncio.run(sizes_to_build(roster, dry_run=dry_run))
-        to_build |= asyncio.run(sizes_to_cut(roster, dry_run=dry_run))
-    if not dry_run:
-        return print_check(path, None, None, out, to_build)
-
-    async def facts() -> tuple[Predictions, int]:
-        asked = roster.pool.vram_budget
-        budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        return await predict_all(roster), budget
-
-    predictions, budget = asyncio.run(facts())
-    return print_check(path, predictions.__getitem__, budget, out, to_build, predictions.refused)

@@ -142,32 +142,44 @@ def cut(
     )
 
 
-def write_skeleton(
-    parent: Parent,
-    mask: Mask,
-    out: Path,
-    *,
-    slots: Mapping[int, Sequence[int]] | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Write what a specialist needs beside its parent's file and a mask: the cut file's header, then a hole.
+def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: Progress | None = None) -> bool:
+    """Write what all specialists that keep so many experts need beside their parent's file and their masks: the header
+    of their cut files, then a hole.
 
     The hole is as long as the tensors and takes no room on the disk. A resident that loads the skeleton is filled from
-    the parent, and is then what the cut file would be.
+    the parent with what a mask keeps, and is then what the cut file would be. False where the file is there already.
 
-    Raises what `cut` raises.
+    Raises CutError for what cannot be written, or for a number of experts that no mask could keep.
     """
     require_output(out, parent.paths)
+    experts = parent.experts
+    if not 2 <= n_keep <= experts.n_expert or n_keep % experts.n_groups:
+        raise CutError(f"No mask keeps {n_keep} of {experts.n_expert} experts.", "Make the mask again with coe plan.")
+    _require_groups(experts, n_keep)
     identity = identify(parent, progress or (lambda step, done, total: None))
-    mask.require_parent(identity)
-    order = kept_experts(parent.experts, mask, slots)
+    order = dict.fromkeys((*experts.layers, *experts.draft_layers), tuple(range(n_keep)))
     header, _ = _plan(parent, order, None)
-    header = header.with_value(f"{parent.experts.architecture.name}.expert_count", mask.n_keep)
-    header = _with_provenance(header, parent, identity, mask, order, None, None).with_value(SKELETON, 1)
+    facts: dict[str, Value] = {
+        f"{experts.architecture.name}.expert_count": n_keep,
+        "general.name": f"{parent.name} ({n_keep} of {identity.n_expert} experts)",
+        KEY + "parent_name": parent.name,
+        KEY + "parent_sha256": identity.sha256,
+        KEY + "parent_expert_count": identity.n_expert,
+        SKELETON: str(parent.path.resolve()),
+    }
+    for key, value in facts.items():
+        header = header.with_value(key, value)
     head = header.to_bytes()
+    n_bytes = len(head) + header.offsets()[-1]
+    if out.is_file() and out.stat().st_size == n_bytes:
+        with out.open("rb") as file:
+            if file.read(len(head)) == head:
+                return False
+    _require_room(out, len(head))
     with _clear_errors(out), written_beside(out) as beside, beside.open("wb") as file:
         file.write(head)
-        file.truncate(len(head) + header.offsets()[-1])
+        file.truncate(n_bytes)
+    return True
 
 
 # --- what is kept, and in which order -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,11 +21,8 @@ from typing import Final
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from coe.engine.errors import ModelFileError
+from coe.engine.gguf_records import ARRAY, FORMATS, STRING, Records, parse_records, read_string
 
-_STRING: Final = 8
-_ARRAY: Final = 9
-_WIDTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by type
-_FORMATS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _ALIGNMENT_KEY: Final = "general.alignment"
 _DEFAULT_ALIGNMENT: Final = 32
 
@@ -55,7 +52,7 @@ class RawHeader:
     """
 
     version: int
-    metadata: Mapping[str, tuple[int, bytes]]
+    metadata: Records
     tensors: tuple[Tensor, ...]
 
     @property
@@ -113,44 +110,15 @@ def read_raw_header(path: Path) -> RawHeader:
         version, n_tensors, n_keys = struct.unpack_from("<IQQ", content, 4)
         if version not in (2, 3):
             raise ModelFileError(f"{path} is a GGUF of version {version}; this program knows 2 and 3.", "Convert it.")
-        at = 24
-        metadata = {}
-        for _ in range(n_keys):
-            key, at = _read_string(content, at)
-            (kind,) = struct.unpack_from("<I", content, at)
-            end = _value_end(content, at + 4, kind)
-            metadata[key] = (kind, content[at + 4 : end])
-            at = end
+        metadata, at = parse_records(content, n_keys)
         tensors = []
         for _ in range(n_tensors):
-            name, at = _read_string(content, at)
+            name, at = read_string(content, at)
             (n_dimensions,) = struct.unpack_from("<I", content, at)
             *shape, kind, _offset = struct.unpack_from(f"<{n_dimensions}QIQ", content, at + 4)
             tensors.append(Tensor(name, tuple(shape), GGMLQuantizationType(kind)))
             at += 16 + 8 * n_dimensions
         return RawHeader(version, metadata, tuple(tensors))
-
-
-def _read_string(content: mmap.mmap, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", content, at)
-    end = at + 8 + length
-    return content[at + 8 : end].decode("utf-8", "surrogateescape"), end
-
-
-def _value_end(content: mmap.mmap, at: int, kind: int) -> int:
-    """Where a value that begins at `at` ends."""
-    if kind in _WIDTHS:
-        return at + _WIDTHS[kind]
-    unpack = struct.Struct("<Q").unpack_from
-    if kind == _STRING:
-        return at + 8 + int(unpack(content, at)[0])
-    inner, count = struct.unpack_from("<IQ", content, at)
-    at += 12
-    if inner in _WIDTHS:
-        return at + int(_WIDTHS[inner] * count)
-    for _ in range(count):
-        at = at + 8 + unpack(content, at)[0] if inner == _STRING else _value_end(content, at, inner)
-    return at
 
 
 def _string(text: str) -> bytes:
@@ -160,9 +128,9 @@ def _string(text: str) -> bytes:
 
 def _encoded(value: Value, kind: int | None) -> tuple[int, bytes]:
     if isinstance(value, str):
-        return _STRING, _string(value)
+        return STRING, _string(value)
     if isinstance(value, int | float):
-        if kind not in _FORMATS:
+        if kind not in FORMATS:
             kind = 4 if isinstance(value, int) else 6
-        return kind, struct.pack(f"<{_FORMATS[kind]}", value)
-    return _ARRAY, struct.pack(f"<IQ{len(value)}i", 5, len(value), *value)
+        return kind, struct.pack(f"<{FORMATS[kind]}", value)
+    return ARRAY, struct.pack(f"<IQ{len(value)}i", 5, len(value), *value)

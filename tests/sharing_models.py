@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from coe.demo.curriculum import questions
 from coe.engine.batch import BatchLoop
 from coe.engine.llama import Context, Model
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import LoadSpec, Member, Sharing
+from coe.engine.spec import Kept, LoadSpec, Member, Sharing
 from coe.engine.swap import Swapper
-from coe.surgery.cut import cut, write_skeleton
+from coe.surgery.cut import cut, kept_experts, write_skeleton
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from coe.surgery.tap import TappedContext
@@ -29,7 +28,7 @@ PROMPT = (2, 20, 30, 40, 50, 60, 70)
 
 
 class College:
-    """A parent and its specialists, files of their own or (`masks_only`) skeletons."""
+    """A parent and its specialists, files of their own or (`masks_only`) masks that have a skeleton in common."""
 
     def __init__(self, folder: Path, parent: Path, masks: Mapping[str, Mask], masks_only: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -37,12 +36,14 @@ class College:
         self.masks = dict(masks)
         members = []
         for name, mask in masks.items():
-            path = folder / f"{name}.gguf"
             if name in masks_only:
-                write_skeleton(self.parent, mask, path)
+                path = folder / f"skeleton-{mask.n_keep}.gguf"
+                write_skeleton(self.parent, mask.n_keep, path)
+                members.append(Member(name, path, parent, kept=kept_of(self.parent, mask)))
             else:
+                path = folder / f"{name}.gguf"
                 cut(self.parent, mask, path)
-            members.append(Member(name, path, parent if name in masks_only else None))
+                members.append(Member(name, path))
         self.members = tuple(members)
 
     @classmethod
@@ -57,7 +58,7 @@ class College:
         """How the resident is loaded, beginning as one of the specialists."""
         values = {"context_tokens": 256, "parallel": 1, "threads": 1, **fields}
         sharing = values.pop("sharing", Sharing(self.members, check=check))
-        return LoadSpec(self.folder / f"{first}.gguf", sharing=sharing, **values)
+        return LoadSpec(self.folder / "none.gguf", sharing=sharing, **values).loaded_as(first)
 
     def fresh(self, name: str, order: Mapping[int, Sequence[int]]) -> NDArray[np.float32]:
         """Logits of a fresh load of a file that has the specialist's experts in the resident's slots."""
@@ -65,12 +66,17 @@ class College:
         slots = {layer: [keep[layer][index] for index in order[layer]] for layer in keep}
         path = self.folder / "fresh.gguf"
         cut(self.parent, self.masks[name], path, slots=slots)
-        spec = replace(self.spec(), path=path, sharing=Sharing((Member(name, path),)))
+        spec = self.spec(name, sharing=Sharing((Member(name, path),)))
         model = Model(spec)
         try:
             return logits(model, spec)
         finally:
             model.close()
+
+
+def kept_of(parent: Parent, mask: Mask) -> Kept:
+    """What a member keeps that is a mask."""
+    return tuple(sorted(kept_experts(parent.experts, mask).items()))
 
 
 def logits(model: Model, spec: LoadSpec) -> NDArray[np.float32]:

@@ -3,26 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coe.engine.admission import Plan, ResidentView, State, WaiterView, expired, plan, plan_evictions
+from coe.engine.admission import (
+    Grant,
+    Kind,
+    Load,
+    Plan,
+    ResidentView,
+    State,
+    WaiterView,
+    expired,
+    plan,
+    plan_evictions,
+)
+from coe.engine.choosing import Distances
+from coe.engine.sharing import Pair
 
 BOUND_S = 10.0
 
 
 def warm(key: str, size: int = 4, *, leases: int = 0, last_used: float = 0.0, pinned: bool = False) -> ResidentView:
-    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned)
+    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned, kind=key)
 
 
 def waiter(number: int, key: str, size: int = 4, *, bypassed_s: float = 0.0) -> WaiterView:
     return WaiterView(number, key, size, bypassed_s)
 
 
+def granted(*pairs: tuple[int, str]) -> tuple[Grant, ...]:
+    return tuple(Grant(*pair) for pair in pairs)
+
+
 def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8) -> Plan:
-    return plan(waiters, residents, budget, max_bypass_s=BOUND_S)
+    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, kinds={"": KIND})
+
+
+# Of one kind: a law resident becomes a court one with few bytes, a math one with many.
+BYTES = {("law", "court"): 1, ("law", "math"): 5, ("court", "math"): 6}
+KIND = Kind(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=0)
+
+
+def shared(key: str, specialist: str, *, leases: int = 0, last_used: float = 0.0) -> ResidentView:
+    return ResidentView(key, State.WARM, 4, leases, 2, last_used, specialist=specialist)
+
+
+def wants(number: int, specialist: str, *, bypassed_s: float = 0.0) -> WaiterView:
+    return WaiterView(number, "", 4, bypassed_s, specialist)
 
 
 class TestEvictions:
@@ -48,13 +79,13 @@ class TestEvictions:
 
 class TestPlan:
     def test_a_warm_specialist_is_served_at_once(self) -> None:
-        assert decide([waiter(1, "a")], [warm("a")]) == Plan(grants=(1,))
+        assert decide([waiter(1, "a")], [warm("a")]) == Plan(grants=granted((1, "a")))
 
     def test_no_more_leases_than_a_resident_has_slots(self) -> None:
-        assert decide([waiter(i, "a") for i in range(3)], [warm("a")]).grants == (0, 1)
+        assert decide([waiter(i, "a") for i in range(3)], [warm("a")]).grants == granted((0, "a"), (1, "a"))
 
     def test_waiters_of_one_cold_specialist_share_one_load(self) -> None:
-        assert decide([waiter(i, "a") for i in range(5)], []) == Plan(load=("a",))
+        assert decide([waiter(i, "a") for i in range(5)], []) == Plan(load=(Load("a", ""),))
 
     def test_a_load_waits_until_the_bytes_are_really_back(self) -> None:
         going = replace(warm("a"), state=State.DRAINING)
@@ -65,7 +96,7 @@ class TestPlan:
 
     def test_requests_for_what_is_warm_pass_at_first(self) -> None:
         decided = decide([waiter(1, "b", 8, bypassed_s=9.9), waiter(2, "a")], [warm("a", leases=1)])
-        assert decided == Plan(grants=(2,))
+        assert decided == Plan(grants=granted((2, "a")))
 
     def test_they_stop_passing_when_the_bound_is_reached(self) -> None:
         decided = decide([waiter(1, "b", 8, bypassed_s=10), waiter(2, "a")], [warm("a", leases=1)])
@@ -73,12 +104,12 @@ class TestPlan:
 
     def test_those_that_came_before_the_overdue_one_still_pass(self) -> None:
         decided = decide([waiter(1, "a"), waiter(2, "b", 8, bypassed_s=10), waiter(3, "a")], [warm("a")])
-        assert decided == Plan(grants=(1,))
+        assert decided == Plan(grants=granted((1, "a")))
 
     def test_only_as_many_residents_close_as_are_in_the_way(self) -> None:
         residents = [warm("a", leases=1), replace(warm("c", leases=2), capacity=4)]
         waiters = [waiter(1, "b", bypassed_s=10), waiter(2, "a"), waiter(3, "c")]
-        assert decide(waiters, residents).grants == (3,)
+        assert decide(waiters, residents).grants == granted((3, "c"))
 
     def test_a_resident_that_took_more_than_predicted_makes_others_go(self) -> None:
         residents = [warm("a", 4, last_used=1), warm("b", 6, last_used=2, leases=1)]
@@ -90,22 +121,86 @@ class TestPlan:
         assert expired(residents, 1e9, None) == []
 
 
+class TestSharing:
+    """Residents that become one specialist or another."""
+
+    def test_whoever_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
+        decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", leases=1)])
+        assert decided == Plan(granted((1, "r2")))
+
+    def test_the_nearest_idle_one_is_changed(self) -> None:
+        residents = [shared("r1", "math", last_used=1), shared("r2", "law", last_used=9)]
+        assert decide([wants(1, "court")], residents) == Plan(granted((1, "r2")))
+
+    def test_who_is_told_to_change_counts_as_changed_for_those_behind(self) -> None:
+        residents = [shared("r1", "law"), shared("r2", "math")]
+        decided = decide([wants(1, "court"), wants(2, "court"), wants(3, "math")], residents)
+        assert decided.grants == granted((1, "r1"), (2, "r1"), (3, "r2"))
+
+    def test_where_all_are_busy_the_wanted_one_takes_turns(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law", leases=1)], budget=4) == Plan(granted((1, "r1")))
+
+    def test_with_room_to_spare_the_one_displaced_gets_a_resident_of_its_own(self) -> None:
+        decided = decide([wants(1, "math")], [shared("r1", "law")])
+        assert decided == Plan(granted((1, "r1")), load=(Load("", "law"),))
+
+    def test_room_that_somebody_waits_for_is_not_to_spare(self) -> None:
+        residents = [shared("r1", "law"), warm("other", leases=1)]
+        decided = decide([wants(1, "math"), waiter(2, "big", 8)], residents, budget=12)
+        assert decided == Plan(granted((1, "r1")))
+
+    def test_nobody_is_stopped_for_a_resident_more(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law"), warm("idle")]) == Plan(granted((1, "r1")))
+
+    def test_no_more_residents_than_the_kind_may_have(self) -> None:
+        decided = plan(
+            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, kinds={"": replace(KIND, most=1)}
+        )
+        assert decided == Plan(granted((1, "r1")))
+
+    def test_no_two_residents_are_loaded_for_one_specialist(self) -> None:
+        loading = replace(shared("r2", "math"), state=State.LOADING)
+        full = shared("r1", "law", leases=2)
+        assert decide([wants(1, "math"), wants(2, "math")], [full, loading], budget=99) == Plan()
+
+    def test_who_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law", leases=2)]) == Plan(load=(Load("", "math"),))
+        assert decide([wants(1, "law")], [shared("r1", "law", leases=2)]) == Plan()
+
+    def test_a_cold_kind_is_loaded_once_as_what_is_wanted_first(self) -> None:
+        assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=(Load("", "math"),))
+
+    def test_the_least_recently_used_of_a_kind_goes_like_any_other(self) -> None:
+        residents = [shared("r1", "law", last_used=3), shared("r2", "math", last_used=1)]
+        assert decide([waiter(1, "other")], residents).evict == ("r2",)
+
+    def test_who_closes_for_an_overdue_one_leaves_its_siblings_open(self) -> None:
+        residents = [shared("r1", "law", leases=1), shared("r2", "math", leases=1)]
+        decided = decide([waiter(1, "other", bypassed_s=10), wants(2, "law"), wants(3, "math")], residents)
+        assert decided.grants == granted((2, "r2"))
+
+
 @dataclass
 class Seat:
     """A resident of the small world below."""
 
     key: str
+    kind: str
+    specialist: str
     state: State
     size: int
     leases: int = 0
     last_used: float = 0.0
-    pinned: bool = False
 
     def view(self) -> ResidentView:
-        return ResidentView(self.key, self.state, self.size, self.leases, 2, self.last_used, self.pinned)
+        return ResidentView(
+            self.key, self.state, self.size, self.leases, 2, self.last_used, False, self.kind, self.specialist
+        )
 
 
-SIZES = {"a": 3, "b": 4, "c": 5, "d": 8}
+# specialist -> its kind, and the size of a resident of that
+WORLD = {"a": ("a", 3), "b": ("b", 4), "d": ("d", 8), **dict.fromkeys(("s1", "s2", "s3"), ("shared", 5))}
+SHARED = Kind(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=0)
 BUDGET = 10
 
 
@@ -120,29 +215,37 @@ class AnyOrder(RuleBasedStateMachine):
         self.seats: dict[str, Seat] = {}
 
     def replan(self) -> None:
-        views = [WaiterView(number, key, SIZES[key], self.now - since) for number, key, since in self.waiting]
-        decided = plan(views, [seat.view() for seat in self.seats.values()], BUDGET, max_bypass_s=BOUND_S)
-        keys = {number: key for number, key, _ in self.waiting}
-        for number in decided.grants:
-            seat = self.seats[keys[number]]
+        names = {number: name for number, name, _ in self.waiting}
+        waiters = [WaiterView(number, *WORLD[name], self.now - since, name) for number, name, since in self.waiting]
+        residents = [seat.view() for seat in self.seats.values()]
+        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, kinds={"shared": SHARED})
+        for grant in decided.grants:
+            seat = self.seats[grant.resident]
             assert seat.state is State.WARM
+            assert seat.kind == WORLD[names[grant.waiter]][0]
             seat.leases += 1
+            seat.specialist = names[grant.waiter]
             assert seat.leases <= 2
-        self.waiting = [entry for entry in self.waiting if entry[0] not in decided.grants]
+        served = {grant.waiter for grant in decided.grants}
+        assert len(served) == len(decided.grants), "nobody is served twice"
+        self.waiting = [entry for entry in self.waiting if entry[0] not in served]
         for key in decided.evict:
             seat = self.seats[key]
             assert seat.state is State.WARM, "only what is warm can be stopped"
             assert not seat.leases, "nobody is stopped while busy"
-            assert not seat.pinned
             seat.state = State.DRAINING
-        for key in decided.load:
-            assert key not in self.seats, "nothing is loaded twice"
-            self.seats[key] = Seat(key, State.LOADING, SIZES[key], pinned=False)
+        for load in decided.load:
+            of_kind = [seat for seat in self.seats.values() if seat.kind == load.kind]
+            assert not of_kind or load.kind == "shared", "nothing is loaded twice"
+            assert load.specialist not in [seat.specialist for seat in of_kind], "no specialist has two residents"
+            self.number += 1
+            key = f"{load.kind} {self.number}"
+            self.seats[key] = Seat(key, load.kind, load.specialist, State.LOADING, WORLD[load.specialist][1])
 
-    @rule(key=st.sampled_from(sorted(SIZES)))
-    def ask(self, key: str) -> None:
-        self.waiting.append((self.number, key, self.now))
+    @rule(name=st.sampled_from(sorted(WORLD)))
+    def ask(self, name: str) -> None:
         self.number += 1
+        self.waiting.append((self.number, name, self.now))
         self.replan()
 
     @rule(seconds=st.sampled_from([1.0, 20.0]))

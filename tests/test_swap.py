@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from coe.engine import weights as weights_module
 from coe.engine.contents import hash_contents, member_stamp
 from coe.engine.errors import LayoutError, SharingError, SourceChangedError, SwapError
 from coe.engine.llama import Model
-from coe.engine.spec import LoadSpec, Member, Sharing
+from coe.engine.spec import Kept, LoadSpec, Member, Sharing
 from coe.engine.swap import Swapper
 from coe.surgery.cut import KEY, cut
 
@@ -159,10 +160,40 @@ def test_two_names_for_the_same_weights_are_one_owner(tmp_path: Path, new_reside
     assert resident.swapper.owner_of("again") == resident.swapper.owner_of("a") != resident.swapper.owner_of("b")
 
 
+def test_masks_of_one_skeleton_are_as_many_owners_as_they_keep_different_experts(
+    tmp_path: Path, new_resident: Any
+) -> None:
+    college = College.random(tmp_path, names="ab", masks_only="ab")
+    assert college.members[0].path == college.members[1].path
+    again = replace(college.members[1], name="again")
+    resident = new_resident(college, "again", sharing=Sharing((*college.members, again)))
+    assert resident.swapper.owner_of("again") == resident.swapper.owner_of("b") != resident.swapper.owner_of("a")
+    assert resident.swapper.current == resident.swapper.owner_of("b"), "what is to be loaded first decides"
+    np.testing.assert_array_equal(resident.says(), college.fresh("b", resident.swapper.order))
+
+
+def test_contents_that_become_known_while_it_runs_save_moving_them(tmp_path: Path, new_resident: Any) -> None:
+    college = College.random(tmp_path, names="ab")
+    for member in college.members:
+        cut(college.parent, college.masks[member.name], member.path, provenance=False)
+    resident = new_resident(college)
+    swapper = resident.swapper
+    blind = swapper.swap(swapper.owner_of("b"))
+    assert blind.moved_bytes == blind.changed_bytes == sum(p.total_bytes for p in swapper.specialist(0).places)
+    swapper.prefetch(swapper.owner_of("a")).result()  # a plan made while nothing is known
+    for member in college.members:
+        hash_contents(member.path)
+    known = swapper.swap(swapper.owner_of("a"))
+    assert 0 < known.changed_bytes < blind.changed_bytes / 2
+    np.testing.assert_array_equal(resident.says(), college.fresh("a", swapper.order))
+    assert swapper.swap(swapper.owner_of("b")).changed_bytes == known.changed_bytes
+    np.testing.assert_array_equal(resident.says(), college.fresh("b", swapper.order))
+
+
 def test_a_skeleton_takes_next_to_no_room_on_the_disk(tmp_path: Path) -> None:
     college = College.random(tmp_path, names="ab", masks_only="b", embedding=256, expert_ff=256)
-    whole, skeleton = (tmp_path / f"{name}.gguf" for name in "ab")
-    assert abs(skeleton.stat().st_size - whole.stat().st_size) < 200, "but for a key it is as long as the cut file"
+    whole, skeleton = (member.path for member in college.members)
+    assert abs(skeleton.stat().st_size - whole.stat().st_size) < 500, "but for some keys it is as long as the cut file"
     assert skeleton.stat().st_blocks * 512 < 100_000 < whole.stat().st_blocks * 512
     assert college.members[1].parent is not None
 
@@ -315,7 +346,8 @@ class TestWhatCannotBeShared:
 
     def test_a_skeleton_alone_has_no_weights(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab", masks_only="b")
-        spec = college.spec(sharing=Sharing((college.members[0], Member("b", tmp_path / "b.gguf"))))
+        skeleton = college.members[1].path
+        spec = college.spec(sharing=Sharing((college.members[0], Member("b", skeleton))))
         model = Model(spec)
         with pytest.raises(SharingError, match="skeleton"):
             Swapper(model, spec)
@@ -326,11 +358,27 @@ class TestWhatCannotBeShared:
         other = tmp_path / "other"
         other.mkdir()
         stranger = College.random(other, names="a", embedding=128)
-        spec = college.spec(
-            sharing=Sharing((college.members[0], Member("b", tmp_path / "b.gguf", stranger.parent.path)))
-        )
+        elsewhere = replace(college.members[1], parent=stranger.parent.path)
+        spec = college.spec(sharing=Sharing((college.members[0], elsewhere)))
         model = Model(spec)
         with pytest.raises(SharingError, match="does not fit"):
+            Swapper(model, spec)
+        model.close()
+
+    @pytest.mark.parametrize(
+        ("kept", "why"),
+        [
+            ((), "does not say which experts"),
+            (((0, (0, 1, 2, 3)),), "0 experts are kept in layer 1"),
+            (((0, (0, 1, 2, 3)), (1, (0, 1, 2, 2))), "3 experts are kept in layer 1"),
+            (((0, (0, 1, 2, 3)), (1, (0, 1, 2, 8))), "does not have"),
+        ],
+    )
+    def test_what_is_kept_must_fit_the_skeleton(self, tmp_path: Path, kept: Kept, why: str) -> None:
+        college = College.random(tmp_path, names="ab", masks_only="b")
+        spec = college.spec(sharing=Sharing((college.members[0], replace(college.members[1], kept=kept))))
+        model = Model(spec)
+        with pytest.raises(SharingError, match=why):
             Swapper(model, spec)
         model.close()
 

@@ -1,0 +1,71 @@
+"""What chat clients ask on their own account: titles, tags, follow-up questions, commit messages, summaries."""
+
+from __future__ import annotations
+
+import re
+
+_READ_CHARS = 400  # an instruction stands at the beginning of a text: the rest quotes the chat
+
+# By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
+# prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, HuggingChat, Continue, Zed, Copilot, opencode, Crush,
+# Goose, Cline, Roo Code, Aider and Claude Code.
+_CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (name, re.compile(pattern, re.IGNORECASE))
+    for name, pattern in (
+        ("title", r"^\W*task:?\s+(?:generate|create)\s+a\s+concise,?\s+(?:and\s+)?[\w-]*\s*(?:word\s+)?title\b"),
+        (
+            "title",
+            r"\b(?:generate|create|provide)\s+a\s+concise,?\s+\d+(?:\s*-\s*\d+)?[\s-]words?(?:[\s-]or[\s-]less)?\s+"
+            r"(?:title|phrase)\b",
+        ),
+        ("title", r"\bconcise,?\s+5-word-or-less\s+title\s+for\s+the\s+conversation\b"),
+        ("title", r"^\W*you\s+are\s+an?\s+(?:\w+\s+)?title\s+generator\b"),
+        (
+            "title",
+            r"^\W*(?:generate|write|create)\s+a\s+(?:\w+,?\s+)?title\s+for\s+(?:this|the)\s+(?:conversation|chat)\s*:",
+        ),
+        ("title", r"\bexpert\s+in\s+crafting\s+pithy\s+titles\s+for\s+chatbot\s+conversations\b"),
+        (
+            "title",
+            r"^\W*please\s+write\s+a\s+brief\s+title\s+for\s+the\s+following\s+(?:request|chat|conversation)\s*:",
+        ),
+        ("title", r"\byou\s+will\s+generate\s+a\s+short\s+title\s+based\s+on\s+the\s+first\s+message\b"),
+        (
+            "title",
+            r"\bgenerate\s+a\s+(?:four|five|\d+)(?:\s*(?:to|-)\s*(?:four|five|six|\d+))?[\s-]word\s+title\s+summari[sz]ing\s+"
+            r"(?:our|this|the)\s+conversation\b",
+        ),
+        (
+            "title",
+            r"\bsummari[sz]e\s+(?:the|this)\s+(?:user'?s?\s+)?(?:conversation|chat)\s+(?:above\s+)?(?:in|into)\s+(?:a\s+)?"
+            r"(?:short\s+)?title\b",
+        ),
+        ("title", r"\bwrite\s+a\s+5-10\s+word\s+title\s+for\s+the\s+following\s+conversation\b"),
+        ("title", r"\bconcise\s+description\s+of\s+this\s+session\s+in\s+4\s+words\s+or\s+less\b"),
+        ("title", r"^\W*summari[sz]e\s+this\s+coding\s+conversation\s+in\s+under\s+\d+\s+characters\b"),
+        ("title", r"^\W*you\s+are\s+a\s+summari[sz]ation\s+ai\.\s+summari[sz]e\s+the\s+user'?s\s+(?:request|query)\b"),
+        ("title", r"\breply\s+with\s+a\s+title\s+for\s+(?:the|this)\s+chat\b"),
+        ("title", r"^\W*based\s+on\s+the\s+chat\s+history,\s+give\s+this\s+conversation\s+a\s+name\b"),
+        ("topic", r"\banaly[sz]e\s+if\s+this\s+message\s+indicates\s+a\s+new\s+conversation\s+topic\b"),
+        ("tags", r"^\W*task:?\s+generate\s+\d(?:\s*-\s*\d)?\s+broad\s+tags\b"),
+        ("follow-ups", r"^\W*task:?\s+suggest\s+\d(?:\s*-\s*\d)?\s+relevant\s+follow-?up\b"),
+        ("autocompletion", r"^\W*task:?\s+you\s+are\s+an\s+autocompletion\s+system\b"),
+        ("search queries", r"^\W*task:?\s+analy[sz]e\s+the\s+chat\s+history\s+to\s+determine\s+the\s+necessity\s+of\b"),
+        ("image prompt", r"^\W*task:?\s+generate\s+a\s+detailed\s+prompt\s+for\s+an?m?\s+image\s+generation\s+task\b"),
+        ("emoji", r"^\W*your\s+task\s+is\s+to\s+reflect\s+the\s+speaker'?s\s+likely\s+facial\s+expression\b"),
+        ("tool choice", r"\byour\s+task\s+is\s+to\s+choose\s+and\s+return\s+the\s+correct\s+tools?(?:\(s\))?\s+from\b"),
+        ("summary", r"^\W*briefly\W*\s+summari[sz]e\s+this\s+partial\s+conversation\s+about\s+programming\b"),
+        (
+            "summary",
+            r"^\W*summari[sz]e\s+the\s+discussion\s+briefly\s+in\s+\d+\s+words\s+or\s+less\s+to\s+use\s+as\s+a\s+prompt\b",
+        ),
+        ("commit message", r"\bengineer\s+that\s+generates\s+concise,\s+one-line\s+git\s+commit\s+messages\b"),
+        ("prompt rewriting", r"^\W*generate\s+an\s+enhanced\s+version\s+of\s+this\s+prompt\s+\(reply\s+with\s+only\b"),
+    )
+)
+
+
+def chore_of(text: str) -> str | None:
+    """The chore a chat client asks for by this text, or None. Only its beginning is read."""
+    start = text.lstrip()[:_READ_CHARS]
+    return next((name for name, pattern in _CHORES if pattern.search(start)), None)
