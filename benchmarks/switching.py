@@ -4,10 +4,10 @@
 
 For each share of experts that differ, two specialists that keep half of a parent's experts are cut (1.8 GB each where
 no parent is given; see swap.py). Then the same requests go in turns to `coe serve` with a budget for one model, once
-with the specialists sharing a resident and once loaded apart, and to llama-server's router mode with --models-max 1: a, a
-again, b, b again, a ... Clocks run from the opening of the connection to the first text. What a change adds is the
-median over changes less the median over requests for what is there already. Every server has its files mapped (but for
-the shared resident, which cannot), and the page cache is warm for all.
+with the specialists sharing a resident and once loaded apart, and to llama-server's router mode with --models-max 1:
+a, a, b, b, a ... Clocks run from the opening of the connection to the first text. What a change adds is the median over
+changes less the median over requests for what is there already. Every server has its files mapped (but for the shared
+resident, which cannot), and the page cache is warm for all.
 
 Target: 5 times less than llama-server adds on a CPU; on a GPU as many times less as a file has more bytes than a swap
 moves.
@@ -30,6 +30,7 @@ from build_llama_server import BINARY
 from swap import masks_that_differ
 
 from coe.engine.contents import read_specialist
+from coe.engine.memory import predict
 from coe.engine.sharing import pairs
 from coe.engine.spec import LoadSpec
 from coe.surgery.cut import cut
@@ -82,7 +83,7 @@ def ours(folder: Path, paths: dict[str, Path], spec: LoadSpec, *, share: bool) -
     for name, path in paths.items():
         entry = _bench.specialist_of(LoadSpec(path, context_tokens=spec.context_tokens, parallel=1), name)
         entries.append({**entry, "threads": spec.threads, "share": share})
-    room = next(iter(paths.values())).stat().st_size * 3 // 2
+    room = asyncio.run(predict(spec)).footprint.total_bytes * 3 // 2
     pool = {"vram_budget": room, "ram_budget": "64 MiB", "most_shared": 1}
     router = {"encoder": "none"}
     roster = {"version": 1, "fallback": NAMES[0], "pool": pool, "router": router, "specialists": entries}
@@ -192,8 +193,8 @@ def main() -> None:
                 ]
             )  # fmt: skip
     head = ["experts that differ", "stays, ms", "changes, ms", "added, ms", "times less than llama-server"]
-    target = "file / moved bytes" if on_gpu else f">= {CPU_TARGET:g}"
-    print(_bench.table([*head, target], rows), flush=True)
+    goal = "file / moved bytes" if on_gpu else f">= {CPU_TARGET:g}"
+    print(_bench.table([*head, goal], rows), flush=True)
     if given.plot is not None:
         draw(results, machine.split(";")[0] + ("" if on_gpu else "; no GPU"), given.plot)
         print(f"drawn: {given.plot}")

@@ -671,7 +671,7 @@ class Pool:
         return bool(self._waiters) or any(held.leases for held in self._held.values())
 
     async def unload(self, specialist: str) -> bool:
-        """Stop the idle residents of a specialist, and of those that share them; False when one is busy, or none is there."""
+        """Stop a specialist's idle residents, shared ones too; False when one is busy, or none is there."""
         residents = [held for held in self._held.values() if held.kind == self._kind(specialist)]
         if not residents or any(held.state is not State.WARM or held.leases for held in residents):
             return False

@@ -7,7 +7,6 @@ of the time a text, and no torch to import. The head was fitted on the second; o
 Nothing here touches the network, and finding an encoder imports none of these libraries: the thread that encodes does.
 """
 
-
 from __future__ import annotations
 
 import hashlib

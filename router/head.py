@@ -2,8 +2,9 @@
 
 A head is two linear classifiers over the same labels: one reads n-grams alone, one reads n-grams and the sentence
 embedding. Each label's row is a one-against-the-rest classifier; a softmax with a fitted temperature makes
-probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle refused) and a description (head.json).
-The embeddings of the shipped prompts lie beside the coefficients: against them a roster's own examples are fitted.
+probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle refused) and a description
+(head.json). The embeddings of the shipped prompts lie beside the coefficients: against them a roster's own examples
+are fitted.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def read_questions(path: Path, labels: Collection[str] = DOMAINS) -> list[Questi
             raise QuestionsError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(labels)}")
         found.append(Question(row["label"], row["text"], str(row.get("source") or "?")))
     if not found:
-        raise QuestionsError(f"{path} holds no question; a line is {{\"label\": ..., \"text\": ...}}")
+        raise QuestionsError(f'{path} holds no question; a line is {{"label": ..., "text": ...}}')
     return found
 
 
@@ -232,7 +232,9 @@ def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
         return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 
     n = len(corpus.names)
-    plain, plain_bias = fitted(ngrams) if ngrams_too else (np.zeros((N_BUCKETS, n), np.float32), np.zeros(n, np.float32))
+    plain, plain_bias = (
+        fitted(ngrams) if ngrams_too else (np.zeros((N_BUCKETS, n), np.float32), np.zeros(n, np.float32))
+    )
     joint, joint_bias = fitted(both)
     return Head(
         labels=corpus.names,
@@ -245,6 +247,7 @@ def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
 
 def scores(head: Head, features: Features, rows: Array) -> tuple[Array, Array]:
     """Unscaled scores (n, n_labels) of the n-gram classifier and of the joint one."""
+    assert head.joint.embedding is not None
     ngrams = ngram_matrix(features.counts[rows], head.idf)
     plain = ngrams @ head.ngram.ngrams + head.ngram.bias
     joint = ngrams @ head.joint.ngrams + features.embeddings[rows] @ head.joint.embedding + head.joint.bias
@@ -336,7 +339,12 @@ def held_out_source(corpus: Corpus, source: str) -> tuple[int, float]:
 
 
 def train(
-    path: Path, output: Path, encoder: Encodes, *, embeddings: Path | None = None, progress: Callable[[str], None] = print
+    path: Path,
+    output: Path,
+    encoder: Encodes,
+    *,
+    embeddings: Path | None = None,
+    progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Fit a head on the questions of a file, write it to `output`, and return its out-of-fold figures.
 

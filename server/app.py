@@ -43,7 +43,17 @@ from .wire import Ask, chat_ask, completion_ask, parse_json
 _log = logging.getLogger(__name__)
 
 # Headers by which chat clients name a conversation.
-_SESSION_HEADERS = ("x-session-id", "x-openwebui-chat-id", "x-conversation-id")
+# What clients call a conversation, ours first: Open WebUI, LibreChat, opencode, Codex, Claude Code, Kilo Code, Amp.
+_SESSION_HEADERS = (
+    "x-session-id",
+    "x-openwebui-chat-id",
+    "x-conversation-id",
+    "x-session-affinity",
+    "session-id",
+    "x-claude-code-session-id",
+    "x-kilocode-taskid",
+    "x-amp-thread-id",
+)
 _OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "note", "build")
 _OPEN_PATHS = ("/health", "/ready")
 

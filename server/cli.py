@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import surgery_commands
+from . import router_commands, surgery_commands
 
 app = typer.Typer(
     no_args_is_help=False,
@@ -50,6 +50,9 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe profile, plan, cut         the same by hand: watch the parent, choose experts, cut them out")
         _out.print("  coe verify, eval               prove the file; questions beside the parent")
         _out.print("  coe inspect, compare           what a model consists of; how alike masks are\n")
+        _out.print("The supervisor:")
+        _out.print("  coe eval-router, fit-thresholds     how well it sorts questions of yours; when to doubt it")
+        _out.print("  coe train-router                    fit it anew\n")
         _out.print("coe COMMAND --help says more.")
 
 
@@ -141,6 +144,7 @@ def doctor() -> None:
 
 
 surgery_commands.register(app)
+router_commands.register(app)
 
 
 def main() -> None:

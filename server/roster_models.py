@@ -208,7 +208,7 @@ class RouterSettings(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
     threshold: Share = 0.6
-    thresholds: Text | None = None
+    thresholds: Text | None = None  # a file that `coe fit-thresholds` wrote
     margin: Share = 0.05
     residency_weight: Share = 0.01
     prompt_tokens_per_s: Count = 1000

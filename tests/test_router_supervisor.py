@@ -297,6 +297,8 @@ async def test_the_shipped_head_and_the_real_encoder_route_plain_questions_witho
         "What does it mean to sail close-hauled?",
         "How is a spinnaker set and taken down?",
         "How do I anchor a sailing boat overnight in a bay?",
+        "Why does my sail flap when I steer too close to the wind?",
+        "Do I have to give way to a yacht on starboard tack?",
     )
     roster = (*ROSTER, Candidate("law", ("law",)), Candidate("sail", ("sailing",), examples=sailing))
     one = Supervisor(roster, fallback="chat")

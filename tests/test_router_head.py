@@ -1,0 +1,262 @@
+"""The head: fitting it to examples, pointing out bad ones, training it, and reading labelled questions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from coe.router.domains import DOMAINS
+from coe.router.features import N_WORDS, PARTS_WEIGHT, mistyped
+from coe.router.head import example_problems, load_head, save_head, shipped_prompts, with_examples
+from coe.router.train import (
+    CLEAN,
+    KeptEmbeddings,
+    Question,
+    QuestionsError,
+    corpus,
+    fit,
+    held_out_source,
+    in_turn,
+    near_duplicates,
+    ngram_matrix,
+    out_of_fold,
+    read_questions,
+    train,
+)
+
+SAILING = (
+    "How do I tack a small dinghy in light wind?",
+    "When should I reef the mainsail on a cruising yacht?",
+    "What is the difference between a ketch and a yawl?",
+    "Which knot do sailors use to fasten a jib sheet to the clew?",
+    "How do I heave to in a storm at sea?",
+    "What does it mean to sail close-hauled?",
+    "How is a spinnaker set and taken down?",
+    "How do I anchor a sailing boat overnight in a bay?",
+    "Why does my sail flap when I steer too close to the wind?",
+    "Do I have to give way to a yacht on starboard tack?",
+)
+
+
+def likeliest(head, text):
+    found = head.probabilities(head.vector(text))
+    return head.labels[int(found.argmax())]
+
+
+def test_words_and_parts_of_words_have_their_own_lengths():
+    vector = load_head().vector("Solve the quadratic equation for x")
+    words = vector.index < N_WORDS
+    assert np.linalg.norm(vector.values[words]) == pytest.approx(1, abs=1e-3)
+    assert np.linalg.norm(vector.values[~words]) == pytest.approx(PARTS_WEIGHT, abs=1e-3)
+
+
+def test_the_shipped_head_holds_the_prompts_embeddings():
+    head = load_head()
+    assert head.prompts is not None
+    assert head.prompts.shape == (len(shipped_prompts()), 384)
+    np.testing.assert_allclose(np.linalg.norm(head.prompts, axis=1), 1, atol=0.02)
+
+
+def test_embeddings_of_other_prompts_are_not_used(tmp_path, monkeypatch):
+    save_head(load_head(), tmp_path / "head.npz")
+    monkeypatch.setattr("coe.router.head.prompts_digest", lambda: "another")
+    assert load_head(tmp_path / "head.npz").prompts is None
+
+
+def test_a_domain_of_its_own_is_learned_from_ten_examples_and_the_others_stay():
+    before = load_head()
+    after = with_examples(before, {"sailing": SAILING}, None)
+    assert after.labels == (*DOMAINS, "sailing")
+    assert likeliest(after, "How do I reef the sail of a yacht in strong wind?") == "sailing"
+    for text in ("Solve the equation 3x + 7 = 22 for x", "Write a Python function that sorts a list"):
+        assert likeliest(after, text) == likeliest(before, text)
+
+
+def test_examples_of_a_built_in_domain_correct_the_head():
+    before = load_head()
+    text = "Which knot holds a jib sheet on its clew best?"
+    examples = {"engineering": SAILING}
+    after = with_examples(before, examples, None)
+    place = DOMAINS.index("engineering")
+    assert after.labels == DOMAINS
+    assert after.probabilities(after.vector(text))[place] > before.probabilities(before.vector(text))[place] + 0.2
+    assert likeliest(after, "Solve the equation 3x + 7 = 22 for x") == "math"
+
+
+def test_without_examples_the_head_stays_as_it_is():
+    head = load_head()
+    assert with_examples(head, {}, None) is head
+
+
+def test_prompts_are_embedded_anew_for_another_encoder_only():
+    head, asked = load_head(), []
+
+    def embed(texts):
+        asked.append(len(texts))
+        return np.zeros((len(texts), 384), np.float32)
+
+    with_examples(head, {"sailing": SAILING}, embed)
+    assert asked == [len(SAILING)]
+    with_examples(head, {"sailing": SAILING}, embed, same_encoder=False)
+    assert max(asked) > 500
+
+
+def test_contradictions_duplicates_and_too_few_examples_are_pointed_out():
+    found = example_problems(
+        {
+            "sailing": ["How do I tack?", "how do I  tack", *SAILING],
+            "boats": ["How do I tack?", *SAILING[:2]],
+            "law": [],
+        }
+    )
+    assert any('\'How do I tack?\' stands under "sailing" and "boats"' in problem for problem in found)
+    assert any('"boats" has 3 examples' in problem for problem in found)
+    assert not any("law" in problem for problem in found)
+    assert example_problems({"law": [*SAILING, SAILING[0]]}) == [
+        f'the example {SAILING[0]!r} stands 2 times under "law" and counts once: remove it, or write another'
+    ]
+    assert example_problems({"sailing": SAILING}) == []
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """An encoder that counts letters: it needs no weights and tells texts apart a little."""
+
+    def __init__(self):
+        self.n_texts = 0
+
+    def load(self):
+        pass
+
+    def encode(self, texts):
+        self.n_texts += len(texts)
+        rows = np.zeros((len(texts), 384), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for letter in text:
+                row[ord(letter) % 384] += 1
+            row /= max(float(np.linalg.norm(row)), 1e-9)
+        return rows
+
+
+def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path):
+    lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::9]]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = train(tmp_path / "q.jsonl", tmp_path / "head.npz", Letters(), progress=lambda text: None)
+    about = json.loads((tmp_path / "head.json").read_text())
+    assert about["out_of_fold"] == figures
+    assert about["n_questions"] == len(lines)
+    assert set(figures) == {"data", "prompts"}
+    assert figures["prompts"]["ngrams"]["accuracy"] > 0.5
+    assert likeliest(load_head(tmp_path / "head.npz"), "Write a Python function that sorts a list") == "python"
+    assert not any(text.encode() in (tmp_path / "head.npz").read_bytes() for _, text in shipped_prompts()[:20])
+
+
+def small_corpus(**options):
+    questions = [
+        Question(name, f"{word} {i} {other}", f"{source}/{i % 2}")
+        for name, word, source in (("a", "apples and pears", "one"), ("b", "ships and boats", "two"))
+        for i, other in enumerate(("red", "blue", "green", "old", "new", "small", "large", "far", "near", "cheap"))
+    ]
+    return corpus(questions, Letters().encode, names=("a", "b"), prompts=False, **options)
+
+
+def test_scores_are_of_heads_that_did_not_see_the_text():
+    data = small_corpus()
+    found = out_of_fold(data)
+    assert (found.plain[CLEAN].argmax(axis=1) == data.labels).all()
+    for group in np.unique(data.groups):
+        assert len(set(found.folds[data.groups == group].tolist())) == 1
+
+
+def test_a_source_is_left_out_by_the_beginning_of_its_name():
+    data = small_corpus()
+    assert held_out_source(data, "one/1")[0] == 5
+    with pytest.raises(QuestionsError, match="without 'one' no text is labelled a"):
+        held_out_source(data, "one")
+    with pytest.raises(QuestionsError, match="no text has a source"):
+        held_out_source(data, "three")
+
+
+def test_a_label_without_texts_is_refused():
+    with pytest.raises(QuestionsError, match="no text is labelled b"):
+        corpus([Question("a", "x y z")], Letters().encode, names=("a", "b"), prompts=False)
+
+
+def test_a_text_that_stands_twice_counts_once():
+    questions = [Question("a", "red apples"), Question("a", "Red  apples"), Question("b", "blue ships")]
+    assert len(corpus(questions, Letters().encode, names=("a", "b"), prompts=False).labels) == 2
+
+
+def test_training_and_serving_weigh_ngrams_alike():
+    data = small_corpus()
+    head = fit(data, np.arange(len(data.labels)))
+    text = "apples and pears 0 red"
+    vector = head.vector(text)
+    row = ngram_matrix(data.versions[CLEAN].counts[:1], head.idf)
+    np.testing.assert_allclose(row[0, vector.index].toarray()[0], vector.values, rtol=1e-5)
+
+
+def test_texts_that_differ_in_numbers_or_one_word_are_near_duplicates():
+    long = "a long line about the boats that lie in the old harbour of the town behind the hill and the river"
+    one, two, other = near_duplicates([long + " 12", long + " 15", "something else altogether stands here"])
+    assert one == two != other
+
+
+def test_ngrams_decide_where_they_are_sure():
+    plain, joint = np.array([[0.95, 0.05], [0.6, 0.4]]), np.array([[0.1, 0.9], [0.2, 0.8]])
+    served, sure = in_turn(plain, joint)
+    assert served.tolist() == [[0.95, 0.05], [0.2, 0.8]]
+    assert sure.tolist() == [True, False]
+
+
+def test_kept_embeddings_are_not_computed_again(tmp_path):
+    encoder = Letters()
+    first = KeptEmbeddings(encoder, tmp_path / "kept.npz")(["one", "two", "one"])
+    again = KeptEmbeddings(encoder, tmp_path / "kept.npz")(["two", "three"])
+    assert encoder.n_texts == 3
+    np.testing.assert_array_equal(first[1], again[0])
+
+
+def test_typing_errors_are_the_same_each_time_and_about_as_many_as_asked():
+    text = "the quick brown fox jumps over the lazy dog " * 200
+    assert mistyped(text, 1) == mistyped(text, 1) != mistyped(text, 2)
+    assert mistyped(text, 1, rate=0) == text
+    replaced = mistyped("a" * 10_000, 1)
+    assert 200 < sum(letter != "a" for letter in replaced) < 400  # swaps and omissions of equal letters do not show
+
+
+# --- labelled questions -----------------------------------------------------------------------------------------
+
+
+def test_questions_are_read_with_their_sources(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"label": "law", "text": "a\\u2028b", "source": "mine"}\n\n{"label": "math", "text": "c"}\n')
+    assert read_questions(path) == [Question("law", "a\u2028b", "mine"), Question("math", "c", "?")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "no JSON"),
+        ("[]", "as strings"),
+        ('{"label": "law"}', "as strings"),
+        ('{"label": "law", "text": 3}', "as strings"),
+        ('{"label": "law", "text": "  "}', "empty"),
+        ('{"label": "cooking", "text": "a"}', "not one of math"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file_and_number(line, said, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"label": "math", "text": "c"}\n' + line + "\n")
+    with pytest.raises(QuestionsError, match=rf"q\.jsonl:2: .*{said}"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", None])
+def test_a_file_without_questions_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "q.jsonl").write_bytes(content)
+    with pytest.raises(QuestionsError, match=r"q\.jsonl"):
+        read_questions(tmp_path / "q.jsonl")
