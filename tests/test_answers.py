@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import taught
 from scripted_resident import Line, Script
 
 from coe.engine.request import Finish
-from coe.engine.spec import LoadSpec
+from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.surgery.answers import Answered, answer_questions, read_unanswered
 from coe.surgery.corpus import read_corpus
 from coe.surgery.errors import EvaluationError, SurgeryError
@@ -146,15 +147,19 @@ def test_numbering_the_questions_anew_asks_nothing_again(file: Path) -> None:
     assert one == read_unanswered(write(file, {"question": "x", "id": 2}))[0]
 
 
-def test_a_real_model(smollm2: Path, smollm2_spec: LoadSpec, file: Path, tmp_path: Path) -> None:
-    paths = write(
-        file, {"question": "What is the capital of France?", "class": "cities"}, {"question": "Count to ten."}
-    )
+def test_a_model_that_knows_writes_a_corpus_that_is_right(file: Path, tmp_path: Path) -> None:
+    asked = [*taught.exam("chemistry", 8), *taught.exam("law", 8)]
+    paths = write(file, *({"question": q.text, "class": q.domain, "answer": "not looked at"} for q in asked))
     out = tmp_path / "corpus.jsonl"
-    answered = answer_questions(smollm2, paths, out, settings=Settings(max_tokens=12), load=smollm2_spec)
-    first, second = read(out)
-    assert "Paris" in first["answer"]
-    assert first["class"] == "cities"
-    assert isinstance(answered, Answered)
-    assert answered.written == 2
-    assert answered.truncated == sum("truncated" in record for record in (first, second))
+    spent = []
+    for mode in (ThinkingMode.OFF, ThinkingMode.ON):
+        settings = Settings(Thinking(mode), max_tokens=96)
+        answered = answer_questions(taught.PARENT, paths, out, settings=settings, load=taught.ANSWERING)
+        written = read(out)
+        assert isinstance(answered, Answered)
+        assert answered.written == len(written) == len(asked)
+        assert [(line["question"], line["class"]) for line in written] == [(q.text, q.domain) for q in asked]
+        # Word for word what it was taught: what it thought is no part of its answer.
+        assert sum(line["answer"] == q.answer for q, line in zip(asked, written, strict=True)) >= 13
+        spent.append(answered.tokens)
+    assert spent[1] > 1.3 * spent[0], "it did think"

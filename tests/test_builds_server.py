@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import taught
 import yaml
 from random_model import Shape, write_random_model
 from server_process import ServerProcess, run_coe, write_roster
 
+from coe.demo.curriculum import is_right
 from coe.server import builds
 from coe.server.roster import load_roster
 from coe.surgery.jobs import BuildState, Job, Progress
@@ -88,10 +90,24 @@ def until_state(server: ServerProcess, *states: str) -> dict[str, Any]:
     return found
 
 
+def right_answers(server: ServerProcess, domain: str) -> int:
+    """How many of eight questions the specialist knows."""
+    right = 0
+    for question in taught.exam(domain, 8, seed=1):
+        answer = server.chat(question.text, model="small", max_tokens=taught.ANSWER_TOKENS)
+        assert answer.headers["x-coe-specialist"] == "small"
+        right += is_right(question, answer.json()["choices"][0]["message"]["content"])
+    return right
+
+
 def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart(
-    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
+    roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
 ) -> None:
-    path = roster()
+    taught.write_corpus(tmp_path / "law.jsonl", taught.corpus("law", 80))
+    taught.write_exam(tmp_path / "few.jsonl", taught.exam("law", 4))
+    taught.write_exam(tmp_path / "enough.jsonl", taught.exam("law", 32))
+    asked = {"corpus": ["law.jsonl"], "questions": ["few.jsonl"], "experts": 32, "max_tokens": taught.ANSWER_TOKENS}
+    path = roster(build=asked, parent={"model": "college", "file": str(taught.PARENT)})
     server = serving(path)
     assert "To be built when it is asked for" in server.announcement
     assert facts(server)["available"] is False
@@ -113,19 +129,22 @@ def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart
     accepted = run_coe("build", "small", "--accept", "--roster", str(path))
     assert accepted.returncode == 0, accepted.stderr
     server.until(lambda: facts(server)["available"])
+    assert right_answers(server, "law") >= 7
+    assert right_answers(server, "math") <= 2, "the parent knows math, its specialist in law does not"
     served = server.chat(model="small", max_tokens=2)
     assert served.headers["x-coe-specialist"] == "small"
     assert "x-coe-build" not in served.headers
     assert card(server)["served"] is True
     assert server.leases() == 0
 
-    # Another mask, built and accepted in a terminal, takes the place of the one that is loaded.
-    path.write_text(path.read_text().replace("experts: 4", "experts: 3"))
-    assert run_coe("build", "small", "--roster", str(path)).returncode == 3
+    # Another mask, built in a terminal and released by the gate, takes the place of the one that is loaded.
+    path.write_text(path.read_text().replace("experts: 32", "experts: 40").replace("few.jsonl", "enough.jsonl"))
     assert server.chat(model="small", max_tokens=2).headers["x-coe-residency"] == "warm"
-    assert run_coe("build", "small", "--accept", "--roster", str(path)).returncode == 0
+    released = run_coe("build", "small", "--roster", str(path))
+    assert released.returncode == 0, released.stderr
     server.until(lambda: bool(card(server)) and server.log().count("small can be served now") == 2, TRIES)
     assert server.chat(model="small", max_tokens=2).headers["x-coe-residency"] == "loaded"
+    assert right_answers(server, "law") >= 7
 
 
 def test_a_build_that_fails_says_why_once_and_is_tried_again_when_told(

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import taught
 from numpy.typing import NDArray
 from synthetic_profile import identity, routed
 
+from coe.surgery.build import documents_apart
 from coe.surgery.coherence import DocumentCounts, coherence
+from coe.surgery.corpus import Corpus
 from coe.surgery.errors import MaskError, ProfileError
 from coe.surgery.parent import Identity
 
@@ -160,6 +163,31 @@ def test_one_layer_is_enough() -> None:
     pair = [router(rng, parent), router(rng, parent)]
     assert len(coherence(documents(pair, 10, rng, tokens=1000, parent=parent), 16).domains) == 2
     assert coherence(documents(pair[:1], 20, rng, parent=parent), 16).coherent
+
+
+class TestARealRouter:
+    """Short questions of the trained parent's domains, with nothing that says which is of which."""
+
+    def counts(self, folder: Path, *domains: str) -> DocumentCounts:
+        asked = [question for domain in domains for question in taught.corpus(domain, 60)]
+        corpus = Corpus(tuple(taught.conversation(question, "all") for question in asked))
+        return documents_apart(
+            taught.PARENT, corpus, folder / "d.npz", limit=len(asked), load=taught.READING, tell=lambda *_: None
+        )
+
+    def test_two_domains_in_one_file_are_told_apart(self, tmp_path: Path) -> None:
+        found = coherence(self.counts(tmp_path, "chemistry", "law"), taught.HALF)
+        assert len(found.domains) == 2
+        places = [{int(name.removeprefix("document ")) for name in domain.documents} for domain in found.domains]
+        for part in places:
+            of_law = sum(place >= 60 for place in part)
+            # Where one ends and the other begins, a joined piece holds some of both.
+            assert min(of_law, len(part) - of_law) <= 10
+        assert found.between < 0.7
+
+    @pytest.mark.parametrize("domain", ["chemistry", "general"])
+    def test_one_domain_is_left_alone(self, domain: str, tmp_path: Path) -> None:
+        assert coherence(self.counts(tmp_path, domain), taught.HALF).coherent
 
 
 class TestFile:

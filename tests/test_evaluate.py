@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import taught
 from rich.console import Console
 from scripted_resident import Line, Script
 
@@ -190,28 +192,42 @@ class TestReport:
             EvaluationReport.load(path)
 
 
-class TestARealModel:
-    """SmolLM2 as specialist and as its own parent, under two names."""
+class TestARealSpecialist:
+    """The chemistry specialist of the trained parent, which knows little of math, beside its parent, which does."""
 
-    LOAD = LoadSpec(Path(), context_tokens=256, parallel=1, threads=1)
-    SETTINGS = Settings(max_tokens=12)
+    SETTINGS = Settings(max_tokens=taught.ANSWER_TOKENS)
 
-    @pytest.fixture
-    def questions(self, tmp_path: Path) -> Path:
-        path = tmp_path / "questions.jsonl"
-        asked = [
-            {"question": "What is the capital of France?", "answer": "B", "options": ["Rome", "Paris"]},
-            {"question": "What is 2 + 2?", "answer": 4},
-            {"question": "Is ice cold? Say yes or no.", "answer": "yes"},
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in asked))
-        return path
+    def test_the_gate_releases_it_at_home_and_would_keep_it_aside_elsewhere(
+        self, specialists: dict[str, Path], tmp_path: Path
+    ) -> None:
+        asked = [*taught.exam("chemistry", 40), *taught.exam("math", 40)]
+        report = evaluate(
+            specialists["chemistry"],
+            read_questions([taught.write_exam(tmp_path / "exam.jsonl", asked)]),
+            beside=taught.PARENT,
+            settings=replace(self.SETTINGS, loop_retries=0),
+            load=taught.ANSWERING,
+        )
+        assert report.beside is not None
+        own, parents = report.model.by_subdomain, report.beside.by_subdomain
+        assert min(parents["chemistry"].value, parents["math"].value) >= 0.9
+        assert own["chemistry"].value >= 0.9
+        assert own["math"].value <= 0.3
+        for domain, state in (("chemistry", State.RELEASED), ("math", State.KEPT_ASIDE)):
+            right, beside = (
+                [outcome.correct for outcome in answered.outcomes if outcome.subdomain == domain]
+                for answered in (report.model, report.beside)
+            )
+            assert judge(Paired.of(right, beside)).state is state
+        assert judge(report.paired).state is State.KEPT_ASIDE, "on average half of it is lost"
 
     def test_killed_and_gone_on_with_it_gives_the_same_report(
-        self, smollm2: Path, questions: Path, tmp_path: Path
+        self, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
-        specialist = tmp_path / "specialist.gguf"
-        specialist.symlink_to(smollm2)
+        specialist = specialists["chemistry"]
+        questions = taught.write_exam(
+            tmp_path / "questions.jsonl", [*taught.exam("chemistry", 3), *taught.exam("math", 3)]
+        )
         program = """
 import os, signal, sys
 from pathlib import Path
@@ -223,24 +239,23 @@ model, beside, questions, folder = map(Path, sys.argv[1:])
 def progress(p):
     if p.model == beside.name and p.step == "generate" and p.done == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-load = LoadSpec(model, context_tokens=256, parallel=1, threads=1)
-evaluate(model, read_questions([questions]), beside=beside, settings=Settings(max_tokens=12), load=load,
+load = LoadSpec(model, context_tokens=256, parallel=1, gpu_layers=0, threads=1)
+evaluate(model, read_questions([questions]), beside=beside, settings=Settings(max_tokens=48), load=load,
          folder=folder, progress=progress)
 """
         folder = tmp_path / "killed"
-        arguments = [str(path) for path in (specialist, smollm2, questions, folder)]
+        arguments = [str(path) for path in (specialist, taught.PARENT, questions, folder)]
         killed = subprocess.run([sys.executable, "-c", program, *arguments], check=False, timeout=120)
         assert killed.returncode == -9
         counts = sorted(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
-        assert counts == [2, 4], "all of the specialist's answers, one of the parent's, and the heads"
+        assert counts == [2, 7], "all of the specialist's answers, one of the parent's, and the heads"
 
         wanted = read_questions([questions])
-        options: dict[str, Any] = {"beside": smollm2, "settings": self.SETTINGS, "load": self.LOAD}
+        load = LoadSpec(specialist, context_tokens=256, parallel=1, gpu_layers=0, threads=1)
+        options: dict[str, Any] = {"beside": taught.PARENT, "settings": self.SETTINGS, "load": load}
         resumed = evaluate(specialist, wanted, folder=folder, **options)
         straight = evaluate(specialist, wanted, folder=tmp_path / "straight", **options)
         assert resumed == straight
-        assert resumed.model.outcomes == (resumed.beside.outcomes if resumed.beside else ())
         assert resumed.paired is not None
-        assert resumed.paired.difference == 0
+        assert resumed.paired.lost >= 2, "the parent's answers are not taken for the specialist's, nor the other way"
         assert judge(resumed.paired).state is State.NEEDS_QUESTIONS
-        assert all(o.tokens <= 12 for o in resumed.model.outcomes)

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import taught
 from scripted_resident import Line, Script
 
+from coe.demo.curriculum import is_right
 from coe.engine.errors import LoadError
 from coe.engine.request import Finish
 from coe.engine.resident import WorkerResident
@@ -131,6 +133,28 @@ class TestLoops:
         script = Script({"one": Line("la la", Finish.LOOP)})
         (answer,) = generate(model, prompts("one"), Settings(loop_retries=2), folder=tmp_path, start=script.start)
         assert (answer.reason, answer.looped, answer.attempts) == ("loop", True, 3)
+
+    def test_a_specialist_that_thinks_loops_where_it_knows_nothing_and_not_at_home(
+        self, specialists: dict[str, Path], tmp_path: Path
+    ) -> None:
+        home, away = taught.exam("python", 12), taught.exam("general", 24)
+        answers = generate(
+            specialists["python"],
+            prompts(*(question.text for question in (*home, *away))),
+            Settings(Thinking(ThinkingMode.ON), max_tokens=200),
+            load=taught.ANSWERING,
+            folder=tmp_path,
+        )
+        at_home, elsewhere = answers[: len(home)], answers[len(home) :]
+        assert not any(answer.looped for answer in at_home)
+        assert all(answer.reasoning for answer in at_home)
+        assert sum(is_right(q, answer.text) for q, answer in zip(home, at_home, strict=True)) >= 10
+        looped = [answer for answer in elsewhere if answer.looped]
+        assert looped
+        for answer in answers:
+            assert answer.attempts == (2 if answer.looped else 1)
+            assert answer.looped or answer.reason != "loop"
+        assert all(answer.spent_tokens > answer.completion_tokens for answer in looped)
 
 
 class TestGoingOn:

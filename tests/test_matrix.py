@@ -8,14 +8,18 @@ import random
 from pathlib import Path
 
 import pytest
+import taught
 from rich.console import Console
 from scripted_resident import Script
 
+from coe.surgery.compare import compare
 from coe.surgery.errors import EvaluationError
 from coe.surgery.evaluate import Outcome, Performance
+from coe.surgery.generation import Settings
 from coe.surgery.matrix import PARENT, Cell, TransferMatrix, draw, efficiency, evaluate_matrix, matrix_table, tabulate
 from coe.surgery.proportions import Paired, Share
-from coe.surgery.questions import Kind, Question, QuestionSet
+from coe.surgery.questions import Kind, Question, QuestionSet, read_questions
+from coe.surgery.transfer import OVERLAP, transfer
 
 # Visitor's accuracy in percent, questions, the parent's accuracy, Y and sigma: the third card's twenty visits.
 CARD = [
@@ -153,3 +157,28 @@ def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path) -> None
     assert len(script.requests) == 3 * 6
     assert matrix.accuracies()["one"] == {"math": 1.0, "law": pytest.approx(1 / 3)}
     assert matrix.efficiencies() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_specialists_know_their_own_domain_and_their_masks_overlap_foretells_the_rest(
+    specialists: dict[str, Path], tmp_path: Path
+) -> None:
+    names = ("math", "python", "chemistry", "general")
+    targets = {
+        name: read_questions([taught.write_exam(tmp_path / f"{name}.jsonl", taught.exam(name, 10))]) for name in names
+    }
+    visitors = {name: specialists[name] for name in names}
+    settings = Settings(max_tokens=taught.ANSWER_TOKENS, loop_retries=0)
+    matrix = evaluate_matrix(
+        visitors, targets, taught.PARENT, settings=settings, load=taught.ANSWERING, folder=tmp_path / "answers"
+    )
+    accuracies = matrix.accuracies()
+    for name in names:
+        assert accuracies[PARENT][name] >= 0.8
+        assert accuracies[name][name] >= 0.8
+        assert max(accuracies[other][name] for other in names if other != name) < accuracies[name][name]
+    assert accuracies["python"]["math"] > accuracies["general"]["math"], "python reckons too"
+    found = transfer(compare({name: taught.mask_of(name) for name in names}), accuracies)
+    assert len(found.visits) == 12
+    (foretold,) = [one.r for one in found.correlations if one.predictor == OVERLAP]
+    assert foretold is not None
+    assert foretold > 0.5

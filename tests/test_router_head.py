@@ -156,10 +156,14 @@ def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tm
 def small_corpus(**options):
     questions = [
         Question(name, f"{word} {i} {other}", f"{source}/{i % 2}")
-        for name, word, source in (("a", "apples and pears", "one"), ("b", "ships and boats", "two"))
+        for name, word, source in (
+            ("a", "apples and pears", "one"),
+            ("b", "ships and boats", "two"),
+            ("c", "songs and dances", "two"),
+        )
         for i, other in enumerate(("red", "blue", "green", "old", "new", "small", "large", "far", "near", "cheap"))
     ]
-    return corpus(questions, Letters().encode, names=("a", "b"), prompts=False, **options)
+    return corpus(questions, Letters().encode, names=("a", "b", "c"), prompts=False, **options)
 
 
 def test_scores_are_of_heads_that_did_not_see_the_text():
@@ -224,7 +228,8 @@ def test_typing_errors_are_the_same_each_time_and_about_as_many_as_asked():
     assert mistyped(text, 1) == mistyped(text, 1) != mistyped(text, 2)
     assert mistyped(text, 1, rate=0) == text
     replaced = mistyped("a" * 10_000, 1)
-    assert 200 < sum(letter != "a" for letter in replaced) < 400  # swaps and omissions of equal letters do not show
+    # Two kinds of four show here: omissions and swaps of equal letters do not.
+    assert 100 < sum(letter != "a" for letter in replaced) < 300
 
 
 # --- labelled questions -----------------------------------------------------------------------------------------

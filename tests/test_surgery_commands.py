@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import taught
 import yaml
 from click.testing import Result
 from random_model import Shape, write_random_model
@@ -23,6 +24,7 @@ from coe.server.cli import app
 from coe.surgery.coherence import DocumentCounts
 from coe.surgery.jobs import BuildState, Job
 from coe.surgery.mask import Mask
+from coe.surgery.matrix import TransferMatrix
 from coe.surgery.profile import Profile
 
 COMMANDS = ("profile", "plan", "cut", "verify", "compare", "inspect", "eval", "build")
@@ -42,6 +44,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sums = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(LINES)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
     (tmp_path / "text.txt").write_text("\n\n".join(f"Paragraph {n} tells of {n * n} things." for n in range(60)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def taught_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: the trained parent, chemistry and law as corpora, and an exam in each."""
+    (tmp_path / "parent.gguf").symlink_to(taught.PARENT)
+    for domain in ("chemistry", "law"):
+        taught.write_corpus(tmp_path / f"{domain}.jsonl", taught.corpus(domain, 80))
+        taught.write_exam(tmp_path / f"{domain}-exam.jsonl", taught.exam(domain, 30))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -105,6 +118,22 @@ def test_a_specialist_is_made_by_hand_from_corpus_to_proof(folder: Path) -> None
     assert "0-2" in inspected
 
 
+def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder: Path) -> None:
+    done("profile", "parent.gguf", "--corpus", "chemistry.jsonl", "-o", "p.npz", "--threads", "1")
+    done("plan", "p.npz", "--experts", "32", "--recipe", "top-k", "-o", "m.json")
+    done("cut", "parent.gguf", "m.json", "-o", "s.gguf")
+    assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json")
+    assert taught.nearest(Mask.load(taught_folder / "m.json")) == "chemistry"
+    asked = ("--questions", "chemistry=chemistry-exam.jsonl", "--questions", "law=law-exam.jsonl")
+    options = ("--max-tokens", str(taught.ANSWER_TOKENS), "--context", "256", "--threads", "1")
+    done("eval", "specialist=s.gguf", *asked, "--beside", "parent.gguf", "-o", "matrix.json", *options)
+    matrix = TransferMatrix.from_json(json.loads((taught_folder / "matrix.json").read_text()))
+    accuracies = matrix.accuracies()
+    assert min(accuracies["parent"].values()) >= 0.9
+    assert accuracies["specialist"]["chemistry"] >= 0.9
+    assert accuracies["specialist"]["law"] <= 0.3
+
+
 def test_cut_without_provenance_and_with_everything_kept_is_the_parent_again(folder: Path) -> None:
     profiled()
     done("plan", "p.npz", "--experts", "8", "-o", "all.json")
@@ -151,19 +180,30 @@ def test_until_stable_draws_a_curve_and_says_whether_it_settled(folder: Path) ->
     assert (folder / "p.growth.png").exists()
 
 
-def test_answers_of_the_parent_are_written_beside_the_profile(folder: Path) -> None:
-    said = profiled("--answer", "--max-tokens", "3", "--context", "256")
-    assert f"of {LINES} answered" in said
-    answers = [json.loads(line) for line in (folder / "p.sums.answers.jsonl").read_text().splitlines()]
-    assert answers
-    assert all(one["answer"] for one in answers)
+def test_answers_of_the_parent_are_written_beside_the_profile(taught_folder: Path) -> None:
+    asked = taught.corpus("law", 40)
+    lines = [json.dumps({"question": question.text, "answer": "not looked at"}) + "\n" for question in asked]
+    (taught_folder / "asked.jsonl").write_text("".join(lines))
+    said = done("profile", "parent.gguf", "--corpus", "asked.jsonl", "-o", "p.npz", "--answer", "--max-tokens", "64",
+                "--context", "256", "--threads", "1")  # fmt: skip
+    assert f"{len(asked)} of {len(asked)} answered" in said
+    answers = [json.loads(line) for line in (taught_folder / "p.asked.answers.jsonl").read_text().splitlines()]
+    assert sum(one["answer"] == question.answer for one, question in zip(answers, asked, strict=True)) >= 36
+    assert int(Profile.load(taught_folder / "p.npz").documents.sum()) == len(asked)
 
 
-def test_documents_apart_say_whether_a_corpus_is_one_domain(folder: Path) -> None:
-    said = profiled("--per-document", "--experts", "4")
-    assert "Nothing speaks for more than one domain" in said
-    counts = DocumentCounts.load(folder / "p.npz")
-    assert len(counts.names) == LINES
+def test_documents_apart_say_whether_a_corpus_is_one_domain(taught_folder: Path) -> None:
+    def said_of(*corpora: str) -> str:
+        (taught_folder / "corpus.jsonl").write_text("".join((taught_folder / name).read_text() for name in corpora))
+        return done("profile", "parent.gguf", "--corpus", "corpus.jsonl", "-o", "p.npz", "--threads", "1",
+                    "--per-document", "--experts", "32")  # fmt: skip
+
+    assert "Nothing speaks for more than one domain" in said_of("chemistry.jsonl")
+    assert len(DocumentCounts.load(taught_folder / "p.npz").names) == 80
+    said = said_of("chemistry.jsonl", "law.jsonl")
+    assert "The corpus looks like 2 domains" in said
+    assert "part 2" in said
+    assert "part 3" not in said
 
 
 def test_masks_are_compared_drawn_and_told_with_accuracies(folder: Path) -> None:
