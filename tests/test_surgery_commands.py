@@ -101,29 +101,22 @@ def test_coe_alone_names_the_surgery_commands() -> None:
     assert all(command in printed for command in COMMANDS)
 
 
-def test_a_specialist_is_made_by_hand_from_corpus_to_proof(folder: Path) -> None:
-    said = profiled()
-    assert f"{LINES} documents" in said
-    assert "coe plan p.npz --experts 4" in said
-    assert Profile.load(folder / "p.npz").n_tokens > LINES
-    assert "coe cut" in planned("m.json", "--picture", "m.png", "--pin", "0:3")
-    mask = Mask.load(folder / "m.json")
+def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder: Path) -> None:
+    said = done("profile", "parent.gguf", "--corpus", "chemistry.jsonl", "-o", "p.npz", "--threads", "1")
+    assert "80 documents" in said
+    assert "coe plan p.npz --experts 32" in said
+    assert "coe cut" in done("plan", "p.npz", "--experts", "32", "--recipe", "top-k", "-o", "m.json", "--picture",
+                             "m.png", "--pin", "0:3")  # fmt: skip
+    mask = Mask.load(taught_folder / "m.json")
     assert 3 in mask.keep[0]
-    assert (folder / "m.png").read_bytes().startswith(b"\x89PNG")
-    assert "4 of 8 experts" in done("cut", "parent.gguf", "m.json", "-o", "s.gguf")
-    assert read_header(folder / "s.gguf").metadata["gemma4.expert_count"] == 4
+    assert taught.nearest(mask) == "chemistry"
+    assert (taught_folder / "m.png").read_bytes().startswith(b"\x89PNG")
+    assert "32 of 64 experts" in done("cut", "parent.gguf", "m.json", "-o", "s.gguf")
+    assert read_header(taught_folder / "s.gguf").metadata["gemma4.expert_count"] == 32
     assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json")
     inspected = done("inspect", "s.gguf")
-    assert "gemma4, 4 experts, 2 a token" in inspected
-    assert "0-2" in inspected
-
-
-def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder: Path) -> None:
-    done("profile", "parent.gguf", "--corpus", "chemistry.jsonl", "-o", "p.npz", "--threads", "1")
-    done("plan", "p.npz", "--experts", "32", "--recipe", "top-k", "-o", "m.json")
-    done("cut", "parent.gguf", "m.json", "-o", "s.gguf")
-    assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json")
-    assert taught.nearest(Mask.load(taught_folder / "m.json")) == "chemistry"
+    assert "gemma4, 32 experts, 4 a token" in inspected
+    assert "0-3" in inspected
     asked = ("--questions", "chemistry=chemistry-exam.jsonl", "--questions", "law=law-exam.jsonl")
     options = ("--max-tokens", str(taught.ANSWER_TOKENS), "--context", "256", "--threads", "1")
     done("eval", "specialist=s.gguf", *asked, "--beside", "parent.gguf", "-o", "matrix.json", *options)
