@@ -25,7 +25,9 @@ class State(StrEnum):
 class ResidentView:
     """What admission has to know of a resident. last_used: seconds of a monotonic clock.
 
+    capacity:   leases that each specialist may have at a time.
     specialist: which it is, will be once it is loaded, or was last told to become.
+    shares:     leases of each specialist, where several share it.
     """
 
     key: str
@@ -37,6 +39,15 @@ class ResidentView:
     pinned: bool = False
     kind: str = ""
     specialist: str = ""
+    shares: Mapping[str, int] = field(default_factory=dict)
+
+    def has_place(self, specialist: str, distances: Distances) -> bool:
+        """Whether one more request for a specialist may be given to it. What the others have does not count: they take
+        turns with it."""
+        if not self.shares:
+            return self.leases < self.capacity
+        same = (count for name, count in self.shares.items() if distances.between(name, specialist) == 0)
+        return sum(same) < self.capacity
 
     @property
     def idle(self) -> bool:
@@ -60,7 +71,7 @@ class WaiterView:
 
 @dataclass(frozen=True)
 class Kind:
-    """Specialists that can share residents. most: residents there may be of it; 0 for as many as have room.
+    """Specialists that can share residents. most: residents there may be of it.
 
     distances: bytes that a swap between two of them changes.
     """
@@ -186,15 +197,18 @@ def _grant(
     """Who is served now, and by whom; notes in `seats` what becomes of the residents."""
     grants = []
     for waiter in waiters:
+        distances = kinds.get(waiter.kind, Kind()).distances
         able = {
             seat.key: Candidate(seat.specialist, seat.leases, seat.last_used)
             for seat in seats.values()
-            if seat.kind == waiter.kind and seat.state is State.WARM and seat.leases < seat.capacity
+            if seat.kind == waiter.kind and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
             if seat.key not in closed or waiter.id in ahead
         }
-        key = choose_resident(waiter.specialist, able, kinds.get(waiter.kind, Kind()).distances)
+        key = choose_resident(waiter.specialist, able, distances)
         if key is not None:
-            seats[key] = replace(seats[key], leases=seats[key].leases + 1, specialist=waiter.specialist)
+            seat, name = seats[key], waiter.specialist
+            shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.kind in kinds else seat.shares
+            seats[key] = replace(seat, leases=seat.leases + 1, specialist=name, shares=shares)
             grants.append(Grant(waiter.id, key))
     return tuple(grants)
 
@@ -213,7 +227,7 @@ def _spread(
         kind = kinds.get(waiter.kind)
         held = [seat.specialist for seat in seats.values() if seat.kind == waiter.kind]
         held += [load.specialist for load in (*loads, *more) if load.kind == waiter.kind]
-        if kind is None or not held or (kind.most and len(held) >= kind.most) or waiter.need_bytes > free_bytes:
+        if kind is None or not held or len(held) >= kind.most or waiter.need_bytes > free_bytes:
             continue
         displaced = [r.specialist for r in before if r.kind == waiter.kind and r.state is State.WARM]
         for name in (waiter.specialist, *displaced):

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ from .spec import LoadSpec, Thinking
 from .units import size_text
 
 _log = logging.getLogger(__name__)
+
+COUNTED = ("swaps", "swapped_bytes")  # of what residents say of themselves, that which only grows
 
 # What is assumed of loads and swaps before any was measured.
 _LOAD_BYTES_PER_S = 1e9
@@ -86,12 +89,13 @@ class _Held:
     vram_bytes: int
     pinned: bool
     specialist: str = ""  # that it is, will be once it is loaded, or was last told to become
+    is_shared: bool = False
     capacity: int = 1
     reserved: bool = False
     stop: Stop | None = None
     state: State = State.LOADING
     resident: Resident | None = None
-    leases: int = 0
+    shares: Counter[str] = field(default_factory=Counter)  # specialist -> leases
     last_used: float = 0.0
     progress: float = 0.0
     last_progress: float = 0.0
@@ -99,6 +103,10 @@ class _Held:
     warm_since: float = 0.0
     loads_alone: bool = True  # nothing else is loaded meanwhile, so the device's free memory tells what it takes
     work: asyncio.Task[None] | None = None
+
+    @property
+    def leases(self) -> int:
+        return self.shares.total()
 
     @property
     def activity(self) -> Mapping[str, float]:
@@ -115,6 +123,7 @@ class _Held:
             self.pinned,
             self.kind,
             self.specialist,
+            +self.shares if self.is_shared else {},
         )
 
 
@@ -135,6 +144,10 @@ class _Waiter:
     future: asyncio.Future[Any]  # of a Lease, or of a Reservation where there is a room
     found: tuple[str, ...] = ()  # keys of the residents that were warm when the request came
     room: _Room | None = None
+
+
+def _unserved(specialist: str) -> UnavailableError:
+    return UnavailableError(f"{specialist} cannot be served.", "See GET /v1/models for the reason.")
 
 
 def _room_kind(title: str) -> str:
@@ -168,7 +181,7 @@ class Lease:
         """End the hold; a second call does nothing."""
         if self._held is not None:
             held, self._held = self._held, None
-            self._pool._release(held)
+            self._pool._release(held, self.specialist)
 
 
 class Reservation:
@@ -208,7 +221,10 @@ class ResidentStatus:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """For /v1/pool, /ready and /metrics."""
+    """For /v1/pool, /ready and /metrics.
+
+    counted: (file, one of COUNTED) -> what all its residents have done so far, those that are gone too.
+    """
 
     budget_bytes: int
     booked_bytes: int
@@ -219,6 +235,7 @@ class PoolStatus:
     failed_loads: int
     evictions: int
     stalled: tuple[str, ...]
+    counted: Mapping[tuple[str, str], float]
 
 
 class Pool:
@@ -245,6 +262,7 @@ class Pool:
         self._last_busy = clock()
         self._failures: dict[str, _Failure] = {}
         self._measured: dict[str, int] = {}  # bytes of kinds that took more than predicted
+        self._ended: defaultdict[tuple[str, str], float] = defaultdict(float)  # see PoolStatus.counted
         self._load_s: dict[str, float] = {}  # seconds that the last load of a kind took
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -291,7 +309,7 @@ class Pool:
         Cancelling the call gives the place in the queue back.
         """
         if specialist not in self._entries:
-            raise UnavailableError(f"{specialist} cannot be served.", "See GET /v1/models for the reason.")
+            raise _unserved(specialist)
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
         kind = self._kind(specialist)
@@ -329,7 +347,14 @@ class Pool:
             raise
 
     def _refuse_impossible(self, who: str, kind: str, need: int, remedy: str) -> None:
-        kept = [held for held in self._held.values() if held.pinned and held.kind != kind]
+        kinds = {entry.spec.kind for entry in self._entries.values()}
+        kept = [
+            held
+            for held in self._held.values()
+            if held.pinned
+            and held.kind != kind
+            and (held.reserved or held.kind in kinds)  # others are on their way out
+        ]
         kept_bytes = sum(held.vram_bytes for held in kept)
         if need + kept_bytes > self.settings.budget_bytes:
             rooms = [held.title for held in kept if held.reserved]
@@ -378,8 +403,8 @@ class Pool:
             waiter.future.cancel()
         self._replan()
 
-    def _release(self, held: _Held) -> None:
-        held.leases -= 1
+    def _release(self, held: _Held, specialist: str) -> None:
+        held.shares[specialist] -= 1
         held.last_used = self._last_busy = self._clock()
         self._replan()
 
@@ -421,14 +446,21 @@ class Pool:
         return self._kind(waiter.specialist) if waiter.room is None else _room_kind(waiter.room.title)
 
     def _kinds(self) -> dict[str, Kind]:
-        """What several specialists share. No more residents of a kind for a while after one has failed to load."""
+        """What several specialists share: never more residents than there are different weights, and only one for a
+        while after another has failed to load."""
         now = self._clock()
+        weights: dict[str, list[str]] = {}
         kinds = {}
-        for entry in self._entries.values():
-            if entry.spec.sharing is not None:
-                failure = self._failures.get(entry.spec.kind)
-                most = 1 if failure is not None and now < failure.until else self.settings.most_shared
-                kinds[entry.spec.kind] = Kind(entry.distances, most)
+        for name, entry in self._entries.items():
+            if entry.spec.sharing is None:
+                continue
+            different = weights.setdefault(entry.spec.kind, [])
+            if all(entry.distances.between(name, other) for other in different):
+                different.append(name)
+            failure = self._failures.get(entry.spec.kind)
+            failed = failure is not None and now < failure.until
+            most = 1 if failed else min(self.settings.most_shared or len(different), len(different))
+            kinds[entry.spec.kind] = Kind(entry.distances, most)
         return kinds
 
     def _retire(self) -> None:
@@ -451,7 +483,7 @@ class Pool:
             waiter, held = waiters[grant.waiter], self._held[grant.resident]
             self._waiters.remove(waiter)
             residency = self._residency(waiter, held)
-            held.leases += 1
+            held.shares[waiter.specialist] += 1
             held.specialist = waiter.specialist
             held.last_used = self._clock()
             waiter.future.set_result(Lease(self, held, waiter.specialist, residency, self._clock() - waiter.since))
@@ -512,6 +544,7 @@ class Pool:
             need,
             first and self._is_pinned(load.kind),  # of several that share, one is enough
             load.specialist,
+            spec.sharing is not None,
             spec.parallel,
             last_progress=self._clock(),
         )
@@ -615,8 +648,14 @@ class Pool:
         await held.resident.wait_gone()
         if self._held.get(held.key) is held and held.state is not State.DRAINING and not self._closed:
             _log.error("the worker of %s died", held.title)
-            del self._held[held.key]
+            self._drop(held)
             self._replan()
+
+    def _drop(self, held: _Held) -> None:
+        """Forget a resident that is gone, but not what it has done."""
+        del self._held[held.key]
+        for name in COUNTED if held.is_shared else ():
+            self._ended[held.title, name] += held.activity.get(name, 0)
 
     def _evict(self, held: _Held, why: str) -> None:
         assert not held.leases
@@ -632,39 +671,35 @@ class Pool:
         finally:
             # Only now is the memory back.
             if self._held.get(held.key) is held:
-                del self._held[held.key]
+                self._drop(held)
             self._replan()
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def preload(self, specialists: Sequence[str], *, max_wait_s: float) -> dict[str, EngineError]:
-        """Load specialists before anybody asks; gives the errors of those that failed."""
-        failed: dict[str, EngineError] = {}
-        for name in specialists:
-            try:
-                (await self.lease(name, max_wait_s=max_wait_s)).release()
-            except EngineError as error:
-                failed[name] = error
-        return failed
+    def serve(self, entries: Mapping[str, Entry]) -> None:
+        """Serve these specialists from the next request on, and no others; known ones perhaps in another way.
 
-    def entry(self, specialist: str) -> Entry | None:
-        """How a specialist is served, None for one that is not."""
-        return self._entries.get(specialist)
-
-    def put(self, entries: Mapping[str, Entry]) -> None:
-        """Serve these specialists from the next request on, new ones or known ones in another way.
-
-        Residents that nobody can ask for any more end what they are doing, and go.
+        Residents that nobody can ask for any more end what they are doing, and go. Whoever waits for a specialist that
+        is not among them is refused.
         """
-        for specialist, entry in entries.items():
-            self._entries[specialist] = entry
-            self._failures.pop(entry.spec.kind, None)
-            self._measured.pop(entry.spec.kind, None)
+        changed = [entry.spec.kind for name, entry in entries.items() if entry != self._entries.get(name)]
+        self._entries = dict(entries)
+        for kind in changed:
+            self._failures.pop(kind, None)
+            self._measured.pop(kind, None)
+        for waiter in [w for w in self._waiters if w.room is None and w.specialist not in entries]:
+            self._waiters.remove(waiter)
+            waiter.future.set_exception(_unserved(waiter.specialist))
+            waiter.future.exception()  # its owner may have gone
         self._replan()
 
     def is_resident(self, specialist: str) -> bool:
         """Whether a resident is there, or on its way, that can become the specialist."""
         return any(held.kind == self._kind(specialist) for held in self._held.values())
+
+    def shared_with(self, specialist: str) -> tuple[str, ...]:
+        """Everybody who is served by the specialist's residents, itself among them."""
+        return tuple(name for name, entry in self._entries.items() if entry.spec.kind == self._kind(specialist))
 
     def is_busy(self) -> bool:
         """Whether anybody is being served, or waits to be."""
@@ -731,6 +766,11 @@ class Pool:
                     held.activity,
                 )
             )
+        counted = dict(self._ended)
+        for held in self._held.values():
+            if held.is_shared:
+                for name in COUNTED:
+                    counted[held.title, name] = counted.get((held.title, name), 0) + held.activity.get(name, 0)
         return PoolStatus(
             self.settings.budget_bytes,
             sum(held.vram_bytes for held in self._held.values()),
@@ -741,4 +781,5 @@ class Pool:
             self.failed_loads,
             self.evictions,
             tuple(stalled),
+            counted,
         )

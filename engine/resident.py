@@ -198,7 +198,7 @@ class WorkerResident:
         if said is None and self._tail and code is not None and code > 0:
             said = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return WorkerDiedError(
-            f"The worker that holds {self._spec.path.name} died ({how}){f': {said}' if said else ''}.",
+            f"The worker that holds {self._spec.title} died ({how}){f': {said}' if said else ''}.",
             "Send the request again: a new worker will be started.",
         )
 

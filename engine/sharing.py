@@ -185,8 +185,8 @@ def quantised_apart(one: Specialist, other: Specialist) -> bool:
     if kinds != {name: kind for name, (kind, _) in other.shape.tensors.items()}:
         return True
     same = comparable(one, other)
-    if same is None:
-        return True
+    if same is None:  # whether they have the same bytes is not known before their contents are hashed
+        return False
     # Whatever their masks, cuts have in common what is outside the experts; numbers in full are not quantised.
     outside = [name for name in same[0].others if kinds[name] not in _FULL]
     return bool(outside) and not any(same[0].others[name] == same[1].others[name] for name in outside)

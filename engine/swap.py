@@ -35,6 +35,8 @@ _GATHER_BYTES: Final = 2**20  # spans that lie this close together are read in o
 _WHOLE_ON_HOST: Final = 64 * 2**10
 _WHOLE_ON_DEVICE: Final = 2**20
 
+_AGAIN: Final = "Send the request again: the files are being read anew."
+
 _log = logging.getLogger(__name__)
 _pointer = ctypes.c_void_p
 
@@ -146,10 +148,10 @@ class Swapper:
     def require_unchanged(self, owner: int) -> None:
         """Raises SourceChangedError when a file that a specialist's bytes come from is another one than before."""
         if owner in self._stale:
-            raise SourceChangedError(self._stale[owner], "Have the server read its roster again.")
+            raise SourceChangedError(self._stale[owner], _AGAIN)
         for path in sources(self._members[owner]):
             if file_stamp(path) != self._stamps[path]:
-                raise SourceChangedError(f"{path} was changed on disk.", "Have the server read its roster again.")
+                raise SourceChangedError(f"{path} was changed on disk.", _AGAIN)
 
     def prefetch(self, owner: int) -> Future[None]:
         """Work the next swap to `owner` out, and ask the kernel to have at hand what it reads; returns at once."""

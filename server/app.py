@@ -329,8 +329,9 @@ def _add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
             raise UnknownModelError(
                 f"There is no model {name!r}. Known: {', '.join(college.roster.names)}.", param="model"
             )
-        unloaded = specialist.name in college.available and await college.pool.unload(specialist.name)
-        return {"model": specialist.name, "unloaded": unloaded}
+        shared = college.pool.shared_with(specialist.name) if specialist.name in college.available else ()
+        unloaded = bool(shared) and await college.pool.unload(specialist.name)
+        return {"model": specialist.name, "unloaded": unloaded, "with": [n for n in shared if n != specialist.name]}
 
 
 # --- builds ---------------------------------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coe.engine.choosing import Distances
 from coe.engine.errors import EngineError
+from coe.engine.files import stamp
 from coe.engine.grouping import Contender, Group, find_groups
 from coe.engine.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool import Entry
 from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
+from coe.engine.units import size_text
 
 from .availability import Available, Unavailable, availability
 from .masked import Lack, MaskSource, cut_masked, prepare_masks
@@ -23,6 +26,7 @@ from .roster_models import Specialist
 
 _log = logging.getLogger(__name__)
 _DRY_RUNS_AT_ONCE = 2
+_MOST_RAM = 2 * 2**30  # for conversations out of the cache's way, where the roster does not say
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Arrangement:
     groups:   specialists that share residents.
     alone:    why somebody who might share shares with nobody, by name.
     unhashed: files of groups of which it is not known yet what they have in common.
+    stamps:   what `file_stamps` gave of each specialist when this was made.
     """
 
     judged: Mapping[str, Available | Unavailable]
     groups: tuple[Group, ...]
     alone: Mapping[str, str]
     unhashed: tuple[Path, ...] = ()
+    stamps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def entries(self, roster: Roster) -> dict[str, Entry]:
         """What the pool has to know of those that can be served."""
@@ -97,6 +103,7 @@ async def arrange(
     apart:   names that are to be loaded by themselves, whatever they could share.
     scratch: a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
     """
+    stamps = {name: await asyncio.to_thread(file_stamps, roster, name) for name in roster.names}
     sharers = [s for s in roster.specialists if s.share is not False and s.name not in apart]
     masks = {s.name for s in roster.specialists if s.mask is not None}
     files = {s.name: path for s in roster.specialists if (path := s.locate(roster.models_path)) is not None}
@@ -138,7 +145,20 @@ async def arrange(
     judged = await asyncio.to_thread(
         availability, roster, predictions.__getitem__, budget_bytes, predictions.refused, loads, lacks, filled
     )
-    return Arrangement(judged, tuple(groups), alone, found.unhashed)
+    return Arrangement(judged, tuple(groups), alone, found.unhashed, stamps)
+
+
+def file_stamps(roster: Roster, name: str) -> tuple[str, ...]:
+    """The files that a specialist is loaded from, as far as they are there: others when one came, went or changed."""
+    specialist = _specialist(roster, name)
+    paths = list(roster.locate(specialist).files)
+    if specialist.mask is not None and roster.parent is not None:
+        paths += [Path(specialist.mask), *roster.parent.location(roster.models_path).files]
+    stamps = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            stamps.append(f"{path} {stamp(path)}")
+    return tuple(stamps)
 
 
 def _filled(roster: Roster, name: str) -> Location:
@@ -156,20 +176,33 @@ async def _try_group(
     members = [_specialist(roster, member.name) for member in group.members]
     pool = roster.pool
     sharing = Sharing(group.members, pool.swap_share, pool.max_turn_wait_s, pool.check_swaps)
-    spec = members[0].load_spec(group.members[0].path, sharing, pool.ram_budget)
-    shared = {member.name: spec for member in members}
-    await predictions.make(_policies(roster, shared))
-    try:
-        footprint = predictions[spec]
-    except EngineError as error:
-        _log.warning("%s cannot share a resident: %s", ", ".join(shared), error)
-        return str(error)
+    spec = members[0].load_spec(group.members[0].path, sharing)
     on_gpu = spec.gpu_layers != 0 and await free_device_bytes() is not None
+    # Without a GPU this is memory of the budget.
+    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget_bytes // 8)
+    spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
+    names = [member.name for member in members]
+    try:
+        footprint = await _predicted(roster, names, spec, predictions)
+        if footprint.total_bytes > budget_bytes and spec.ram_budget_bytes and not on_gpu:
+            # Conversations are read again, which is better than not to be served.
+            spec = replace(spec, ram_budget_bytes=0)
+            footprint = await _predicted(roster, names, spec, predictions)
+    except EngineError as error:
+        _log.warning("%s cannot share a resident: %s", ", ".join(names), error)
+        return str(error)
+    if footprint.total_bytes > budget_bytes:
+        return f"one resident for all would need {size_text(footprint.total_bytes)}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
     if indifferent and not on_gpu and footprint.total_bytes * len(members) <= budget_bytes:
         return "without a GPU, and with room for all of them, each is faster by itself"
-    loads |= shared
+    loads |= dict.fromkeys(names, spec)
     return None
+
+
+async def _predicted(roster: Roster, names: Sequence[str], spec: LoadSpec, predictions: Predictions) -> Footprint:
+    await predictions.make(_policies(roster, dict.fromkeys(names, spec)))
+    return predictions[spec]
 
 
 def _policies(roster: Roster, loads: Mapping[str, LoadSpec]) -> dict[LoadSpec, dict[str, Thinking]]:

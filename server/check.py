@@ -68,6 +68,12 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     pool, groups = roster.pool, arrangement.groups
     waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_turn_wait_s)
     apart = [f"{name} shares with nobody: {why.rstrip('.')}." for name, why in arrangement.alone.items()]
+    if arrangement.unhashed:
+        unknown = ", ".join(path.name for path in arrangement.unhashed)
+        apart.append(
+            f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
+            "it does while nobody is served, a swap to or from them moves everything."
+        )
     sharing = [*pair_lines(groups), *(waits if groups else []), *apart]
     return print_report(roster, arrangement.judged, budget, out, to_build, sharing)
 

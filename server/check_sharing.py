@@ -81,7 +81,7 @@ def wait_lines(
             f"Longest wait for a turn among {', '.join(member.name for member in group.members)}, estimated from the "
             f"largest swap ({size_text(largest)}) at half of {size_text(int(copy_rate))}/s, at which this machine "
             f"copies memory: {_seconds(change_s)} a swap. Conversations that are moved come on top, and one decode a "
-            "turn."
+            "turn; it holds while ram_budget has room for the answers that rest."
         )
         for n in range(2, group.n_weights + 1):
             turn_s = quantum_s(change_s, swap_share, n, 0.0, max_wait_s)

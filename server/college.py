@@ -19,7 +19,7 @@ from coe.router.conversation import Conversation
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
-from .arrangement import Arrangement, arrange
+from .arrangement import Arrangement, arrange, file_stamps
 from .availability import Available, Unavailable
 from .builds import Builds
 from .errors import BuildingError, UnknownModelError
@@ -94,9 +94,11 @@ class College:
         self._tasks.append(asyncio.create_task(self._hash()))
 
     async def _preload(self) -> None:
-        failed = await self.pool.preload(self.roster.pool.preload, max_wait_s=self.roster.pool.load_timeout_s)
-        for name, error in failed.items():
-            _log.error("preload of %s failed: %s", name, error)
+        for name in self.roster.pool.preload:
+            try:
+                (await self.lease(_specialist(self.roster, name), max_wait_s=self.roster.pool.load_timeout_s)).release()
+            except EngineError as error:
+                _log.error("preload of %s failed: %s", name, error)
 
     async def _hash(self) -> None:
         """Find out what files have in common that no mask tells it of, while nobody is served."""
@@ -108,8 +110,7 @@ class College:
             await hashing.wait()
         finally:
             await hashing.close()
-        async with self._arranging:  # residents know by themselves; who is near whom is judged anew
-            await self._arrange_again()
+        await self._look_again()  # residents know by themselves; who is near whom is judged anew
 
     async def close(self) -> None:
         """Stop every worker."""
@@ -131,8 +132,26 @@ class College:
         """Look at the files anew. Who is loaded in another way from now on gets another resident."""
         budget = self.pool.settings.budget_bytes
         self.arrangement = await arrange(self.roster, budget, apart=self._apart)
-        entries = self.arrangement.entries(self.roster)
-        self.pool.put({name: entry for name, entry in entries.items() if entry != self.pool.entry(name)})
+        self.pool.serve(self.arrangement.entries(self.roster))
+
+    async def _look_again(self) -> None:
+        """The same in the background, where nobody would hear of a failure."""
+        async with self._arranging:
+            try:
+                await self._arrange_again()
+            except Exception:
+                _log.exception("the models' files could not be read again; what is served stays as it is")
+
+    async def _look_for(self, name: str) -> None:
+        """Who could not be served is looked for again once its files are others than before."""
+        item = self.judged.get(name)
+        if not isinstance(item, Unavailable) or name in self.builds:
+            return
+        async with self._arranging:
+            found = await asyncio.to_thread(file_stamps, self.roster, name)
+            if isinstance(self.judged[name], Unavailable) and found != self.arrangement.stamps[name]:
+                _log.info("the files of %s are others than before: reading them", name)
+                await self._arrange_again()
 
     async def adopt(self, name: str) -> bool:
         """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""
@@ -162,13 +181,8 @@ class College:
 
     def files_changed(self, error: SourceChangedError) -> None:
         """Somebody changed a model's file while it was in use: read the files again."""
-
-        async def look() -> None:
-            async with self._arranging:
-                await self._arrange_again()
-
-        _log.warning("%s The models' files are read again.", error)
-        self._tasks = [task for task in self._tasks if not task.done()] + [asyncio.create_task(look())]
+        _log.warning("%s The models' files are read again.", error.message)
+        self._tasks = [task for task in self._tasks if not task.done()] + [asyncio.create_task(self._look_again())]
 
     # --- choosing ---------------------------------------------------------------------------------------------
 
@@ -190,6 +204,8 @@ class College:
         Raises UnknownModelError; UnavailableError or BuildingError when nobody can answer.
         """
         if ask.model != AUTO:
+            if (named := self.roster.find(ask.model)) is not None:
+                await self._look_for(named.name)
             return self._named(ask.model, begin=begin)
         started = perf_counter()
         messages = ask.messages or [{"role": "user", "content": ask.prompt or ""}]
@@ -288,13 +304,14 @@ class College:
     def _required(self, name: str) -> Specialist:
         return _specialist(self.roster, name)
 
-    async def lease(self, specialist: Specialist) -> Lease:
-        """A hold on a resident; see Pool.lease."""
+    async def lease(self, specialist: Specialist, *, max_wait_s: float | None = None) -> Lease:
+        """A hold on a resident; see Pool.lease. max_wait_s: the roster's where left out."""
+        wait_s = max_wait_s or self.roster.server.max_wait_s
         try:
-            return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
+            return await self.pool.lease(specialist.name, max_wait_s=wait_s)
         except (LayoutError, SharingError) as error:
             await self._load_apart(specialist.name, error)
-            return await self.pool.lease(specialist.name, max_wait_s=self.roster.server.max_wait_s)
+            return await self.pool.lease(specialist.name, max_wait_s=wait_s)
 
 
 def supervisor_of(roster: Roster) -> Supervisor:

@@ -93,32 +93,31 @@ class _PoolCollector(Collector):
         yield CounterMetricFamily("coe_evictions", "Residents stopped", status.evictions)
         # Specialists that share may have several residents: what they have in common is added up.
         booked: Tally[tuple[str, str]] = Tally()
-        sums: dict[str, Tally[str]] = {name: Tally() for name in _ACTIVITY}
+        parked: Tally[str] = Tally()
+        waits: dict[str, float] = {}
         leases: Tally[str] = Tally()
         for resident in status.residents:
             booked[resident.file, resident.state.value] += resident.vram_bytes
             leases[resident.file] += resident.leases
-            for name, of_file in sums.items():
-                of_file[resident.file] += resident.activity.get(name, 0)  # type: ignore[assignment]
+            parked[resident.file] += int(resident.activity.get("parked_bytes", 0))
+            waits[resident.file] = max(waits.get(resident.file, 0.0), resident.activity.get("worst_wait_s", 0.0))
         bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of residents", labels=["file", "state"])
         for labels, size in booked.items():
             bytes_.add_metric(labels, size)
         yield bytes_
         yield _family(GaugeMetricFamily, "coe_resident_leases", "Requests on residents", leases)
-        for name, (kind, about) in _ACTIVITY.items():
-            yield _family(kind, f"coe_resident_{name}", about, sums[name])
-        waits = {r.file: r.activity.get("worst_wait_s", 0.0) for r in status.residents}
+        yield _family(
+            GaugeMetricFamily, "coe_resident_parked_bytes", "Host memory of conversations outside the cache", parked
+        )
+        for name, about in _COUNTED.items():
+            counted = {file: value for (file, what), value in status.counted.items() if what == name}
+            yield _family(CounterMetricFamily, f"coe_resident_{name}", about, counted)
         yield _family(
             GaugeMetricFamily, "coe_resident_worst_wait_seconds", "Longest wait for a turn, as things are", waits
         )
 
 
-# What workers say of themselves; see Resident.activity.
-_ACTIVITY: Mapping[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str]] = {
-    "swaps": (CounterMetricFamily, "Changes from one specialist to another"),
-    "swapped_bytes": (CounterMetricFamily, "Bytes of weights moved by them"),
-    "parked_bytes": (GaugeMetricFamily, "Host memory of conversations outside the cache"),
-}
+_COUNTED = {"swaps": "Changes from one specialist to another", "swapped_bytes": "Bytes of weights moved by them"}
 
 
 def _family(

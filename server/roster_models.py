@@ -197,7 +197,7 @@ class PoolSettings(Section):
     stall_s: Seconds = 60.0
     quiet_s: Seconds = 60.0
     preload: Names = ()
-    ram_budget: Margin = 2 * 2**30
+    ram_budget: Literal["auto"] | Margin = "auto"
     swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = 0.1
     max_turn_wait_s: Seconds | None = None
     most_shared: CountOrNone = 0

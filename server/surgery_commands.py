@@ -686,7 +686,9 @@ def evaluate(
             raise EvaluationError("A matrix compares with the parent.", "Add --beside PARENT.")
         sets = {name or "questions": read_questions(paths) for name, paths in targets.items()}
         with _bars() as bars:
-            matrix = evaluate_matrix(named, sets, beside, settings=settings, load=load, progress=bars.generating)
+            matrix = evaluate_matrix(
+                named, sets, beside, settings=settings, load=load, system=system, progress=bars.generating
+            )
         _out.print(matrix_table(matrix))
         if out is not None:
             matrix.save(out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from hypothesis import settings
@@ -45,11 +46,13 @@ def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int
 
 # Of one kind: a law resident becomes a court one with few bytes, a math one with many.
 BYTES = {("law", "court"): 1, ("law", "math"): 5, ("court", "math"): 6}
-KIND = Kind(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=0)
+KIND = Kind(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=3)
 
 
-def shared(key: str, specialist: str, *, leases: int = 0, last_used: float = 0.0) -> ResidentView:
-    return ResidentView(key, State.WARM, 4, leases, 2, last_used, specialist=specialist)
+def shared(key: str, specialist: str, *, last_used: float = 0.0, **leases: int) -> ResidentView:
+    """leases: of each specialist."""
+    total = sum(leases.values())
+    return ResidentView(key, State.WARM, 4, total, 2, last_used, specialist=specialist, shares=leases)
 
 
 def wants(number: int, specialist: str, *, bypassed_s: float = 0.0) -> WaiterView:
@@ -125,7 +128,7 @@ class TestSharing:
     """Residents that become one specialist or another."""
 
     def test_whoever_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
-        decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", leases=1)])
+        decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", math=1)])
         assert decided == Plan(granted((1, "r2")))
 
     def test_the_nearest_idle_one_is_changed(self) -> None:
@@ -138,7 +141,14 @@ class TestSharing:
         assert decided.grants == granted((1, "r1"), (2, "r1"), (3, "r2"))
 
     def test_where_all_are_busy_the_wanted_one_takes_turns(self) -> None:
-        assert decide([wants(1, "math")], [shared("r1", "law", leases=1)], budget=4) == Plan(granted((1, "r1")))
+        assert decide([wants(1, "math")], [shared("r1", "law", law=1)], budget=4) == Plan(granted((1, "r1")))
+
+    def test_what_others_hold_takes_nobody_s_place(self) -> None:
+        full = shared("r1", "law", law=2)
+        assert decide([wants(1, "law"), wants(2, "math")], [full], budget=4) == Plan(granted((2, "r1")))
+        assert decide([wants(1, "math"), wants(2, "math"), wants(3, "math")], [full], budget=4).grants == granted(
+            (1, "r1"), (2, "r1")
+        )
 
     def test_with_room_to_spare_the_one_displaced_gets_a_resident_of_its_own(self) -> None:
         decided = decide([wants(1, "math")], [shared("r1", "law")])
@@ -160,12 +170,12 @@ class TestSharing:
 
     def test_no_two_residents_are_loaded_for_one_specialist(self) -> None:
         loading = replace(shared("r2", "math"), state=State.LOADING)
-        full = shared("r1", "law", leases=2)
+        full = shared("r1", "law", math=2)
         assert decide([wants(1, "math"), wants(2, "math")], [full, loading], budget=99) == Plan()
 
     def test_who_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
-        assert decide([wants(1, "math")], [shared("r1", "law", leases=2)]) == Plan(load=(Load("", "math"),))
-        assert decide([wants(1, "law")], [shared("r1", "law", leases=2)]) == Plan()
+        assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=(Load("", "math"),))
+        assert decide([wants(1, "law")], [shared("r1", "law", law=2)]) == Plan()
 
     def test_a_cold_kind_is_loaded_once_as_what_is_wanted_first(self) -> None:
         assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=(Load("", "math"),))
@@ -175,9 +185,9 @@ class TestSharing:
         assert decide([waiter(1, "other")], residents).evict == ("r2",)
 
     def test_who_closes_for_an_overdue_one_leaves_its_siblings_open(self) -> None:
-        residents = [shared("r1", "law", leases=1), shared("r2", "math", leases=1)]
+        residents = [shared("r1", "law", law=1), shared("r2", "math", math=1)]
         decided = decide([waiter(1, "other", bypassed_s=10), wants(2, "law"), wants(3, "math")], residents)
-        assert decided.grants == granted((2, "r2"))
+        assert decided.grants == granted((2, "r2"), (3, "r2"))
 
 
 @dataclass
@@ -189,18 +199,24 @@ class Seat:
     specialist: str
     state: State
     size: int
-    leases: int = 0
     last_used: float = 0.0
+    shares: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def leases(self) -> int:
+        return self.shares.total()
 
     def view(self) -> ResidentView:
+        shares = +self.shares if self.kind == "shared" else {}
+        leases = self.leases
         return ResidentView(
-            self.key, self.state, self.size, self.leases, 2, self.last_used, False, self.kind, self.specialist
+            self.key, self.state, self.size, leases, 2, self.last_used, False, self.kind, self.specialist, shares
         )
 
 
 # specialist -> its kind, and the size of a resident of that
 WORLD = {"a": ("a", 3), "b": ("b", 4), "d": ("d", 8), **dict.fromkeys(("s1", "s2", "s3"), ("shared", 5))}
-SHARED = Kind(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=0)
+SHARED = Kind(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=3)
 BUDGET = 10
 
 
@@ -223,9 +239,9 @@ class AnyOrder(RuleBasedStateMachine):
             seat = self.seats[grant.resident]
             assert seat.state is State.WARM
             assert seat.kind == WORLD[names[grant.waiter]][0]
-            seat.leases += 1
             seat.specialist = names[grant.waiter]
-            assert seat.leases <= 2
+            seat.shares[seat.specialist] += 1
+            assert seat.shares[seat.specialist] <= 2
         served = {grant.waiter for grant in decided.grants}
         assert len(served) == len(decided.grants), "nobody is served twice"
         self.waiting = [entry for entry in self.waiting if entry[0] not in served]
@@ -238,6 +254,7 @@ class AnyOrder(RuleBasedStateMachine):
             of_kind = [seat for seat in self.seats.values() if seat.kind == load.kind]
             assert not of_kind or load.kind == "shared", "nothing is loaded twice"
             assert load.specialist not in [seat.specialist for seat in of_kind], "no specialist has two residents"
+            assert len(of_kind) < 3, "no more residents than specialists"
             self.number += 1
             key = f"{load.kind} {self.number}"
             self.seats[key] = Seat(key, load.kind, load.specialist, State.LOADING, WORLD[load.specialist][1])
@@ -259,7 +276,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.end(data.draw(st.sampled_from([seat for seat in self.seats.values() if seat.leases])))
 
     def end(self, seat: Seat) -> None:
-        seat.leases -= 1
+        seat.shares[max(+seat.shares)] -= 1
         seat.last_used = self.now
         self.replan()
 

@@ -133,8 +133,15 @@ async def test_files_of_unknown_origin_are_named_until_they_are_hashed(parent: P
 def test_what_was_quantised_apart_is_marked(parent: Parent) -> None:
     a, b = cuts(parent, "ab")
     read = {c.name: read_specialist(c.spec.path) for c in (a, b)}
-    other_way = replace(read["b"], keys=(replace(read["b"].keys[0], origin="another way"),))
-    (one,) = group([a, b], {"a": read["a"], "b": other_way}, {"a": "", "b": ""}).groups
+    unknown = replace(read["b"], keys=(replace(read["b"].keys[0], origin="another way"),))
+    (one,) = group([a, b], {"a": read["a"], "b": unknown}, {"a": "", "b": ""}).groups
+    assert one.quantised_apart == (), "what nobody has compared is not known to differ"
+    others = {name: f"{name} in another way" for name in read["b"].keys[0].others}
+    quantised = {name: (8, shape) for name, (_, shape) in read["a"].shape.tensors.items()}
+    shape = replace(read["a"].shape, tensors=quantised)
+    one_way = replace(read["a"], shape=shape)
+    other_way = replace(read["b"], shape=shape, keys=(replace(read["b"].keys[0], others=others),))
+    (one,) = group([a, b], {"a": one_way, "b": other_way}, {"a": "", "b": ""}).groups
     assert one.quantised_apart == (("a", "b"),)
     assert group([a, b], read, {"a": "", "b": ""}).groups[0].quantised_apart == ()
 

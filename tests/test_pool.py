@@ -552,13 +552,6 @@ class TestClosing:
         with pytest.raises(UnavailableError):
             await asked
 
-    async def test_preloading_tells_what_failed_and_loads_the_rest(self, new_pool: NewPool, loader: FakeLoader) -> None:
-        pool = new_pool(a=4, b=4)
-        loader.failures["a"] = LoadError("no.")
-        failed = await pool.preload(["a", "b"], max_wait_s=LONG_S)
-        assert list(failed) == ["a"]
-        assert states(pool) == {"b": State.WARM}
-
 
 class TestReservations:
     """Room for what is no resident: a build, for example."""
@@ -699,6 +692,6 @@ class TestReservations:
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         with pytest.raises(UnavailableError):
             await pool.lease("new", max_wait_s=LONG_S)
-        pool.put({"new": Entry(LoadSpec(Path("new"), parallel=2), 4)})
+        pool.serve({name: Entry(LoadSpec(Path(name), parallel=2), 4) for name in ("a", "new")})
         (await pool.lease("new", max_wait_s=LONG_S)).release()
         assert states(pool) == {"a": State.WARM, "new": State.WARM}

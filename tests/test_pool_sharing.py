@@ -11,7 +11,7 @@ import pytest
 from pool_world import LONG_S, Clock, FakeLoader, ask, booked, turns
 
 from coe.engine.choosing import Distances
-from coe.engine.errors import LoadError
+from coe.engine.errors import LoadError, UnavailableError
 from coe.engine.pool import Entry, Pool, PoolSettings
 from coe.engine.sharing import Pair
 from coe.engine.spec import LoadSpec, Member, Sharing
@@ -95,16 +95,50 @@ async def test_who_is_warm_is_what_the_resident_is_now(new_pool: NewPool) -> Non
     assert 0 < near < far < cold
 
 
-async def test_somebody_else_s_answer_under_way_is_no_reason_to_wait(new_pool: NewPool) -> None:
+async def test_somebody_else_s_answers_under_way_are_no_reason_to_wait(new_pool: NewPool) -> None:
     pool = new_pool()
-    first = await pool.lease("law", max_wait_s=LONG_S)
-    second = await pool.lease("math", max_wait_s=LONG_S)
-    assert (first.residency, second.residency) == ("loaded", "swapped")
-    third = ask(pool, "court")
+    first, second = [await pool.lease("law", max_wait_s=LONG_S) for _ in range(2)]
+    others = [await pool.lease(name, max_wait_s=LONG_S) for name in ("math", "math", "court")]
+    assert [lease.residency for lease in (first, second, *others)] == [
+        "loaded", "warm", "swapped", "warm", "swapped",
+    ]  # fmt: skip
+    third = ask(pool, "poetry")
     await turns()
-    assert not third.done(), "the resident has two places"
+    assert not third.done(), "each of them has two places, and poetry is law"
     first.release()
     assert (await third).residency == "swapped"
+
+
+async def test_no_more_residents_than_different_weights_however_many_come(
+    new_pool: NewPool, loader: FakeLoader
+) -> None:
+    pool = new_pool(budget=10_000)
+    held = [await pool.lease(name, max_wait_s=LONG_S) for name in (*NAMES, *reversed(NAMES))]
+    for _ in range(5):
+        for name in NAMES:
+            await used(pool, name)
+    assert len(loader.loads) == 3, "law and poetry are the same"
+    for lease in held:
+        lease.release()
+    for name in NAMES:
+        await used(pool, name)
+    assert len(loader.loads) == 3
+
+
+async def test_who_is_served_no_more_is_refused_and_its_resident_goes(new_pool: NewPool) -> None:
+    pool = new_pool(pinned=["law"])
+    held = await pool.lease("alone", max_wait_s=LONG_S)
+    asked = ask(pool, "law")
+    await turns()
+    pool.serve({"alone": entries()["alone"]})
+    with pytest.raises(UnavailableError):
+        await asked
+    held.release()
+    pool.serve(entries(pinned=["law"]))
+    (await pool.lease("law", max_wait_s=LONG_S)).release()
+    pool.serve({"alone": entries()["alone"]})
+    assert await used(pool, "alone") == "loaded", "a pin on what is gone holds no room"
+    assert are(pool) == ["alone"]
 
 
 async def test_with_room_to_spare_the_one_displaced_is_loaded_again(new_pool: NewPool, loader: FakeLoader) -> None:
@@ -166,7 +200,7 @@ async def test_a_group_that_is_made_anew_takes_over_when_the_old_one_is_idle(
     held = await pool.lease("law", max_wait_s=LONG_S)
     idle = await used(pool, "alone")
     assert idle == "loaded"
-    pool.put(entries(stamp="new"))
+    pool.serve(entries(stamp="new"))
     asked = ask(pool, "math")
     await turns()
     assert (await asked).residency == "loaded"
@@ -191,7 +225,7 @@ async def test_all_that_can_become_a_specialist_are_unloaded_together(new_pool: 
 async def test_names_for_one_load_are_warm_together(new_pool: NewPool, loader: FakeLoader) -> None:
     pool = new_pool()
     spec = LoadSpec(Path("one.gguf"), parallel=2)
-    pool.put({name: Entry(spec, 4) for name in ("general", "poet")})
+    pool.serve({name: Entry(spec, 4) for name in ("general", "poet")})
     assert [await used(pool, name) for name in ("general", "poet", "general")] == ["loaded", "warm", "warm"]
     assert pool.is_warm("poet")
     assert loader.loads == ["one.gguf"]

@@ -170,6 +170,27 @@ def test_a_parent_that_is_replaced_is_noticed_and_read_again(tmp_path: Path) -> 
         assert say(server, "math", "What is 27 + 35?")[0].endswith("62")
 
 
+def test_a_parent_that_was_away_is_served_again_once_it_is_back(tmp_path: Path) -> None:
+    parent, away = tmp_path / "parent.gguf", tmp_path / "away.gguf"
+    shutil.copy(PARENT, parent)
+    with ServerProcess(college_roster(tmp_path, parent)) as server:
+        say(server, "math", "What is 27 + 35?")
+        parent.rename(away)
+        assert server.chat("What is 27 + 35?", model="chemistry").status_code == 503
+        server.until(lambda: not server.http.get("/v1/models/chemistry").json()["coe"]["available"])
+        refused = server.chat("What is 27 + 35?", model="chemistry").json()["error"]
+        assert (refused["code"], "parent.gguf" in refused["message"]) == ("specialist_unavailable", True)
+        server.until(lambda: not any(len(r["specialists"]) > 1 for r in server.pool()["residents"]))
+        away.rename(parent)
+        assert say(server, "math", "What is 27 + 35?")[0].endswith("62")
+
+
+def test_where_memory_is_short_conversations_are_not_kept_for_later(tmp_path: Path) -> None:
+    roster = college_roster(tmp_path, pool={"vram_budget": "600 MiB", "ram_budget": "2 GiB"})
+    done = run_coe("check", str(roster))
+    assert "4 of 4 can be served." in done.stdout, done.stdout
+
+
 UNKNOWN_LAYOUT = """
 import coe.engine.ggml as ggml
 from coe.engine.errors import LayoutError
