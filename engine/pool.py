@@ -235,7 +235,7 @@ class PoolStatus:
     failed_loads: int
     evictions: int
     stalled: tuple[str, ...]
-    counted: Mapping[tuple[str, str], float]
+    counted: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 class Pool:

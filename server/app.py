@@ -318,6 +318,7 @@ def _add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     @app.get("/v1/pool")
     async def pool() -> dict[str, Any]:
         status = asdict(college.pool.status())
+        del status["counted"]  # stands in /metrics
         return {**status, "budget": college.budget_note}
 
     @app.post("/v1/pool/unload")
