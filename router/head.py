@@ -1,10 +1,10 @@
 """The fitted head: from a text's features to a calibrated probability for each domain.
 
-A head is two linear classifiers over the same labels: one reads n-grams alone, one reads n-grams and the sentence
-embedding. Each label's row is a one-against-the-rest classifier; a softmax with a fitted temperature makes
-probabilities of them. It is stored as plain arrays (head.npz, loaded with pickle refused) and a description
-(head.json). The embeddings of the shipped prompts lie beside the coefficients: against them a roster's own examples
-are fitted.
+A head is two classifiers over the same labels: one reads n-grams alone, one reads n-grams and the sentence embedding.
+Both are linear, one against the rest for each label; the second adds the scores of a hidden layer over the embedding. A
+softmax with a fitted temperature makes probabilities of them. It is stored as plain arrays (head.npz, loaded with
+pickle refused) and a description (head.json). The embeddings of the shipped prompts lie beside the coefficients:
+against them a roster's own examples are fitted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 EMBEDDING_SCALE = 2.0  # weight of the unit embedding beside the words' unit vector
 EXAMPLE_RIDGE = 0.1  # how little is left of an example's error, beside 1 for a shipped prompt
 WANTED_EXAMPLES = 10
+HIDDEN_MARGIN = 1.5  # wanted of an example's scores: the hidden layer's own, which no step moves, add to other labels'
 REFERENCE = 60  # shipped prompts of a domain that examples are fitted against
 PROMPT_SCALE = 400.0  # the numbers of a unit embedding hardly ever exceed 127 / 400
 
@@ -53,19 +54,36 @@ class TextVector:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """Rectified units over the embedding: weights (384, n_units) and bias (n_units,), then (n_units, n_labels)."""
+
+    inward: Floats
+    inward_bias: Floats
+    outward: Floats
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Scores of one embedding (n_labels,), or of several (n, n_labels). Over the labels they add up to 0."""
+        return np.asarray(np.maximum(embeddings @ self.inward + self.inward_bias, 0) @ self.outward)
+
+
+@dataclass(frozen=True)
 class Linear:
-    """One linear classifier. Weights for n-grams (N_BUCKETS, n), for the embedding (384, n) or None, bias (n,)."""
+    """One classifier. Weights for n-grams (N_BUCKETS, n), for the embedding (384, n) or None, bias (n,), and what a
+    hidden layer over the embedding adds, or None."""
 
     ngrams: Floats
     embedding: Floats | None
     bias: Floats
     temperature: float
+    hidden: Hidden | None = None
 
     def probabilities(self, vector: TextVector, embedding: Floats | None) -> Floats:
         """Softmax over the labels, temperature applied. Sums to 1."""
         scores = self.bias + vector.values @ self.ngrams[vector.index]
         if self.embedding is not None and embedding is not None:
             scores = scores + embedding @ self.embedding
+            if self.hidden is not None:
+                scores = scores + self.hidden.scores(embedding)
         return softmax(scores / np.float32(self.temperature))
 
 
@@ -133,6 +151,8 @@ def save_head(head: Head, path: Path) -> None:
     """Write `path` (npz, n-gram weights as int8 with one scale a label) and its description beside it (json)."""
     if head.joint.embedding is None:
         raise HeadError("a head needs embedding weights")
+    hidden = head.joint.hidden
+    units: dict[str, Any] = {} if hidden is None else _hidden_arrays(hidden)
     prompts = head.prompts if head.prompts is not None else np.zeros((0, DIMENSIONS), np.float32)
     ngram, ngram_scale = _quantise(head.ngram.ngrams)
     joint, joint_scale = _quantise(head.joint.ngrams)
@@ -149,6 +169,7 @@ def save_head(head: Head, path: Path) -> None:
             joint_bias=head.joint.bias,
             embedding=head.joint.embedding.astype(np.float16),
             prompts=np.round(prompts * PROMPT_SCALE).clip(-127, 127).astype(np.int8),
+            **units,
         )
     digest = hashlib.sha256(beside.read_bytes()).hexdigest()
     beside.replace(path)
@@ -191,6 +212,7 @@ def load_head(path: Path = SHIPPED) -> Head:
                     arrays["embedding"].astype(np.float32),
                     arrays["joint_bias"],
                     float(about["temperature"]["joint"]),
+                    _hidden(arrays, len(labels)),
                 ),
                 about=about,
                 prompts=prompts if same_prompts else None,
@@ -202,6 +224,27 @@ def load_head(path: Path = SHIPPED) -> Head:
     if shapes != ((N_BUCKETS,), (N_BUCKETS, n), (N_BUCKETS, n)):
         raise HeadError(f"the head {path} has arrays of shapes {shapes}, expected {N_BUCKETS} buckets and {n} labels")
     return head
+
+
+def _hidden_arrays(hidden: Hidden) -> dict[str, NDArray[Any]]:
+    inward, scale = _quantise(hidden.inward)
+    return {
+        "inward": inward,
+        "inward_scale": scale,
+        "inward_bias": hidden.inward_bias,
+        "outward": hidden.outward.astype(np.float16),
+    }
+
+
+def _hidden(arrays: Mapping[str, NDArray[Any]], n_labels: int) -> Hidden | None:
+    """The hidden layer of a head's arrays; None for a head without one. Raises ValueError for wrong shapes."""
+    if "inward" not in arrays:
+        return None
+    inward = arrays["inward"].astype(np.float32) * arrays["inward_scale"]
+    bias, outward = arrays["inward_bias"], arrays["outward"].astype(np.float32)
+    if inward.shape != (DIMENSIONS, len(bias)) or outward.shape != (len(bias), n_labels):
+        raise ValueError(f"a hidden layer of shapes {inward.shape}, {bias.shape} and {outward.shape}")
+    return Hidden(inward, bias, outward)
 
 
 def with_examples(
@@ -303,14 +346,18 @@ def _corrected(linear: Linear, rows: Any, target: NDArray[np.bool_]) -> Linear:
     """The classifier with the examples (the last rows) on the right side of each label's margin.
 
     target: (n_examples, n_labels). Kernel ridge regression on what the scores lack: +1 for the example's own label,
-    -1 for others, and nothing for the rows before them. Source: least-squares support vector machines.
+    -1 for others (with a hidden layer HIDDEN_MARGIN times as much), and nothing for the rows before them.
+    Source: least-squares support vector machines.
     """
     n_prompts = rows.shape[0] - len(target)
     weights = linear.ngrams
     if linear.embedding is not None:
         weights = np.vstack([weights, linear.embedding / np.float32(EMBEDDING_SCALE)])
-    scores = rows[n_prompts:] @ weights + linear.bias
-    lacking = np.where(target, np.maximum(0, 1 - scores), np.minimum(0, -1 - scores))
+    scores, margin = rows[n_prompts:] @ weights + linear.bias, 1.0
+    if linear.hidden is not None:
+        scores = scores + linear.hidden.scores(rows[n_prompts:, N_BUCKETS:].toarray() / np.float32(EMBEDDING_SCALE))
+        margin = HIDDEN_MARGIN
+    lacking = np.where(target, np.maximum(0, margin - scores), np.minimum(0, -margin - scores))
     kernel = (rows @ rows.T).toarray()
     kernel[np.diag_indices_from(kernel)] += np.r_[np.ones(n_prompts), np.full(len(target), EXAMPLE_RIDGE)]
     wanted = np.vstack([np.zeros((n_prompts, target.shape[1])), lacking])
@@ -338,7 +385,9 @@ def _rows(head: Head, texts: Sequence[str], embeddings: Floats | None) -> Any:
 
 def _append(linear: Linear, weights: NDArray[Any], bias: float) -> Linear:
     """The classifier with one more label; weights: N_BUCKETS, or N_BUCKETS + 384 of them."""
-    embedding = linear.embedding
+    embedding, hidden = linear.embedding, linear.hidden
+    if hidden is not None:
+        hidden = replace(hidden, outward=np.pad(hidden.outward, ((0, 0), (0, 1))))
     if embedding is not None:
         scaled = (EMBEDDING_SCALE * weights[N_BUCKETS:, None]).astype(np.float32)
         embedding = np.hstack([embedding, scaled])
@@ -347,6 +396,7 @@ def _append(linear: Linear, weights: NDArray[Any], bias: float) -> Linear:
         ngrams=np.hstack([linear.ngrams, weights[:N_BUCKETS, None].astype(np.float32)]),
         embedding=embedding,
         bias=np.append(linear.bias, np.float32(bias)),
+        hidden=hidden,
     )
 
 

@@ -23,12 +23,16 @@ from coe.router.domains import DOMAINS
 from coe.router.encoder import DIMENSIONS, OFFICIAL_SHA256, QUANTISED_SHA256, Encodes, QuantisedEncoder, RouterError
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
 from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, shipped_prompts, softmax
+from coe.router.hidden import UNITS, fit_hidden
 from coe.router.measures import report
 
 PENALTY = 1.0  # LinearSVC's C
 TOLERANCE = 1e-2  # tighter ones take longer and change no figure
 MOST_PASSES = 60
 PROMPT_WEIGHT = 10.0  # of one shipped prompt beside one question of the data
+# What each classifier's scores count for with the encoder. Only the ratios decide; the size keeps the temperature that
+# a single classifier has, so that the margins to which a roster's examples are fitted mean as much.
+PLAIN_SHARE, JOINT_SHARE, HIDDEN_SHARE = 0.36, 0.36, 0.18
 TYPED_WEIGHT = 0.5  # of a text's copy with typing errors beside the text
 BALANCE = 0.3  # 0: labels count by their size in the data; 1: all labels count the same
 TEMPERATURE_PROMPT_WEIGHT = 3.0
@@ -212,10 +216,11 @@ def ngram_matrix(counts: Any, idf: Floats) -> Any:
     return sparse.hstack(blocks).tocsr()
 
 
-def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
+def fit(corpus: Corpus, rows: Array) -> Head:
     """A head fitted on the given rows, both temperatures 1.
 
-    ngrams_too: False leaves the classifier that reads n-grams alone empty, which halves the time.
+    What it serves with an embedding is a weighted sum of three classifiers: n-grams alone, both kinds of features, and
+    the hidden layer. They err on different texts, and the sum of linear ones costs no more than one of them.
     """
     from scipy import sparse
     from sklearn.svm import LinearSVC
@@ -234,16 +239,21 @@ def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
         model.fit(matrix, labels, sample_weight=weights)
         return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 
-    n = len(corpus.names)
-    plain, plain_bias = (
-        fitted(ngrams) if ngrams_too else (np.zeros((N_BUCKETS, n), np.float32), np.zeros(n, np.float32))
-    )
+    plain, plain_bias = fitted(ngrams)
     joint, joint_bias = fitted(both)
+    by_embedding = fit_hidden(embeddings, labels, weights, len(corpus.names))
+    hidden = by_embedding.hidden
     return Head(
         labels=corpus.names,
         idf=idf,
         ngram=Linear(plain, None, plain_bias, 1.0),
-        joint=Linear(joint[:N_BUCKETS], joint[N_BUCKETS:] * EMBEDDING_SCALE, joint_bias, 1.0),
+        joint=Linear(
+            PLAIN_SHARE * plain + JOINT_SHARE * joint[:N_BUCKETS],
+            JOINT_SHARE * EMBEDDING_SCALE * joint[N_BUCKETS:] + HIDDEN_SHARE * by_embedding.linear,
+            PLAIN_SHARE * plain_bias + JOINT_SHARE * joint_bias + HIDDEN_SHARE * by_embedding.bias,
+            1.0,
+            replace(hidden, outward=HIDDEN_SHARE * hidden.outward),
+        ),
         about={},
     )
 
@@ -251,9 +261,12 @@ def fit(corpus: Corpus, rows: Array, *, ngrams_too: bool = True) -> Head:
 def scores(head: Head, features: Features, rows: Array) -> tuple[Array, Array]:
     """Unscaled scores (n, n_labels) of the n-gram classifier and of the joint one."""
     assert head.joint.embedding is not None
+    assert head.joint.hidden is not None
     ngrams = ngram_matrix(features.counts[rows], head.idf)
     plain = ngrams @ head.ngram.ngrams + head.ngram.bias
-    joint = ngrams @ head.joint.ngrams + features.embeddings[rows] @ head.joint.embedding + head.joint.bias
+    embeddings = features.embeddings[rows]
+    joint = ngrams @ head.joint.ngrams + embeddings @ head.joint.embedding + head.joint.bias
+    joint = joint + head.joint.hidden.scores(embeddings)
     return np.asarray(plain), np.asarray(joint)
 
 
@@ -336,7 +349,7 @@ def held_out_source(corpus: Corpus, source: str) -> tuple[int, float]:
     missing = set(range(len(corpus.names))) - set(corpus.labels[~held].tolist())
     if missing:
         raise QuestionsError(f"without {source!r} no text is labelled {', '.join(corpus.names[i] for i in missing)}")
-    head = fit(corpus, np.flatnonzero(~held), ngrams_too=False)
+    head = fit(corpus, np.flatnonzero(~held))
     _, joint = scores(head, corpus.versions[CLEAN], np.flatnonzero(held))
     return int(held.sum()), float((joint.argmax(axis=1) == corpus.labels[held]).mean())
 
@@ -378,7 +391,8 @@ def train(
         "made_by": "coe train-router",
         "classifier": (
             f"LinearSVC, C {PENALTY}, prompts weighted {PROMPT_WEIGHT}, label balance {BALANCE}, "
-            f"copies with typing errors weighted {TYPED_WEIGHT}"
+            f"copies with typing errors weighted {TYPED_WEIGHT}; with the encoder the sum of n-grams alone, both, and "
+            f"a hidden layer of {UNITS} units over the embedding, weighted {PLAIN_SHARE}, {JOINT_SHARE}, {HIDDEN_SHARE}"
         ),
         "temperatures": f"least cross-entropy over {FOLDS}-fold out-of-fold scores",
         "encoder": "int8" if isinstance(encoder, QuantisedEncoder) else "torch",
