@@ -146,7 +146,7 @@ def draw(results: dict[int, tuple[dict[str, Times], float]], where: str, out: Pa
     figure, axes = plt.subplots(figsize=(7.5, 2.9), layout="constrained")
     ways = {_ROUTER: "#b0b0b0", _APART: "#7aa6d6", _SHARED: "#1f5fa8"}
     for place, (way, colour) in enumerate(ways.items()):
-        at = [row + 0.26 * (1 - place) for row in range(len(results))]
+        at = [row + 0.26 * (place - 1) for row in range(len(results))]
         bars = axes.barh(at, [found[way].added for found, _ in results.values()], 0.24, color=colour, label=way)
         axes.bar_label(bars, fmt="%.0f ms", padding=3, fontsize=8)
     axes.set_yticks(range(len(results)), [f"{percent} % of experts differ" for percent in results])
@@ -154,7 +154,8 @@ def draw(results: dict[int, tuple[dict[str, Times], float]], where: str, out: Pa
     axes.set_title(where, fontsize=8, loc="left", color="#555555")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.invert_yaxis()  # the smallest change on top
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=len(ways))
     figure.savefig(out, dpi=160)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from .choosing import Candidate, Distances, choose_resident
+from .choosing import Candidate, Distances, Home, choose_resident
 
 
 class State(StrEnum):
@@ -60,6 +60,7 @@ class WaiterView:
     """A request that waits for a lease, and what loading a resident for it would take.
 
     bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
+    home: who has its conversation in the cache, where that is known.
     """
 
     id: int
@@ -67,6 +68,7 @@ class WaiterView:
     need_bytes: int
     bypassed_s: float
     specialist: str = ""
+    home: Home | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _grant(
             if seat.kind == waiter.kind and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
             if seat.key not in closed or waiter.id in ahead
         }
-        key = choose_resident(waiter.specialist, able, distances)
+        key = choose_resident(waiter.specialist, able, distances, waiter.home)
         if key is not None:
             seat, name = seats[key], waiter.specialist
             shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.kind in kinds else seat.shares

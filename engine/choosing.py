@@ -37,17 +37,31 @@ class Distances:
         return self._bytes[frozenset((one, other))] if self._bytes and one != other else 0
 
 
-def choose_resident(wanted: str, candidates: Mapping[str, Candidate], distances: Distances) -> str | None:
+@dataclass(frozen=True)
+class Home:
+    """The resident that has a conversation in its cache. worth_bytes: what could be swapped while it is read anew."""
+
+    resident: str
+    worth_bytes: int
+
+
+def choose_resident(
+    wanted: str, candidates: Mapping[str, Candidate], distances: Distances, home: Home | None = None
+) -> str | None:
     """The resident, by its name, that is to serve a specialist; None when there is none.
 
-    One that is this specialist already; else the idle one that is nearest, so that those which are far from each other
-    stay; else, where all are busy and the wanted one has to take turns, the one with the fewest requests, nearest
-    first. Of equals the least recently used.
+    One that can begin at once: it is this specialist already, or it is idle and the nearest, so that those which are
+    far from each other stay. A long conversation goes where it was, though more has to be swapped there than elsewhere.
+    Where all are others and busy, the wanted one takes turns where the fewest requests are, nearest first. Of equals
+    the least busy, then the least recently used.
     """
 
-    def cost(name: str) -> tuple[bool, int, int, float]:
+    def cost(name: str) -> tuple[bool, int, int, int, float]:
         candidate = candidates[name]
         distance = distances.between(wanted, candidate.specialist)
-        return distance > 0, candidate.active, distance, candidate.last_used
+        takes_turns = distance > 0 and candidate.active > 0
+        if home is not None and home.resident in candidates and home.resident != name:
+            distance += home.worth_bytes
+        return takes_turns, candidate.active if takes_turns else 0, distance, candidate.active, candidate.last_used
 
     return min(candidates, key=cost, default=None)

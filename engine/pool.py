@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .admission import Kind, Load, Plan, ResidentView, State, WaiterView, expired, plan
-from .choosing import Distances
+from .choosing import Distances, Home
 from .errors import (
     EngineError,
     LoadError,
@@ -143,6 +143,7 @@ class _Waiter:
     since: float
     future: asyncio.Future[Any]  # of a Lease, or of a Reservation where there is a room
     found: tuple[str, ...] = ()  # keys of the residents that were warm when the request came
+    home: Home | None = None
     room: _Room | None = None
 
 
@@ -170,6 +171,12 @@ class Lease:
         self.specialist = specialist
         self.residency = residency  # warm; swapped, when the resident was another specialist; loaded, after a load
         self.waited_s = waited_s
+
+    @property
+    def resident(self) -> str:
+        """The resident's key, by which a later request of the conversation finds it: see Pool.lease."""
+        assert self._held is not None, "the lease was released"
+        return self._held.key
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         """See Resident.generate."""
@@ -302,9 +309,13 @@ class Pool:
         measured = min(self._measured.get(self._kind(specialist), 0), self.settings.budget_bytes)
         return max(self._entries[specialist].vram_bytes, measured)
 
-    async def lease(self, specialist: str, *, max_wait_s: float) -> Lease:
+    async def lease(
+        self, specialist: str, *, max_wait_s: float, read_by: str | None = None, read_s: float = 0.0
+    ) -> Lease:
         """A hold on a resident that serves the specialist, loaded if need be.
 
+        read_by: the resident (Lease.resident) that has the conversation in its cache, and read_s: the seconds that any
+                 other would take to read it. Of no account when that resident is gone.
         Raises UnavailableError when it can never fit, QueueFullError, WaitTimeoutError, or the error of its load.
         Cancelling the call gives the place in the queue back.
         """
@@ -327,7 +338,9 @@ class Pool:
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
         found = tuple(held.key for held in there if held.state is State.WARM)
-        waiter = _Waiter(next(self._ids), specialist, self._clock(), asyncio.get_running_loop().create_future(), found)
+        home = Home(read_by, int(read_s * _SWAP_BYTES_PER_S)) if read_by is not None else None
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(next(self._ids), specialist, self._clock(), future, found, home)
         full = len(self._waiters) >= self.settings.max_queue
         if full and waiter.id not in (grant.waiter for grant in self._decide(waiter).grants):
             raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
@@ -435,7 +448,9 @@ class Pool:
         """What admission says of those who wait, and of newcomers behind them."""
         now, since = self._clock(), self._passing_since()
         waiters = [
-            WaiterView(w.id, self._waiter_kind(w), self._wanted_bytes(w), now - max(w.since, since), w.specialist)
+            WaiterView(
+                w.id, self._waiter_kind(w), self._wanted_bytes(w), now - max(w.since, since), w.specialist, w.home
+            )
             for w in (*self._waiters, *newcomers)
         ]
         views = [held.view() for held in self._held.values()]

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl.h
+SPARE = "coe spare"  # what a worker without a model is called
 
 # Turns of the loop in which an OpenMP thread waits for the others before it sleeps; libgomp's own choice is 300,000.
 # ggml's threads wait for each other hundreds of times a token. Where another process wants one of the cores, long
@@ -30,6 +31,12 @@ def die_with(parent_pid: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it went before we asked
         os._exit(1)
+
+
+def call_process(name: str) -> None:
+    """What `top` and /proc/PID/comm call this process, on Linux; cut after 15 bytes. Called by its main thread."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def rss_bytes() -> int:

@@ -65,10 +65,9 @@ class Resident(Protocol):
 class WorkerResident:
     """A resident in a worker process of this machine."""
 
-    def __init__(self, spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]) -> None:
-        self._spec = spec
-        self._policies = policies
-        self._on_progress = on_progress
+    def __init__(self) -> None:
+        self._title: str | None = None  # of what it holds, or is loading
+        self._on_progress: Callable[[float], None] = lambda fraction: None
         self._queues: dict[str, asyncio.Queue[Event | None]] = {}
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._gone = asyncio.Event()
@@ -91,7 +90,17 @@ class WorkerResident:
         Raises LoadError, or the EngineError that the worker reports. Leaves no process behind when it fails or is
         cancelled.
         """
-        resident = cls(spec, policies, on_progress)
+        resident = await cls.spawn()
+        await resident.load(spec, policies, on_progress)
+        return resident
+
+    @classmethod
+    async def spawn(cls) -> WorkerResident:
+        """A worker that holds nothing yet: it takes the time to load its libraries before it can load a model.
+
+        Leaves no process behind when it fails or is cancelled.
+        """
+        resident = cls()
         try:
             await resident._launch()
         except BaseException:
@@ -99,6 +108,31 @@ class WorkerResident:
             await asyncio.shield(resident.wait_gone())
             raise
         return resident
+
+    async def load(
+        self, spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]
+    ) -> None:
+        """Load a model in a worker that was spawned; once, for the process ends when it fails or is cancelled.
+
+        Raises what `start` raises.
+        """
+        self._title, self._on_progress = spec.title, on_progress
+        self._ready = asyncio.get_running_loop().create_future()
+        if self._gone.is_set():
+            raise self._death()
+        told = {name: asdict(policy) for name, policy in policies.items()}
+        self._send({"op": "load", "spec": spec.to_json(), "policies": told})
+        try:
+            self.info = await self._ready
+        except BaseException:
+            self.kill()
+            await asyncio.shield(self.wait_gone())
+            raise
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process has ended."""
+        return self._gone.is_set()
 
     async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
@@ -128,11 +162,7 @@ class WorkerResident:
             raise
         finally:
             theirs.close()
-        self._ready = asyncio.get_running_loop().create_future()
         self._readers = [asyncio.create_task(self._receive(reader)), asyncio.create_task(self._drain_output())]
-        policies = {name: asdict(policy) for name, policy in self._policies.items()}
-        self._send({"op": "load", "spec": self._spec.to_json(), "policies": policies})
-        self.info = await self._ready
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -197,8 +227,9 @@ class WorkerResident:
         said = next((line for mark in telling for line in self._tail if mark in line), None)
         if said is None and self._tail and code is not None and code > 0:
             said = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
+        who = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
         return WorkerDiedError(
-            f"The worker that holds {self._spec.title} died ({how}){f': {said}' if said else ''}.",
+            f"{who} died ({how}){f': {said}' if said else ''}.",
             "Send the request again: a new worker will be started.",
         )
 

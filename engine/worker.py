@@ -24,7 +24,7 @@ from .batch import BatchLoop
 from .contents import SKELETON
 from .errors import EngineError, LoadError, SwapError
 from .llama import Context, Model, gpu_free_bytes
-from .process import die_with, rss_bytes
+from .process import SPARE, call_process, die_with, rss_bytes
 from .request import Event, GenerateRequest, event_to_json
 from .spec import LoadSpec, Thinking, ThinkingMode
 from .structured import Structure
@@ -57,7 +57,7 @@ class Worker:
         """Load what the first command names, then serve until told to stop or until the server is gone."""
         threading.Thread(target=self._read, daemon=True).start()
         command = self._commands.get()
-        if command is None:
+        if command is None or command["op"] == "stop":
             return
         spec = LoadSpec.from_json(command["spec"])
         try:
@@ -89,6 +89,7 @@ class Worker:
             os._exit(0)
 
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> None:
+        call_process(f"coe {spec.title}")
         self._free_before = gpu_free_bytes()
         model = Model(spec, progress=self._progress)
         if spec.sharing is None and model.metadata(SKELETON) is not None:
@@ -211,6 +212,7 @@ def main() -> None:
     faulthandler.enable()
     descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent_pid)
+    call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Worker(socket.socket(fileno=descriptor)).run()

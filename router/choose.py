@@ -191,10 +191,15 @@ def first_token_s(
                  a long conversation to anybody else often costs more than the swap.
     tokens_per_s: about how fast prompts are read here; a token is taken for CHARS_PER_TOKEN characters.
     """
-    read_s = {
-        name: (n_new_chars if name == cached_by else n_chars) / CHARS_PER_TOKEN / tokens_per_s for name in ready_s
+    return {
+        name: seconds + read_s(n_new_chars if name == cached_by else n_chars, tokens_per_s)
+        for name, seconds in ready_s.items()
     }
-    return {name: seconds + read_s[name] for name, seconds in ready_s.items()}
+
+
+def read_s(n_chars: int, tokens_per_s: float) -> float:
+    """About how many seconds it takes to evaluate so much text."""
+    return n_chars / CHARS_PER_TOKEN / tokens_per_s
 
 
 def serving(domain: str, able: Sequence[Candidate]) -> list[str]:

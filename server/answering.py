@@ -74,7 +74,7 @@ class Answer:
 
         Raises EngineError: the pool's, or a rejection.
         """
-        self.lease = await self.college.lease(self.choice.specialist)
+        self.lease = await self.college.lease(self.choice.specialist, self.choice.thread)
         self.residency = self.lease.residency
         self._streams = [
             self.lease.generate(self._request(self.choice.specialist, self.rules, index)) for index in range(self.ask.n)
@@ -187,7 +187,7 @@ class Answer:
         assert self.lease is not None
         rules = rules_for(self.ask, fallback)
         self.lease.release()
-        lease = await self.college.lease(fallback)
+        lease = await self.college.lease(fallback, self.choice.thread)
         self.lease = lease
         self.retries = 2
         streams = [self._after_accepted(lease.generate(self._request(fallback, rules, index))) for index in indices]

@@ -12,7 +12,7 @@ from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChan
 from coe.engine.memory import budget_bytes, free_device_bytes
 from coe.engine.pool import Lease, Pool
 from coe.engine.pool import PoolSettings as EnginePoolSettings
-from coe.engine.resident import WorkerResident
+from coe.engine.spare import SpareWorker
 from coe.router.choose import Candidate, Decision, first_token_s
 from coe.router.choose import Settings as SupervisorSettings
 from coe.router.conversation import Conversation
@@ -24,6 +24,7 @@ from .availability import Available, Unavailable
 from .builds import Builds
 from .errors import BuildingError, UnknownModelError
 from .hashing import Hashing
+from .homes import Homes, Thread, messages_of
 from .roster import Roster
 from .roster_models import AUTO, Specialist
 from .wire import Ask
@@ -42,6 +43,7 @@ class Choice:
     decision: Decision | None = None  # None when the request named its specialist
     decided_in_ms: float = 0.0
     build: str | None = None  # how far the build of the one is that this one stands in for
+    thread: Thread | None = None  # the conversation, where somebody looked at it
 
 
 class College:
@@ -52,16 +54,19 @@ class College:
         roster: Roster,
         arrangement: Arrangement,
         pool: Pool,
+        spare: SpareWorker,
         supervisor: Supervisor,
         budget_note: str,
     ) -> None:
         self.roster = roster
         self.arrangement = arrangement
         self.pool = pool
+        self._spare = spare
         self.supervisor = supervisor
         self.budget_note = budget_note
         self.builds = Builds(roster, pool, self.adopt)
         self._tasks: list[asyncio.Task[None]] = []
+        self._homes = Homes()
         self._apart: set[str] = set()  # who cannot share after all
         self._arranging = asyncio.Lock()
 
@@ -82,8 +87,9 @@ class College:
                 if isinstance(item, Unavailable)
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
-        pool = Pool(entries, _pool_settings(roster, budget), WorkerResident.start, free_bytes=free_device_bytes)
-        return cls(roster, arrangement, pool, supervisor_of(roster), note)
+        spare = SpareWorker()
+        pool = Pool(entries, _pool_settings(roster, budget), spare.start, free_bytes=free_device_bytes)
+        return cls(roster, arrangement, pool, spare, supervisor_of(roster), note)
 
     async def start(self) -> None:
         """Load the supervisor, and begin to load what the roster wants loaded beforehand."""
@@ -119,6 +125,7 @@ class College:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pool.close()
+        await self._spare.close()
         self.supervisor.close()
 
     # --- who is served, and how ---------------------------------------------------------------------------------
@@ -206,11 +213,12 @@ class College:
         if ask.model != AUTO:
             if (named := self.roster.find(ask.model)) is not None:
                 await self._look_for(named.name)
-            return self._named(ask.model, begin=begin)
+            choice = self._named(ask.model, begin=begin)
+            if len(self.pool.shared_with(choice.specialist.name)) == 1:
+                return choice
+            return replace(choice, thread=Thread.of(await _read(ask)))
         started = perf_counter()
-        messages = ask.messages or [{"role": "user", "content": ask.prompt or ""}]
-        # Megabytes of history take a while to read: not in the event loop.
-        conversation = await asyncio.to_thread(Conversation.from_messages, messages)
+        conversation = await _read(ask)
 
         async def decide(names: list[str]) -> Decision:
             return await self.supervisor.decide(
@@ -240,7 +248,8 @@ class College:
                 decision = await decide(available)
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._required(decision.specialist)
-        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build)
+        thread = Thread.of(conversation)
+        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, thread)
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""
@@ -304,14 +313,30 @@ class College:
     def _required(self, name: str) -> Specialist:
         return _specialist(self.roster, name)
 
-    async def lease(self, specialist: Specialist, *, max_wait_s: float | None = None) -> Lease:
-        """A hold on a resident; see Pool.lease. max_wait_s: the roster's where left out."""
-        wait_s = max_wait_s or self.roster.server.max_wait_s
+    async def lease(
+        self, specialist: Specialist, thread: Thread | None = None, *, max_wait_s: float | None = None
+    ) -> Lease:
+        """A hold on a resident; see Pool.lease. max_wait_s: the roster's where left out.
+
+        thread: the conversation, which goes to the resident that has it in its cache.
+        """
+        name, wait_s = specialist.name, max_wait_s or self.roster.server.max_wait_s
+        home, read_s = None, 0.0
+        if thread is not None:
+            home, read_s = self._homes.find(name, thread, self.roster.router.prompt_tokens_per_s)
         try:
-            return await self.pool.lease(specialist.name, max_wait_s=wait_s)
+            lease = await self.pool.lease(name, max_wait_s=wait_s, read_by=home, read_s=read_s)
         except (LayoutError, SharingError) as error:
-            await self._load_apart(specialist.name, error)
-            return await self.pool.lease(specialist.name, max_wait_s=wait_s)
+            await self._load_apart(name, error)
+            lease = await self.pool.lease(name, max_wait_s=wait_s)
+        if thread is not None:
+            self._homes.note(name, thread, lease.resident)
+        return lease
+
+
+async def _read(ask: Ask) -> Conversation:
+    """Megabytes of history take a while to read: not in the event loop."""
+    return await asyncio.to_thread(Conversation.from_messages, messages_of(ask))
 
 
 def supervisor_of(roster: Roster) -> Supervisor:

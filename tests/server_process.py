@@ -18,6 +18,8 @@ import openai
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from coe.engine.process import SPARE
+
 GIVE_UP_S = 180.0  # for what takes some seconds: a test that hangs must end
 GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 ENDLESS = {"max_tokens": None, "logit_bias": {"0": -100, "2": -100}}  # the ends of a turn never come
@@ -176,11 +178,11 @@ class ServerProcess:
         raise AssertionError(f"still not so after {tries} requests; the pool: {self.pool()}")
 
     def workers(self) -> list[int]:
-        """Process ids of the workers. Source: /proc/PID/task/PID/children."""
+        """Process ids of the workers that hold a model. Source: /proc/PID/task/PID/children."""
         found = []
         for child in children_of(self.process.pid):
-            command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if b"coe.engine.worker" in command:
+            called = Path(f"/proc/{child}/comm").read_text().strip()
+            if called.startswith("coe ") and called != SPARE:
                 found.append(child)
         return found
 

@@ -15,6 +15,7 @@ from coe.engine.pool import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.server.answering import Answer, Outcome
 from coe.server.college import Choice, College
+from coe.server.homes import Thread
 from coe.server.metrics import Metrics
 from coe.server.replies import Shape
 from coe.server.roster_models import Roster, Specialist
@@ -72,7 +73,7 @@ class FakeCollege:
     roster: Roster = field(default_factory=lambda: Roster.model_validate({"specialists": []}))
     asked: list[str] = field(default_factory=list)
 
-    async def lease(self, specialist: Specialist) -> FakeLease:
+    async def lease(self, specialist: Specialist, thread: Thread | None = None) -> FakeLease:
         self.asked.append(specialist.name)
         lease = self.leases.pop(0)
         if isinstance(lease, EngineError):

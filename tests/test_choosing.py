@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.engine.choosing import Candidate, Distances, choose_resident
+from coe.engine.choosing import Candidate, Distances, Home, choose_resident
 from coe.engine.sharing import Pair
 
 NAMES = ("math", "physics", "law", "poetry")
@@ -40,6 +40,24 @@ def test_of_equals_the_least_recently_used_is_changed() -> None:
     candidates = {"A": Candidate("law", 0, 5.0), "B": Candidate("law", 0, 4.0)}
     assert choose_resident("math", candidates, DISTANCES) == "B"
     assert choose_resident("math", {}, DISTANCES) is None
+
+
+def test_a_long_conversation_goes_where_it_was_and_a_short_one_where_less_is_swapped() -> None:
+    candidates = {"A": Candidate("math", 0, 9.0), "B": Candidate("law", 0, 0.0)}
+    assert choose_resident("math", candidates, DISTANCES, Home("B", 61)) == "B"
+    assert choose_resident("math", candidates, DISTANCES, Home("B", 59)) == "A"
+    assert choose_resident("math", candidates, DISTANCES, Home("gone", 1000)) == "A"
+
+
+def test_nobody_takes_turns_at_home_while_another_could_begin_at_once() -> None:
+    candidates = {"A": Candidate("law", 1, 0.0), "B": Candidate("poetry", 0, 0.0)}
+    assert choose_resident("math", candidates, DISTANCES, Home("A", 1000)) == "B"
+
+
+def test_of_two_that_are_the_wanted_one_a_conversation_goes_where_it_was() -> None:
+    candidates = {"A": Candidate("law", 2, 0.0), "B": Candidate("law", 0, 0.0)}
+    assert choose_resident("law", candidates, DISTANCES) == "B"
+    assert choose_resident("law", candidates, DISTANCES, Home("A", 1)) == "A"
 
 
 @given(CANDIDATES, st.sampled_from(NAMES))

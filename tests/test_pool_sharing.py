@@ -155,6 +155,26 @@ async def test_with_room_to_spare_the_one_displaced_is_loaded_again(new_pool: Ne
     assert are(pool) == ["court", "math"], "the nearer one was changed"
 
 
+async def test_a_conversation_goes_back_to_the_resident_that_has_read_it(new_pool: NewPool) -> None:
+    pool = new_pool(budget=800)
+    lease = await pool.lease("law", max_wait_s=LONG_S)
+    home = lease.resident
+    lease.release()
+    assert await used(pool, "math") == "swapped"  # where law was; another becomes law meanwhile
+    await turns()
+    assert are(pool) == ["law", "math"]
+    lease = await pool.lease("law", max_wait_s=LONG_S, read_by=home, read_s=1.0)
+    assert (lease.resident, lease.residency) == (home, "swapped")
+    lease.release()
+    lease = await pool.lease("law", max_wait_s=LONG_S, read_by=home, read_s=0.0)
+    assert lease.residency == "warm", "a conversation of nothing goes where it is quickest"
+    lease.release()
+    assert await pool.unload("law")
+    lease = await pool.lease("law", max_wait_s=LONG_S, read_by=home, read_s=1.0)
+    assert lease.residency == "loaded"
+    lease.release()
+
+
 async def test_no_more_residents_than_the_settings_say(new_pool: NewPool, loader: FakeLoader) -> None:
     pool = new_pool(budget=10_000, most_shared=2)
     for name in ("law", "math", "court", "law", "math"):

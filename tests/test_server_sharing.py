@@ -91,6 +91,25 @@ def test_a_conversation_that_returns_goes_on_from_its_cache(sharing: ServerProce
     assert (residency, cached) == ("swapped", prompt - 1), "the last token is evaluated again: the next one hangs on it"
 
 
+def test_a_conversation_goes_back_to_the_one_of_two_residents_that_has_read_it(tmp_path: Path) -> None:
+    with ServerProcess(college_roster(tmp_path, pool={"most_shared": 2})) as server:
+        asked = f"{ASKED['math'][0]} {ASKED['math'][1]}"
+        said = say(server, "math", asked)[0]
+        say(server, "chemistry", ASKED["chemistry"][0])  # there; meanwhile a second resident is loaded as math
+        server.until(lambda: {one["specialist"] for one in warm_residents(server)} == {"math", "chemistry"})
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        messages.append({"role": "user", "content": ASKED["math"][2]})
+        _, residency, cached = say(server, "math", "", messages=messages)
+        assert residency == "swapped"
+        assert cached > 0
+        assert say(server, "math", "What is 3 + 4?")[1] == "warm", "others go where they need not wait"
+
+
+def warm_residents(server: ServerProcess) -> list[dict[str, Any]]:
+    """Of those that share."""
+    return [one for one in server.pool()["residents"] if one["state"] == "warm" and len(one["specialists"]) > 1]
+
+
 def test_no_specialist_reads_another_s_cache(sharing: ServerProcess) -> None:
     text = "What is 1234 + 4321?"
     say(sharing, "math", text)
