@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import deque
@@ -11,18 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llguidance import LLTokenizer
 from numpy.typing import NDArray
 
-from .chat_template import ChatTemplate, Prompt
-from .errors import EngineError, PromptTooLongError, SourceChangedError, SwapError, TemplateError
+from .chat_template import ChatTemplate
+from .errors import EngineError, SourceChangedError, SwapError
+from .intake import Intake
 from .llama import Context, Model
 from .parking import ParkedCache, ParkedCaches
 from .request import Accepted, Delta, Event, Finish, GenerateRequest, Rejected
 from .schedule import CacheView, Occupant, Placement, Room, Work, choose_slot, make_room, plan_step
 from .sequence import ActiveSequence
 from .spec import LoadSpec
-from .structured import Structure, schema_of, tokenizer_of
+from .speed import PromptSpeed
+from .structured import Structure
 from .swap import Swapper
 from .turns import next_turn, quantum_s, worst_wait_s
 
@@ -32,9 +32,6 @@ _WIDE_VOCABULARY = 100_000
 
 # Cells a newcomer must find free beside its prompt while others run, lest the next token already preempts somebody.
 _HEADROOM_CELLS = 64
-
-# From here on a prompt is worth a look at its length before it is read into tokens.
-_LONG_PROMPT_CHARS = 100_000
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +90,7 @@ class BatchLoop:
         self._changes: deque[float] = deque(maxlen=8)  # seconds that the last changes took
         self._moving_s = 0.0  # of this turn: conversations brought out of the way and back
         self._steps_s: deque[float] = deque(maxlen=32)
+        self._prompt_speed = PromptSpeed()
         self._parked = ParkedCaches(spec.ram_budget_bytes)
         self._crowded = False  # llama.cpp found no cells: nobody starts before somebody has ended
         self._samplers = (
@@ -100,22 +98,21 @@ class BatchLoop:
             if model.vocab.n_tokens >= _WIDE_VOCABULARY
             else None
         )
-        source = model.chat_template()
-        text = model.vocab.text
-        self.template = ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
+        self._intake = Intake(model, spec)
         self.steps = 0
         self.swaps = 0
         self.swapped_bytes = 0
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def structure_of(self, request: GenerateRequest) -> Structure | None:
-        """What the answer has to keep to, None for plain text. Takes up to seconds, and may run on another thread.
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The model's own; None when its file has none."""
+        return self._intake.template
 
-        Raises GrammarError.
-        """
-        schema = schema_of(request.response_format)
-        return Structure(self._structures, schema) if schema is not None else None
+    def structure_of(self, request: GenerateRequest) -> Structure | None:
+        """See Intake.structure_of. Takes up to seconds, and may run on another thread."""
+        return self._intake.structure_of(request)
 
     def submit(self, request: GenerateRequest, structure: Structure | None = None) -> None:
         """Queue a request: Accepted or Rejected is emitted at once.
@@ -123,7 +120,8 @@ class BatchLoop:
         structure: what `structure_of` made of it beforehand; made here when left out.
         """
         try:
-            sequence = self._prepare(request, structure or self.structure_of(request))
+            owner = self._swapper.owner_of(request.specialist) if self._swapper is not None else 0
+            sequence = self._intake.read(request, structure or self.structure_of(request), owner)
         except EngineError as error:
             self._emit(_rejection(request.id, error))
             return
@@ -141,50 +139,6 @@ class BatchLoop:
     def reject(self, request: GenerateRequest, error: EngineError) -> None:
         """Answer a request that never got as far as `submit`."""
         self._emit(_rejection(request.id, error))
-
-    def _prepare(self, request: GenerateRequest, structure: Structure | None) -> ActiveSequence:
-        owner = self._swapper.owner_of(request.specialist) if self._swapper is not None else 0
-        prompt = self._prompt(request)
-        vocab = self._model.vocab
-        bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
-        context_tokens = self._spec.context_tokens
-        # Reading megabytes into tokens takes seconds in which nobody else's answer goes on: refuse what cannot fit.
-        if len(prompt.text) > _LONG_PROMPT_CHARS:
-            at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
-            if at_least >= context_tokens:
-                raise PromptTooLongError(at_least, context_tokens, at_least=True)
-        history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
-        tokens = vocab.tokenize(prompt.text, bos=bos)
-        if not tokens:
-            tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
-        if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
-            raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
-        if len(tokens) >= context_tokens:
-            raise PromptTooLongError(len(tokens), context_tokens)
-        room = context_tokens - len(tokens)
-        return ActiveSequence(
-            request,
-            tokens,
-            vocab,
-            limit=min(room, request.max_tokens) if request.max_tokens is not None else room,
-            # Only where the text splits between tokens: tokenizing a part may join what the whole keeps apart.
-            turn_tokens=len(history) if tokens[: len(history)] == history else 0,
-            tags=prompt.tags,
-            thinking_open=prompt.thinking_open,
-            structure=structure,
-            owner=owner,
-        )
-
-    @functools.cached_property
-    def _structures(self) -> LLTokenizer:
-        return tokenizer_of(self._model.vocab)
-
-    def _prompt(self, request: GenerateRequest) -> Prompt:
-        if request.prompt is not None:
-            return Prompt(request.prompt, 0, self.template.tags if self.template else ())
-        if self.template is None:
-            raise TemplateError("The model file carries no chat template.", "Use /v1/completions, or another GGUF.")
-        return self.template.prompt(request.messages or [], request.thinking)
 
     def cancel(self, request_id: str) -> None:
         """End a request; nothing is emitted for it but a Finished with reason cancelled."""
@@ -220,6 +174,11 @@ class BatchLoop:
     def parked_bytes(self) -> int:
         """Host memory that conversations outside the cache take."""
         return self._parked.n_bytes
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """How fast prompts were read lately; 0 before the first of some length."""
+        return self._prompt_speed.tokens_per_s
 
     @property
     def turn(self) -> int:
@@ -396,6 +355,7 @@ class BatchLoop:
         outputs = self._evaluate(plan)
         self._sample(outputs)
         self._steps_s.append(self._now() - started)
+        self._prompt_speed.note(sum(n for _, n in plan if n > 1), self._steps_s[-1], ended=bool(outputs))
         return True
 
     def _start_waiting(self) -> None:

@@ -9,10 +9,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from .admission import Kind, Load, Plan, ResidentView, State, WaiterView, expired, plan
-from .choosing import Distances, Home
+from .choosing import Home
 from .errors import (
     EngineError,
     LoadError,
@@ -20,63 +20,17 @@ from .errors import (
     UnavailableError,
     WaitTimeoutError,
 )
+from .pool_types import COUNTED, Entry, PoolSettings, PoolStatus, ResidentStatus, Starter, Stop
 from .request import Event, GenerateRequest
 from .resident import Resident
-from .spec import LoadSpec, Thinking
+from .spec import LoadSpec
 from .units import size_text
 
 _log = logging.getLogger(__name__)
 
-COUNTED = ("swaps", "swapped_bytes")  # of what residents say of themselves, that which only grows
-
 # What is assumed of loads and swaps before any was measured.
 _LOAD_BYTES_PER_S = 1e9
 _SWAP_BYTES_PER_S = 4e9
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One specialist as the pool sees it: what to load, what that takes, and whether it may be evicted.
-
-    distances: of the specialists that `spec` shares a resident with, the bytes that a swap changes.
-    """
-
-    spec: LoadSpec
-    vram_bytes: int
-    thinking: Thinking = field(default_factory=Thinking)
-    pinned: bool = False
-    distances: Distances = field(default_factory=Distances)
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
-
-    most_shared: residents that one group of specialists may have; 0 for as many as have room.
-    """
-
-    budget_bytes: int
-    most_shared: int = 0
-    max_queue: int = 64
-    max_bypass_s: float = 10.0
-    idle_ttl_s: float | None = None
-    load_timeout_s: float = 600.0
-    quiet_s: float = 60.0  # nothing was asked for so long: idle time, in which a reservation may wait for its room
-    load_backoff_s: float = 5.0  # after a failed load; doubles with each further failure, up to a minute
-    stall_s: float = 120.0  # loading or decoding without a sign of progress for so long is a stall
-
-
-Stop = Callable[[], Awaitable[None]]  # returns when the memory is back
-
-
-class Starter(Protocol):
-    """Makes a resident of a spec; WorkerResident.start is one."""
-
-    def __call__(
-        self, spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]
-    ) -> Awaitable[Resident]:
-        """Raises EngineError when the load fails."""
-        ...
 
 
 @dataclass
@@ -205,46 +159,6 @@ class Reservation:
             self._pool._vacate(held)
 
 
-@dataclass(frozen=True)
-class ResidentStatus:
-    """For /v1/pool. A reservation stands among the residents, without specialists and with its title as the file.
-
-    specialist: which of them it is now. activity: what its worker says of itself; see Resident.activity.
-    """
-
-    specialists: tuple[str, ...]
-    specialist: str
-    file: str
-    state: State
-    vram_bytes: int
-    leases: int
-    capacity: int
-    idle_s: float
-    progress: float
-    loaded_in_s: float | None
-    pinned: bool
-    activity: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """For /v1/pool, /ready and /metrics.
-
-    counted: (file, one of COUNTED) -> what all its residents have done so far, those that are gone too.
-    """
-
-    budget_bytes: int
-    booked_bytes: int
-    residents: tuple[ResidentStatus, ...]
-    waiting: tuple[str, ...]
-    oldest_wait_s: float
-    loads: int
-    failed_loads: int
-    evictions: int
-    stalled: tuple[str, ...]
-    counted: Mapping[tuple[str, str], float] = field(default_factory=dict)
-
-
 class Pool:
     """Residents under a budget. All methods belong to one event loop."""
 
@@ -271,6 +185,7 @@ class Pool:
         self._measured: dict[str, int] = {}  # bytes of kinds that took more than predicted
         self._ended: defaultdict[tuple[str, str], float] = defaultdict(float)  # see PoolStatus.counted
         self._load_s: dict[str, float] = {}  # seconds that the last load of a kind took
+        self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents of a kind said before they went
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -297,6 +212,12 @@ class Pool:
             return 0.0
         measured = max(held.activity.get("change_s", 0.0) for held in warm)
         return measured or n_bytes / _SWAP_BYTES_PER_S
+
+    def prompt_tokens_per_s(self, specialist: str) -> float | None:
+        """How fast prompts for the specialist were read so far; None before any was."""
+        kind = self._kind(specialist)
+        told = [held.activity.get("prompt_tokens_per_s", 0.0) for held in self._held.values() if held.kind == kind]
+        return max(told, default=0.0) or self._prompt_speed.get(kind)
 
     def _kind(self, specialist: str) -> str:
         return self._entries[specialist].spec.kind
@@ -669,6 +590,8 @@ class Pool:
     def _drop(self, held: _Held) -> None:
         """Forget a resident that is gone, but not what it has done."""
         del self._held[held.key]
+        if speed := held.activity.get("prompt_tokens_per_s"):
+            self._prompt_speed[held.kind] = speed
         for name in COUNTED if held.is_shared else ():
             self._ended[held.title, name] += held.activity.get(name, 0)
 

@@ -58,7 +58,7 @@ class Resident(Protocol):
     @property
     def activity(self) -> Mapping[str, float]:
         """What it last said of itself, for metrics: steps, cells, swaps, swapped_bytes, change_s (of a swap),
-        parked_bytes, worst_wait_s. Empty before it has said anything."""
+        parked_bytes, worst_wait_s, prompt_tokens_per_s (0 before any were read). Empty before it has said anything."""
         ...
 
 

@@ -203,6 +203,7 @@ class Worker:
                     "change_s": self._loop.change_s,
                     "parked_bytes": self._loop.parked_bytes,
                     "worst_wait_s": self._loop.worst_wait_s,
+                    "prompt_tokens_per_s": self._loop.prompt_tokens_per_s,
                 }
             )
 

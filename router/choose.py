@@ -183,16 +183,21 @@ def choose(
 
 
 def first_token_s(
-    ready_s: Mapping[str, float], *, cached_by: str | None, n_chars: int, n_new_chars: int, tokens_per_s: float
+    ready_s: Mapping[str, float],
+    *,
+    cached_by: str | None,
+    n_chars: int,
+    n_new_chars: int,
+    tokens_per_s: Mapping[str, float],
 ) -> dict[str, float]:
     """What `choose` wants as costs: seconds until each specialist is ready, and until it has read the conversation.
 
     cached_by:   who has the conversation in its cache up to its last answer, and reads the new characters only; to move
                  a long conversation to anybody else often costs more than the swap.
-    tokens_per_s: about how fast prompts are read here; a token is taken for CHARS_PER_TOKEN characters.
+    tokens_per_s: about how fast each reads prompts here; a token is taken for CHARS_PER_TOKEN characters.
     """
     return {
-        name: seconds + read_s(n_new_chars if name == cached_by else n_chars, tokens_per_s)
+        name: seconds + read_s(n_new_chars if name == cached_by else n_chars, tokens_per_s[name])
         for name, seconds in ready_s.items()
     }
 

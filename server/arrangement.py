@@ -14,7 +14,7 @@ from coe.engine.errors import EngineError
 from coe.engine.files import stamp
 from coe.engine.grouping import Contender, Group, find_groups
 from coe.engine.memory import Prediction, free_device_bytes, predict
-from coe.engine.pool import Entry
+from coe.engine.pool_types import Entry
 from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
 from coe.engine.units import size_text
 

@@ -11,7 +11,7 @@ from time import perf_counter
 from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChangedError, UnavailableError
 from coe.engine.memory import budget_bytes, free_device_bytes
 from coe.engine.pool import Lease, Pool
-from coe.engine.pool import PoolSettings as EnginePoolSettings
+from coe.engine.pool_types import PoolSettings as EnginePoolSettings
 from coe.engine.spare import SpareWorker
 from coe.router.choose import Candidate, Decision, first_token_s
 from coe.router.choose import Settings as SupervisorSettings
@@ -30,6 +30,7 @@ from .roster_models import AUTO, Specialist
 from .wire import Ask
 
 _log = logging.getLogger(__name__)
+_ASSUMED_PROMPT_TOKENS_PER_S = 1000.0  # before any prompt of a specialist was read
 _UNTIL_BUILT_S = 600.0  # of one that is still to be built: longer than any load
 
 
@@ -260,8 +261,15 @@ class College:
             cached_by=current if current in available and self.pool.is_resident(current) else None,
             n_chars=conversation.n_chars,
             n_new_chars=conversation.n_new_chars,
-            tokens_per_s=self.roster.router.prompt_tokens_per_s,
+            tokens_per_s={name: self._prompt_speed(name) for name in names},
         )
+
+    def _prompt_speed(self, name: str) -> float:
+        """Tokens a second: what the roster says, else what was measured."""
+        told = self.roster.router.prompt_tokens_per_s
+        if told != "auto":
+            return told
+        return (self.pool.prompt_tokens_per_s(name) if name in self.available else None) or _ASSUMED_PROMPT_TOKENS_PER_S
 
     def _may_build(self, name: str) -> bool:
         return self._required(name).on_missing == "build" and self.builds.can_come(name)
@@ -323,7 +331,7 @@ class College:
         name, wait_s = specialist.name, max_wait_s or self.roster.server.max_wait_s
         home, read_s = None, 0.0
         if thread is not None:
-            home, read_s = self._homes.find(name, thread, self.roster.router.prompt_tokens_per_s)
+            home, read_s = self._homes.find(name, thread, self._prompt_speed(name))
         try:
             lease = await self.pool.lease(name, max_wait_s=wait_s, read_by=home, read_s=read_s)
         except (LayoutError, SharingError) as error:

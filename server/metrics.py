@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from coe.engine.pool import PoolStatus
+from coe.engine.pool_types import PoolStatus
 from coe.engine.request import Finished
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -95,11 +95,13 @@ class _PoolCollector(Collector):
         booked: Tally[tuple[str, str]] = Tally()
         parked: Tally[str] = Tally()
         waits: dict[str, float] = {}
+        speeds: dict[str, float] = {}
         leases: Tally[str] = Tally()
         for resident in status.residents:
             booked[resident.file, resident.state.value] += resident.vram_bytes
             leases[resident.file] += resident.leases
             parked[resident.file] += int(resident.activity.get("parked_bytes", 0))
+            speeds[resident.file] = resident.activity.get("prompt_tokens_per_s", 0.0)
             waits[resident.file] = max(waits.get(resident.file, 0.0), resident.activity.get("worst_wait_s", 0.0))
         bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of residents", labels=["file", "state"])
         for labels, size in booked.items():
@@ -114,6 +116,9 @@ class _PoolCollector(Collector):
             yield _family(CounterMetricFamily, f"coe_resident_{name}", about, counted)
         yield _family(
             GaugeMetricFamily, "coe_resident_worst_wait_seconds", "Longest wait for a turn, as things are", waits
+        )
+        yield _family(
+            GaugeMetricFamily, "coe_resident_prompt_tokens_per_second", "How fast prompts were read lately", speeds
         )
 
 

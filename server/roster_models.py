@@ -211,7 +211,7 @@ class RouterSettings(Section):
     thresholds: Text | None = None  # a file that `coe fit-thresholds` wrote
     margin: Share = 0.05
     residency_weight: Share = 0.01
-    prompt_tokens_per_s: Count = 1000
+    prompt_tokens_per_s: Count | Literal["auto"] = "auto"
     hysteresis: Share = 0.25
     encoder: Text = "auto"
 

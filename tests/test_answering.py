@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.engine.errors import EngineError, WaitTimeoutError, WorkerDiedError
-from coe.engine.pool import PoolStatus
+from coe.engine.pool_types import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.server.answering import Answer, Outcome
 from coe.server.college import Choice, College

@@ -21,7 +21,8 @@ from coe.engine.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from coe.engine.pool import Entry, Pool, PoolSettings
+from coe.engine.pool import Pool
+from coe.engine.pool_types import Entry, PoolSettings
 from coe.engine.spec import LoadSpec
 
 
@@ -166,6 +167,20 @@ class TestEviction:
         loader.residents["a"].may_stop.set()
         await asked
         assert loader.loads == ["a", "b"]
+
+    async def test_how_fast_prompts_were_read_is_known_when_the_resident_has_gone(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=8, b=8)
+        assert pool.prompt_tokens_per_s("a") is None
+        lease = await pool.lease("a", max_wait_s=LONG_S)
+        assert pool.prompt_tokens_per_s("a") is None
+        loader.residents["a"].activity["prompt_tokens_per_s"] = 250.0
+        assert pool.prompt_tokens_per_s("a") == 250.0
+        lease.release()
+        (await pool.lease("b", max_wait_s=LONG_S)).release()
+        assert pool.prompt_tokens_per_s("a") == 250.0
+        assert pool.prompt_tokens_per_s("b") is None
 
     async def test_an_idle_resident_goes_after_its_time(self, new_pool: NewPool, clock: Clock) -> None:
         pool = new_pool(a=4, b=4, settings={"idle_ttl_s": 60.0}, pinned={"b"})

@@ -12,7 +12,8 @@ from pool_world import LONG_S, Clock, FakeLoader, ask, booked, turns
 
 from coe.engine.choosing import Distances
 from coe.engine.errors import LoadError, UnavailableError
-from coe.engine.pool import Entry, Pool, PoolSettings
+from coe.engine.pool import Pool
+from coe.engine.pool_types import Entry, PoolSettings
 from coe.engine.sharing import Pair
 from coe.engine.spec import LoadSpec, Member, Sharing
 

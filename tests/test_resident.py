@@ -150,6 +150,13 @@ class TestAnswering:
         assert beat["waiting"] == 0
         assert beat["steps"] < 400, "it did not run to the end of the context"
 
+    async def test_it_tells_how_fast_it_reads_prompts(self, resident: WatchedResident) -> None:
+        await events(resident, request(prompt="The capital of France is Paris. " * 20))
+        beat: dict[str, Any] = {}
+        while not beat.get("steps") or beat["active"]:
+            beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
+        assert beat["prompt_tokens_per_s"] > 0
+
     async def test_silence_counts_only_while_there_is_work(self, resident: WatchedResident) -> None:
         assert resident.silent_s() == 0.0
         await events(resident, request())

@@ -98,12 +98,15 @@ def test_a_conversation_whose_specialist_has_to_be_loaded_again_moves_a_little_m
     assert choose(asked, ROSTER, fallback="chat", current="math", costs={"math": 20.0}).specialist == "physics"
 
 
+SPEEDS = {"math": 1000.0, "physics": 1000.0, "chat": 500.0}
+
+
 def test_who_has_the_conversation_in_its_cache_reads_the_newest_message_only():
     ready_s = {"math": 0.0, "physics": 0.15, "chat": 9.0}
-    costs = first_token_s(ready_s, cached_by="math", n_chars=48_000, n_new_chars=400, tokens_per_s=1000)
-    assert costs == pytest.approx({"math": 0.1, "physics": 12.15, "chat": 21.0})
-    new = first_token_s(ready_s, cached_by=None, n_chars=400, n_new_chars=400, tokens_per_s=1000)
-    assert new == pytest.approx({"math": 0.1, "physics": 0.25, "chat": 9.1})
+    costs = first_token_s(ready_s, cached_by="math", n_chars=48_000, n_new_chars=400, tokens_per_s=SPEEDS)
+    assert costs == pytest.approx({"math": 0.1, "physics": 12.15, "chat": 33.0})
+    new = first_token_s(ready_s, cached_by=None, n_chars=400, n_new_chars=400, tokens_per_s=SPEEDS)
+    assert new == pytest.approx({"math": 0.1, "physics": 0.25, "chat": 9.2})
 
 
 def test_a_long_conversation_is_not_moved_by_a_lead_that_moves_a_short_one():
@@ -111,7 +114,7 @@ def test_a_long_conversation_is_not_moved_by_a_lead_that_moves_a_short_one():
     ready_s = {"math": 0.0, "physics": 0.15}
     answers = {}
     for n_chars in (800, 48_000):
-        costs = first_token_s(ready_s, cached_by="math", n_chars=n_chars, n_new_chars=400, tokens_per_s=1000)
+        costs = first_token_s(ready_s, cached_by="math", n_chars=n_chars, n_new_chars=400, tokens_per_s=SPEEDS)
         answers[n_chars] = choose(asked, ROSTER, fallback="chat", current="math", costs=costs).specialist
     assert answers == {800: "physics", 48_000: "math"}
 
