@@ -133,7 +133,7 @@ class BatchLoop:
         if self._swapper is not None and sequence.owner not in (self._turn, *(s.owner for s in self._waiting)):
             self._swapper.prefetch(sequence.owner)
         self._clock += 1
-        sequence.arrived = self._clock
+        sequence.arrived, sequence.submitted_s = self._clock, self._now()
         self._waiting.append(sequence)
 
     def reject(self, request: GenerateRequest, error: EngineError) -> None:
@@ -452,6 +452,7 @@ class BatchLoop:
             sequence.cached = reused
             self._clock += 1
             sequence.started = self._clock
+            sequence.queued_s = self._now() - sequence.submitted_s
 
     def _view(self, slot: Slot, owner: int) -> CacheView:
         window = self._model.sliding_window

@@ -97,6 +97,7 @@ class Finished:
 
     leaked_blocks: thinking blocks that a think-off specialist wrote all the same; they were stripped.
     loop: what repeated, when the loop guard ended the answer.
+    queued_s: seconds in the worker before it was begun: for a slot, for its specialist's turn, for the change.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Finished:
     reasoning_tokens: int = 0
     leaked_blocks: int = 0
     loop: str | None = None
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True)

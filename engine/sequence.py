@@ -48,6 +48,7 @@ class ActiveSequence:
         self.evaluated = 0
         self.cached = 0
         self.started = 0
+        self.submitted_s = self.queued_s = 0.0  # when it came, and for how long it waited until it was begun
         self.shares = True  # whether it may begin with cells of another conversation
         self._stops = StopMatcher(request.stop)
         self.sampler = Sampler(
@@ -176,6 +177,7 @@ class ActiveSequence:
             reasoning_tokens=self._reasoning_tokens,
             leaked_blocks=self._splitter.blocks if off else 0,
             loop=self._loop,
+            queued_s=self.queued_s,
         )
 
     def close(self) -> None:

@@ -44,13 +44,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A specialist as the supervisor knows it. `order` is its place in the roster, lower first."""
+    """A specialist as the supervisor knows it. `order` is its place in the roster, lower first.
+
+    domains: what it is for. Where there are examples and no domain they are for a domain of the specialist's own name.
+    """
 
     name: str
     domains: tuple[str, ...]
     available: bool = True
     examples: tuple[str, ...] = ()
     order: int = 0
+
+    def __post_init__(self) -> None:
+        if self.examples and not self.domains:
+            object.__setattr__(self, "domains", (self.name,))
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ def choose(
 
     if doubtful:
         why = f"in doubt: {subject} {confidence:.2f} of {threshold:.2f}"
+        if not servers[domain]:
+            why = f"{domain} has no specialist"
         if not fallback:
             why += ", no fallback: the warm one" if warm else ", no fallback: the likeliest"
         return decision(instead, confidence, why, "fallback")

@@ -7,8 +7,8 @@ import re
 _READ_CHARS = 400  # an instruction stands at the beginning of a text: the rest quotes the chat
 
 # By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
-# prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, HuggingChat, Continue, Zed, Copilot, opencode, Crush,
-# Goose, Cline, Roo Code, Aider and Claude Code.
+# prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, Cherry Studio, big-AGI, HuggingChat, Continue, Zed,
+# Copilot, opencode, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
 _CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in (
@@ -46,6 +46,13 @@ _CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("title", r"^\W*you\s+are\s+a\s+summari[sz]ation\s+ai\.\s+summari[sz]e\s+the\s+user'?s\s+(?:request|query)\b"),
         ("title", r"\breply\s+with\s+a\s+title\s+for\s+(?:the|this)\s+chat\b"),
         ("title", r"^\W*based\s+on\s+the\s+chat\s+history,\s+give\s+this\s+conversation\s+a\s+name\b"),
+        ("title", r"^\W*analy[sz]e\s+this\s+conversation\s+and\s+provide:\s+1\.\s+the\s+detected\s+language\b"),
+        (
+            "title",
+            r"^\W*you\s+are\s+a\s+professional\s+conversation\s+summari[sz]er\.\s+generate\s+a\s+concise\s+title\b",
+        ),
+        ("title", r"^\W*you\s+are\s+an\s+ai\s+conversation\s+titles\s+assistant\b"),
+        ("title", r"^\W*summari[sz]e\s+the\s+given\s+session\s+as\s+a\s+\d+-word\s+title\b"),
         ("topic", r"\banaly[sz]e\s+if\s+this\s+message\s+indicates\s+a\s+new\s+conversation\s+topic\b"),
         ("tags", r"^\W*task:?\s+generate\s+\d(?:\s*-\s*\d)?\s+broad\s+tags\b"),
         ("follow-ups", r"^\W*task:?\s+suggest\s+\d(?:\s*-\s*\d)?\s+relevant\s+follow-?up\b"),
@@ -58,6 +65,10 @@ _CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "summary",
             r"^\W*summari[sz]e\s+the\s+discussion\s+briefly\s+in\s+\d+\s+words\s+or\s+less\s+to\s+use\s+as\s+a\s+prompt\b",
+        ),
+        (
+            "summary",
+            r"^\W*your\s+task\s+is\s+to\s+create\s+a\s+detailed\s+summary\s+of\s+the\s+conversation\s+so\s+far\b",
         ),
         ("commit message", r"\bengineer\s+that\s+generates\s+concise,\s+one-line\s+git\s+commit\s+messages\b"),
         ("prompt rewriting", r"^\W*generate\s+an\s+enhanced\s+version\s+of\s+this\s+prompt\s+\(reply\s+with\s+only\b"),

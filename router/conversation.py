@@ -45,7 +45,7 @@ _REPLIES: tuple[tuple[int, re.Pattern[str]], ...] = tuple(
             r"|right|correct|wrong|exactly|hmm+|wait|stop|lgtm|done|next|more|less|one more|another|again|shorter"
             r"|longer|simpler|now|instead|try|use|run|do|with|without|for|in|as|if|not|sorry|actually|i mean|show me",
         ),
-        (6, r"and|but|so|then|also|or"),
+        (6, r"and|but|so|then|also|or|(?:answer|reply|respond) (?:in|with|as)"),
         (
             8,
             r"what about|how about|what if|which (?:one|of)|what else|anything else|any other|are you sure"
@@ -69,11 +69,29 @@ _POINTS_BACK = re.compile(
     r"|\binstead of\b|\bare you sure\b|\byou (?:mean|meant|said|wrote|used|forgot|missed|just)\b"
     r"|^\W*i (?:do not|don'?t|still don'?t|can'?t) (?:get|understand|see|follow)\b"
     r"|\bis there (?:a|an|any|another) (?:\w+er|better|other|different|alternative) (?:way|one|method|option|version)\b"
+    r"|\b(?:be|something) more \w+\W*$|\bfind (?:out )?more\W*$|\bwhat i (?:asked|meant|wanted)\b"
     r"|^\W*say (?:it|that)\b|^\W*where (?:did|does) (?:the|that|this|it)\b.{0,30}\bcomes? from\b",
     re.IGNORECASE,
 )
 _POINTS_BACK_WORDS = 10
 _TERSE_WORDS = 3
+# Of so few words most are replies ("more examples"), but not those that name a subject: "Explain photosynthesis", "What
+# is DNA?". Not "explain why", "what is next?", "what is the second?", which mean something that was said before.
+_ASKS_ANEW = re.compile(
+    r"^\W*(?:explain|define|describe|discuss|derive|solve|integrate|differentiate|what(?:'?s| is| are| was| causes)"
+    r"|who(?:'?s| is| was))\s+"
+    r"(?!(?:why|how|what|who|when|where|the|this|that|these|those|its?|them|he|she|they|i|you|your|my|me|more|again"
+    r"|another|further|briefly|better|fully|please|each|all|both|everything|anything|else|next|new|left|missing|wrong"
+    r"|different|first|second|third|last|steps?|part|line|point)\b)\S*[^\W_]",
+    re.IGNORECASE,
+)
+# Nothing but thanks and praise, however long: "Great, thank you so much for all your help!"
+_THANKS = re.compile(
+    r"(?:\W*\b(?:thanks?|thx|cheers|great|good|nice|perfect(?:ly)?|awesome|excellent|wonderful|brilliant|amazing|clear"
+    r"|useful|help(?:s|ed|ful)?|works|worked|well done|makes sense|appreciated?|ok(?:ay)?|yes|got|i|see|you|me|it|that"
+    r"|this|all|the|your|so|very|really|much|a lot|again|for|is|was|were|now|and|answer|explanation|job)\b)+\W*",
+    re.IGNORECASE,
+)
 # Says nothing of what the application is for.
 _BARE_SYSTEM = re.compile(
     r"^\W*you are (?:a|an) (?:\w+,? ){0,4}(?:assistant|ai|chatbot|language model)\b[^.\n]{0,60}[.\s]*$", re.I
@@ -170,10 +188,13 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def is_follow_up(text: str) -> bool:
-    """Whether a text says too little alone: three words at most, or a few that begin like a reply or point back."""
+    """Whether a text says too little alone: three words at most that name no subject, nothing but thanks, or a few
+    words that begin like a reply or point back."""
     head = text.strip()[:400]
     n_words = len(head.split())
     if n_words <= _TERSE_WORDS:
+        return not _ASKS_ANEW.match(head)
+    if _THANKS.fullmatch(head):
         return True
     if n_words <= _POINTS_BACK_WORDS and _POINTS_BACK.search(head):
         return True
@@ -204,12 +225,17 @@ def _passages(newest: Words, earlier: Sequence[str], system: str, follow_up: boo
         weighted.append((clip(system, _SYSTEM_CHARS), _SYSTEM_SHARE_OF_TERSE if says_little else _SYSTEM_SHARE))
     if newest.quoted and subject == newest.text:
         weighted.append((newest.quoted, _QUOTED_SHARE))
-    kept = [(text, share) for text, share in weighted if text.strip()]
+    kept = [(text, share) for text, share in weighted if _says_anything(text)]
     # A system prompt alone says what an application is for, but nobody has asked anything yet.
-    if not subject and not earlier:
+    if not _says_anything(subject) and not earlier:
         kept = []
     total = sum(share for _, share in kept)
     return tuple(Passage(text, share / total) for text, share in kept)
+
+
+def _says_anything(text: str) -> bool:
+    """Whether there is a letter or a digit. Of "?" or a smiley no classifier knows the subject, sure as it may be."""
+    return any(character.isalnum() for character in text)
 
 
 def _in_tool_exchange(messages: Sequence[Mapping[str, Any]], turns: Sequence[_Turn]) -> bool:

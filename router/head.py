@@ -27,12 +27,11 @@ Floats = NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "head.npz"
 PROMPTS = Path(__file__).parent / "prompts"
-EMBEDDING_SCALE = 2.0  # weight of the unit embedding beside the words' unit vector
+EMBEDDING_SCALE = 2.0  # weight of each half of the embedding beside the words' unit vector
 EXAMPLE_RIDGE = 0.1  # how little is left of an example's error, beside 1 for a shipped prompt
 WANTED_EXAMPLES = 10
 HIDDEN_MARGIN = 1.5  # wanted of an example's scores: the hidden layer's own, which no step moves, add to other labels'
 REFERENCE = 60  # shipped prompts of a domain that examples are fitted against
-PROMPT_SCALE = 400.0  # the numbers of a unit embedding hardly ever exceed 127 / 400
 
 
 _WORD = re.compile(r"\w+")
@@ -55,7 +54,7 @@ class TextVector:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Rectified units over the embedding: weights (384, n_units) and bias (n_units,), then (n_units, n_labels)."""
+    """Rectified units over the embedding: (DIMENSIONS, n_units) weights, (n_units,) bias, then (n_units, n_labels)."""
 
     inward: Floats
     inward_bias: Floats
@@ -63,13 +62,14 @@ class Hidden:
 
     def scores(self, embeddings: Floats) -> Floats:
         """Scores of one embedding (n_labels,), or of several (n, n_labels). Over the labels they add up to 0."""
-        return np.asarray(np.maximum(embeddings @ self.inward + self.inward_bias, 0) @ self.outward)
+        units = np.maximum(_weighed(embeddings, self.inward) + self.inward_bias, 0)
+        return _weighed(units, self.outward)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One classifier. Weights for n-grams (N_BUCKETS, n), for the embedding (384, n) or None, bias (n,), and what a
-    hidden layer over the embedding adds, or None."""
+    """One classifier. Weights for n-grams (N_BUCKETS, n), for the embedding (DIMENSIONS, n) or None, bias (n,), and
+    what a hidden layer over the embedding adds, or None."""
 
     ngrams: Floats
     embedding: Floats | None
@@ -79,9 +79,9 @@ class Linear:
 
     def probabilities(self, vector: TextVector, embedding: Floats | None) -> Floats:
         """Softmax over the labels, temperature applied. Sums to 1."""
-        scores = self.bias + vector.values @ self.ngrams[vector.index]
+        scores = self.bias + _weighed(vector.values, self.ngrams[vector.index])
         if self.embedding is not None and embedding is not None:
-            scores = scores + embedding @ self.embedding
+            scores = scores + _weighed(embedding, self.embedding)
             if self.hidden is not None:
                 scores = scores + self.hidden.scores(embedding)
         return softmax(scores / np.float32(self.temperature))
@@ -96,7 +96,7 @@ class Head:
     ngram: Linear
     joint: Linear
     about: Mapping[str, Any]
-    prompts: Floats | None = None  # (n, 384), embeddings of shipped_prompts() in their order
+    prompts: Floats | None = None  # (n, DIMENSIONS), embeddings of shipped_prompts() in their order
 
     def vector(self, text: str) -> TextVector:
         """The n-gram features of a text."""
@@ -123,6 +123,15 @@ class Head:
         else:
             return uniform
         return found if bool(np.isfinite(found).all()) else uniform
+
+
+def _weighed(values: Floats, weights: Floats) -> Floats:
+    """values @ weights, in the calling thread alone where there is one row of values.
+
+    For a row BLAS would share the microseconds of work with a thread of its own, which then spins for some twenty
+    milliseconds in wait of more: a second core burnt at each decision. numpy's own loop is as fast as a decision needs.
+    """
+    return np.asarray(np.einsum("i,ij->j", values, weights) if values.ndim == 1 else values @ weights)
 
 
 def softmax(scores: NDArray[Any]) -> Floats:
@@ -154,6 +163,7 @@ def save_head(head: Head, path: Path) -> None:
     hidden = head.joint.hidden
     units: dict[str, Any] = {} if hidden is None else _hidden_arrays(hidden)
     prompts = head.prompts if head.prompts is not None else np.zeros((0, DIMENSIONS), np.float32)
+    prompts, prompts_scale = _quantise(prompts)
     ngram, ngram_scale = _quantise(head.ngram.ngrams)
     joint, joint_scale = _quantise(head.joint.ngrams)
     beside = path.with_name(f".{path.name}.tmp")
@@ -168,7 +178,8 @@ def save_head(head: Head, path: Path) -> None:
             joint_scale=joint_scale,
             joint_bias=head.joint.bias,
             embedding=head.joint.embedding.astype(np.float16),
-            prompts=np.round(prompts * PROMPT_SCALE).clip(-127, 127).astype(np.int8),
+            prompts=prompts,
+            prompts_scale=prompts_scale,
             **units,
         )
     digest = hashlib.sha256(beside.read_bytes()).hexdigest()
@@ -196,7 +207,7 @@ def load_head(path: Path = SHIPPED) -> Head:
             )
         with np.load(path, allow_pickle=False) as arrays:
             labels = tuple(str(label) for label in about["labels"])
-            prompts = arrays["prompts"].astype(np.float32) / np.float32(PROMPT_SCALE)
+            prompts = arrays["prompts"].astype(np.float32) * arrays["prompts_scale"]
             same_prompts = len(prompts) > 0 and about.get("prompts_sha256") == prompts_digest()
             head = Head(
                 labels=labels,
@@ -260,7 +271,7 @@ def with_examples(
     the other domains' examples. Then all labels are moved as little as makes the examples right and leaves the shipped
     prompts where they were: of a built-in domain a few examples correct the head and do not replace it.
 
-    embed:        texts -> (n, 384) unit rows; None fits on n-grams alone.
+    embed:        texts -> (n, DIMENSIONS), as an encoder gives them; None fits on n-grams alone.
     same_encoder: whether `embed` is the encoder that the head was fitted with; if not, the prompts are embedded anew.
     """
     reference, prompts = _reference_prompts()
@@ -369,7 +380,7 @@ def _corrected(linear: Linear, rows: Any, target: NDArray[np.bool_]) -> Linear:
 
 
 def _rows(head: Head, texts: Sequence[str], embeddings: Floats | None) -> Any:
-    """Sparse features (n, N_BUCKETS + 384): the n-gram vector, then the scaled embedding (zeros without an encoder)."""
+    """Sparse features (n, N_BUCKETS + DIMENSIONS): the n-gram vector, then the scaled embedding, zeros without one."""
     from scipy import sparse
 
     vectors = [head.vector(text) for text in texts]
@@ -384,7 +395,7 @@ def _rows(head: Head, texts: Sequence[str], embeddings: Floats | None) -> Any:
 
 
 def _append(linear: Linear, weights: NDArray[Any], bias: float) -> Linear:
-    """The classifier with one more label; weights: N_BUCKETS, or N_BUCKETS + 384 of them."""
+    """The classifier with one more label; weights: N_BUCKETS, or N_BUCKETS + DIMENSIONS of them."""
     embedding, hidden = linear.embedding, linear.hidden
     if hidden is not None:
         hidden = replace(hidden, outward=np.pad(hidden.outward, ((0, 0), (0, 1))))
@@ -401,6 +412,6 @@ def _append(linear: Linear, weights: NDArray[Any], bias: float) -> Linear:
 
 
 def _quantise(weights: Floats) -> tuple[NDArray[np.int8], Floats]:
-    scale = np.abs(weights).max(axis=0) / 127
+    scale = np.abs(weights).max(axis=0, initial=0) / 127
     scale[scale == 0] = 1
     return np.round(weights / scale).astype(np.int8), scale.astype(np.float32)

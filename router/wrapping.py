@@ -86,6 +86,8 @@ _PREPARATION = re.compile(
 )
 # Rules that a harness appends to the human's words; everything from there on is its own.
 _APPENDED = re.compile(r"\n(?:# \*SEARCH/REPLACE block\* Rules|# task_progress |# TODO LIST |\[Note: The user )")
+# Open WebUI's instructions for retrieval: the question follows what was retrieved, without a tag of its own.
+_RETRIEVAL = re.compile(r"\W*Task:?\s+Respond to the user query using the provided context\b")
 # "Question: ..." after a long text: how retrieval prompts without tags end.
 _ASKED_LAST = re.compile(r"^(?:User )?(?:Query|Question|Request):[ \t]*", re.MULTILINE | re.IGNORECASE)
 _ANSWER_CUE = re.compile(r"\n\s*(?:Helpful )?(?:Answer|Response):\s*$", re.IGNORECASE)
@@ -115,6 +117,8 @@ def read_turn(text: str) -> Words:
     if blocks.asked:
         return _words(blocks.asked, blocks.quoted)
     rest = blocks.rest.strip()
+    if _RETRIEVAL.match(rest) and (behind := blocks.behind.strip()):
+        rest = behind
     if _TOOL_RESULT.match(rest):
         return Words("", tool_result=True)
     if _PREPARATION.match(rest) or (not rest and not blocks.quoted):
@@ -133,6 +137,7 @@ def _words(text: str, quoted: list[str]) -> Words:
 class _Blocks:
     asked: str  # what stands inside asking tags
     rest: str  # what stands outside all known ones
+    behind: str  # of that, what follows the first of them
     quoted: list[str]  # the beginnings of what stands inside quoting ones
     with_result: bool
 
@@ -140,23 +145,34 @@ class _Blocks:
 def _split_blocks(text: str) -> _Blocks:
     lowered = text.lower()
     if len(lowered) != len(text):  # a few capitals grow when lowered; then offsets would not fit
-        return _Blocks("", text, [], with_result=False)
+        return _Blocks("", text, "", [], with_result=False)
     asked: list[str] = []
     rest: list[str] = []
     quoted: list[str] = []
-    unclosed: set[str] = set()
+    found: dict[str, int] = {}
     with_result = False
     position = 0
+
+    def following(what: str, start: int) -> int:
+        """Where it stands next, -1 for nowhere. No stretch of the text is searched twice."""
+        known = found.get(what)
+        if known is None or 0 <= known < start:
+            found[what] = known = lowered.find(what, start)
+        return known
+
     for tag in _TAG.finditer(text):
         name = tag.group(1).lower()
-        if tag.start() < position or name in unclosed or name not in _KNOWN:
+        if tag.start() < position or name not in _KNOWN:
             continue
-        if name in _ASKING and not _begins_line(text, tag.start()):
-            continue  # spoken of, not used
+        in_line = not _begins_line(text, tag.start())
         closing = f"</{name}>"
-        end = lowered.find(closing, tag.end())
+        end = following(closing, tag.end())
         if end < 0:
-            unclosed.add(name)
+            continue
+        # Within a line, and an asking one or opened again before it is closed: spoken of, not used.
+        if in_line and (
+            name in _ASKING or any(0 <= following(again, tag.end()) < end for again in (f"<{name}>", f"<{name} "))
+        ):
             continue
         rest.append(text[position : tag.start()])
         if name in _ASKING:
@@ -169,7 +185,7 @@ def _split_blocks(text: str) -> _Blocks:
         with_result = with_result or name in _RESULTS
         position = end + len(closing)
     rest.append(text[position:])
-    return _Blocks("\n".join(asked).strip(), " ".join(rest), quoted[:MAX_QUOTES], with_result)
+    return _Blocks("\n".join(asked).strip(), " ".join(rest), " ".join(rest[1:]), quoted[:MAX_QUOTES], with_result)
 
 
 def _begins_line(text: str, at: int) -> bool:

@@ -240,7 +240,7 @@ class Answer:
             specialist.name,
             self.choice.reason,
             self.residency or "-",
-            (lease.waited_s if lease else 0) * 1000,
+            1000 * ((lease.waited_s if lease else 0) + end.queued_s),
             end.prompt_tokens,
             end.cached_tokens,
             end.completion_tokens,
@@ -295,7 +295,8 @@ class Answer:
             facts["notes"] = list(self.rules.notes)
         if self.lease is not None:
             facts["residency"] = self.residency
-            facts["wait_ms"] = round(self.lease.waited_s * 1000, 1)
+            queued_s = max((end.queued_s for end in ends), default=0.0)
+            facts["wait_ms"] = round(1000 * (self.lease.waited_s + queued_s), 1)
         if self.answered_by is not self.choice.specialist:
             facts["answered_by"] = self.answered_by.name
         leaked = sum(end.leaked_blocks for end in ends)

@@ -42,8 +42,8 @@ from .wire import Ask, chat_ask, completion_ask, parse_json
 
 _log = logging.getLogger(__name__)
 
-# Headers by which chat clients name a conversation.
-# What clients call a conversation, ours first: Open WebUI, LibreChat, opencode, Codex, Claude Code, Kilo Code, Amp.
+# Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
+# Kilo Code, Amp.
 _SESSION_HEADERS = (
     "x-session-id",
     "x-openwebui-chat-id",

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from coe.engine.memory import budget_bytes
 from coe.engine.units import size_text
+from coe.router.encoder import EncoderError, RouterError, find_encoder
 
 from .app import read_keys
 from .arrangement import Arrangement, arrange
@@ -31,6 +32,7 @@ from .availability import (
 )
 from .builds import sizes_to_build
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
+from .college import encoder_of, supervisor_of
 from .masked import sizes_to_cut
 from .roster import Roster, RosterError, load_roster
 
@@ -45,9 +47,10 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     try:
         roster = load_roster(path)
         read_keys(roster)
+        supervisor_of(roster)
     except RosterError as error:
         return print_errors(error, out)
-    except ValueError as error:
+    except (ValueError, RouterError) as error:
         out.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
     if not dry_run:
@@ -119,6 +122,8 @@ def print_report(
         _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(judged))}.")
     for problem in roster.warnings:
         _line(out, f"warning: {problem}")
+    if (doubt := encoder_doubt(roster)) is not None:
+        _line(out, f"warning: router.encoder: {doubt}")
     for doubt in budget_doubts(roster, judged, budget_bytes):
         _line(out, f"warning: {doubt}")
     if not servable and any(not plan.lacks for plan in to_build.values()):
@@ -131,6 +136,17 @@ def print_report(
         return 1
     _line(out, f"{len(servable)} of {len(judged)} can be served.")
     return 0
+
+
+def encoder_doubt(roster: Roster) -> str | None:
+    """Why the sentence encoder that a roster asks for will not serve, as far as can be told without loading it."""
+    try:
+        found = find_encoder(encoder_of(roster))
+    except EncoderError as error:
+        return f"{error}: n-grams alone will sort questions. Name another folder, or write auto."
+    if found is None and roster.router.encoder != "none":
+        return "None is installed: n-grams alone will sort questions. `coe doctor` says what to install."
+    return None
 
 
 def _line(out: Console, text: str) -> None:

@@ -24,7 +24,7 @@ RosterOption = Annotated[
 ]
 
 
-def _known(roster: Path | None) -> Path:
+def known_roster(roster: Path | None) -> Path:
     """`demo`, or nothing, stands for the built-in roster."""
     return demo_roster() if roster in (None, Path("demo")) else roster
 
@@ -66,7 +66,7 @@ def serve(
     """Serve a roster on an OpenAI-compatible address."""
     from .serving import serve as run
 
-    raise typer.Exit(run(_known(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
+    raise typer.Exit(run(known_roster(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
 
 
 @app.command()
@@ -75,7 +75,7 @@ def route(
     roster: RosterOption = None,
     file: Annotated[
         Path | None,
-        typer.Option(help='Questions, one JSON object a line: {"text": ...} or {"messages": [...]}.'),
+        typer.Option(help='Questions, one JSON object a line: {"text": ...} or {"messages": [...]}; - for stdin.'),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each decision as JSON; of a file, one a line.")
@@ -85,10 +85,10 @@ def route(
     from .routing import route_file, route_text
 
     if file is not None and text is None:
-        raise typer.Exit(route_file(_known(roster), file, as_json=as_json, out=_out, err=_err))
+        raise typer.Exit(route_file(known_roster(roster), file, as_json=as_json, out=_out, err=_err))
     if text is None or file is not None:
         raise typer.BadParameter("Give a question, or --file with a file of them.")
-    raise typer.Exit(route_text(_known(roster), text, as_json=as_json, out=_out, err=_err))
+    raise typer.Exit(route_text(known_roster(roster), text, as_json=as_json, out=_out, err=_err))
 
 
 @app.command()
@@ -99,7 +99,7 @@ def check(
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
     from .check import check_roster
 
-    raise typer.Exit(check_roster(_known(roster), dry_run=dry_run, out=_out))
+    raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
 
 
 @app.command()
@@ -113,7 +113,7 @@ def pull(
     from .pull import pull as run
     from .roster import RosterError, load_roster
 
-    path = _known(roster) if roster else Path("specialists.yaml")
+    path = known_roster(roster) if roster else Path("specialists.yaml")
     try:
         loaded = load_roster(path)
     except RosterError as error:

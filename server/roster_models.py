@@ -214,6 +214,7 @@ class RouterSettings(Section):
     prompt_tokens_per_s: Count | Literal["auto"] = "auto"
     hysteresis: Share = 0.25
     encoder: Text = "auto"
+    head: Text | None = None  # what `coe train-router -o` wrote; the shipped one when left out
 
 
 class SamplingSettings(Section):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coe.engine.spec import LoadSpec
 from coe.router.choose import Candidate
-from coe.router.domains import DOMAINS
+from coe.router.domains import DOMAINS, canonical
 from coe.router.head import example_problems
 from coe.router.supervisor import examples_of
 from coe.server.roster_models import Build, ModelSource, Roster, Specialist
@@ -127,16 +127,6 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             "Add one of them, or call it by name.",
             fatal=False,
         )
-    if "domains" not in bad and not specialist.examples:
-        for index, domain in enumerate(specialist.domains):
-            if domain not in DOMAINS:
-                close = nearest(domain, DOMAINS)
-                yield Finding(
-                    (*at, "domains", index),
-                    f"The supervisor does not know the domain {domain!r}.",
-                    f"Did you mean {close}?" if close else f"Add `examples`, or choose among {', '.join(DOMAINS)}.",
-                    fatal=False,
-                )
 
 
 def roster_findings(
@@ -215,13 +205,27 @@ def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, froz
 
 
 def _example_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
-    """Examples that contradict or repeat each other, as the supervisor will read them."""
+    """Domains that nobody teaches, and examples that contradict or repeat each other, as the supervisor sees them."""
     candidates = [
         Candidate(specialist.name, specialist.domains, examples=specialist.examples)
         for specialist, bad in specialists
         if not bad & {"domains", "examples"}
     ]
-    for problem in example_problems(examples_of(candidates)):
+    examples = examples_of(candidates)
+    known = {*DOMAINS, *(domain for domain, texts in examples.items() if texts)}
+    for place, (specialist, bad) in enumerate(specialists):
+        for index, domain in enumerate(() if bad & {"domains", "examples"} else specialist.domains):
+            if canonical(domain) not in known:
+                close = nearest(canonical(domain), sorted(known))
+                yield Finding(
+                    ("specialists", place, "domains", index),
+                    f"The supervisor does not know the domain {domain!r}.",
+                    f"Did you mean {close}?"
+                    if close
+                    else f"Add `examples` to an entry that names it first, or choose among {', '.join(DOMAINS)}.",
+                    fatal=False,
+                )
+    for problem in example_problems(examples):
         yield Finding(("specialists",), f"{problem[0].upper()}{problem[1:]}.", fatal=False)
 
 

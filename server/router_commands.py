@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,15 +72,35 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _check_writable(path: Path | None, questions: Path) -> None:
+    """Refuse at once what could not be written, or had better not be, after minutes of work. Raises RouterError."""
+    from coe.router.encoder import RouterError
+
+    if path is None:
+        return
+    if path.is_dir():
+        raise RouterError(f"{path} is a folder: name a file in it")
+    if path.exists() and questions.exists() and path.samefile(questions):
+        raise RouterError(f"{path} holds the questions: name another file to be written")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RouterError(
+            f"{path} cannot be written ({error.strerror}): make the folder {path.parent}, or name a file elsewhere"
+        ) from error
+
+
 def _supervisor(roster: Path | None) -> Supervisor:
     from coe.router.supervisor import Supervisor
 
     if roster is None:
         return Supervisor([])
+    from .cli import known_roster
     from .college import supervisor_of
     from .roster import load_roster
 
-    return supervisor_of(load_roster(roster))
+    return supervisor_of(load_roster(known_roster(roster)))
 
 
 async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
@@ -88,6 +110,7 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
     from coe.router.conversation import Conversation
     from coe.router.train import read_questions
 
+    logging.getLogger("coe.router").addHandler(logging.NullHandler())  # its warnings are printed by who called
     await supervisor.start()
     try:
         names = supervisor.labels
@@ -112,6 +135,7 @@ def eval_router(
 ) -> None:
     """Say how well the supervisor sorts questions whose domains are known."""
     with _clear_errors():
+        _check_writable(plot, labelled)
         found = asyncio.run(_sort(labelled, _supervisor(roster)))
         from coe.router.measures import accuracy, accuracy_at, calibration_error, confusion, draw, macro_f1
 
@@ -156,16 +180,20 @@ def fit_thresholds(
 ) -> None:
     """Fit a threshold for each domain on questions whose domains are known, and show what they cost."""
     with _clear_errors():
-        found = asyncio.run(_sort(labelled, _supervisor(roster)))
-        from coe.router.thresholds import GRID, save_thresholds, trade
+        _check_writable(output, labelled)
+        supervisor = _supervisor(roster)
+        found = asyncio.run(_sort(labelled, supervisor))
+        from coe.router.thresholds import FEWEST, GRID, save_thresholds, trade
         from coe.router.thresholds import fit_thresholds as fit
 
+        for warning in found.warnings:
+            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
         thresholds = fit(found.probabilities, found.labels, found.names, most_wrong=most_wrong)
         table = _table("threshold", "wrong specialist", "needless fallback")
         for step in GRID:
             cost = trade(found.probabilities, found.labels, found.names, step, {})
             table.add_row(f"{step:.2f} for all", _share(cost.wrong_specialist), _share(cost.needless_fallback))
-        cost = trade(found.probabilities, found.labels, found.names, 0.6, thresholds)
+        cost = trade(found.probabilities, found.labels, found.names, supervisor.settings.threshold, thresholds)
         table.add_row("one a domain", _share(cost.wrong_specialist), _share(cost.needless_fallback))
         _out.print(table)
         named = _table("domain", "threshold")
@@ -174,7 +202,8 @@ def fit_thresholds(
         _out.print(named)
         few = [name for name in found.names if name not in thresholds]
         if few:
-            _out.print(f"Too few answers for a threshold: {', '.join(few)}.", markup=False, soft_wrap=True)
+            told = f"Fewer than {FEWEST} answers, so that router.threshold applies: {', '.join(few)}."
+            _out.print(told, markup=False, soft_wrap=True)
         about = {
             "made_by": "coe fit-thresholds",
             "n_questions": len(found.labels),
@@ -182,23 +211,32 @@ def fit_thresholds(
             "most_wrong": most_wrong,
         }
         save_thresholds(output, thresholds, about)
-        _out.print(f"Written: {output}. In the roster: router: {{thresholds: {output}}}", markup=False, soft_wrap=True)
+        told = f"Written: {output}. In the roster: router: {{thresholds: {output.absolute()}}}"
+        _out.print(told, markup=False, soft_wrap=True)
 
 
 def train_router(
     questions: Labelled,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .npz to write; the package's own when left out.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .npz to write, for `head` in a roster; the package's own when left out."
+        ),
     ] = None,
     embeddings: Annotated[Path | None, typer.Option(help="An .npz that keeps embeddings between runs.")] = None,
     encoder: Annotated[str, typer.Option(help="auto, or a folder with all-MiniLM-L6-v2.")] = "auto",
 ) -> None:
     """Fit the supervisor's head anew: on labelled questions, and on the prompts of this package."""
     with _clear_errors():
-        from coe.router.encoder import EncoderError, find_encoder, load_encoder
+        from coe.router.encoder import EncoderError, RouterError, find_encoder, load_encoder
         from coe.router.head import SHIPPED
         from coe.router.train import train
 
+        written = output or SHIPPED
+        if written.suffix != ".npz":
+            raise RouterError(f"{written} is no name for a head: it ends in .npz, and a .json is written beside it")
+        for path in (written, embeddings):
+            _check_writable(path, questions)
         source = find_encoder(encoder)
         if source is None:
             raise EncoderError(
@@ -208,7 +246,6 @@ def train_router(
         loaded, warning = load_encoder(source)
         if warning:
             _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
-        written = output or SHIPPED
         figures = train(
             questions, written, loaded, embeddings=embeddings, progress=lambda text: _err.print(escape(text))
         )
@@ -222,7 +259,10 @@ def train_router(
                 f"{one['calibration_error']:.3f}",
             )
         _out.print(table)
-        _out.print(f"Written: {written} and {written.with_suffix('.json').name}", markup=False, soft_wrap=True)
+        told = f"Written: {written} and {written.with_suffix('.json').name}."
+        if output is not None:
+            told += f" In the roster: router: {{head: {written.absolute()}}}"
+        _out.print(told, markup=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

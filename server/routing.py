@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from .college import supervisor_of
 from .roster import RosterError, load_roster
 
 _SHOWN = 5  # of the ranking; --json prints all of it
+STDIN = Path("-")
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,17 @@ def route_text(roster: Path, text: str, *, as_json: bool, out: Console, err: Con
 
 def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, err: Console) -> int:
     """Print a decision for each line of a file, in order and as soon as it is made, as a server would make them that
-    gets one request after the other. A line that cannot be read is named on `err`, and the exit code is 1."""
+    gets one request after the other. A line that cannot be read is named on `err`, and the exit code is 1.
+
+    questions: the file, or STDIN.
+    """
 
     async def decide(supervisor: Supervisor) -> int:
-        code = 0
+        code, empty = 0, True
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            empty = False
             try:
                 question = parse_question(line)
             except ValueError as error:
@@ -96,13 +103,21 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
             else:
                 told = f"{number:6}  {decision.specialist}  {decision.confidence:.2f}  {decision.reason}"
             out.print(told, markup=False, highlight=False, soft_wrap=True)
+        if empty:
+            err.print(f'{questions} holds no question: a line is {{"text": "..."}}.', markup=False, soft_wrap=True)
         return code
 
     try:
-        with questions.open("rb") as lines:
+        lines = sys.stdin.buffer if questions == STDIN else questions.open("rb")
+    except OSError as error:
+        err.print(f"{questions} cannot be read: {error.strerror}.", markup=False, soft_wrap=True)
+        return 1
+    try:
+        with lines:
             return _with_supervisor(roster, decide, err)
     except OSError as error:
-        err.print(f"{questions} cannot be read: {error.strerror}.", markup=False)
+        why = f"reading the questions or writing the decisions failed: {error.strerror}"
+        err.print(f"{questions}: stopped, since {why}.", markup=False, soft_wrap=True)
         return 1
 
 
@@ -111,17 +126,19 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
         supervisor = supervisor_of(load_roster(path))
     except RosterError as error:
         for problem in error.problems:
-            err.print(str(problem), markup=False)
+            err.print(str(problem), markup=False, soft_wrap=True)
         return 1
     except RouterError as error:
-        err.print(str(error), markup=False)
+        err.print(str(error), markup=False, soft_wrap=True)
         return 1
+
+    logging.getLogger("coe.router").addHandler(logging.NullHandler())  # what it warns of is printed below
 
     async def run() -> int:
         try:
             await supervisor.start()
             for warning in supervisor.warnings:
-                err.print(warning, markup=False)
+                err.print(warning, markup=False, soft_wrap=True)
             return await decide(supervisor)
         finally:
             supervisor.close()
@@ -129,7 +146,7 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
     try:
         return asyncio.run(run())
     except RouterError as error:
-        err.print(str(error), markup=False)
+        err.print(str(error), markup=False, soft_wrap=True)
         return 1
 
 

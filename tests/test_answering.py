@@ -132,6 +132,12 @@ async def test_an_answer_ends_with_its_lease_given_back_once() -> None:
     assert told.ended() == {("math", "stop"): 1}
 
 
+async def test_the_wait_that_is_told_at_the_end_has_the_turn_in_it() -> None:
+    told = scene(FakeLease([script("Hello", Finish.STOP, queued_s=0.5)], "math"))
+    facts = Shape(told.answer, chat=True).body(await whole(told))["coe"]
+    assert facts["wait_ms"] == 1000 * (FakeLease.waited_s + 0.5)
+
+
 async def test_a_loop_is_tried_again_with_a_fresh_seed() -> None:
     lease = FakeLease([LOOPED, SAID], "math")
     told = scene(lease, seed=7)

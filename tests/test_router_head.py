@@ -1,11 +1,13 @@
 """The head: fitting it to examples, pointing out bad ones, training it, and reading labelled questions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from coe.router.domains import DOMAINS
+from coe.router.encoder import DIMENSIONS, STATES, RouterError
 from coe.router.features import N_WORDS, PARTS_WEIGHT, mistyped
 from coe.router.head import example_problems, load_head, save_head, shipped_prompts, with_examples
 from coe.router.train import (
@@ -53,8 +55,44 @@ def test_words_and_parts_of_words_have_their_own_lengths():
 def test_the_shipped_head_holds_the_prompts_embeddings():
     head = load_head()
     assert head.prompts is not None
-    assert head.prompts.shape == (len(shipped_prompts()), 384)
-    np.testing.assert_allclose(np.linalg.norm(head.prompts, axis=1), 1, atol=0.02)
+    assert head.prompts.shape == (len(shipped_prompts()), DIMENSIONS)
+    for half in (head.prompts[:, :STATES], head.prompts[:, STATES:]):
+        np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=0.02)
+
+
+class NoMatrixProduct(np.ndarray):
+    """Weights that refuse `@` with one row of values, which BLAS would share with a thread of its own."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **settings):
+        assert ufunc is not np.matmul, "a decision must not wake another thread"
+        plain = [one.view(np.ndarray) if isinstance(one, NoMatrixProduct) else one for one in inputs]
+        return getattr(ufunc, method)(*plain, **settings)
+
+
+def test_a_decision_keeps_to_the_thread_that_makes_it():
+    head = load_head()
+
+    def guarded(linear):
+        hidden = linear.hidden and replace(
+            linear.hidden,
+            inward=linear.hidden.inward.view(NoMatrixProduct),
+            outward=linear.hidden.outward.view(NoMatrixProduct),
+        )
+        embedding = None if linear.embedding is None else linear.embedding.view(NoMatrixProduct)
+        return replace(linear, ngrams=linear.ngrams.view(NoMatrixProduct), embedding=embedding, hidden=hidden)
+
+    careful = replace(head, ngram=guarded(head.ngram), joint=guarded(head.joint))
+    vector, embedding = head.vector("Solve the quadratic equation for x"), head.prompts[0]
+    for given in (None, embedding):
+        np.testing.assert_array_equal(careful.probabilities(vector, given), head.probabilities(vector, given))
+    with pytest.raises(AssertionError, match="another thread"):
+        embedding @ careful.joint.embedding
+
+
+def test_a_text_scores_the_same_alone_and_among_others():
+    head = load_head()
+    together = head.joint.hidden.scores(head.prompts[:5])
+    np.testing.assert_allclose(head.joint.hidden.scores(head.prompts[3]), together[3], atol=1e-4)
 
 
 def test_embeddings_of_other_prompts_are_not_used(tmp_path, monkeypatch):
@@ -93,7 +131,7 @@ def test_prompts_are_embedded_anew_for_another_encoder_only():
 
     def embed(texts):
         asked.append(len(texts))
-        return np.zeros((len(texts), 384), np.float32)
+        return np.zeros((len(texts), DIMENSIONS), np.float32)
 
     with_examples(head, {"sailing": SAILING}, embed)
     assert asked == [len(SAILING)]
@@ -132,10 +170,10 @@ class Letters:
 
     def encode(self, texts):
         self.n_texts += len(texts)
-        rows = np.zeros((len(texts), 384), np.float32)
+        rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
             for letter in text:
-                row[ord(letter) % 384] += 1
+                row[ord(letter) % DIMENSIONS] += 1
             row /= max(float(np.linalg.norm(row)), 1e-9)
         return rows
 
@@ -221,6 +259,12 @@ def test_kept_embeddings_are_not_computed_again(tmp_path):
     again = KeptEmbeddings(encoder, tmp_path / "kept.npz")(["two", "three"])
     assert encoder.n_texts == 3
     np.testing.assert_array_equal(first[1], again[0])
+
+
+def test_a_file_that_keeps_another_encoders_embeddings_is_refused(tmp_path):
+    np.savez(tmp_path / "kept.npz", keys=np.zeros((1, 20), np.uint8), rows=np.zeros((1, 100), np.float32))
+    with pytest.raises(RouterError, match="remove it"):
+        KeptEmbeddings(Letters(), tmp_path / "kept.npz")
 
 
 def test_typing_errors_are_the_same_each_time_and_about_as_many_as_asked():

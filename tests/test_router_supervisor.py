@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from coe.router import Candidate, Conversation, EncoderError, Supervisor
+from coe.router import Candidate, Conversation, EncoderError, Settings, Supervisor
 from coe.router.domains import DOMAINS
+from coe.router.encoder import DIMENSIONS
 from coe.router.features import N_BUCKETS
 from coe.router.head import Head, HeadError, Linear, load_head, save_head
 
@@ -37,7 +38,7 @@ class FakeEncoder:
         self.texts += texts
         if self.broken:
             raise RuntimeError("out of memory")
-        rows = np.zeros((len(texts), 384), np.float32)
+        rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
             for axis, word in enumerate(("integral", "compile", "holiday")):
                 row[axis] = word in text
@@ -46,7 +47,7 @@ class FakeEncoder:
 
 def head() -> Head:
     """A head that reads the fake embedding only: integral is math, compile is coding, holiday is general."""
-    embedding = np.zeros((384, len(DOMAINS)), np.float32)
+    embedding = np.zeros((DIMENSIONS, len(DOMAINS)), np.float32)
     for axis, label in enumerate(("math", "coding", "general")):
         embedding[axis, DOMAINS.index(label)] = 9
     nothing = np.zeros((N_BUCKETS, len(DOMAINS)), np.float32)
@@ -246,7 +247,7 @@ async def test_an_encoder_that_breaks_later_leaves_ngrams_and_one_warning():
 async def test_numbers_that_are_not_finite_are_no_opinion():
     class Poisoned(FakeEncoder):
         def encode(self, texts):
-            return np.full((len(texts), 384), np.nan, np.float32)
+            return np.full((len(texts), DIMENSIONS), np.nan, np.float32)
 
     decision = await supervisor(Poisoned()).decide(turns("the integral of x"))
     assert (decision.specialist, decision.path) == ("chat", "fallback")
@@ -279,6 +280,42 @@ async def test_a_domain_of_the_rosters_own_without_examples_is_pointed_out():
     one = Supervisor((*ROSTER, Candidate("sail", ("sailing",))), fallback="chat", encoder="none")
     await one.start()
     assert any('"sailing"' in w for w in one.warnings)
+
+
+async def test_examples_speak_for_the_first_domain_of_the_rosters_own():
+    texts = tuple(f"{verb} the sail of a yacht" for verb in ("set", "reef", "trim", "fold", "mend", "furl", "dry"))
+    sailor = Candidate("sail", ("math", "sailing", "boats"), examples=texts)
+    one = Supervisor((*ROSTER, sailor), fallback="chat", encoder="none", head=head())
+    await one.start()
+    assert one.labels == (*DOMAINS, "sailing")
+    assert not any("stands under" in w for w in one.warnings)
+    (about_boats,) = [w for w in one.warnings if '"boats"' in w]
+    assert "no examples" in about_boats
+
+
+async def test_an_example_repeated_is_one_example():
+    sailor = Candidate("sail", ("sailing",), examples=("How do I reef?",) * 12)
+    one = Supervisor((*ROSTER, sailor), fallback="chat", encoder="none", head=head())
+    await one.start()
+    assert one.labels == DOMAINS
+    assert any("fewer than 5 different examples" in w for w in one.warnings)
+
+
+async def test_a_threshold_for_a_domain_that_is_none_is_pointed_out():
+    one = supervisor(settings=Settings(thresholds={"math": 0.7, "knitting": 0.9}))
+    await one.start()
+    (warning,) = one.warnings
+    assert '"knitting"' in warning
+    assert "coe fit-thresholds" in warning
+
+
+async def test_of_nothing_all_domains_are_equally_likely_and_nobody_is_sure():
+    encoder = FakeEncoder()
+    one = supervisor(encoder)
+    found, _ = await one.probabilities(turns("?"))
+    assert set(found.values()) == {1 / len(DOMAINS)}
+    assert (await one.decide(turns("😀"))).reason == "nothing to go by"
+    assert encoder.texts == []
 
 
 async def test_the_shipped_head_and_the_real_encoder_route_plain_questions_without_a_network(monkeypatch):

@@ -239,6 +239,17 @@ class TestTakingTurns:
         gaps = [later - earlier for (earlier, _), (later, _) in zip(engine.turns, engine.turns[1:], strict=False)]
         assert max(gaps) <= 6.0
 
+    def test_an_answer_says_how_long_it_waited_for_its_turn_and_the_change(self, new_engine: NewEngine) -> None:
+        engine = new_engine(share=0.2, swap_s=1.0, step_s=0.5)
+        engine.submit_to("law", TALKS[0], max_tokens=1)
+        engine.run()
+        first = engine.submit_to("math", TALKS[0], max_tokens=2)
+        engine.run()
+        again = engine.submit_to("math", TALKS[0], max_tokens=2)
+        engine.run()
+        told = [finished.queued_s for name in (first, again) if isinstance(finished := engine.of(name)[-1], Finished)]
+        assert told == [1.0, 0.0]
+
     def test_the_first_request_learns_that_the_resident_has_to_change(self, new_engine: NewEngine) -> None:
         engine = new_engine()
         ids = [engine.submit_to(name, TALKS[0], max_tokens=1) for name in ("math", "law")]
