@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,8 @@ def print_report(
         _line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
         _line(out, f"warning: router.encoder: {doubt}")
+    if (doubt := models_dir_doubt(roster)) is not None:
+        _line(out, f"warning: models_dir: {doubt}")
     for doubt in budget_doubts(roster, judged, budget_bytes):
         _line(out, f"warning: {doubt}")
     if not servable and any(not plan.lacks for plan in to_build.values()):
@@ -147,6 +150,20 @@ def encoder_doubt(roster: Roster) -> str | None:
     if found is None and roster.router.encoder != "none":
         return "None is installed: n-grams alone will sort questions. `coe doctor` says what to install."
     return None
+
+
+def models_dir_doubt(roster: Roster) -> str | None:
+    """Why nothing can be written where models are fetched, cut and built; None where it can, or where nobody will."""
+    writers = [s.name for s in roster.specialists if s.repo is not None or s.build is not None or s.mask is not None]
+    if not writers:
+        return None
+    folder = roster.models_path.absolute()
+    # The folder is made when it is first written to; until then it is the one above that counts.
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    why = "cannot be written to" if there.is_dir() else "is no folder"
+    return f"{there} {why}, and {', '.join(writers)} would be fetched, cut or built there. Name another folder."
 
 
 def _line(out: Console, text: str) -> None:

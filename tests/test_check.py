@@ -25,7 +25,7 @@ from coe.server.availability import (
     page_cache_bytes,
     residents,
 )
-from coe.server.check import print_errors, print_report
+from coe.server.check import models_dir_doubt, print_errors, print_report
 from coe.server.roster import Roster, RosterError, load_roster
 
 GIB = 2**30
@@ -226,3 +226,20 @@ def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
     assert "[red].gguf" in run(path, None, None)[1]
     path.write_text('specialists:\n  - {name: "[red]", file: a.gguf}\n')
     assert "'[red]' is not a name" in run(path, None, None)[1]
+
+
+def test_a_models_folder_that_cannot_be_written_to_is_doubted_where_something_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = "specialists:\n  - {name: a, repo: somebody/a, pattern: a.gguf, domains: [math]}\n"
+    roster = roster_of(tmp_path, "models_dir: here/models\n" + fetched, {})
+    assert models_dir_doubt(roster) is None, "the folder is made when it is needed"
+    (tmp_path / "here").write_text("a file")
+    doubt = models_dir_doubt(roster)
+    assert doubt is not None
+    assert doubt.startswith(f"{tmp_path / 'here'} is no folder, and a would be fetched")
+    (tmp_path / "here").unlink()
+    monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path)
+    assert f"{tmp_path} cannot be written to" in (models_dir_doubt(roster) or "")
+    files_only = roster_of(tmp_path, "models_dir: here/models\n" + entries(a="a.gguf"), {})
+    assert models_dir_doubt(files_only) is None
