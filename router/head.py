@@ -163,7 +163,7 @@ def save_head(head: Head, path: Path) -> None:
     hidden = head.joint.hidden
     units: dict[str, Any] = {} if hidden is None else _hidden_arrays(hidden)
     prompts = head.prompts if head.prompts is not None else np.zeros((0, DIMENSIONS), np.float32)
-    prompts, prompts_scale = _quantise(prompts)
+    quantised_prompts, prompts_scale = _quantise(prompts)
     ngram, ngram_scale = _quantise(head.ngram.ngrams)
     joint, joint_scale = _quantise(head.joint.ngrams)
     beside = path.with_name(f".{path.name}.tmp")
@@ -178,7 +178,7 @@ def save_head(head: Head, path: Path) -> None:
             joint_scale=joint_scale,
             joint_bias=head.joint.bias,
             embedding=head.joint.embedding.astype(np.float16),
-            prompts=prompts,
+            prompts=quantised_prompts,
             prompts_scale=prompts_scale,
             **units,
         )
@@ -364,12 +364,14 @@ def _corrected(linear: Linear, rows: Any, target: NDArray[np.bool_]) -> Linear:
     weights = linear.ngrams
     if linear.embedding is not None:
         weights = np.vstack([weights, linear.embedding / np.float32(EMBEDDING_SCALE)])
+    embedded = rows[:, N_BUCKETS:].toarray()  # of no columns where n-grams alone are fitted
     scores, margin = rows[n_prompts:] @ weights + linear.bias, 1.0
     if linear.hidden is not None:
-        scores = scores + linear.hidden.scores(rows[n_prompts:, N_BUCKETS:].toarray() / np.float32(EMBEDDING_SCALE))
+        scores = scores + linear.hidden.scores(embedded[n_prompts:] / np.float32(EMBEDDING_SCALE))
         margin = HIDDEN_MARGIN
     lacking = np.where(target, np.maximum(0, margin - scores), np.minimum(0, -margin - scores))
-    kernel = (rows @ rows.T).toarray()
+    ngrams = rows[:, :N_BUCKETS]
+    kernel = (ngrams @ ngrams.T).toarray() + embedded @ embedded.T  # as sparse ones the latter would take half a second
     kernel[np.diag_indices_from(kernel)] += np.r_[np.ones(n_prompts), np.full(len(target), EXAMPLE_RIDGE)]
     wanted = np.vstack([np.zeros((n_prompts, target.shape[1])), lacking])
     step = (rows.T @ np.linalg.solve(kernel, wanted)).astype(np.float32)

@@ -18,7 +18,7 @@ from coe.router.head import Floats, Hidden, softmax
 
 UNITS = 2048
 DROPPED = 0.6  # share of the units left out at each step
-NOISE = 0.1  # standard deviation added to embeddings whose numbers have a mean square of 1
+NOISE = 0.2  # standard deviation added to embeddings whose numbers have a mean square of 1
 SMOOTHING = 0.05  # share of a label that is spread over all labels
 PASSES = 12
 BATCH = 256
@@ -39,13 +39,13 @@ class Fitted:
 def fit_hidden(
     embeddings: Floats, labels: NDArray[Any], weights: NDArray[Any], n_labels: int, *, units: int = UNITS, seed: int = 0
 ) -> Fitted:
-    """Fit to unit embeddings (n, n_dimensions), labels (n,) below n_labels and sample weights (n,).
+    """Fit to embeddings (n, n_dimensions), labels (n,) below n_labels and sample weights (n,).
 
     The scores of each row add up to 0 over the labels. The same input and seed give the same layer.
     """
     draw = np.random.default_rng(seed)
     n, n_dimensions = embeddings.shape
-    scale = np.float32(np.sqrt(n_dimensions))
+    scale = np.float32(1 / np.sqrt(np.mean(np.square(embeddings))))
     wanted = np.full((n, n_labels), SMOOTHING / n_labels, np.float32)
     wanted[np.arange(n), labels] += np.float32(1 - SMOOTHING)
     share = (weights / weights.mean()).astype(np.float32)[:, None]

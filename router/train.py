@@ -32,7 +32,7 @@ MOST_PASSES = 60
 PROMPT_WEIGHT = 10.0  # of one shipped prompt beside one question of the data
 # What each classifier's scores count for with the encoder. Only the ratios decide; the size keeps the temperature that
 # a single classifier has, so that the margins to which a roster's examples are fitted mean as much.
-PLAIN_SHARE, JOINT_SHARE, HIDDEN_SHARE = 0.36, 0.36, 0.18
+PLAIN_SHARE, JOINT_SHARE, HIDDEN_SHARE = 0.33, 0.33, 0.22
 TYPED_WEIGHT = 0.5  # of a text's copy with typing errors beside the text
 BALANCE = 0.3  # 0: labels count by their size in the data; 1: all labels count the same
 TEMPERATURE_PROMPT_WEIGHT = 3.0
@@ -58,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Features:
-    """Of n texts: bucket counts, sparse (n, N_BUCKETS), and embeddings (n, 384)."""
+    """Of n texts: bucket counts, sparse (n, N_BUCKETS), and embeddings (n, DIMENSIONS)."""
 
     counts: Any
     embeddings: Floats
@@ -118,10 +118,13 @@ class KeptEmbeddings:
         self._rows: dict[bytes, Floats] = {}
         if path is not None and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
-                self._rows = {key.tobytes(): row for key, row in zip(arrays["keys"], arrays["rows"], strict=True)}
+                keys, rows = arrays["keys"], arrays["rows"]
+            if rows.shape[1:] != (DIMENSIONS,):
+                raise RouterError(f"{path} keeps embeddings of another size than {DIMENSIONS}: remove it")
+            self._rows = {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """Embeddings (n, 384) of the texts; new ones are written to the file."""
+        """Embeddings (n, DIMENSIONS) of the texts; new ones are written to the file."""
         keys = [hashlib.sha1(scrub(text).encode(), usedforsecurity=False).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         self._rows.update(zip(new, self._encoder.encode(list(new.values())), strict=True))
