@@ -349,10 +349,13 @@ class BatchLoop:
         self._start_waiting()
         plan = self._schedule()
         if not plan:
+            self._prompt_speed.forget_unended()
             # Whose turn it was could not start after all: the next step gives the turn to somebody who can.
             return bool(self._sequences())
         started = self._now()
         outputs = self._evaluate(plan)
+        if outputs is None:
+            return True
         self._sample(outputs)
         self._steps_s.append(self._now() - started)
         self._prompt_speed.note(sum(n for _, n in plan if n > 1), self._steps_s[-1], ended=bool(outputs))
@@ -520,8 +523,11 @@ class BatchLoop:
         slot.tokens = []
         slot.checkpoint = None
 
-    def _evaluate(self, plan: list[tuple[Slot, int]]) -> list[tuple[Slot, int]]:
-        """Decode the planned tokens; gives (slot, batch index) of those whose next token can be drawn."""
+    def _evaluate(self, plan: list[tuple[Slot, int]]) -> list[tuple[Slot, int]] | None:
+        """Decode the planned tokens; gives (slot, batch index) of those whose next token can be drawn.
+
+        None when nothing was decoded, because somebody had to go first.
+        """
         entries: list[tuple[int, int, int, bool]] = []
         outputs: list[tuple[Slot, int]] = []
         for slot, count in plan:
@@ -554,7 +560,7 @@ class BatchLoop:
             youngest.sequence.shares = False
             self._crowded = True
             self._preempt(youngest)
-            return []
+            return None
         if result:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1

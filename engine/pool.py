@@ -119,12 +119,15 @@ class _Failure:
 class Lease:
     """A request's hold on a resident: it is not evicted meanwhile. Release it exactly when the last byte is out."""
 
-    def __init__(self, pool: Pool, held: _Held, specialist: str, residency: str, waited_s: float) -> None:
+    def __init__(
+        self, pool: Pool, held: _Held, specialist: str, residency: str, waited_s: float, swap_s: float = 0.0
+    ) -> None:
         self._pool = pool
         self._held: _Held | None = held
         self.specialist = specialist
         self.residency = residency  # warm; swapped, when the resident was another specialist; loaded, after a load
         self.waited_s = waited_s
+        self.swap_s = swap_s  # about what changing the resident takes; 0 for one that stays as it is
 
     @property
     def resident(self) -> str:
@@ -213,6 +216,16 @@ class Pool:
         measured = max(held.activity.get("change_s", 0.0) for held in warm)
         return measured or n_bytes / _SWAP_BYTES_PER_S
 
+    def _swap_bytes_per_s(self, kind: str) -> float:
+        """How fast residents of a kind change: the slowest, as they say, else what is assumed."""
+        said = [held.activity for held in self._held.values() if held.kind == kind]
+        speeds = [
+            one["swapped_bytes"] / one["swaps"] / one["change_s"]
+            for one in said
+            if one.get("swapped_bytes") and one.get("change_s")
+        ]
+        return min(speeds, default=_SWAP_BYTES_PER_S)
+
     def prompt_tokens_per_s(self, specialist: str) -> float | None:
         """How fast prompts for the specialist were read so far; None before any was."""
         kind = self._kind(specialist)
@@ -259,7 +272,7 @@ class Pool:
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
         found = tuple(held.key for held in there if held.state is State.WARM)
-        home = Home(read_by, int(read_s * _SWAP_BYTES_PER_S)) if read_by is not None else None
+        home = Home(read_by, int(read_s * self._swap_bytes_per_s(kind))) if read_by is not None else None
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(next(self._ids), specialist, self._clock(), future, found, home)
         full = len(self._waiters) >= self.settings.max_queue
@@ -419,10 +432,13 @@ class Pool:
             waiter, held = waiters[grant.waiter], self._held[grant.resident]
             self._waiters.remove(waiter)
             residency = self._residency(waiter, held)
+            changed_bytes = self._entries[waiter.specialist].distances.between(waiter.specialist, held.specialist)
+            swap_s = changed_bytes / self._swap_bytes_per_s(held.kind)
             held.shares[waiter.specialist] += 1
             held.specialist = waiter.specialist
             held.last_used = self._clock()
-            waiter.future.set_result(Lease(self, held, waiter.specialist, residency, self._clock() - waiter.since))
+            waited_s = self._clock() - waiter.since
+            waiter.future.set_result(Lease(self, held, waiter.specialist, residency, waited_s, swap_s))
         for key in decided.evict:
             self._evict(self._held[key], "to make room")
         for load in decided.load:

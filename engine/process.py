@@ -36,7 +36,7 @@ def die_with(parent_pid: int) -> None:
 def call_process(name: str) -> None:
     """What `top` and /proc/PID/comm call this process, on Linux; cut after 15 bytes. Called by its main thread."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("utf-8", "replace"), 0, 0, 0)
 
 
 def rss_bytes() -> int:

@@ -138,7 +138,12 @@ class WorkerResident:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         # Before the process is there: from then on no cancellation may come between it and its readers.
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         try:
             # Spawned by the event loop's thread, which lives as long as the server: the worker is killed when the
             # thread that created it ends (PR_SET_PDEATHSIG).

@@ -27,6 +27,10 @@ class PromptSpeed:
             self._last.append((self._n_tokens, self._seconds))
         self._n_tokens, self._seconds = 0, 0.0
 
+    def forget_unended(self) -> None:
+        """Nothing is left to do: when a prompt that was given up would have been read is not known any more."""
+        self._n_tokens, self._seconds = 0, 0.0
+
     @property
     def tokens_per_s(self) -> float:
         """0 before anything was measured."""

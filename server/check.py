@@ -125,7 +125,7 @@ def print_report(
         _line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
         _line(out, f"warning: router.encoder: {doubt}")
-    if (doubt := models_dir_doubt(roster)) is not None:
+    if (doubt := models_dir_doubt(roster, judged)) is not None:
         _line(out, f"warning: models_dir: {doubt}")
     for doubt in budget_doubts(roster, judged, budget_bytes):
         _line(out, f"warning: {doubt}")
@@ -152,14 +152,20 @@ def encoder_doubt(roster: Roster) -> str | None:
     return None
 
 
-def models_dir_doubt(roster: Roster) -> str | None:
+def models_dir_doubt(roster: Roster, judged: Mapping[str, Available | Unavailable]) -> str | None:
     """Why nothing can be written where models are fetched, cut and built; None where it can, or where nobody will."""
-    writers = [s.name for s in roster.specialists if s.repo is not None or s.build is not None or s.mask is not None]
+    writers = [
+        s.name
+        for s in roster.specialists
+        # The server writes the skeletons of masks; a model that is there already is not fetched or built again.
+        if s.mask is not None or ((s.repo is not None or s.build is not None) and judged[s.name].location.path is None)
+    ]
     if not writers:
         return None
     folder = roster.models_path.absolute()
     # The folder is made when it is first written to; until then it is the one above that counts.
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    # Not Path.exists, which raises where one above may not be searched.
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
     why = "cannot be written to" if there.is_dir() else "is no folder"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from time import perf_counter
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChangedError, UnavailableError
@@ -31,7 +32,7 @@ from .roster_models import AUTO, Specialist
 from .wire import Ask
 
 _log = logging.getLogger(__name__)
-_ASSUMED_PROMPT_TOKENS_PER_S = 1000.0  # before any prompt of a specialist was read
+_ASSUMED_PROMPT_TOKENS_PER_S = 1000.0  # before any prompt was read
 _UNTIL_BUILT_S = 600.0  # of one that is still to be built: longer than any load
 
 
@@ -126,8 +127,8 @@ class College:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._spare.close()  # first: no load that the pool ends spawns another
         await self.pool.close()
-        await self._spare.close()
         self.supervisor.close()
 
     # --- who is served, and how ---------------------------------------------------------------------------------
@@ -262,15 +263,15 @@ class College:
             cached_by=current if current in available and self.pool.is_resident(current) else None,
             n_chars=conversation.n_chars,
             n_new_chars=conversation.n_new_chars,
-            tokens_per_s={name: self._prompt_speed(name) for name in names},
+            tokens_per_s=self._prompt_speeds(names),
         )
 
-    def _prompt_speed(self, name: str) -> float:
-        """Tokens a second: what the roster says, else what was measured."""
+    def _prompt_speeds(self, names: Sequence[str]) -> dict[str, float]:
+        """Tokens a second of each: what the roster says, else what was measured."""
         told = self.roster.router.prompt_tokens_per_s
         if told != "auto":
-            return told
-        return (self.pool.prompt_tokens_per_s(name) if name in self.available else None) or _ASSUMED_PROMPT_TOKENS_PER_S
+            return dict.fromkeys(names, told)
+        return prompt_speeds(names, {name: self.pool.prompt_tokens_per_s(name) for name in self.available})
 
     def _may_build(self, name: str) -> bool:
         return self._required(name).on_missing == "build" and self.builds.can_come(name)
@@ -332,15 +333,26 @@ class College:
         name, wait_s = specialist.name, max_wait_s or self.roster.server.max_wait_s
         home, read_s = None, 0.0
         if thread is not None:
-            home, read_s = self._homes.find(name, thread, self._prompt_speed(name))
+            home, read_s = self._homes.find(name, thread, self._prompt_speeds([name])[name])
         try:
             lease = await self.pool.lease(name, max_wait_s=wait_s, read_by=home, read_s=read_s)
         except (LayoutError, SharingError) as error:
             await self._load_apart(name, error)
             lease = await self.pool.lease(name, max_wait_s=wait_s)
         if thread is not None:
-            self._homes.note(name, thread, lease.resident)
+            self._homes.note(name, thread, lease.resident, lease.swap_s)
         return lease
+
+
+def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) -> dict[str, float]:
+    """Tokens a second at which prompts for each are read. measured: None of those that have read none.
+
+    Those are taken to be as fast as the others on this machine: beside measured ones a figure of ours would make them
+    look better than all that were asked, or worse.
+    """
+    known = {name: speed for name, speed in measured.items() if speed}
+    usual = median(known.values()) if known else _ASSUMED_PROMPT_TOKENS_PER_S
+    return {name: known.get(name, usual) for name in names}
 
 
 async def _read(ask: Ask) -> Conversation:

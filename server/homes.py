@@ -16,6 +16,15 @@ REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
+class _Home:
+    """Where a conversation lies. n_chars: how much of it. paid_s: what swaps have cost to answer it there."""
+
+    resident: str
+    n_chars: int
+    paid_s: float
+
+
+@dataclass(frozen=True)
 class Thread:
     """A conversation at its newest turn: how it is recognised now and at the turn before, and how long it is."""
 
@@ -41,23 +50,39 @@ class Homes:
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
-        self._residents: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._noted: OrderedDict[tuple[str, bytes], _Home] = OrderedDict()
 
-    def note(self, specialist: str, thread: Thread, resident: str) -> None:
-        """The resident has, or will have when it has answered, all of the conversation in its cache."""
+    def note(self, specialist: str, thread: Thread, resident: str, swap_s: float = 0.0) -> None:
+        """The resident has, or will have when it has answered, all of the conversation in its cache.
+
+        swap_s: what changing the resident took for this answer.
+        """
         if thread.here is None:
             return
-        self._residents[specialist, thread.here] = resident
-        self._residents.move_to_end((specialist, thread.here))
-        while len(self._residents) > self._remembered:
-            self._residents.popitem(last=False)
+        before = self._before(specialist, thread)
+        stays = before is not None and before.resident == resident
+        paid_s = before.paid_s + swap_s if before is not None and stays else 0.0
+        self._noted[specialist, thread.here] = _Home(resident, thread.n_chars, paid_s)
+        self._noted.move_to_end((specialist, thread.here))
+        while len(self._noted) > self._remembered:
+            self._noted.popitem(last=False)
 
     def find(self, specialist: str, thread: Thread, tokens_per_s: float) -> tuple[str | None, float]:
-        """The resident that has most of the conversation in its cache, and the seconds that another would read it.
+        """The resident that has most of the conversation in its cache, and the seconds that going back there may cost.
 
-        (None, 0.0) when nobody is known to have it. tokens_per_s: about how fast prompts are read here.
+        Those are what another would take to read it, less what swaps for it have cost so far: two conversations that
+        turn one resident to and fro part once that has cost as much as reading one of them. (None, 0.0) when nobody is
+        known to have it. tokens_per_s: about how fast prompts are read here.
         """
-        for key, n_chars in ((thread.here, thread.n_chars), (thread.before, thread.n_old_chars)):
-            if key is not None and (resident := self._residents.get((specialist, key))) is not None:
-                return resident, read_s(n_chars, tokens_per_s)
-        return None, 0.0
+        home = self._before(specialist, thread)
+        if home is None:
+            return None, 0.0
+        # The same words may have been about another document: then the newest turn is read anew wherever it goes.
+        same = home.n_chars == thread.n_chars and (specialist, thread.here) in self._noted
+        n_chars = thread.n_chars if same else thread.n_old_chars
+        return home.resident, max(0.0, read_s(n_chars, tokens_per_s) - home.paid_s)
+
+    def _before(self, specialist: str, thread: Thread) -> _Home | None:
+        """Where it was answered at this very turn, else at the one before."""
+        found = (self._noted.get((specialist, key)) for key in (thread.here, thread.before) if key is not None)
+        return next((home for home in found if home is not None), None)

@@ -101,7 +101,8 @@ class _PoolCollector(Collector):
             booked[resident.file, resident.state.value] += resident.vram_bytes
             leases[resident.file] += resident.leases
             parked[resident.file] += int(resident.activity.get("parked_bytes", 0))
-            speeds[resident.file] = resident.activity.get("prompt_tokens_per_s", 0.0)
+            speed = resident.activity.get("prompt_tokens_per_s", 0.0)
+            speeds[resident.file] = max(speeds.get(resident.file, 0.0), speed)
             waits[resident.file] = max(waits.get(resident.file, 0.0), resident.activity.get("worst_wait_s", 0.0))
         bytes_ = GaugeMetricFamily("coe_resident_bytes", "Booked bytes of residents", labels=["file", "state"])
         for labels, size in booked.items():

@@ -22,7 +22,7 @@ from coe.engine.admission import (
     plan,
     plan_evictions,
 )
-from coe.engine.choosing import Distances
+from coe.engine.choosing import Distances, Home
 from coe.engine.sharing import Pair
 
 BOUND_S = 10.0
@@ -227,12 +227,14 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.number = 0
-        self.waiting: list[tuple[int, str, float]] = []
+        self.waiting: list[tuple[int, str, float, Home | None]] = []
         self.seats: dict[str, Seat] = {}
 
     def replan(self) -> None:
-        names = {number: name for number, name, _ in self.waiting}
-        waiters = [WaiterView(number, *WORLD[name], self.now - since, name) for number, name, since in self.waiting]
+        names = {number: name for number, name, _, _ in self.waiting}
+        waiters = [
+            WaiterView(number, *WORLD[name], self.now - since, name, home) for number, name, since, home in self.waiting
+        ]
         residents = [seat.view() for seat in self.seats.values()]
         decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, kinds={"shared": SHARED})
         for grant in decided.grants:
@@ -259,10 +261,14 @@ class AnyOrder(RuleBasedStateMachine):
             key = f"{load.kind} {self.number}"
             self.seats[key] = Seat(key, load.kind, load.specialist, State.LOADING, WORLD[load.specialist][1])
 
-    @rule(name=st.sampled_from(sorted(WORLD)))
-    def ask(self, name: str) -> None:
+    @rule(name=st.sampled_from(sorted(WORLD)), worth_bytes=st.sampled_from([None, 0, 1, 2]), data=st.data())
+    def ask(self, name: str, worth_bytes: int | None, data: st.DataObject) -> None:
+        """worth_bytes: of a conversation that was somewhere before; there may be nobody any more."""
         self.number += 1
-        self.waiting.append((self.number, name, self.now))
+        home = None
+        if worth_bytes is not None:
+            home = Home(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
+        self.waiting.append((self.number, name, self.now, home))
         self.replan()
 
     @rule(seconds=st.sampled_from([1.0, 20.0]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -228,18 +230,50 @@ def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
     assert "'[red]' is not a name" in run(path, None, None)[1]
 
 
+def doubt_of(roster: Roster) -> str | None:
+    return models_dir_doubt(roster, availability(roster, None, None))
+
+
+FETCHED = "specialists:\n  - {name: a, repo: somebody/a, pattern: a.gguf, domains: [math]}\n"
+
+
 def test_a_models_folder_that_cannot_be_written_to_is_doubted_where_something_will(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched = "specialists:\n  - {name: a, repo: somebody/a, pattern: a.gguf, domains: [math]}\n"
-    roster = roster_of(tmp_path, "models_dir: here/models\n" + fetched, {})
-    assert models_dir_doubt(roster) is None, "the folder is made when it is needed"
+    roster = roster_of(tmp_path, "models_dir: here/models\n" + FETCHED, {})
+    assert doubt_of(roster) is None, "the folder is made when it is needed"
     (tmp_path / "here").write_text("a file")
-    doubt = models_dir_doubt(roster)
+    doubt = doubt_of(roster)
     assert doubt is not None
     assert doubt.startswith(f"{tmp_path / 'here'} is no folder, and a would be fetched")
     (tmp_path / "here").unlink()
     monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path)
-    assert f"{tmp_path} cannot be written to" in (models_dir_doubt(roster) or "")
+    assert f"{tmp_path} cannot be written to" in (doubt_of(roster) or "")
     files_only = roster_of(tmp_path, "models_dir: here/models\n" + entries(a="a.gguf"), {})
-    assert models_dir_doubt(files_only) is None
+    assert doubt_of(files_only) is None
+
+
+def test_a_models_folder_out_of_reach_is_doubted_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = roster_of(tmp_path, "models_dir: locked/models\n" + FETCHED, {})
+    judged = availability(roster, None, None)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    look = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if locked in Path(os.fspath(path)).parents:
+            raise PermissionError(13, "Permission denied")
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", stat)  # tests may run as root, to whom every folder is open
+    monkeypatch.setattr("os.access", lambda place, mode: place != locked)
+    assert f"{locked} cannot be written to" in (models_dir_doubt(roster, judged) or "")
+
+
+def test_a_models_folder_that_has_all_need_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    assert doubt_of(roster_of(tmp_path, FETCHED, {})) is not None
+    (tmp_path / "models" / "somebody--a").mkdir(parents=True)
+    assert doubt_of(roster_of(tmp_path, FETCHED, {"somebody--a/a.gguf": 1})) is None

@@ -34,6 +34,37 @@ def test_the_same_turn_again_has_all_of_it_there() -> None:
     assert seconds == sum(len(turn["content"]) for turn in TURNS) / 4 / 10
 
 
+def test_the_same_words_about_another_document_are_read_anew() -> None:
+    homes = Homes()
+    asked = "<document>{}</document>\nTranslate it into French."
+    first, other = (Thread.of(Conversation.from_text(asked.format(text * 200))) for text in ("One. ", "Another. "))
+    assert first.here == other.here
+    homes.note("math", first, "A")
+    assert homes.find("math", first, tokens_per_s=10)[1] > 0
+    assert homes.find("math", other, tokens_per_s=10) == ("A", 0.0)
+
+
+def test_what_swaps_have_cost_at_home_is_taken_off_until_it_moves() -> None:
+    homes = Homes()
+    first, again = thread(1), thread(3)
+    whole = homes_worth(again)
+    homes.note("math", first, "A", swap_s=0.5)
+    assert homes.find("math", again, 10) == ("A", whole), "its first answer was not at home yet"
+    homes.note("math", again, "A", swap_s=0.5)
+    at_turn = sum(len(turn["content"]) for turn in TURNS) / 4 / 10
+    assert homes.find("math", again, 10) == ("A", at_turn - 0.5)
+    for _ in range(5):
+        homes.note("math", again, "A", swap_s=0.5)
+    assert homes.find("math", again, 10) == ("A", 0.0)
+    homes.note("math", again, "B", swap_s=0.5)
+    assert homes.find("math", again, 10) == ("B", at_turn)
+
+
+def homes_worth(again: Thread) -> float:
+    """Seconds to read what was there before the newest turn."""
+    return again.n_old_chars / 4 / 10
+
+
 def test_others_have_not_read_it() -> None:
     homes = Homes()
     homes.note("math", thread(1), "A")

@@ -176,6 +176,23 @@ async def test_a_conversation_goes_back_to_the_resident_that_has_read_it(new_poo
     lease.release()
 
 
+async def test_a_conversation_moves_where_changes_are_slower_than_reading_it_again(
+    new_pool: NewPool, loader: FakeLoader
+) -> None:
+    pool = new_pool(budget=800)
+    lease = await pool.lease("law", max_wait_s=LONG_S)
+    home = lease.resident
+    loader.residents["law.gguf"].activity |= {"swaps": 2, "swapped_bytes": 100, "change_s": 5.0}
+    lease.release()
+    await used(pool, "math")
+    await turns()
+    assert are(pool) == ["law", "math"]
+    for read_s, residency in ((4.0, "warm"), (6.0, "swapped")):
+        lease = await pool.lease("law", max_wait_s=LONG_S, read_by=home, read_s=read_s)
+        assert lease.residency == residency, "the change takes five seconds"
+        lease.release()
+
+
 async def test_no_more_residents_than_the_settings_say(new_pool: NewPool, loader: FakeLoader) -> None:
     pool = new_pool(budget=10_000, most_shared=2)
     for name in ("law", "math", "court", "law", "math"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -114,5 +115,28 @@ async def test_a_worker_says_in_the_list_of_processes_what_it_is(spawned: Spawne
     assert name_of(resident.pid) == f"coe {smollm2_spec.title}"[:15]
 
 
+async def test_a_file_name_that_is_no_text_hinders_no_load(
+    spawned: Spawned, smollm2_spec: LoadSpec, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff.gguf")
+    odd.symlink_to(smollm2_spec.path)
+    resident = await spawned()
+    await resident.load(LoadSpec(odd, context_tokens=256), {}, lambda fraction: None)
+    assert name_of(resident.pid) == "coe odd?.gguf"
+
+
 def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+async def test_who_is_no_longer_wanted_while_it_is_spawned_leaves_nothing_open(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    spawning = asyncio.create_task(WorkerResident.spawn())
+    await asyncio.sleep(0)  # it has its sockets, and no process yet
+    spawning.cancel()
+    await asyncio.gather(spawning, return_exceptions=True)
+    del spawning
+    await asyncio.sleep(0)  # the event loop lets go of what it ran last
+    gc.collect()
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]

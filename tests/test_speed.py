@@ -30,3 +30,11 @@ def test_the_last_prompts_count() -> None:
     for _ in range(8):
         speed.note(100, 0.1, ended=True)
     assert round(speed.tokens_per_s) == 1000
+
+
+def test_what_was_given_up_before_a_pause_is_not_added_to_the_next_prompt() -> None:
+    speed = PromptSpeed()
+    speed.note(512, 0.01, ended=False)
+    speed.forget_unended()
+    speed.note(100, 0.1, ended=True)
+    assert round(speed.tokens_per_s) == 1000

@@ -250,6 +250,19 @@ class TestTakingTurns:
         told = [finished.queued_s for name in (first, again) if isinstance(finished := engine.of(name)[-1], Finished)]
         assert told == [1.0, 0.0]
 
+    def test_what_found_no_cells_does_not_count_as_read(
+        self, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = new_engine(step_s=0.5)
+        engine.submit_to("math", TALKS[0], max_tokens=24)
+        engine.step(2)
+        decode, full = engine.context.decode, iter([1])
+        monkeypatch.setattr(engine.context, "decode", lambda entries: next(full, 0) or decode(entries))
+        long = engine.submit_to("math", "What is 3 + 4? " * 30, max_tokens=2)
+        engine.run()
+        assert isinstance(ended := engine.of(long)[-1], Finished)
+        assert engine.loop.prompt_tokens_per_s == ended.prompt_tokens / 0.5
+
     def test_the_first_request_learns_that_the_resident_has_to_change(self, new_engine: NewEngine) -> None:
         engine = new_engine()
         ids = [engine.submit_to(name, TALKS[0], max_tokens=1) for name in ("math", "law")]
