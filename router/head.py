@@ -10,8 +10,12 @@ against them a roster's own examples are fitted.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +36,27 @@ EXAMPLE_RIDGE = 0.1  # how little is left of an example's error, beside 1 for a 
 WANTED_EXAMPLES = 10
 HIDDEN_MARGIN = 1.5  # wanted of an example's scores: the hidden layer's own, which no step moves, add to other labels'
 REFERENCE = 60  # shipped prompts of a domain that examples are fitted against
+SHOWN = 3  # examples that a problem names
 
+# The arrays of a head's file. A size with a name is the same wherever the name stands.
+SHAPES: Mapping[str, tuple[int | str, ...]] = {
+    "idf": (N_BUCKETS,),
+    "ngram": (N_BUCKETS, "labels"),
+    "ngram_scale": ("labels",),
+    "ngram_bias": ("labels",),
+    "joint": (N_BUCKETS, "labels"),
+    "joint_scale": ("labels",),
+    "joint_bias": ("labels",),
+    "embedding": (DIMENSIONS, "labels"),
+    "prompts": ("prompts", DIMENSIONS),
+    "prompts_scale": (DIMENSIONS,),
+}
+HIDDEN_SHAPES: Mapping[str, tuple[int | str, ...]] = {  # a head may be without
+    "inward": (DIMENSIONS, "units"),
+    "inward_scale": ("units",),
+    "inward_bias": ("units",),
+    "outward": ("units", "labels"),
+}
 
 _WORD = re.compile(r"\w+")
 
@@ -197,44 +221,84 @@ def save_head(head: Head, path: Path) -> None:
 
 
 def load_head(path: Path = SHIPPED) -> Head:
-    """Read a head that `save_head` wrote. Raises HeadError when a file is missing, damaged or of another shape."""
+    """Read a head that `save_head` wrote.
+
+    Raises HeadError, with the remedy, when a file is missing or damaged, or is not what this version reads.
+    """
+    remedy = "reinstall the package"
+    if path.resolve() != SHIPPED.resolve():
+        remedy = f"make it again with `coe train-router QUESTIONS.jsonl -o {path}`"
+    description = path.with_suffix(".json")
     try:
-        about = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        about = json.loads(description.read_text("utf-8"))
+        written = path.read_bytes()
+        found = hashlib.sha256(written).hexdigest()
         if found != about["sha256"]:
-            raise HeadError(
-                f"{path} has SHA-256 {found}, its description says {about['sha256']}: reinstall the package"
+            raise ValueError(f"it has SHA-256 {found}, its description {description.name} says {about['sha256']}")
+        if not zipfile.is_zipfile(io.BytesIO(written)):  # of which numpy says that it could be loaded unsafely
+            raise ValueError("it is no whole .npz archive")
+        with np.load(io.BytesIO(written), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        labels = _labels(about)
+        _check_shapes(arrays, len(labels))
+        prompts = arrays["prompts"].astype(np.float32) * arrays["prompts_scale"]
+        same_prompts = len(prompts) == len(shipped_prompts()) and about.get("prompts_sha256") == prompts_digest()
+        return Head(
+            labels=labels,
+            idf=arrays["idf"].astype(np.float32),
+            ngram=Linear(
+                arrays["ngram"].astype(np.float32) * arrays["ngram_scale"],
+                None,
+                arrays["ngram_bias"].astype(np.float32),
+                _temperature(about, "ngram"),
+            ),
+            joint=Linear(
+                arrays["joint"].astype(np.float32) * arrays["joint_scale"],
+                arrays["embedding"].astype(np.float32),
+                arrays["joint_bias"].astype(np.float32),
+                _temperature(about, "joint"),
+                _hidden(arrays),
+            ),
+            about=about,
+            prompts=prompts if same_prompts else None,
+        )
+    except KeyError as error:
+        raise HeadError(f"the head {path} cannot be read: {description.name} lacks {error}; {remedy}") from error
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise HeadError(f"the head {path} cannot be read: {error}; {remedy}") from error
+
+
+def _labels(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels in a head's description. Raises KeyError or ValueError."""
+    labels = about["labels"]
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"its labels should be a list of names, and are {labels!r}")
+    return tuple(labels)
+
+
+def _temperature(about: Mapping[str, Any], classifier: str) -> float:
+    """A classifier's temperature in a head's description. Raises KeyError, TypeError or ValueError."""
+    found = float(about["temperature"][classifier])
+    if not 0 < found < math.inf:
+        raise ValueError(f"its temperatures should be above 0, and one is {found}")
+    return found
+
+
+def _check_shapes(arrays: Mapping[str, NDArray[Any]], n_labels: int) -> None:
+    """Raise ValueError unless all arrays of a head are there, in the shapes that this version reads."""
+    sizes = {"labels": n_labels}
+    has_hidden = any(name in arrays for name in HIDDEN_SHAPES)
+    for name, shape in {**SHAPES, **(HIDDEN_SHAPES if has_hidden else {})}.items():
+        if name not in arrays:
+            raise ValueError(f"its array {name} is missing, another version may have written it")
+        found, expected = arrays[name].shape, shape
+        if len(found) == len(shape):
+            named = zip(shape, found, strict=True)
+            expected = tuple(sizes.setdefault(size, n) if isinstance(size, str) else size for size, n in named)
+        if found != expected:
+            raise ValueError(
+                f"its array {name} has the shape {found} in place of {expected}, another version may have written it"
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            labels = tuple(str(label) for label in about["labels"])
-            prompts = arrays["prompts"].astype(np.float32) * arrays["prompts_scale"]
-            same_prompts = len(prompts) > 0 and about.get("prompts_sha256") == prompts_digest()
-            head = Head(
-                labels=labels,
-                idf=arrays["idf"].astype(np.float32),
-                ngram=Linear(
-                    arrays["ngram"].astype(np.float32) * arrays["ngram_scale"],
-                    None,
-                    arrays["ngram_bias"],
-                    float(about["temperature"]["ngram"]),
-                ),
-                joint=Linear(
-                    arrays["joint"].astype(np.float32) * arrays["joint_scale"],
-                    arrays["embedding"].astype(np.float32),
-                    arrays["joint_bias"],
-                    float(about["temperature"]["joint"]),
-                    _hidden(arrays, len(labels)),
-                ),
-                about=about,
-                prompts=prompts if same_prompts else None,
-            )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise HeadError(f"the head {path} cannot be read: {error}; reinstall the package") from error
-    shapes = (head.idf.shape, head.ngram.ngrams.shape, head.joint.ngrams.shape)
-    n = len(labels)
-    if shapes != ((N_BUCKETS,), (N_BUCKETS, n), (N_BUCKETS, n)):
-        raise HeadError(f"the head {path} has arrays of shapes {shapes}, expected {N_BUCKETS} buckets and {n} labels")
-    return head
 
 
 def _hidden_arrays(hidden: Hidden) -> dict[str, NDArray[Any]]:
@@ -247,15 +311,12 @@ def _hidden_arrays(hidden: Hidden) -> dict[str, NDArray[Any]]:
     }
 
 
-def _hidden(arrays: Mapping[str, NDArray[Any]], n_labels: int) -> Hidden | None:
-    """The hidden layer of a head's arrays; None for a head without one. Raises ValueError for wrong shapes."""
+def _hidden(arrays: Mapping[str, NDArray[Any]]) -> Hidden | None:
+    """The hidden layer of a head's arrays, whose shapes are right; None for a head without one."""
     if "inward" not in arrays:
         return None
     inward = arrays["inward"].astype(np.float32) * arrays["inward_scale"]
-    bias, outward = arrays["inward_bias"], arrays["outward"].astype(np.float32)
-    if inward.shape != (DIMENSIONS, len(bias)) or outward.shape != (len(bias), n_labels):
-        raise ValueError(f"a hidden layer of shapes {inward.shape}, {bias.shape} and {outward.shape}")
-    return Hidden(inward, bias, outward)
+    return Hidden(inward, arrays["inward_bias"].astype(np.float32), arrays["outward"].astype(np.float32))
 
 
 def with_examples(
@@ -305,24 +366,32 @@ def with_examples(
 def example_problems(examples: Mapping[str, Sequence[str]]) -> list[str]:
     """What is wrong with a roster's examples, domain -> texts: a sentence each, with what to do about it.
 
-    Texts count as the same when they differ in case, spaces and punctuation only.
+    Texts count as the same when they differ in case, spaces and punctuation only. There is one sentence for all that
+    the same domains share, and one for all that a domain repeats.
     """
-    problems = []
     seen: dict[str, list[tuple[str, str]]] = {}
     for domain, texts in examples.items():
         for text in texts:
             seen.setdefault(" ".join(_WORD.findall(text.lower())) or text.strip(), []).append((domain, text))
+    shared: dict[tuple[str, ...], list[str]] = {}
+    repeated: dict[str, list[str]] = {}
     for found in seen.values():
-        domains = list(dict.fromkeys(domain for domain, _ in found))
-        shown = found[0][1] if len(found[0][1]) <= 60 else f"{found[0][1][:57]}..."
+        domains = tuple(dict.fromkeys(domain for domain, _ in found))
         if len(domains) > 1:
-            named = " and ".join(f'"{domain}"' for domain in domains)
-            problems.append(f"the example {shown!r} stands under {named}: keep it where it belongs")
+            shared.setdefault(domains, []).append(found[0][1])
         elif len(found) > 1:
-            problems.append(
-                f'the example {shown!r} stands {len(found)} times under "{domains[0]}" and counts once: remove it, '
-                "or write another"
-            )
+            repeated.setdefault(domains[0], []).append(found[0][1])
+    problems = []
+    for domains, texts in shared.items():
+        named = " and ".join(f'"{domain}"' for domain in domains)
+        stand, each = ("stands", "it") if len(texts) == 1 else ("stand", "each")
+        problems.append(f"{_named(texts)} {stand} under {named}: keep {each} where it belongs")
+    for domain, texts in repeated.items():
+        stand, count = ("stands", "counts") if len(texts) == 1 else ("stand", "count")
+        problems.append(
+            f'{_named(texts)} {stand} more than once under "{domain}" and {count} once: remove the repetitions, '
+            "or write others"
+        )
     for domain, texts in examples.items():
         different = len({key for key, found in seen.items() if any(d == domain for d, _ in found)})
         if texts and different < WANTED_EXAMPLES:
@@ -331,6 +400,15 @@ def example_problems(examples: Mapping[str, Sequence[str]]) -> list[str]:
                 f"{WANTED_EXAMPLES} it will miss many of its questions and take some that are not its own: write more"
             )
     return problems
+
+
+def _named(texts: Sequence[str]) -> str:
+    """How many examples these are, and the first of them, shortened."""
+    shown = [repr(text if len(text) <= 60 else f"{text[:57]}...") for text in texts[:SHOWN]]
+    if len(texts) == 1:
+        return f"the example {shown[0]}"
+    begin = "" if len(texts) <= SHOWN else "such as "
+    return f"{len(texts)} examples ({begin}{', '.join(shown)})"
 
 
 def _reference_prompts() -> tuple[NDArray[np.int64], list[str]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 N_BINS = 15
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".pdf")
 
 
 def accuracy(probabilities: Array, labels: Array) -> float:
@@ -82,7 +83,7 @@ def report(probabilities: Array, labels: Array, threshold: float = 0.6) -> dict[
 
 
 def draw(path: Path, probabilities: Array, labels: Array, names: Sequence[str], milliseconds: Sequence[float]) -> None:
-    """One PNG: accuracy against coverage, calibration, confusion matrix, latency."""
+    """Accuracy against coverage, calibration, confusion matrix, latency: one picture, `path` ending as in PICTURES."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 11), layout="constrained")
@@ -104,4 +105,4 @@ def draw(path: Path, probabilities: Array, labels: Array, names: Sequence[str], 
         confused.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7)
     timed.hist(milliseconds, bins=50)
     timed.set(xlabel="milliseconds a text", ylabel="texts", title="Latency")
-    figure.savefig(path, dpi=120, format="png")
+    figure.savefig(path, dpi=120)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.router.domains import DOMAINS
+from coe.router.domains import DOMAINS, canonical
 from coe.router.encoder import DIMENSIONS, OFFICIAL_SHA256, QUANTISED_SHA256, Encodes, QuantisedEncoder, RouterError
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
 from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, shipped_prompts, softmax
@@ -38,6 +40,9 @@ BALANCE = 0.3  # 0: labels count by their size in the data; 1: all labels count 
 TEMPERATURE_PROMPT_WEIGHT = 3.0
 FOLDS = 5
 PROMPTS = "prompts"
+EMBEDDED_AT_ONCE = 256
+WRITTEN_AFTER = 500  # new embeddings, or a tenth of those in the file if that is more: each is written some 11 times
+KEY_BYTES = 20  # of a text's SHA-1
 CLEAN, TYPED, TYPED_OTHERWISE = 0, 1, 2  # seeds of typing errors; none for the first
 
 Array = NDArray[Any]
@@ -81,10 +86,15 @@ class Corpus:
         return np.asarray(by_label[self.labels[rows]] * np.where(self.sources[rows] == PROMPTS, PROMPT_WEIGHT, 1.0))
 
 
-def read_questions(path: Path, labels: Collection[str] = DOMAINS) -> list[Question]:
-    """The questions of a file. Raises QuestionsError naming file, line and remedy."""
+def read_questions(
+    path: Path, labels: Collection[str] = DOMAINS, *, remedy: str = "write one of these"
+) -> list[Question]:
+    """The questions of a file, their labels as people write them. Raises QuestionsError naming file, line and remedy.
+
+    remedy: what to do about a label that is none of the `labels`.
+    """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # Windows begins a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionsError(f"{path} cannot be read: {error}; it should be JSON lines in UTF-8") from error
     found = []
@@ -99,9 +109,10 @@ def read_questions(path: Path, labels: Collection[str] = DOMAINS) -> list[Questi
             raise QuestionsError(f'{path}:{number}: "label" and "text" are wanted, both as strings')
         if not row["text"].strip():
             raise QuestionsError(f"{path}:{number}: the text is empty; remove the line")
-        if row["label"] not in labels:
-            raise QuestionsError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(labels)}")
-        found.append(Question(row["label"], row["text"], str(row.get("source") or "?")))
+        label = row["label"] if row["label"] in labels else canonical(row["label"])
+        if label not in labels:
+            raise QuestionsError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(labels)}; {remedy}")
+        found.append(Question(label, row["text"], str(row.get("source") or "?")))
     if not found:
         raise QuestionsError(f'{path} holds no question; a line is {{"label": ..., "text": ...}}')
     return found
@@ -110,31 +121,59 @@ def read_questions(path: Path, labels: Collection[str] = DOMAINS) -> list[Questi
 class KeptEmbeddings:
     """Embeds texts, and keeps the embeddings in a file between runs: an hour of one core saved where a run is repeated.
 
-    The file holds hashes of texts and their embeddings, no texts.
+    The file holds hashes of texts and their embeddings, no texts. It is written as the embeddings grow, so that a run
+    that is killed loses 500 or a tenth of them at most.
     """
 
     def __init__(self, encoder: Encodes, path: Path | None = None) -> None:
+        """Raises RouterError when there is a file and it holds no embeddings of this encoder's size."""
         self._encoder, self._path = encoder, path
-        self._rows: dict[bytes, Floats] = {}
-        if path is not None and path.exists():
-            with np.load(path, allow_pickle=False) as arrays:
-                keys, rows = arrays["keys"], arrays["rows"]
-            if rows.shape[1:] != (DIMENSIONS,):
-                raise RouterError(f"{path} keeps embeddings of another size than {DIMENSIONS}: remove it")
-            self._rows = {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
+        self._rows = _read_kept(path) if path is not None and path.exists() else {}
+        self._n_written = len(self._rows)
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Embeddings (n, DIMENSIONS) of the texts; new ones are written to the file."""
         keys = [hashlib.sha1(scrub(text).encode(), usedforsecurity=False).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
-        self._rows.update(zip(new, self._encoder.encode(list(new.values())), strict=True))
-        if new and self._path is not None:
-            beside = self._path.with_name(f".{self._path.name}.tmp")
-            with beside.open("wb") as file:
-                kept = np.frombuffer(b"".join(self._rows), np.uint8).reshape(-1, 20)
-                np.savez(file, keys=kept, rows=np.stack(list(self._rows.values())))
-            beside.replace(self._path)
+        order = list(new)
+        try:
+            for start in range(0, len(order), EMBEDDED_AT_ONCE):
+                some = order[start : start + EMBEDDED_AT_ONCE]
+                self._rows.update(zip(some, self._encoder.encode([new[key] for key in some]), strict=True))
+                if len(self._rows) - self._n_written >= max(WRITTEN_AFTER, self._n_written / 10):
+                    self._write()
+        finally:  # Ctrl-C, too, keeps what there is
+            self._write()
         return np.stack([self._rows[key] for key in keys]) if keys else np.zeros((0, DIMENSIONS), np.float32)
+
+    def _write(self) -> None:
+        if self._path is None or len(self._rows) == self._n_written:
+            return
+        beside = self._path.with_name(f".{self._path.name}.tmp")
+        with beside.open("wb") as file:
+            keys = np.frombuffer(b"".join(self._rows), np.uint8).reshape(-1, KEY_BYTES)
+            np.savez(file, keys=keys, rows=np.stack(list(self._rows.values())))
+        beside.replace(self._path)
+        self._n_written = len(self._rows)
+
+
+def _read_kept(path: Path) -> dict[bytes, Floats]:
+    """Embeddings by the hashes of their texts. Raises RouterError for a file that KeptEmbeddings did not write."""
+    remedy = "remove it, or name another file for embeddings"
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):  # of which numpy says that it could be loaded unsafely
+                raise ValueError("it is no whole .npz archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                keys, rows = arrays["keys"], arrays["rows"]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise RouterError(f"{path} cannot be read as kept embeddings ({error}): {remedy}") from error
+    if rows.ndim != 2 or rows.dtype != np.float32 or (keys.dtype, keys.shape) != (np.uint8, (len(rows), KEY_BYTES)):
+        raise RouterError(f"{path} holds something else than kept embeddings: {remedy}")
+    if rows.shape[1] != DIMENSIONS:
+        raise RouterError(f"{path} keeps embeddings of {rows.shape[1]} numbers, here they have {DIMENSIONS}: {remedy}")
+    return {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
 
 
 def corpus(
@@ -226,6 +265,7 @@ def fit(corpus: Corpus, rows: Array) -> Head:
     the hidden layer. They err on different texts, and the sum of linear ones costs no more than one of them.
     """
     from scipy import sparse
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     idf = inverse_document_frequency(corpus.versions[CLEAN].counts[rows])
@@ -239,7 +279,10 @@ def fit(corpus: Corpus, rows: Array) -> Head:
 
     def fitted(matrix: Any) -> tuple[Floats, Floats]:
         model = LinearSVC(C=PENALTY, tol=TOLERANCE, max_iter=MOST_PASSES, random_state=0)
-        model.fit(matrix, labels, sample_weight=weights)
+        with warnings.catch_warnings():
+            # liblinear warns where MOST_PASSES end before TOLERANCE is reached, in every fold: more change no figure.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(matrix, labels, sample_weight=weights)
         return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 
     plain, plain_bias = fitted(ngrams)
@@ -370,7 +413,8 @@ def train(
     The licences of the sources are taken over from the head that `output` holds already, if any.
     Raises QuestionsError for a file that cannot be used.
     """
-    questions = read_questions(path)
+    own = "write one of these; a domain of your own is taught by `examples` in a roster"
+    questions = read_questions(path, remedy=own)
     progress(f"{len(questions)} questions")
     data = corpus(questions, KeptEmbeddings(encoder, embeddings))
     found = out_of_fold(data, progress)

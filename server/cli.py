@@ -52,7 +52,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe inspect, compare           what a model consists of; how alike masks are\n")
         _out.print("The supervisor:")
         _out.print("  coe eval-router, fit-thresholds     how well it sorts questions of yours; when to doubt it")
-        _out.print("  coe train-router                    fit it anew\n")
+        _out.print("  coe train-router                    fit it to questions of yours\n")
         _out.print("coe COMMAND --help says more.")
 
 

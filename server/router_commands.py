@@ -72,12 +72,10 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _check_writable(path: Path | None, questions: Path) -> None:
+def _check_writable(path: Path, questions: Path) -> None:
     """Refuse at once what could not be written, or had better not be, after minutes of work. Raises RouterError."""
     from coe.router.encoder import RouterError
 
-    if path is None:
-        return
     if path.is_dir():
         raise RouterError(f"{path} is a folder: name a file in it")
     if path.exists() and questions.exists() and path.samefile(questions):
@@ -89,6 +87,15 @@ def _check_writable(path: Path | None, questions: Path) -> None:
         raise RouterError(
             f"{path} cannot be written ({error.strerror}): make the folder {path.parent}, or name a file elsewhere"
         ) from error
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse at once what no picture can be drawn as. Raises RouterError."""
+    from coe.router.encoder import RouterError
+    from coe.router.measures import PICTURES
+
+    if path.suffix.lower() not in PICTURES:
+        raise RouterError(f"{path} cannot be drawn: name a file that ends in one of {', '.join(PICTURES)}")
 
 
 def _supervisor(roster: Path | None) -> Supervisor:
@@ -114,7 +121,8 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
     await supervisor.start()
     try:
         names = supervisor.labels
-        questions: list[Question] = read_questions(path, names)
+        remedy = "write one of these, or name the roster whose `examples` teach it with --roster"
+        questions: list[Question] = read_questions(path, names, remedy=remedy)
         rows, paths, spent = [], [], []
         for question in questions:
             started = perf_counter()
@@ -131,11 +139,13 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
 def eval_router(
     labelled: Labelled,
     roster: RosterOption = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures as a PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures: a .png, .jpg, .webp, .svg or .pdf.")] = None,
 ) -> None:
     """Say how well the supervisor sorts questions whose domains are known."""
     with _clear_errors():
-        _check_writable(plot, labelled)
+        if plot is not None:
+            _check_picture(plot)
+            _check_writable(plot, labelled)
         found = asyncio.run(_sort(labelled, _supervisor(roster)))
         from coe.router.measures import accuracy, accuracy_at, calibration_error, confusion, draw, macro_f1
 
@@ -218,11 +228,8 @@ def fit_thresholds(
 def train_router(
     questions: Labelled,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The .npz to write, for `head` in a roster; the package's own when left out."
-        ),
-    ] = None,
+        Path, typer.Option("--output", "-o", help="The .npz to write, for `router: {head: ...}` in a roster.")
+    ] = Path("head.npz"),
     embeddings: Annotated[Path | None, typer.Option(help="An .npz that keeps embeddings between runs.")] = None,
     encoder: Annotated[str, typer.Option(help="auto, or a folder with all-MiniLM-L6-v2.")] = "auto",
 ) -> None:
@@ -232,10 +239,12 @@ def train_router(
         from coe.router.head import SHIPPED
         from coe.router.train import train
 
-        written = output or SHIPPED
-        if written.suffix != ".npz":
-            raise RouterError(f"{written} is no name for a head: it ends in .npz, and a .json is written beside it")
-        for path in (written, embeddings):
+        description = output.with_suffix(".json")
+        if output.suffix != ".npz":
+            raise RouterError(f"{output} is no name for a head: it ends in .npz, and a .json is written beside it")
+        if embeddings is not None and embeddings.resolve() == output.resolve():
+            raise RouterError(f"{output} cannot hold both the head and the embeddings: name two files")
+        for path in (output, description, *([] if embeddings is None else [embeddings])):
             _check_writable(path, questions)
         source = find_encoder(encoder)
         if source is None:
@@ -247,7 +256,7 @@ def train_router(
         if warning:
             _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
         figures = train(
-            questions, written, loaded, embeddings=embeddings, progress=lambda text: _err.print(escape(text))
+            questions, output, loaded, embeddings=embeddings, progress=lambda text: _err.print(escape(text))
         )
         table = _table("out of fold", "texts", "right", "macro F1", "right of the surest 80 %", "calibration error")
         for part, by_classifier in figures.items():
@@ -259,9 +268,11 @@ def train_router(
                 f"{one['calibration_error']:.3f}",
             )
         _out.print(table)
-        told = f"Written: {written} and {written.with_suffix('.json').name}."
-        if output is not None:
-            told += f" In the roster: router: {{head: {written.absolute()}}}"
+        told = f"Written: {output} and {description.name}. "
+        if output.resolve() == SHIPPED.resolve():
+            told += "Rosters that name no head use it."
+        else:
+            told += f"In the roster: router: {{head: {output.absolute()}}}"
         _out.print(told, markup=False, soft_wrap=True)
 
 

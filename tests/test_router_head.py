@@ -1,10 +1,13 @@
 """The head: fitting it to examples, pointing out bad ones, training it, and reading labelled questions."""
 
 import json
+import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from coe.router.domains import DOMAINS
 from coe.router.encoder import DIMENSIONS, STATES, RouterError
@@ -147,13 +150,29 @@ def test_contradictions_duplicates_and_too_few_examples_are_pointed_out():
             "law": [],
         }
     )
-    assert any('\'How do I tack?\' stands under "sailing" and "boats"' in problem for problem in found)
+    (shared,) = [problem for problem in found if "under" in problem]
+    assert shared.startswith("3 examples ('How do I tack?', 'How do I tack a small")
+    assert 'stand under "sailing" and "boats"' in shared
     assert any('"boats" has 3 examples' in problem for problem in found)
     assert not any("law" in problem for problem in found)
     assert example_problems({"law": [*SAILING, SAILING[0]]}) == [
-        f'the example {SAILING[0]!r} stands 2 times under "law" and counts once: remove it, or write another'
+        f'the example {SAILING[0]!r} stands more than once under "law" and counts once: remove the repetitions, '
+        "or write others"
     ]
     assert example_problems({"sailing": SAILING}) == []
+
+
+def test_many_bad_examples_are_one_sentence_for_the_domains_that_they_stand_under():
+    texts = [f"What is knot number {word}?" for word in "abcdefghijklmnopqrstuvwxyz"]
+    assert example_problems({"sailing": texts, "boats": texts, "law": [*SAILING, *SAILING[:2]]}) == [
+        "26 examples (such as 'What is knot number a?', 'What is knot number b?', 'What is knot number c?') stand "
+        'under "sailing" and "boats": keep each where it belongs',
+        f'2 examples ({SAILING[0]!r}, {SAILING[1]!r}) stand more than once under "law" and count once: '
+        "remove the repetitions, or write others",
+    ]
+    both = example_problems({"sailing": texts, "boats": texts[:13], "ships": texts[13:]})
+    assert [text[:2] for text in both] == ["13", "13"]
+    assert ['"boats"' in text for text in both] == [True, False]
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -212,6 +231,16 @@ def test_scores_are_of_heads_that_did_not_see_the_text():
         assert len(set(found.folds[data.groups == group].tolist())) == 1
 
 
+def test_passes_that_end_early_are_not_warned_of_and_other_warnings_are(monkeypatch):
+    monkeypatch.setattr("coe.router.train.MOST_PASSES", 1)
+    data = small_corpus()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(data, np.arange(len(data.labels)))
+        warnings.warn("later", ConvergenceWarning, stacklevel=1)
+    assert [str(one.message) for one in caught if one.category is ConvergenceWarning] == ["later"]
+
+
 def test_a_source_is_left_out_by_the_beginning_of_its_name():
     data = small_corpus()
     assert held_out_source(data, "one/1")[0] == 5
@@ -261,10 +290,83 @@ def test_kept_embeddings_are_not_computed_again(tmp_path):
     np.testing.assert_array_equal(first[1], again[0])
 
 
-def test_a_file_that_keeps_another_encoders_embeddings_is_refused(tmp_path):
-    np.savez(tmp_path / "kept.npz", keys=np.zeros((1, 20), np.uint8), rows=np.zeros((1, 100), np.float32))
-    with pytest.raises(RouterError, match="remove it"):
+def kept(keys=(1, 20), rows=(1, DIMENSIONS), kind=np.float32):
+    return {"keys": np.zeros(keys, np.uint8), "rows": np.zeros(rows, kind)}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (kept(rows=(1, 100)), "of 100 numbers"),
+        (kept(rows=(2, DIMENSIONS)), "something else"),
+        (kept(rows=(1,)), "something else"),
+        (kept(keys=(1, 4)), "something else"),
+        (kept(kind=np.int8), "something else"),
+        ({"rows": np.zeros((1, DIMENSIONS), np.float32)}, "keys"),
+    ],
+)
+def test_a_file_that_keeps_something_else_is_refused_with_the_remedy(arrays, said, tmp_path):
+    np.savez(tmp_path / "kept.npz", **arrays)
+    with pytest.raises(RouterError, match=rf"kept\.npz .*{said}.*remove it, or name another"):
         KeptEmbeddings(Letters(), tmp_path / "kept.npz")
+
+
+def test_a_damaged_file_of_embeddings_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "kept.npz"
+    KeptEmbeddings(Letters(), path)(["one", "two"])
+    whole = path.read_bytes()
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    middle = len(whole) // 2
+    changed = whole[:middle] + b"\xff" + whole[middle + 1 :]
+    for content in (b"", b"text", whole[:middle], changed, (tmp_path / "single.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(RouterError, match=r"kept\.npz cannot be read.*remove it, or name another"):
+            KeptEmbeddings(Letters(), path)
+
+
+class Watching:
+    """An encoder of nothing that notes how many embeddings the file holds whenever it is asked for more."""
+
+    def __init__(self, path, interrupted_after=None):
+        self.path, self.interrupted_after = path, interrupted_after
+        self.in_file = []
+
+    def load(self):
+        pass
+
+    def encode(self, texts):
+        if len(self.in_file) == self.interrupted_after:
+            raise KeyboardInterrupt
+        self.in_file.append(self.n_kept())
+        return np.zeros((len(texts), DIMENSIONS), np.float32)
+
+    def n_kept(self):
+        if not self.path.exists():
+            return 0
+        with np.load(self.path) as arrays:
+            return len(arrays["keys"])
+
+
+def test_embeddings_are_written_as_they_grow_and_ever_more_rarely(tmp_path, monkeypatch):
+    monkeypatch.setattr("coe.router.train.EMBEDDED_AT_ONCE", 1)
+    monkeypatch.setattr("coe.router.train.WRITTEN_AFTER", 5)
+    encoder = Watching(tmp_path / "kept.npz")
+    KeptEmbeddings(encoder, tmp_path / "kept.npz")([f"text {i}" for i in range(200)])
+    sizes = sorted(set(encoder.in_file))
+    assert sizes[:4] == [0, 5, 10, 15]
+    assert all(later - size >= max(5, size / 10) for size, later in pairwise(sizes))
+    assert max(asked - size for asked, size in enumerate(encoder.in_file)) < 20
+    assert encoder.n_kept() == 200
+
+
+def test_an_interrupted_run_keeps_what_it_has_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr("coe.router.train.EMBEDDED_AT_ONCE", 2)
+    texts = [f"text {i}" for i in range(10)]
+    with pytest.raises(KeyboardInterrupt):
+        KeptEmbeddings(Watching(tmp_path / "kept.npz", interrupted_after=3), tmp_path / "kept.npz")(texts)
+    encoder = Letters()
+    KeptEmbeddings(encoder, tmp_path / "kept.npz")(texts)
+    assert encoder.n_texts == 4
 
 
 def test_typing_errors_are_the_same_each_time_and_about_as_many_as_asked():
@@ -283,6 +385,23 @@ def test_questions_are_read_with_their_sources(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"label": "law", "text": "a\\u2028b", "source": "mine"}\n\n{"label": "math", "text": "c"}\n')
     assert read_questions(path) == [Question("law", "a\u2028b", "mine"), Question("math", "c", "?")]
+
+
+def test_a_byte_order_mark_and_labels_as_people_write_them_are_read(tmp_path):
+    path = tmp_path / "q.jsonl"
+    lines = [{"label": label, "text": label} for label in ("maths", "CS", "Computer Science", "Sails")]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, lines)).encode())
+    found = read_questions(path, (*DOMAINS, "Sails"))
+    assert [question.label for question in found] == ["math", "computer_science", "computer_science", "Sails"]
+
+
+def test_what_to_do_about_an_unknown_label_is_said(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"label": "cooking", "text": "a"}\n')
+    with pytest.raises(QuestionsError, match=r"'cooking' is not one of math, .*general; ask the cook"):
+        read_questions(path, remedy="ask the cook")
+    with pytest.raises(QuestionsError, match="`examples` in a roster"):
+        train(path, tmp_path / "head.npz", Letters())
 
 
 @pytest.mark.parametrize(

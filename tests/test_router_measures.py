@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coe.router.measures import (
+    PICTURES,
     accuracy,
     accuracy_at,
     calibration_bins,
@@ -64,9 +65,20 @@ def test_a_report_counts_only_what_is_answered():
     assert report(THREE, RIGHT, threshold=1.0)["accuracy_of_answered"] == 0.0
 
 
-def test_the_figures_are_drawn(tmp_path):
-    draw(tmp_path / "figures.png", THREE, RIGHT, ["math", "law"], [1.0, 2.0, 3.0, 9.0])
-    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+MAGIC = {
+    ".png": b"\x89PNG",
+    ".jpg": b"\xff\xd8\xff",
+    ".jpeg": b"\xff\xd8\xff",
+    ".webp": b"RIFF",
+    ".svg": b"<?xml",
+    ".pdf": b"%PDF",
+}
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_the_figures_are_drawn_as_the_files_ending_says(ending, tmp_path):
+    draw(tmp_path / f"figures{ending}", THREE, RIGHT, ["math", "law"], [1.0, 2.0, 3.0, 9.0])
+    assert (tmp_path / f"figures{ending}").read_bytes().startswith(MAGIC[ending])
 
 
 NAMES = ("math", "python", "coding", "general")

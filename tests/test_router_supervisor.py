@@ -1,6 +1,8 @@
 """The supervisor: scoring in its thread, memory of conversations, and what happens when something is missing."""
 
 import asyncio
+import hashlib
+import json
 import socket
 import threading
 
@@ -11,7 +13,7 @@ from coe.router import Candidate, Conversation, EncoderError, Settings, Supervis
 from coe.router.domains import DOMAINS
 from coe.router.encoder import DIMENSIONS
 from coe.router.features import N_BUCKETS
-from coe.router.head import Head, HeadError, Linear, load_head, save_head
+from coe.router.head import SHAPES, Head, HeadError, Linear, load_head, save_head
 
 ROSTER = (
     Candidate("math", ("math",), order=0),
@@ -288,7 +290,7 @@ async def test_examples_speak_for_the_first_domain_of_the_rosters_own():
     one = Supervisor((*ROSTER, sailor), fallback="chat", encoder="none", head=head())
     await one.start()
     assert one.labels == (*DOMAINS, "sailing")
-    assert not any("stands under" in w for w in one.warnings)
+    assert not any(" under " in w for w in one.warnings)
     (about_boats,) = [w for w in one.warnings if '"boats"' in w]
     assert "no examples" in about_boats
 
@@ -398,5 +400,64 @@ def test_a_damaged_head_is_refused(tmp_path):
     (tmp_path / "head.npz").write_bytes(b"not an archive")
     with pytest.raises(HeadError, match="SHA-256"):
         load_head(tmp_path / "head.npz")
-    with pytest.raises(HeadError, match="reinstall"):
+    with pytest.raises(HeadError, match=r"coe train-router QUESTIONS\.jsonl -o .*absent\.npz"):
         load_head(tmp_path / "absent.npz")
+
+
+def described(path, **changes):
+    """Write a head's description anew, with the hash that its file has now."""
+    about = json.loads(path.with_suffix(".json").read_text())
+    about |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **changes}
+    path.with_suffix(".json").write_text(json.dumps({key: value for key, value in about.items() if value is not None}))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_head_that_lacks_an_array_or_has_one_of_another_shape_is_refused_with_the_remedy(name, tmp_path):
+    path = tmp_path / "head.npz"
+    save_head(head(), path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **{one: array for one, array in arrays.items() if one != name})
+    described(path)
+    with pytest.raises(HeadError, match=f"array {name} is missing.*coe train-router"):
+        load_head(path)
+    for wrong in (np.zeros(np.add(arrays[name].shape, 1), np.float16), np.float16(1)):
+        np.savez(path, **{**arrays, name: wrong})
+        described(path)
+        with pytest.raises(HeadError, match=r"array \w+ has the shape .*coe train-router"):
+            load_head(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": None},
+        {"labels": "math"},
+        {"labels": ["math", 3]},
+        {"temperature": None},
+        {"temperature": {"ngram": 1.0}},
+        {"temperature": {"ngram": 1.0, "joint": 0}},
+        {"temperature": {"ngram": float("nan"), "joint": 1.0}},
+        {"temperature": 3},
+    ],
+)
+def test_a_head_whose_description_says_too_little_is_refused_with_the_remedy(changes, tmp_path):
+    save_head(head(), tmp_path / "head.npz")
+    described(tmp_path / "head.npz", **changes)
+    with pytest.raises(HeadError, match="coe train-router"):
+        load_head(tmp_path / "head.npz")
+
+
+def test_a_file_that_is_no_archive_is_refused_even_with_its_own_hash(tmp_path):
+    save_head(head(), tmp_path / "head.npz")
+    for content in (b"", b"PK\x03\x04 cut off", b"plain text"):
+        (tmp_path / "head.npz").write_bytes(content)
+        described(tmp_path / "head.npz")
+        with pytest.raises(HeadError, match=r"no whole \.npz archive; make it again with `coe train-router"):
+            load_head(tmp_path / "head.npz")
+
+
+def test_the_remedy_for_the_shipped_head_is_to_install_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("coe.router.head.SHIPPED", tmp_path / "head.npz")
+    with pytest.raises(HeadError, match="reinstall the package"):
+        load_head(tmp_path / "head.npz")
