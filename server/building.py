@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 
 from rich.console import Console
@@ -94,7 +95,7 @@ def show_builds(roster: Roster, out: Console) -> None:
         if specialist.build is None:
             continue
         progress = Job.of(roster.models_path, specialist.name).progress()
-        there = specialist.built_path(roster.models_path).is_file()
+        there = os.path.isfile(specialist.built_path(roster.models_path))
         state = "released" if there and progress.state is BuildState.ABSENT else str(progress.state)
         table.add_row(specialist.name, state, progress.step, f"{progress.message} {progress.remedy}".strip())
     if not table.row_count:

@@ -58,7 +58,7 @@ def order_of(roster: Roster, specialist: Specialist) -> Order:
         tuple(_with_class(roster, text) for text in texts) for texts in (build.corpus, build.reasoning)
     )
     for path in (*questions, *(path for _, path in (*corpus, *reasoning))):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BuildError(f"There is no file {path}.", f"Correct the build of {specialist.name} in the roster.")
     return Order(
         name=specialist.name,
@@ -81,7 +81,7 @@ def order_of(roster: Roster, specialist: Specialist) -> Order:
 def _with_class(roster: Roster, text: str) -> tuple[str, Path]:
     """`law=texts/law.jsonl` as ("law=", path); a file without a class has "" before it."""
     category, found, path = text.partition("=")
-    if not found or not category or roster.resolve(text).exists():
+    if not found or not category or os.path.exists(roster.resolve(text)):
         return "", roster.resolve(text)
     return f"{category}=", roster.resolve(path)
 

@@ -447,7 +447,7 @@ def _host_memory() -> tuple[int | None, int | None]:
 def _disk_free(folder: Path) -> int | None:
     folder = folder.absolute()
     # The folder is made by the first download; until then its disk is that of the folder it will stand in.
-    existing = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    existing = next((place for place in (folder, *folder.parents) if os.path.exists(place)), None)
     return shutil.disk_usage(existing).free if existing is not None else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def masked(roster: Roster) -> list[Specialist]:
 def uncut(roster: Roster, names: Collection[str] | None = None) -> list[Specialist]:
     """Specialists (of these names) with a mask that is there, whose cut file is not."""
     found = [s for s in masked(roster) if s.locate(roster.models_path) is None]
-    return [s for s in found if s.mask is not None and Path(s.mask).is_file() and (names is None or s.name in names)]
+    return [s for s in found if s.mask is not None and os.path.isfile(s.mask) and (names is None or s.name in names)]
 
 
 async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Lack]:

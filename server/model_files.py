@@ -102,7 +102,7 @@ def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
     except OSError as error:
         reason = f"The mask {mask} cannot be read: {error.strerror or error}."
         return Location(None, reason=reason, remedy=f"Correct `mask` of {name} in the roster.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         return Location(None, reason="It has not been cut yet.", remedy="coe serve cuts it when it starts.")
     return Location(path, (path,))
 
@@ -110,9 +110,9 @@ def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
 def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:
     """The one model in a folder, subfolders included, that the pattern finds. Hidden folders are left out:
     unfinished downloads lie there."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return Location(None, reason=f"Not downloaded: there is no folder {folder}.", remedy=remedy)
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = [path.relative_to(folder) for path in folder.rglob("*") if os.path.isfile(path)]
     names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
     models = matching_models(names, pattern)
     if not models:

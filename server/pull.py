@@ -447,7 +447,7 @@ def _length(path: Path) -> int:
 
 
 def _free_bytes(folder: Path) -> int:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return shutil.disk_usage(there).free
 
 

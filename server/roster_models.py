@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -412,7 +413,7 @@ class Specialist(Settings, ModelSource):
         """Where the model is, or why it is not there and what to do."""
         if self.build is not None:
             path = self.built_path(models_dir)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 return Location(None, reason="It has not been built yet.", remedy=f"Run: coe build {self.name}")
             return Location(path, (path,))
         if self.mask is not None:
