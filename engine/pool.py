@@ -174,7 +174,9 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], Awaitable[int | None]] | None = None,
     ) -> None:
-        """free_bytes: the device's own free memory, asked before and after a load; None leaves it to the worker."""
+        """free_bytes: the device's own free memory, asked before and after the first load of each kind, since asking
+        takes as long as a swap; None, or an answer of None, leaves it to the worker.
+        """
         self._entries = dict(entries)
         self.settings = settings
         self._start = start
@@ -186,6 +188,7 @@ class Pool:
         self._last_busy = clock()
         self._failures: dict[str, _Failure] = {}
         self._measured: dict[str, int] = {}  # bytes of kinds that took more than predicted
+        self._asked_device: set[str] = set()  # kinds of which it is known what the device lost by a load
         self._ended: defaultdict[tuple[str, str], float] = defaultdict(float)  # see PoolStatus.counted
         self._load_s: dict[str, float] = {}  # seconds that the last load of a kind took
         self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents of a kind said before they went
@@ -519,7 +522,7 @@ class Pool:
             held.progress, held.last_progress = fraction, self._clock()
 
         try:
-            before = await self._free_now()
+            before = await self._free_now() if held.kind not in self._asked_device else None
             resident = await asyncio.wait_for(self._start(spec, policies, note), self.settings.load_timeout_s)
         except TimeoutError:
             self._load_failed(
@@ -547,6 +550,10 @@ class Pool:
         after = await self._free_now() if before is not None else None
         if before is not None and after is not None and held.loads_alone:
             measured = before - after
+            if measured <= self.settings.budget_bytes:  # else it may be somebody else's memory too: see _need_bytes
+                self._asked_device.add(held.kind)
+                if self._measured.pop(held.kind, None) is not None and held.specialist in self._entries:
+                    held.vram_bytes = self._need_bytes(held.specialist)
         self._correct(held, measured)
         held.state, held.last_used, held.warm_since = State.WARM, self._clock(), self._clock()
         held.work = asyncio.create_task(self._watch(held))
@@ -561,10 +568,13 @@ class Pool:
         if self._free_bytes is None:
             return None
         try:
-            return await self._free_bytes()
+            free = await self._free_bytes()
         except EngineError as error:
             _log.warning("free memory cannot be measured: %s", error)
             return None
+        if free is None:  # there is no device, and none will come
+            self._free_bytes = None
+        return free
 
     def _correct(self, held: _Held, measured: int | None) -> None:
         """Trust a measurement above the prediction; one below may only mean that pages are not touched yet."""
@@ -641,6 +651,7 @@ class Pool:
         for kind in changed:
             self._failures.pop(kind, None)
             self._measured.pop(kind, None)
+            self._asked_device.discard(kind)
         for waiter in [w for w in self._waiters if w.room is None and w.specialist not in entries]:
             self._waiters.remove(waiter)
             waiter.future.set_exception(_unserved(waiter.specialist))

@@ -510,6 +510,44 @@ class TestMeasuring:
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 7
 
+    async def test_the_device_is_asked_at_the_first_load_of_each_kind(self, new_pool: NewPool) -> None:
+        free, asked = iter([100, 93, 100, 95]), 0
+
+        async def free_bytes() -> int:
+            nonlocal asked
+            asked += 1
+            return next(free)
+
+        pool = new_pool(a=4, b=4, budget=8, free_bytes=free_bytes)
+        for name in ("a", "b", "a", "b"):
+            (await pool.lease(name, max_wait_s=LONG_S)).release()
+        assert pool.loads == 4
+        assert asked == 4
+        assert booked(pool) == 5, "b takes 5, as was found when it was loaded first"
+
+    async def test_a_machine_without_a_device_is_asked_once(self, new_pool: NewPool) -> None:
+        asked = 0
+
+        async def free_bytes() -> None:
+            nonlocal asked
+            asked += 1
+
+        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        await pool.lease("a", max_wait_s=LONG_S)
+        await pool.lease("b", max_wait_s=LONG_S)
+        assert asked == 1
+
+    async def test_what_is_more_than_the_budget_is_measured_again(self, new_pool: NewPool) -> None:
+        free = iter([100, 80, 100, 92, 100, 95])
+
+        async def free_bytes() -> int:
+            return next(free)
+
+        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        for name in ("a", "b", "a"):
+            (await pool.lease(name, max_wait_s=LONG_S)).release()
+        assert booked(pool) == 5, "15 of the 20 that went at first were somebody else's"
+
     async def test_two_loads_at_once_are_not_measured_as_one(self, new_pool: NewPool, loader: FakeLoader) -> None:
         async def free_bytes() -> int:
             return 100 - 4 * len(loader.residents)
