@@ -91,8 +91,8 @@ async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]
 
     dry_run: ask llama.cpp what the parents would take. Not for the server: headers are read in this process.
     """
-    from coe.surgery.build import check, specialist_bytes
     from coe.surgery.parent import Parent
+    from coe.surgery.preflight import check, specialist_bytes
 
     sizes = {}
     for specialist in roster.specialists:

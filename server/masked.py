@@ -121,9 +121,9 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
     shared:  those that are filled from their parent: on the disk they take their mask and nothing else.
     dry_run: ask llama.cpp what the parent would take. Not for the server: headers are read in this process.
     """
-    from coe.surgery.build import specialist_bytes
     from coe.surgery.mask import Mask
     from coe.surgery.parent import Parent
+    from coe.surgery.preflight import specialist_bytes
 
     sizes = {}
     to_cut = uncut(roster)

@@ -295,8 +295,8 @@ def plan(
     """Choose the experts of a specialist from what a profile saw."""
     with clear_errors():
         from coe.surgery import plots, recipes, super_experts
-        from coe.surgery.build import recipe_of
         from coe.surgery.files import require_output
+        from coe.surgery.preflight import recipe_of
         from coe.surgery.presets import PRESETS
         from coe.surgery.profile import Profile, combine
 

@@ -7,7 +7,6 @@ fingerprint of all that went into it, and is not repeated as long as that is unc
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import getpass
 import hashlib
@@ -25,20 +24,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from coe.engine.errors import EngineError, UnavailableError
+from coe.engine.errors import EngineError
 from coe.engine.files import written_beside
-from coe.engine.memory import predict
 from coe.engine.process import die_with
 from coe.engine.spec import LoadSpec
-from coe.engine.units import size_text
 
 from . import gate, super_experts
 from .answers import answer_questions
-from .architectures import block_tensor, expert_bytes, is_per_expert
 from .coherence import DocumentCounts, coherence
-from .corpus import UNCLASSED, Corpus, CorpusFile, read_corpus
+from .corpus import Corpus, CorpusFile, read_corpus
 from .cut import cut
-from .drop_map import DropMap
 from .errors import BuildError, CorpusError, SurgeryError
 from .evaluate import EvaluationReport, evaluate, paired_sentence
 from .files import sha256_of
@@ -46,21 +41,14 @@ from .generation import Settings
 from .jobs import EXIT_BUSY, EXIT_STOPPED, MOST_BEGINNINGS, BuildState, Busy, Job, Machine, Order, Progress, Record
 from .mask import Mask
 from .parent import Parent
+from .preflight import check, fit, is_jsonl, judged_by, needs_norms, reading, recipe_of
 from .profile import Profile
 from .profiling import (
-    CONTEXT_TOKENS,
-    expert_bytes_by_layer,
-    layers_on_cpu,
-    load_spec,
-    needed_bytes,
     profile_corpus,
     summary_line,
 )
-from .quantize import require_file_type
-from .questions import Kind, Question, QuestionSet, gradable_questions, read_questions, records
-from .recipes import Recipe, named, plan
-from .shared_scale import scaling
-from .three_pass import ThreePass
+from .questions import Kind, Question, QuestionSet, records
+from .recipes import plan
 from .verify import verify
 
 # stage, how much of it is done, of how much, units a second where known
@@ -72,202 +60,6 @@ STEPS: Final = (
 
 _NOTE_EVERY_S: Final = 0.5
 _LOOKED_AT: Final = 64  # documents whose masks are held against each other
-_DISK_SLACK: Final = 256 * 2**20
-_JSONL: Final = (".jsonl", ".ndjson")
-
-
-def recipe_of(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of an order: `name`, and those of its own settings that differ. `cap` is three-pass's reasoning_cap.
-
-    Raises MaskError for an unknown name.
-    """
-    own = {key: value for key, value in settings.items() if key not in ("name", "criterion", "pin_super_experts")}
-    if "cap" in own:
-        own["reasoning_cap"] = own.pop("cap")
-    recipe = named(str(settings["name"]))
-    return replace(recipe, **own) if isinstance(recipe, ThreePass | DropMap) and own else recipe
-
-
-def needs_norms(settings: Mapping[str, Any]) -> bool:
-    """Whether the recipe of an order reads the norms of the experts' outputs, which make profiling slower."""
-    recipe, criterion = recipe_of(settings), settings.get("criterion")
-    by_norms = isinstance(recipe, DropMap) and criterion is None and recipe.alpha > 0
-    return by_norms or criterion in ("reap", "mass-norm") or bool(settings.get("pin_super_experts"))
-
-
-def specialist_bytes(parent: Parent, n_keep: int) -> int:
-    """About what a specialist's file takes: the parent's bytes without the experts that go."""
-    gone = sum(
-        expert_bytes(tensor) * (parent.experts.n_expert - n_keep)
-        for header in parent.headers
-        for tensor in header.tensors
-        if is_per_expert(parent.experts.architecture, tensor.name)
-    )
-    return sum(path.stat().st_size for path in parent.paths) - gone
-
-
-def check(order: Order, folder: Path) -> str:
-    """What should be known of a build before it begins, "" for nothing. Loads nothing.
-
-    Raises SurgeryError or EngineError for what would make it fail hours later.
-    """
-    parent = Parent.open(order.parent)
-    _require_count(parent, order.experts)
-    recipe = recipe_of(order.recipe)
-    bound = gate.Bound(**order.bound)
-    if order.quantize is not None:
-        require_file_type(order.quantize)
-    if order.shared_scale is not None:
-        _require_scale(parent, order.shared_scale)
-    files = [CorpusFile.parse(text) for text in order.corpus]
-    if order.answer and (plain := [file.path.name for file in files if not _is_jsonl(file)]):
-        raise CorpusError(f"{', '.join(plain)} holds no questions to answer.", "Give JSON lines, or set answer: false.")
-    classes = _classes_of_lines(files) if order.answer else read_corpus(files).classes
-    if isinstance(recipe, DropMap):
-        _require_classes(recipe, classes)
-    if order.reasoning:
-        if not isinstance(recipe, ThreePass):
-            raise BuildError(
-                f"The recipe {order.recipe['name']} makes no use of `reasoning`.",
-                "Leave it out, or take the recipe three-pass.",
-            )
-        read_corpus([CorpusFile.parse(text) for text in order.reasoning])
-    questions = _judging(order)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free, need = shutil.disk_usage(there).free, specialist_bytes(parent, order.experts) + _DISK_SLACK
-    written = folder / "specialist.gguf"
-    if free + (written.stat().st_size if written.exists() else 0) < need:
-        raise BuildError(
-            f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
-            "Make room there, or set models_dir to another disk.",
-        )
-    return gate.foresee(len(questions.all), bound)
-
-
-def _require_count(parent: Parent, n_keep: int) -> None:
-    """Raises BuildError when the parent's layers cannot keep so many experts."""
-    experts = parent.experts
-    asked = f"{n_keep} experts a layer are asked for; {parent.name}"
-    if not max(experts.n_used, 2) <= n_keep <= experts.n_expert:
-        raise BuildError(
-            f"{asked} has {experts.n_expert}, a token uses {experts.n_used}, and 2 have to stay at least.",
-            "Correct `experts` in the roster.",
-        )
-    of_group = max(2, -(-experts.n_used // experts.n_groups_used))  # a group is judged by its best two
-    if experts.n_groups > 1 and (n_keep % experts.n_groups or n_keep < of_group * experts.n_groups):
-        raise BuildError(
-            f"{asked} chooses among {experts.n_groups} groups first, and has to keep as many of each, {of_group} at "
-            "least.",
-            f"Set `experts` in the roster to a multiple of {experts.n_groups} from {of_group * experts.n_groups}.",
-        )
-
-
-def _require_scale(parent: Parent, factor: float) -> None:
-    """Raises BuildError without a shared expert to scale, CutError for a factor or a type that cannot be."""
-    experts = parent.experts
-    layers = (*experts.layers, *experts.draft_layers)
-    tensors = [tensor for header in parent.headers for tensor in header.tensors]
-    places = {tensor.name: block_tensor(tensor.name) for tensor in tensors}
-    scaled = [
-        tensor
-        for tensor in tensors
-        if (place := places[tensor.name]) and place[0] in layers and place[1] == experts.architecture.shared_output
-    ]
-    if not scaled:
-        raise BuildError(
-            f"{parent.name} ({experts.architecture.name}) has no shared expert to scale.",
-            "Leave `shared_scale` out of the roster.",
-        )
-    for tensor in scaled:
-        scaling(tensor.name, tensor.type, factor)
-
-
-def _require_classes(recipe: DropMap, classes: Sequence[str]) -> None:
-    """Raises BuildError when the recipe weighs classes that the corpus does not have, or gives none any weight."""
-    if missing := [name for name in recipe.weights if name not in classes]:
-        raise BuildError(
-            f"The recipe weighs classes that the corpus does not have: {', '.join(missing)}.",
-            f"It has: {', '.join(classes)}. Give texts of the others as CLASS=FILE, or set `weights` of the recipe.",
-        )
-    if recipe.weights and not any(recipe.weights.values()):
-        raise BuildError("The recipe gives no class any weight.", "Correct `weights` of the recipe in the roster.")
-
-
-def _classes_of_lines(files: Sequence[CorpusFile]) -> tuple[str, ...]:
-    """The classes that a corpus of questions will have when they are answered."""
-    found = (
-        record.get("class") or file.category or record.get("subdomain") or record.get("category") or UNCLASSED
-        for file in files
-        for _, record in records(file.path)
-    )
-    return tuple(dict.fromkeys(str(category) for category in found))
-
-
-def _is_jsonl(file: CorpusFile) -> bool:
-    return file.path.suffix.lower() in _JSONL
-
-
-@dataclass(frozen=True)
-class _Judging:
-    """What a specialist is judged by: questions held out of its corpus, and all, with those that the roster gives."""
-
-    held: tuple[Question, ...]
-    all: tuple[Question, ...]
-
-
-def _judging(order: Order) -> _Judging:
-    """Raises EvaluationError for questions that cannot be read or contradict themselves."""
-    files = [CorpusFile.parse(text) for text in order.corpus]
-    gradable = gradable_questions([file.path for file in files if _is_jsonl(file)]).questions
-    held = tuple(gradable[index] for index in gate.hold_out(gradable))
-    given = read_questions(order.questions).questions if order.questions else ()
-    return _Judging(held, tuple({question.id: question for question in (*held, *given)}.values()))
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a build's models are loaded so that they fit, and the bytes that the larger of them takes."""
-
-    machine: Machine
-    need_bytes: int
-
-
-def fit(order: Order, machine: Machine, budget_bytes: int | None) -> Fit:
-    """As many layers' experts in host memory as the budget asks for.
-
-    Raises UnavailableError with the sum when that does not help, ModelFileError for a parent that cannot be loaded.
-    """
-    parent = Parent.open(order.parent)
-    watched, asked = _needs(parent, machine)
-    need = max(watched, asked)
-    if budget_bytes is not None and need > budget_bytes and machine.cpu_expert_layers == 0:
-        layers = layers_on_cpu(need, budget_bytes, expert_bytes_by_layer(parent))
-        if layers is not None:
-            # Without a GPU the experts are in host memory anyway, and that is what is counted.
-            lighter = replace(machine, cpu_expert_layers=layers)
-            less = max(_needs(parent, lighter))
-            if less < need:
-                machine, need = lighter, less
-    if budget_bytes is not None and need > budget_bytes:
-        raise UnavailableError(
-            f"Building {order.name} needs {size_text(need)} for its parent ({size_text(watched)} while its router is "
-            f"watched, {size_text(asked)} while it answers); the budget is {size_text(budget_bytes)}.",
-            "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
-            "the parent.",
-        )
-    return Fit(machine, need)
-
-
-def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:
-    """Bytes of the device while the parent is profiled, and while it answers."""
-    load = LoadSpec(parent.path, **asdict(machine))
-    watched = needed_bytes(load_spec(parent.path, reading(load)), parent)
-    return watched, asyncio.run(predict(load)).footprint.total_bytes
-
-
-def reading(load: LoadSpec) -> LoadSpec:
-    """How the parent is loaded to be profiled: documents need no longer context than they are cut to."""
-    return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -458,7 +250,7 @@ class Pipeline:
 
     def _split(self, tell: Tell) -> Mapping[str, Any]:
         """Every tenth question that can be graded is held out, and nothing that asks one of them is profiled."""
-        judging = _judging(self._order)
+        judging = judged_by(self._order)
         withheld = gate.Withheld(question.question for question in judging.all)
         kept, left_out = self._sift("corpus", self._order.corpus, withheld)
         facts = {"lines": kept, "left_out": left_out}
@@ -473,7 +265,7 @@ class Pipeline:
         outs = self._without_questions(name, files)
         kept = left_out = 0
         with written_beside(outs[0]) as beside, beside.open("w") as out:
-            for file in filter(_is_jsonl, files):
+            for file in filter(is_jsonl, files):
                 for _, record in records(file.path):
                     if withheld.is_asked_in_line(record):
                         left_out += 1
@@ -482,7 +274,7 @@ class Pipeline:
                         record.setdefault("class", file.category)
                     out.write(json.dumps(record, ensure_ascii=False) + "\n")
                     kept += 1
-        plain = [file for file in files if not _is_jsonl(file)]
+        plain = [file for file in files if not is_jsonl(file)]
         for file, path in zip(plain, outs[1:], strict=True):
             documents = read_corpus([file]).documents
             paragraphs = [paragraph for document in documents for paragraph in document.text.split("\n\n")]
@@ -501,13 +293,13 @@ class Pipeline:
 
     def _without_questions(self, name: str, files: Sequence[CorpusFile]) -> list[Path]:
         """Where the lines and texts lie that may be profiled: all JSON lines in one file, then each plain text."""
-        plain = sum(not _is_jsonl(file) for file in files)
+        plain = sum(not is_jsonl(file) for file in files)
         return [self._job.path(f"{name}.jsonl"), *(self._job.path(f"{name}-{at}.txt") for at in range(plain))]
 
     def _left(self, name: str, texts: Sequence[str]) -> list[CorpusFile]:
         """What the split left of files, with their classes."""
         files = [CorpusFile.parse(text) for text in texts]
-        plain = [file.category for file in files if not _is_jsonl(file)]
+        plain = [file.category for file in files if not is_jsonl(file)]
         written = zip(self._without_questions(name, files), (None, *plain), strict=True)
         return [CorpusFile(path, category) for path, category in written if path.stat().st_size]
 

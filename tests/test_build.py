@@ -23,7 +23,7 @@ from random_model import Shape, write_random_model
 
 from coe.demo.asking import ask
 from coe.engine.gguf_header import read_header
-from coe.surgery import build
+from coe.surgery import build, preflight
 from coe.surgery.drop_map import DropMap
 from coe.surgery.errors import BuildError, SurgeryError
 from coe.surgery.jobs import MOST_BEGINNINGS, BuildState, Job, Machine, Order, Progress
@@ -40,7 +40,7 @@ MACHINE = Machine(context_tokens=256, parallel=4, threads=1)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from coe.surgery import build
+from coe.surgery import build, preflight
 from coe.surgery.jobs import Job
 
 record = Job.record
@@ -193,7 +193,7 @@ def test_too_few_questions_are_told_when_a_build_begins(new_job: NewJob, corpus:
     first_step = next(at for at, progress in enumerate(told) if progress.step)
     assert all("Only 4 questions" in progress.warning for progress in told[first_step:])
     enough = new_job("enough", questions=(corpus,))
-    assert build.check(enough.order()[0], enough.folder) == ""
+    assert preflight.check(enough.order()[0], enough.folder) == ""
 
 
 def test_what_is_kept_aside_is_released_when_somebody_accepts_it(new_job: NewJob) -> None:
@@ -310,20 +310,20 @@ def test_what_a_parent_has_no_place_for_is_seen_before_anything_begins(
         architecture = replace(found.experts.architecture, shared_output=None)
         return replace(found, experts=replace(found.experts, architecture=architecture, n_groups=2, n_groups_used=1))
 
-    build.check(replace(order, shared_scale=1.2), job.folder)
+    preflight.check(replace(order, shared_scale=1.2), job.folder)
     monkeypatch.setattr(Parent, "open", grouped)
-    build.check(order, job.folder)
+    preflight.check(order, job.folder)
     with pytest.raises(BuildError, match="multiple of 2 from 4"):
-        build.check(replace(order, experts=5), job.folder)
+        preflight.check(replace(order, experts=5), job.folder)
     with pytest.raises(BuildError, match="multiple of 2 from 4"):
-        build.check(replace(order, experts=2), job.folder)
+        preflight.check(replace(order, experts=2), job.folder)
     with pytest.raises(BuildError, match="no shared expert"):
-        build.check(replace(order, shared_scale=1.2), job.folder)
+        preflight.check(replace(order, shared_scale=1.2), job.folder)
 
 
 def test_a_full_disk_is_seen_before_anything_begins(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = build.shutil.disk_usage("/")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     job = new_job()
     ended = build.run(job)
     assert ended.state is BuildState.FAILED
@@ -474,21 +474,23 @@ def test_a_kill_while_releasing_leaves_the_old_model_or_the_new(
 
 
 def test_recipes_of_the_roster_become_those_of_planning() -> None:
-    assert build.recipe_of({"name": "top-k"}) == TopK()
-    assert build.recipe_of({"name": "three-pass", "cap": 6, "criterion": "reap"}) == ThreePass(reasoning_cap=6)
-    assert build.recipe_of({"name": "drop-map", "weights": {"law": 2.0}, "alpha": 0.0}) == DropMap({"law": 2.0}, 0.0)
-    v7 = build.recipe_of({"name": "v7", "protect_top": 8})
+    assert preflight.recipe_of({"name": "top-k"}) == TopK()
+    assert preflight.recipe_of({"name": "three-pass", "cap": 6, "criterion": "reap"}) == ThreePass(reasoning_cap=6)
+    assert preflight.recipe_of({"name": "drop-map", "weights": {"law": 2.0}, "alpha": 0.0}) == DropMap(
+        {"law": 2.0}, 0.0
+    )
+    v7 = preflight.recipe_of({"name": "v7", "protect_top": 8})
     assert isinstance(v7, DropMap)
     assert v7.protect_top == 8
     assert v7.weights["targeted_gpqa"] == 1.5
 
 
 def test_norms_are_collected_only_where_they_are_read() -> None:
-    assert not build.needs_norms({"name": "three-pass"})
-    assert build.needs_norms({"name": "three-pass", "criterion": "reap"})
-    assert build.needs_norms({"name": "three-pass", "pin_super_experts": True})
-    assert build.needs_norms({"name": "drop-map"})
-    assert not build.needs_norms({"name": "drop-map", "alpha": 0.0})
+    assert not preflight.needs_norms({"name": "three-pass"})
+    assert preflight.needs_norms({"name": "three-pass", "criterion": "reap"})
+    assert preflight.needs_norms({"name": "three-pass", "pin_super_experts": True})
+    assert preflight.needs_norms({"name": "drop-map"})
+    assert not preflight.needs_norms({"name": "drop-map", "alpha": 0.0})
 
 
 def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: NewJob, tmp_path: Path) -> None:
@@ -507,7 +509,7 @@ def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: Ne
     found = subprocess.run([*command, "--budget", "1000"], capture_output=True, text=True, timeout=60, check=False)
     assert "vram_budget" in json.loads(found.stdout)["remedy"]
     with pytest.raises(BuildError):
-        build.check(replace(job.order()[0], bound={"standard_errors": -1.0}), job.folder)
+        preflight.check(replace(job.order()[0], bound={"standard_errors": -1.0}), job.folder)
 
 
 # --- what a parent knows ----------------------------------------------------------------------------------------------
