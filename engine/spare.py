@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
+from .errors import WorkerDiedError
 from .resident import Resident, WorkerResident
 from .spec import LoadSpec, Thinking
 
@@ -28,12 +29,37 @@ class SpareWorker:
     ) -> Resident:
         """See WorkerResident.start. The next spare is spawned when the load has ended, so as not to slow it."""
         spare, self._spare = self._spare, None
-        resident = spare if spare is not None and not spare.is_gone else await self._spawn()
         try:
+            if spare is not None and (resident := await self._load_in(spare, spec, policies, on_progress)) is not None:
+                return resident
+            resident = await self._spawn()
             await resident.load(spec, policies, on_progress)
         finally:
             self._fill()
         return resident
+
+    async def _load_in(
+        self,
+        spare: WorkerResident,
+        spec: LoadSpec,
+        policies: Mapping[str, Thinking],
+        on_progress: Callable[[float], None],
+    ) -> WorkerResident | None:
+        """The spare with the model; None where it was killed, by the kernel for want of memory say, as it waited."""
+        begun = False
+
+        def note(fraction: float) -> None:
+            nonlocal begun
+            begun = True
+            on_progress(fraction)
+
+        try:
+            await spare.load(spec, policies, note)
+        except WorkerDiedError:
+            if begun:
+                raise
+            return None
+        return spare
 
     def _fill(self) -> None:
         if not self._closed and self._spare is None and (self._filling is None or self._filling.done()):

@@ -78,6 +78,17 @@ async def test_a_spare_that_died_is_replaced(spawned: Spawned, smollm2_spec: Loa
     await spare.close()
 
 
+async def test_a_spare_that_dies_as_it_is_taken_costs_no_load(spawned: Spawned, smollm2_spec: LoadSpec) -> None:
+    spare = SpareWorker(spawned)
+    await start(spare, smollm2_spec)
+    await spawned.until(2)
+    os.kill(spawned.workers[1].pid, signal.SIGKILL)  # which nobody here has noticed yet
+    resident = await start(spare, smollm2_spec)
+    assert resident is spawned.workers[2]
+    assert isinstance((await events(resident, request()))[-1], Finished)
+    await spare.close()
+
+
 async def test_a_load_that_fails_leaves_a_spare_for_the_next(
     spawned: Spawned, smollm2_spec: LoadSpec, tmp_path: Path
 ) -> None:
