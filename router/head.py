@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from coe.router.encoder import DIMENSIONS, RouterError
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, scrub
+from coe.router.own_prompts import prompts_digest, shipped_prompts
 
 Floats = NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "head.npz"
-PROMPTS = Path(__file__).parent / "prompts"
 EMBEDDING_SCALE = 2.0  # weight of each half of the embedding beside the words' unit vector
 EXAMPLE_RIDGE = 0.1  # how little is left of an example's error, beside 1 for a shipped prompt
 WANTED_EXAMPLES = 10
@@ -162,22 +162,6 @@ def softmax(scores: NDArray[Any]) -> Floats:
     """Softmax over the last axis."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def shipped_prompts() -> list[tuple[str, str]]:
-    """The training prompts written for this project, as (label, text); one file a label, one line a prompt."""
-    return [
-        (path.stem, line.replace("\\n", "\n"))
-        for path in sorted(PROMPTS.glob("*.txt"))
-        for line in path.read_text("utf-8").splitlines()
-        if line.strip()
-    ]
-
-
-def prompts_digest() -> str:
-    """What the shipped prompts hash to: embeddings of other prompts are of no use."""
-    text = "\0".join(f"{label}\0{text}" for label, text in shipped_prompts())
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save_head(head: Head, path: Path) -> None:

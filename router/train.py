@@ -22,11 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.domains import DOMAINS, canonical
-from coe.router.encoder import DIMENSIONS, OFFICIAL_SHA256, QUANTISED_SHA256, Encodes, QuantisedEncoder, RouterError
+from coe.router.encoder import (
+    DIMENSIONS,
+    OFFICIAL_SHA256,
+    QUANTISED_SHA256,
+    Encodes,
+    QuantisedEncoder,
+    RouterError,
+    readable,
+)
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
-from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, shipped_prompts, softmax
+from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, softmax
 from coe.router.hidden import UNITS, fit_hidden
 from coe.router.measures import report
+from coe.router.own_prompts import shipped_prompts
 
 PENALTY = 1.0  # LinearSVC's C
 TOLERANCE = 1e-2  # tighter ones take longer and change no figure
@@ -133,7 +142,8 @@ class KeptEmbeddings:
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Embeddings (n, DIMENSIONS) of the texts; new ones are written to the file."""
-        keys = [hashlib.sha1(scrub(text).encode(), usedforsecurity=False).digest() for text in texts]
+        # By what is read of a text, so that after a change of that nothing stale is found.
+        keys = [hashlib.sha1(readable(text).encode(), usedforsecurity=False).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         order = list(new)
         try:
