@@ -44,6 +44,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
         _out.print("  coe serve --roster FILE        serve your own college")
         _out.print('  coe route "a question"         which specialist would answer')
+        _out.print("  coe bench --roster FILE        what each specialist takes on this machine")
         _out.print("  coe doctor                     what is missing on this machine\n")
         _out.print("Making a specialist:")
         _out.print("  coe build NAME                 one that the roster describes, from corpus to release")
@@ -133,6 +134,28 @@ def demo(
     from .demo_tour import tour
 
     raise typer.Exit(tour(demo_roster(), url.rstrip("/"), _out))
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Specialists; all that can be served when left out.")
+    ] = None,
+    roster: RosterOption = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that is running; one is started for the roster when left out.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key, if it wants one.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each specialist is changed to.")] = 5,
+    tokens: Annotated[int, typer.Option(min=16, help="Length of the answers whose speed is measured.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure specialists on this machine: time to the first token, changes, and tokens a second."""
+    from .bench import bench as run
+
+    path = known_roster(roster)
+    code = run(path, names or [], _out, _err, url=url, key=key, rounds=rounds, n_tokens=tokens, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()

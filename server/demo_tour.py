@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +21,8 @@ from rich.table import Table
 from coe.demo.curriculum import DOMAINS, is_right, questions
 from coe.surgery.jobs import BuildState
 
+from .own_server import ServerStartError, own_server
+
 # A question a domain, none of which the parent was trained on in these words; then one for nobody in particular.
 QUESTIONS: Final = (
     ("math", "What is 39 + 25?"),
@@ -38,7 +37,6 @@ BUILT: Final = "law"
 TO_BUILD: Final = ("law", "What does frustration mean in law?")
 
 _ANSWER_S: Final = 120.0
-_START_S: Final = 180.0
 _LOOK_EVERY_S: Final = 0.2
 _WIDEST_ANSWER: Final = 90  # characters
 
@@ -73,7 +71,7 @@ def tour(roster: Path, url: str, out: Console) -> int:
                 replies.append(built)
             _say_goodbye(client, replies, out)
             return 0 if built is not None else 1
-    except (TourError, httpx.HTTPError) as error:
+    except (TourError, ServerStartError, httpx.HTTPError) as error:
         out.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
 
@@ -89,7 +87,7 @@ def _server(roster: Path, url: str, out: Console) -> Iterator[str]:
         out.print(f"Asking the college at {url}.\n", markup=False)
         yield url
         return
-    with tempfile.TemporaryDirectory(prefix="coe-demo-") as folder, _own_server(roster, Path(folder), out) as own:
+    with _own_server(roster, out) as own:
         yield own
 
 
@@ -103,32 +101,14 @@ def _served_at(url: str) -> set[str]:
 
 
 @contextlib.contextmanager
-def _own_server(roster: Path, folder: Path, out: Console) -> Iterator[str]:
-    """`coe serve` on a free port. What it cuts and builds lies in `folder`, so that every tour begins anew."""
-    log = folder / "server.log"
-    with log.open("w") as errors:
-        command = [sys.executable, "-m", "coe.server.cli", "serve", "--port", "0"]
-        process = subprocess.Popen(
-            [*command, "--roster", str(with_own_models(roster, folder))],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    try:
+def _own_server(roster: Path, out: Console) -> Iterator[str]:
+    """A server for the tour. What it cuts and builds lies in a folder of its own, so that every tour begins anew."""
+    with tempfile.TemporaryDirectory(prefix="coe-demo-") as folder, contextlib.ExitStack() as stack:
         with out.status("Cutting five specialists out of the tiny parent, and starting the server ..."):
             began = time.perf_counter()
-            base = _address(process, log)
+            base = stack.enter_context(own_server(with_own_models(roster, Path(folder))))
         out.print(f"A college of my own is ready at {base} ({time.perf_counter() - began:.0f} s).\n", markup=False)
         yield base
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_START_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def with_own_models(roster: Path, folder: Path) -> Path:
@@ -144,16 +124,6 @@ def with_own_models(roster: Path, folder: Path) -> Path:
     path = folder / "specialists.yaml"
     path.write_text(yaml.safe_dump(text, allow_unicode=True))
     return path
-
-
-def _address(process: subprocess.Popen[str], log: Path) -> str:
-    """What the server announces. Raises TourError when it ends instead."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if " is ready at " in line:
-            return line.rsplit(" ", 1)[-1].strip().removesuffix("/v1")
-    process.wait()
-    raise TourError(f"The server did not start:\n{log.read_text().strip()}\nRun coe doctor.")
 
 
 # --- asking ---------------------------------------------------------------------------------------------------
