@@ -267,6 +267,7 @@ async def latency() -> None:
     await each(prompts[:20])
     short_ms, _, share_short = await each(prompts)
     long_ms, long_computed_ms, share_long = await each(long)
+    typed_ms, _, _ = await each([mistyped(text, TYPED_OTHERWISE) for text in long])
     supervisor.close()
     examples = {"sailing": prompts[:10], "law": prompts[10:20]}
     source = find_encoder()
@@ -281,6 +282,13 @@ async def latency() -> None:
         row("500 words, 99th percentile", float(np.percentile(long_ms, 99)), 40, below=True, unit="ms"),
         row("the same, processor time", float(np.percentile(long_computed_ms, 99)), 40, below=True, unit="ms"),
         row("500 words, median", statistics.median(long_ms), 40, below=True, unit="ms"),
+        row(
+            "the same with typing errors, 99th percentile",
+            float(np.percentile(typed_ms, 99)),
+            40,
+            below=True,
+            unit="ms",
+        ),
         row("start, without own examples", start_s, 5, below=True, unit="s"),
         row("refit to 20 examples of two domains", refit_s, 1, below=True, unit="s"),
     ]

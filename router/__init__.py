@@ -3,7 +3,8 @@
 from coe.router.choose import Candidate, Decision, NoSpecialist, Ranked, Settings, choose
 from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS
-from coe.router.encoder import EncoderError, EncoderMismatch, EncoderSource, RouterError, find_encoder
+from coe.router.encoder import EncoderError, EncoderMismatch, EncoderSource, find_encoder
+from coe.router.errors import RouterError
 from coe.router.head import HeadError
 from coe.router.supervisor import Supervisor
 

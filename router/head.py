@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.router.encoder import DIMENSIONS, RouterError
+from coe.router.encoder import DIMENSIONS
+from coe.router.errors import RouterError
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, scrub
 from coe.router.own_prompts import prompts_digest, shipped_prompts
 
@@ -307,8 +308,6 @@ def with_examples(
     head: Head,
     examples: Mapping[str, Sequence[str]],
     embed: Callable[[Sequence[str]], Floats] | None,
-    *,
-    same_encoder: bool = True,
 ) -> Head:
     """The head fitted to a roster's own examples, domain -> texts; well under a second.
 
@@ -316,8 +315,7 @@ def with_examples(
     the other domains' examples. Then all labels are moved as little as makes the examples right and leaves the shipped
     prompts where they were: of a built-in domain a few examples correct the head and do not replace it.
 
-    embed:        texts -> (n, DIMENSIONS), as an encoder gives them; None fits on n-grams alone.
-    same_encoder: whether `embed` is the encoder that the head was fitted with; if not, the prompts are embedded anew.
+    embed: texts -> (n, DIMENSIONS), as the encoder gives them that the head was fitted with; None: n-grams alone.
     """
     reference, prompts = _reference_prompts()
     texts = [text for of_domain in examples.values() for text in of_domain]
@@ -326,8 +324,7 @@ def with_examples(
     own = np.array([domain for domain, of_domain in examples.items() for _ in of_domain])
     embedded: Floats | None = None
     if embed is not None:
-        shipped = head.prompts if same_encoder else None
-        known = shipped[reference] if shipped is not None else embed(prompts)
+        known = head.prompts[reference] if head.prompts is not None else embed(prompts)
         embedded = np.vstack([known, embed(texts)])
     rows = _rows(head, [*prompts, *texts], embedded)
     plain = rows[:, :N_BUCKETS].tocsr()
@@ -356,7 +353,7 @@ def example_problems(examples: Mapping[str, Sequence[str]]) -> list[str]:
     seen: dict[str, list[tuple[str, str]]] = {}
     for domain, texts in examples.items():
         for text in texts:
-            seen.setdefault(" ".join(_WORD.findall(text.lower())) or text.strip(), []).append((domain, text))
+            seen.setdefault(_words_of(text), []).append((domain, text))
     shared: dict[tuple[str, ...], list[str]] = {}
     repeated: dict[str, list[str]] = {}
     for found in seen.values():
@@ -384,6 +381,18 @@ def example_problems(examples: Mapping[str, Sequence[str]]) -> list[str]:
                 f"{WANTED_EXAMPLES} it will miss many of its questions and take some that are not its own: write more"
             )
     return problems
+
+
+def different_examples(texts: Sequence[str]) -> list[str]:
+    """The first of those that differ in case, spaces and signs only: they are one example."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(_words_of(text), text)
+    return list(found.values())
+
+
+def _words_of(text: str) -> str:
+    return " ".join(_WORD.findall(text.lower())) or text.strip()
 
 
 def _named(texts: Sequence[str]) -> str:

@@ -3,6 +3,10 @@
 The encoder knows some 22,000 words whole. A wrong letter breaks such a word into pieces that mean something else, and
 a question of which every fifth word is mistyped is filed elsewhere. N-grams need no correction, and do worse with one:
 of a mistyped word most parts are still right.
+
+A technical term that no dictionary has looks like an error as well, and is often all that tells what a question is
+about. So a word stays that a dictionary of English, our own prompts, `words.txt` or the encoder itself knows, and words
+of four letters stay whatever they are: too many abbreviations are that short.
 """
 
 from __future__ import annotations
@@ -10,32 +14,50 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
-from spellchecker import SpellChecker
+from coe.router.own_prompts import shipped_prompts
 
-MOST_UNKNOWN = 0.4  # of a text's words: beyond that it is another language
-TWICE = 2  # a word of one prompt alone may be a mistyped one
+TECHNICAL = Path(__file__).parent / "words.txt"
+MOST_UNKNOWN = 0.6  # of a text's words: beyond that it is another language
+MOST_CORRECTED = 12  # different words of a text: each takes up to 0.6 ms
+TWICE = 2  # some prompts are mistyped on purpose, hardly two of them alike
+REMEMBERED = 4096  # corrections
 
-# Words that stand for themselves, not too short, which have too many neighbours: no name, no part of an identifier, a
-# path, an address, a LaTeX command or a call.
-_WORD = re.compile(r"(?:(?<![\w\\.$@/#'’-])[a-z]|^[A-Z]|(?<=[.?!] )[A-Z])[a-z]{3,23}(?![\w(@/'’-]|[.:][\w/])")
-_LETTERS = re.compile(r"[a-z]+")
+_WORD = re.compile(r"[^\W\d_]+")
+# Words that may be replaced: no name, no part of an identifier, a path, an address, a LaTeX command or a call.
+_REPLACED = re.compile(r"(?:(?<![\w\\.$@/#'’-])[a-z]|^[A-Z]|(?<=[.?!] )[A-Z])[a-z]{4,17}(?![\w(@/'’-]|[.:][\w/])")
+# Soft hyphens, zero-width spaces and joiners: a reader does not see them, the encoder drops them.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 
 class Speller:
     """Replaces a word that nobody knows by the commonest English one that is one typing error away from it."""
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
-        """texts: the words that several of them have are known too. Takes 0.2 s."""
+    def __init__(self, vocabulary: Iterable[str] = ()) -> None:
+        """vocabulary: words that are known as well, in lower case. Takes 0.2 s.
+
+        Raises ImportError where pyspellchecker is not installed.
+        """
+        from spellchecker import SpellChecker
+
         self._checker = SpellChecker(distance=1)
-        found = Counter(word for text in texts for word in set(_LETTERS.findall(text.lower())))
-        self._checker.word_frequency.load_words([word for word, count in found.items() if count >= TWICE])
+        self._known = {*vocabulary, *TECHNICAL.read_text("utf-8").split()}
+        found = Counter(word for _, text in shipped_prompts() for word in set(_WORD.findall(text.lower())))
+        self._known.update(word for word, n_prompts in found.items() if n_prompts >= TWICE)
+        self._nearest = lru_cache(REMEMBERED)(self._checker.correction)
 
     def corrected(self, text: str) -> str:
         """The text, its mistyped words replaced in lower case. A text of mostly unknown words stays as it is."""
-        found = [match.group() for match in _WORD.finditer(text)]
-        unknown = {word for word in found if word.lower() not in self._checker}
-        if sum(word in unknown for word in found) > MOST_UNKNOWN * len(found) + 1:
+        text = text.translate(_INVISIBLE)
+        words = [word.lower() for word in _WORD.findall(text)]
+        n_unknown = sum(self._is_unknown(word) for word in words)
+        if not n_unknown or n_unknown > MOST_UNKNOWN * len(words):
             return text
-        corrections = {word: self._checker.correction(word.lower()) or word for word in unknown}
-        return _WORD.sub(lambda match: corrections.get(match.group(), match.group()), text)
+        replaceable = dict.fromkeys(word for word in _REPLACED.findall(text) if self._is_unknown(word.lower()))
+        corrections = {word: self._nearest(word.lower()) or word for word in list(replaceable)[:MOST_CORRECTED]}
+        return _REPLACED.sub(lambda match: corrections.get(match.group(), match.group()), text)
+
+    def _is_unknown(self, word: str) -> bool:
+        return word not in self._known and word not in self._checker

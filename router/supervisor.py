@@ -20,10 +20,9 @@ from coe.router.encoder import (
     EncoderError,
     Encodes,
     find_encoder,
-    is_published,
     load_encoder,
 )
-from coe.router.head import SHIPPED, Floats, Head, example_problems, load_head, with_examples
+from coe.router.head import SHIPPED, Floats, Head, different_examples, example_problems, load_head, with_examples
 
 logger = logging.getLogger("coe.router")
 
@@ -171,6 +170,7 @@ class Supervisor:
         self._head = self._head_setting if isinstance(self._head_setting, Head) else load_head(self._head_setting)
         try:
             self._encoder = self._find_encoder()
+            self._require_same_weights()
         except EncoderError as error:
             self._encoder = None
             remedy = "" if self._encoder_setting == "auto" else "; name another folder as encoder, or `auto`"
@@ -197,13 +197,23 @@ class Supervisor:
             )
         return None
 
+    def _require_same_weights(self) -> None:
+        """Raises EncoderError for an encoder that the head was not fitted with, whose embeddings mean nothing to it."""
+        assert self._head is not None
+        if self._encoder is not None and self._encoder.weights != self._head.about.get("encoder_weights"):
+            raise EncoderError(
+                "the head was fitted with another sentence encoder; fit one with this encoder by `coe train-router "
+                "QUESTIONS.jsonl --encoder FOLDER -o own.npz`, and name it in the roster (`router: {head: own.npz}`)"
+            )
+
     def _learn_own_domains(self) -> None:
         """Fit the head to the examples that the roster brings along, for domains of its own and for built-in ones."""
         assert self._head is not None
         examples = examples_of(self.candidates)
         for problem in example_problems(examples):
             self._warn(problem)
-        for domain in [d for d, texts in examples.items() if d not in DOMAINS and len(set(texts)) < MIN_EXAMPLES]:
+        examples = {domain: different_examples(texts) for domain, texts in examples.items()}
+        for domain in [d for d, texts in examples.items() if d not in DOMAINS and len(texts) < MIN_EXAMPLES]:
             few = f"fewer than {MIN_EXAMPLES} different" if examples[domain] else "no"
             self._warn(
                 f'the domain "{domain}" is not a built-in one and has {few} examples: no question will be routed to '
@@ -213,9 +223,8 @@ class Supervisor:
         encoder = self._encoder
         self._head = with_examples(
             self._head,
-            {domain: list(dict.fromkeys(texts)) for domain, texts in examples.items() if texts},
+            {domain: texts for domain, texts in examples.items() if texts},
             encoder.encode if encoder is not None else None,
-            same_encoder=encoder is not None and is_published(encoder),
         )
         for domain in [d for d in self.settings.thresholds if d not in self._head.labels]:
             self._warn(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.domains import GENERAL, canonical, family
-from coe.router.encoder import RouterError
+from coe.router.errors import RouterError
 
 Array = NDArray[Any]
 

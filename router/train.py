@@ -22,15 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.router.domains import DOMAINS, canonical
-from coe.router.encoder import (
-    DIMENSIONS,
-    OFFICIAL_SHA256,
-    QUANTISED_SHA256,
-    Encodes,
-    QuantisedEncoder,
-    RouterError,
-    readable,
-)
+from coe.router.encoder import DIMENSIONS, Encodes, QuantisedEncoder
+from coe.router.errors import RouterError
 from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
 from coe.router.head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, softmax
 from coe.router.hidden import UNITS, fit_hidden
@@ -142,8 +135,10 @@ class KeptEmbeddings:
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Embeddings (n, DIMENSIONS) of the texts; new ones are written to the file."""
-        # By what is read of a text, so that after a change of that nothing stale is found.
-        keys = [hashlib.sha1(readable(text).encode(), usedforsecurity=False).digest() for text in texts]
+        self._encoder.load()
+        # By what the encoder reads of a text: one with other weights, or that reads otherwise, finds nothing stale.
+        read = (f"{self._encoder.weights}\0{self._encoder.read(text)}" for text in texts)
+        keys = [hashlib.sha1(text.encode(), usedforsecurity=False).digest() for text in read]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         order = list(new)
         try:
@@ -344,7 +339,9 @@ def out_of_fold(corpus: Corpus, progress: Callable[[str], None] = lambda text: N
     plain = {seed: np.zeros((n, len(corpus.names))) for seed in corpus.versions if seed != TYPED}
     joint = {seed: np.zeros((n, len(corpus.names))) for seed in plain}
     strata = np.where(corpus.sources == PROMPTS, corpus.labels + len(corpus.names), corpus.labels)
-    split = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(strata, strata, corpus.groups)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # then it is not in every fold
+        split = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(strata, strata, corpus.groups))
     for fold, (train, test) in enumerate(split):
         progress(f"fold {fold + 1} of {FOLDS}")
         head = fit(corpus, train)
@@ -420,12 +417,12 @@ def train(
 ) -> dict[str, Any]:
     """Fit a head on the questions of a file, write it to `output`, and return its out-of-fold figures.
 
-    The licences of the sources are taken over from the head that `output` holds already, if any.
+    The licences of the sources are taken over from the head that `output` holds already, if it is of the same file.
     Raises QuestionsError for a file that cannot be used.
     """
     own = "write one of these; a domain of your own is taught by `examples` in a roster"
     questions = read_questions(path, remedy=own)
-    progress(f"{len(questions)} questions")
+    progress(f"{len(questions)} questions; they and their mistyped copies are embedded")
     data = corpus(questions, KeptEmbeddings(encoder, embeddings))
     found = out_of_fold(data, progress)
     plain, joint = found.plain[CLEAN], found.joint[CLEAN]
@@ -444,6 +441,7 @@ def train(
     head = fit(data, np.arange(len(data.labels)))
     prompts = data.versions[CLEAN].embeddings[data.sources == PROMPTS]
     weights = temperature_weights(data)
+    data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     about = {
         "made_by": "coe train-router",
         "classifier": (
@@ -453,11 +451,11 @@ def train(
         ),
         "temperatures": f"least cross-entropy over {FOLDS}-fold out-of-fold scores",
         "encoder": "int8" if isinstance(encoder, QuantisedEncoder) else "torch",
-        "encoder_sha256": QUANTISED_SHA256 if isinstance(encoder, QuantisedEncoder) else OFFICIAL_SHA256,
-        "data_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "encoder_weights": encoder.weights,
+        "data_sha256": data_sha256,
         "n_questions": len(data.labels) - len(prompts),
         "n_prompts": len(prompts),
-        "sources": _licences(output),
+        "sources": _licences(output, data_sha256),
         "out_of_fold": figures,
     }
     save_head(
@@ -473,10 +471,10 @@ def train(
     return figures
 
 
-def _licences(output: Path) -> dict[str, str]:
-    """Sources and licences as the description beside the output has them."""
+def _licences(output: Path, data_sha256: str) -> dict[str, str]:
+    """Sources and licences as the description beside the output has them, where it is of the same data."""
     try:
-        found = json.loads(output.with_suffix(".json").read_text("utf-8"))["sources"]
+        found = json.loads(output.with_suffix(".json").read_text("utf-8"))
+        return dict(found["sources"]) if found["data_sha256"] == data_sha256 else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return dict(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,11 @@ from rich.table import Table
 
 from coe.engine.memory import budget_bytes
 from coe.engine.units import size_text
-from coe.router.encoder import EncoderError, RouterError, find_encoder
+from coe.router.domains import DOMAINS
+from coe.router.encoder import EncoderError, find_encoder
+from coe.router.errors import RouterError
+from coe.router.head import SHIPPED, different_examples, load_head
+from coe.router.supervisor import MIN_EXAMPLES, Supervisor, examples_of
 
 from .app import read_keys
 from .arrangement import Arrangement, arrange
@@ -48,15 +52,18 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     try:
         roster = load_roster(path)
         read_keys(roster)
-        supervisor_of(roster)
+        supervisor = supervisor_of(roster)
+        named = roster.router.head
+        head = load_head(SHIPPED if named is None else roster.resolve(named))  # what the server would refuse
     except RosterError as error:
         return print_errors(error, out)
     except (ValueError, RouterError) as error:
         out.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
+    doubts = [f"router.thresholds: {doubt}" for doubt in threshold_doubts(supervisor, head.labels)]
     if not dry_run:
         to_build = asyncio.run(_not_there_yet(roster, dry_run=False))
-        return print_report(roster, availability(roster, None, None), None, out, to_build)
+        return print_report(roster, availability(roster, None, None), None, out, to_build, doubts=doubts)
 
     async def facts(scratch: Path) -> tuple[Arrangement, int, dict[str, ToBuild]]:
         asked = roster.pool.vram_budget
@@ -79,7 +86,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
             "it does while nobody is served, a swap to or from them moves everything."
         )
     sharing = [*pair_lines(groups), *(waits if groups else []), *apart]
-    return print_report(roster, arrangement.judged, budget, out, to_build, sharing)
+    return print_report(roster, arrangement.judged, budget, out, to_build, sharing, doubts)
 
 
 async def _not_there_yet(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
@@ -103,10 +110,12 @@ def print_report(
     out: Console,
     to_build: Mapping[str, ToBuild] | None = None,
     sharing: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> int:
     """Print what a roster comes to on this machine.
 
     to_build: of the specialists that have yet to be built, by name. sharing: lines on who shares a resident.
+    doubts: what was found before, to be printed among the warnings.
     Returns the exit code: 0, or 1 where nothing in it can be served.
     """
     to_build = to_build or {}
@@ -125,6 +134,8 @@ def print_report(
         _line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
         _line(out, f"warning: router.encoder: {doubt}")
+    for doubt in doubts:
+        _line(out, f"warning: {doubt}")
     if (doubt := models_dir_doubt(roster, judged)) is not None:
         _line(out, f"warning: models_dir: {doubt}")
     for doubt in budget_doubts(roster, judged, budget_bytes):
@@ -147,9 +158,30 @@ def encoder_doubt(roster: Roster) -> str | None:
         found = find_encoder(encoder_of(roster))
     except EncoderError as error:
         return f"{error}: n-grams alone will sort questions. Name another folder, or write auto."
-    if found is None and roster.router.encoder != "none":
+    if roster.router.encoder == "none":
+        return "It is switched off: n-grams alone will sort questions. Write auto to use the installed one."
+    if found is None:
         return "None is installed: n-grams alone will sort questions. `coe doctor` says what to install."
     return None
+
+
+def threshold_doubts(supervisor: Supervisor, labels: Collection[str]) -> list[str]:
+    """What a supervisor that has started says of thresholds for domains that no question is sorted into.
+
+    labels: the domains of the head. Those that the roster's examples will add are found without fitting it to them.
+    """
+    examples = examples_of(supervisor.candidates)
+    taught = {
+        domain
+        for domain, texts in examples.items()
+        if texts and (domain in DOMAINS or len(different_examples(texts)) >= MIN_EXAMPLES)
+    }
+    return [
+        f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
+        "write another file of thresholds with `coe fit-thresholds` and this roster"
+        for domain in supervisor.settings.thresholds
+        if domain not in taught and domain not in labels
+    ]
 
 
 def models_dir_doubt(roster: Roster, judged: Mapping[str, Available | Unavailable]) -> str | None:

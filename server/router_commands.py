@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """What is wrong as one line with its remedy, and exit code 1."""
-    from coe.router.encoder import RouterError
+    from coe.router.errors import RouterError
 
     from .roster import RosterError
 
@@ -72,26 +72,44 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _check_there(questions: Path) -> None:
+    """Refuse at once a file of questions that is missing. Raises RouterError."""
+    from coe.router.errors import RouterError
+
+    if not questions.exists():
+        raise RouterError(f"There is no file {questions}.")
+    if questions.is_dir():
+        raise RouterError(f"{questions} is a folder: name a file of questions in it")
+
+
 def _check_writable(path: Path, questions: Path) -> None:
     """Refuse at once what could not be written, or had better not be, after minutes of work. Raises RouterError."""
-    from coe.router.encoder import RouterError
+    from coe.router.errors import RouterError
 
     if path.is_dir():
         raise RouterError(f"{path} is a folder: name a file in it")
-    if path.exists() and questions.exists() and path.samefile(questions):
+    if path.exists() and path.samefile(questions):
         raise RouterError(f"{path} holds the questions: name another file to be written")
+    folder = path.parent
+    if not folder.exists():
+        raise RouterError(
+            f"{path} cannot be written: there is no folder {folder}; make the folder, or name a file elsewhere"
+        )
+    if not folder.is_dir():
+        raise RouterError(f"{path} cannot be written: {folder} is no folder; name a file elsewhere")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"  # what /proc answers misleads
         raise RouterError(
-            f"{path} cannot be written ({error.strerror}): make the folder {path.parent}, or name a file elsewhere"
+            f"{path} cannot be written: the folder {folder} cannot be written to{why}; name a file elsewhere"
         ) from error
 
 
 def _check_picture(path: Path) -> None:
     """Refuse at once what no picture can be drawn as. Raises RouterError."""
-    from coe.router.encoder import RouterError
+    from coe.router.errors import RouterError
     from coe.router.measures import PICTURES
 
     if path.suffix.lower() not in PICTURES:
@@ -143,6 +161,7 @@ def eval_router(
 ) -> None:
     """Say how well the supervisor sorts questions whose domains are known."""
     with _clear_errors():
+        _check_there(labelled)
         if plot is not None:
             _check_picture(plot)
             _check_writable(plot, labelled)
@@ -190,15 +209,22 @@ def fit_thresholds(
 ) -> None:
     """Fit a threshold for each domain on questions whose domains are known, and show what they cost."""
     with _clear_errors():
+        _check_there(labelled)
         _check_writable(output, labelled)
         supervisor = _supervisor(roster)
         found = asyncio.run(_sort(labelled, supervisor))
+        from coe.router.errors import RouterError
         from coe.router.thresholds import FEWEST, GRID, save_thresholds, trade
         from coe.router.thresholds import fit_thresholds as fit
 
         for warning in found.warnings:
             _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
         thresholds = fit(found.probabilities, found.labels, found.names, most_wrong=most_wrong)
+        if not thresholds:
+            raise RouterError(
+                f"no domain has the {FEWEST} answers that a threshold needs, so nothing is written: "
+                f"add questions to {labelled}"
+            )
         table = _table("threshold", "wrong specialist", "needless fallback")
         for step in GRID:
             cost = trade(found.probabilities, found.labels, found.names, step, {})
@@ -235,17 +261,24 @@ def train_router(
 ) -> None:
     """Fit the supervisor's head anew: on labelled questions, and on the prompts of this package."""
     with _clear_errors():
-        from coe.router.encoder import EncoderError, RouterError, find_encoder, load_encoder
+        from coe.router.encoder import EncoderError, find_encoder, load_encoder
+        from coe.router.errors import RouterError
         from coe.router.head import SHIPPED
         from coe.router.train import train
 
         description = output.with_suffix(".json")
         if output.suffix != ".npz":
             raise RouterError(f"{output} is no name for a head: it ends in .npz, and a .json is written beside it")
-        if embeddings is not None and embeddings.resolve() == output.resolve():
-            raise RouterError(f"{output} cannot hold both the head and the embeddings: name two files")
+        _check_there(questions)
+        for path, content in ((output, "the head"), (description, "the head's description")):
+            if embeddings is not None and embeddings.resolve() == path.resolve():
+                raise RouterError(f"{path} cannot hold both {content} and the embeddings: name two files")
         for path in (output, description, *([] if embeddings is None else [embeddings])):
             _check_writable(path, questions)
+        if encoder == "none":
+            raise EncoderError(
+                "a head is fitted with a sentence encoder: leave --encoder out, or name a folder with it"
+            )
         source = find_encoder(encoder)
         if source is None:
             raise EncoderError(

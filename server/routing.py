@@ -16,7 +16,7 @@ from rich.console import Console
 
 from coe.router.choose import Decision
 from coe.router.conversation import Conversation
-from coe.router.encoder import RouterError
+from coe.router.errors import RouterError
 from coe.router.supervisor import Supervisor
 
 from .college import supervisor_of

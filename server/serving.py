@@ -12,7 +12,7 @@ import uvicorn
 from rich.console import Console
 
 from coe.engine.errors import EngineError
-from coe.router.encoder import RouterError
+from coe.router.errors import RouterError
 
 from .app import make_app, read_keys
 from .availability import Unavailable

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from server_process import write_roster
 
 from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
+from coe.router.head import SHIPPED, HeadError, load_head
 from coe.server.availability import (
     Available,
     Footprints,
@@ -27,7 +34,8 @@ from coe.server.availability import (
     page_cache_bytes,
     residents,
 )
-from coe.server.check import models_dir_doubt, print_errors, print_report
+from coe.server.check import check_roster, models_dir_doubt, print_errors, print_report
+from coe.server.college import supervisor_of
 from coe.server.roster import Roster, RosterError, load_roster
 
 GIB = 2**30
@@ -277,3 +285,73 @@ def test_a_models_folder_that_has_all_need_not_be_written_to(tmp_path: Path, mon
     assert doubt_of(roster_of(tmp_path, FETCHED, {})) is not None
     (tmp_path / "models" / "somebody--a").mkdir(parents=True)
     assert doubt_of(roster_of(tmp_path, FETCHED, {"somebody--a/a.gguf": 1})) is None
+
+
+def checked(roster: Path) -> tuple[int, str]:
+    out = StringIO()
+    code = check_roster(roster, dry_run=False, out=Console(file=out, width=200))
+    return code, out.getvalue()
+
+
+def without_description(head: Path) -> None:
+    shutil.copy(SHIPPED, head)
+
+
+def damaged(head: Path) -> None:
+    shutil.copy(SHIPPED.with_suffix(".json"), head.with_suffix(".json"))
+    head.write_bytes(SHIPPED.read_bytes()[:1000])
+
+
+def foreign(head: Path) -> None:
+    np.savez(head, numbers=np.arange(3))
+    head.with_suffix(".json").write_text("[]")
+
+
+@pytest.mark.parametrize("write", [without_description, damaged, foreign])
+def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "own.npz")
+    with pytest.raises(HeadError) as refused:
+        load_head(tmp_path / "own.npz")
+    roster = write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none", "head": "own.npz"})
+    code, printed = checked(roster)
+    assert code == 1
+    assert printed.strip() == str(refused.value)
+
+
+def test_a_head_that_can_be_read_is_none(tmp_path: Path) -> None:
+    for suffix in (".npz", ".json"):
+        shutil.copy(SHIPPED.with_suffix(suffix), tmp_path / f"own{suffix}")
+    roster = write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none", "head": "own.npz"})
+    assert checked(roster)[0] == 0
+
+
+def test_an_encoder_that_is_switched_off_is_pointed_out(tmp_path: Path) -> None:
+    code, printed = checked(write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none"}))
+    assert code == 0
+    (line,) = [line for line in printed.splitlines() if "router.encoder" in line]
+    assert line.startswith("warning: ")
+    assert "n-grams alone" in line
+
+
+def test_a_threshold_for_a_domain_that_is_none_is_doubted_as_the_server_doubts_it(tmp_path: Path) -> None:
+    """A domain counts when it is built in, or when different examples teach it."""
+    verbs = ("set", "reef", "trim", "fold", "mend", "hoist", "furl", "dry", "buy", "wash")
+    roster = write_roster(
+        tmp_path,
+        {
+            "sail": {"domains": ["sailing"], "examples": [f"How do I {verb} a sail?" for verb in verbs]},
+            "knit": {"domains": ["knitting"], "examples": ["How do I knit?"] * 10},
+        },
+        router={"encoder": "none", "thresholds": "fitted.json"},
+    )
+    wanted = dict.fromkeys(("math", "sailing", "knitting", "astrology"), 0.7)
+    (tmp_path / "fitted.json").write_text(json.dumps({"thresholds": wanted}))
+    supervisor = supervisor_of(load_roster(roster))
+    asyncio.run(supervisor.start())
+    supervisor.close()
+    code, printed = checked(roster)
+    assert code == 0
+    said = [line for line in printed.splitlines() if "there is a threshold" in line]
+    theirs = [warning for warning in supervisor.warnings if "there is a threshold" in warning]
+    assert said == [f"warning: router.thresholds: {warning}" for warning in theirs]
+    assert [("knitting" in line, "astrology" in line) for line in said] == [(True, False), (False, True)]

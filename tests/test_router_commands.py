@@ -127,6 +127,59 @@ def test_a_head_is_not_written_over_the_questions_or_the_embeddings(tmp_path: Pa
     assert trained == []
 
 
+def test_the_embeddings_are_not_written_over_the_heads_description(tmp_path: Path, trained: list[Path]) -> None:
+    kept = tmp_path / "own.json"
+    command = ["train-router", str(labelled(tmp_path)), "-o", str(tmp_path / "own.npz"), "--embeddings", str(kept)]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
+    assert result.exit_code == 1
+    assert f"{kept} cannot hold both the head's description and the embeddings" in result.output
+    assert trained == []
+
+
+def test_training_without_an_encoder_is_refused(tmp_path: Path, trained: list[Path]) -> None:
+    command = ["train-router", str(labelled(tmp_path)), "-o", str(tmp_path / "own.npz"), "--encoder", "none"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "leave --encoder out, or name a folder" in result.output
+    assert "pip install" not in result.output
+    assert trained == []
+
+
+@pytest.mark.parametrize("command", ["eval-router", "fit-thresholds", "train-router"])
+def test_questions_that_are_not_there_are_said_to_be_missing(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [command, "none.jsonl"])
+    assert result.exit_code == 1
+    assert result.output.strip() == "There is no file none.jsonl."
+    (tmp_path / "folder.jsonl").mkdir()
+    result = CliRunner().invoke(app, [command, "folder.jsonl"])
+    assert result.exit_code == 1
+    assert "folder.jsonl is a folder" in result.output
+
+
+def test_a_folder_that_cannot_be_written_to_need_not_be_made(tmp_path: Path) -> None:
+    questions = str(labelled(tmp_path))
+    locked = CliRunner().invoke(app, ["fit-thresholds", questions, "-o", "/proc/th.json"])
+    assert locked.exit_code == 1
+    assert "the folder /proc cannot be written to" in locked.output
+    assert "make" not in locked.output
+    below_a_file = CliRunner().invoke(app, ["fit-thresholds", questions, "-o", f"{questions}/th.json"])
+    assert below_a_file.exit_code == 1
+    assert "is no folder" in " ".join(below_a_file.output.split())
+
+
+def test_thresholds_are_not_fitted_on_few_questions(tmp_path: Path) -> None:
+    path, fitted = tmp_path / "few.jsonl", tmp_path / "thresholds.json"
+    path.write_text(json.dumps({"label": "math", "text": "Solve 3x + 7 = 22 for x"}) + "\n")
+    result = run_coe("fit-thresholds", str(path), "--output", str(fitted))
+    assert result.returncode == 1
+    assert "no domain has the 20 answers that a threshold needs" in result.stderr
+    assert result.stdout == ""
+    assert not fitted.exists()
+
+
 @pytest.mark.parametrize(
     ("command", "option", "name"),
     [

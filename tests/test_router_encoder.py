@@ -1,6 +1,7 @@
 """Finding the encoder, and refusing one that is not what it should be."""
 
 import asyncio
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,6 @@ from coe.router.encoder import (
     SentenceEncoder,
     check_weights,
     further_output,
-    is_published,
     load_encoder,
 )
 from coe.router.features import N_WORDS, bucket_counts, clip, excerpt, parts, scrub, tokens
@@ -79,7 +79,7 @@ def test_the_int8_form_is_taken_where_it_is_installed():
     encoder, warning = load_encoder(packaged())
     assert isinstance(encoder, QuantisedEncoder)
     assert warning == ""
-    assert is_published(encoder)
+    assert encoder.weights == OFFICIAL_SHA256
 
 
 def test_an_int8_file_with_another_hash_is_refused_and_torch_serves_with_a_warning(tmp_path):
@@ -139,8 +139,16 @@ def test_no_texts_are_no_rows():
     assert QuantisedEncoder(packaged()).encode([]).shape == (0, DIMENSIONS)
 
 
-def test_an_encoder_of_somebodys_own_is_not_the_published_one(tmp_path):
-    assert not is_published(SentenceEncoder(EncoderSource(tmp_path, "path", None)))
+def test_a_copy_of_the_published_encoder_is_known_by_its_weights():
+    encoder = SentenceEncoder(EncoderSource(packaged().folder, "path", None))
+    encoder.load()
+    assert encoder.weights == OFFICIAL_SHA256
+
+
+def test_without_the_dictionary_no_form_is_loaded_and_the_reason_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spellchecker", None)
+    with pytest.raises(EncoderError, match="spellchecker"):
+        load_encoder(packaged())
 
 
 @pytest.mark.parametrize("kind", [QuantisedEncoder, SentenceEncoder])

@@ -10,9 +10,11 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from coe.router.domains import DOMAINS
-from coe.router.encoder import DIMENSIONS, STATES, RouterError
+from coe.router.encoder import DIMENSIONS, OFFICIAL_SHA256, STATES
+from coe.router.errors import RouterError
 from coe.router.features import N_WORDS, PARTS_WEIGHT, mistyped
-from coe.router.head import example_problems, load_head, save_head, shipped_prompts, with_examples
+from coe.router.head import different_examples, example_problems, load_head, save_head, with_examples
+from coe.router.own_prompts import shipped_prompts
 from coe.router.train import (
     CLEAN,
     KeptEmbeddings,
@@ -129,7 +131,7 @@ def test_without_examples_the_head_stays_as_it_is():
     assert with_examples(head, {}, None) is head
 
 
-def test_prompts_are_embedded_anew_for_another_encoder_only():
+def test_shipped_prompts_are_embedded_only_where_the_head_does_not_bring_their_embeddings():
     head, asked = load_head(), []
 
     def embed(texts):
@@ -138,8 +140,17 @@ def test_prompts_are_embedded_anew_for_another_encoder_only():
 
     with_examples(head, {"sailing": SAILING}, embed)
     assert asked == [len(SAILING)]
-    with_examples(head, {"sailing": SAILING}, embed, same_encoder=False)
+    with_examples(replace(head, prompts=None), {"sailing": SAILING}, embed)
     assert max(asked) > 500
+
+
+def test_examples_that_differ_in_case_and_signs_are_one():
+    assert different_examples(["How do I tack?", "how do I  tack", "HOW DO I TACK!", "How do I jibe?", "?", "!"]) == [
+        "How do I tack?",
+        "How do I jibe?",
+        "?",
+        "!",
+    ]
 
 
 def test_contradictions_duplicates_and_too_few_examples_are_pointed_out():
@@ -184,8 +195,13 @@ class Letters:
     def __init__(self):
         self.n_texts = 0
 
+    weights = OFFICIAL_SHA256
+
     def load(self):
         pass
+
+    def read(self, text):
+        return text
 
     def encode(self, texts):
         self.n_texts += len(texts)
@@ -331,8 +347,13 @@ class Watching:
         self.path, self.interrupted_after = path, interrupted_after
         self.in_file = []
 
+    weights = OFFICIAL_SHA256
+
     def load(self):
         pass
+
+    def read(self, text):
+        return text
 
     def encode(self, texts):
         if len(self.in_file) == self.interrupted_after:

@@ -94,7 +94,7 @@ def test_examples_are_learned_against_what_the_hidden_layer_says():
     before = hidden_head()
     texts = [f"how do I reef the sail number {word}" for word in ("one", "two", "three", "four")]
     mistaken = DOMAINS[int(before.probabilities(before.vector(texts[0]), EMBEDDING).argmax())]
-    after = with_examples(before, {"sailing": texts}, embed, same_encoder=False)
+    after = with_examples(before, {"sailing": texts}, embed)
     assert after.joint.hidden.outward.shape == (6, len(DOMAINS) + 1)
     found = after.probabilities(after.vector(texts[0]), EMBEDDING)
     assert after.labels[int(found.argmax())] == "sailing" != mistaken

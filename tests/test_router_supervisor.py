@@ -30,6 +30,11 @@ class FakeEncoder:
         self.texts: list[str] = []
         self.threads: set[int] = set()
 
+    weights = "fake"
+
+    def read(self, text: str) -> str:
+        return text
+
     def load(self) -> None:
         self.threads.add(threading.get_ident())
         if self.absent:
@@ -59,7 +64,7 @@ def head() -> Head:
         idf=np.ones(N_BUCKETS, np.float32),
         ngram=Linear(nothing, None, bias, 1.0),
         joint=Linear(nothing, embedding, bias, 1.0),
-        about={},
+        about={"encoder_weights": FakeEncoder.weights},
     )
 
 
@@ -244,6 +249,36 @@ async def test_an_encoder_that_breaks_later_leaves_ngrams_and_one_warning():
     for _ in range(3):
         assert (await one.decide(turns("the integral of x"))).specialist == "chat"
     assert len(one.warnings) == 1
+
+
+async def test_an_encoder_that_the_head_was_not_fitted_with_is_not_asked():
+    encoder = FakeEncoder()
+    encoder.weights = "others"
+    one = supervisor(encoder)
+    await one.decide(turns("the integral of x"))
+    (warning,) = one.warnings
+    assert "fitted with another sentence encoder" in warning
+    assert "coe train-router" in warning
+    assert not encoder.texts
+
+
+async def test_examples_in_other_letters_do_not_make_a_domain():
+    variants = (
+        "What is tax?",
+        "what is tax",
+        "WHAT IS TAX?",
+        "What is tax",
+        "what is tax!",
+        "What's tax",
+        "What is TAX",
+    )
+    one = Supervisor(
+        [Candidate("taxes", ("tax",), examples=variants)], fallback="taxes", encoder=FakeEncoder(), head=head()
+    )
+    await one.start()
+    assert "tax" not in one.labels
+    assert any("fewer than 5 different examples" in warning for warning in one.warnings)
+    one.close()
 
 
 async def test_numbers_that_are_not_finite_are_no_opinion():
