@@ -296,7 +296,7 @@ async def latency() -> None:
     show(f"Latency, one thread, load {os.getloadavg()[0]:.1f}; {read}", lines)
 
 
-async def streams(repetitions: int = 6) -> None:
+async def streams(repetitions: int = 12) -> None:
     """Decode throughput of one stream on one thread, by turns with and without decisions beside it."""
     spec = LoadSpec(_bench.smollm2(), context_tokens=2048, parallel=1, threads=1)
     prompts = [prompt.text for prompt in read_questions(HELD_OUT)]
