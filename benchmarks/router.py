@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from throughput import ask_engine, jobs_of, measure
 
 from coe.engine.spec import LoadSpec, Sampling
+from coe.router.choose import SURE
 from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS, GENERAL
 from coe.router.encoder import Encodes, SentenceEncoder, find_encoder, load_encoder
@@ -211,7 +212,7 @@ def served_by(head: Head, encoder: Encodes, texts: Sequence[str]) -> Array:
     for text in texts:
         vector = head.vector(text)
         found = head.probabilities(vector)
-        if found.max() < 0.9:
+        if found.max() < SURE:
             found = head.probabilities(vector, encoder.encode([text])[0])
         rows.append(found)
     return np.stack(rows)

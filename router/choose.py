@@ -9,6 +9,7 @@ from types import MappingProxyType
 from coe.router.domains import GENERAL, canonical, family, stand_ins
 from coe.router.errors import RouterError
 
+SURE = 0.95  # n-grams this sure are right as often as with the encoder: see docs/router.md
 CHARS_PER_TOKEN = 4  # of English; a guess that decides between near-equals only
 
 
@@ -31,7 +32,7 @@ class Settings:
     residency_weight: float = 0.01
     hysteresis: float = 0.25
     follow_up_hysteresis: float = 0.75
-    sure: float = 0.9
+    sure: float = SURE
 
     def __post_init__(self) -> None:
         named = {canonical(domain): threshold for domain, threshold in self.thresholds.items()}

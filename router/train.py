@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.router.choose import SURE
 from coe.router.domains import DOMAINS, canonical
 from coe.router.encoder import DIMENSIONS, Encodes, QuantisedEncoder
 from coe.router.errors import RouterError
@@ -381,7 +382,7 @@ def calibrated(unscaled: Array, corpus: Corpus, folds: Array, to_scale: Array | 
     return found
 
 
-def in_turn(plain: Array, joint: Array, sure: float = 0.9) -> tuple[Array, Array]:
+def in_turn(plain: Array, joint: Array, sure: float = SURE) -> tuple[Array, Array]:
     """What is served: the n-grams' probabilities where they are sure, the joint ones elsewhere; and where they are."""
     is_sure = plain.max(axis=1) >= sure
     return np.where(is_sure[:, None], plain, joint), is_sure
