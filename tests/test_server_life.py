@@ -13,6 +13,8 @@ import httpx
 import pytest
 from server_process import ENDLESS, GIVE_UP_S, ServerProcess, ended, run_coe, write_roster
 
+from coe.server.serving import listen
+
 LONG = {"context_tokens": 8192, "loop_guard": False}
 
 
@@ -149,6 +151,21 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert server.wait() == 130, "as shells have it"
     assert ended(watched)
     os.close(watched)
+
+
+async def test_frames_leave_at_once_on_connections_that_are_kept() -> None:
+    """The second frame of a kept connection would wait for an acknowledgement: 40 ms."""
+    at_once: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        at_once.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen("127.0.0.1", 0)
+    async with await asyncio.start_server(accepted, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        assert await at_once
+        writer.close()
 
 
 def _listens(server: ServerProcess) -> bool:
