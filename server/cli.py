@@ -133,7 +133,7 @@ def demo(
     """A tour of the built-in college in under a minute: questions, answers, and a specialist built on the way."""
     from .demo_tour import tour
 
-    raise typer.Exit(tour(demo_roster(), url.rstrip("/"), _out))
+    raise typer.Exit(tour(demo_roster(), url.rstrip("/").removesuffix("/v1"), _out))
 
 
 @app.command()

@@ -64,7 +64,10 @@ def tour(roster: Path, url: str, out: Console) -> int:
     Returns the exit code: 0, or 1 where the server cannot be started or the specialist was not built.
     """
     try:
-        with _server(roster, url, out) as base, httpx.Client(base_url=base, timeout=_ANSWER_S) as client:
+        with (
+            _server(roster, url, out) as base,
+            httpx.Client(base_url=base, timeout=_ANSWER_S, trust_env=False) as client,
+        ):
             replies = _ask_all(client, out)
             built = _build(client, out)
             if built is not None:
@@ -94,7 +97,7 @@ def _server(roster: Path, url: str, out: Console) -> Iterator[str]:
 def _served_at(url: str) -> set[str]:
     """Names of the models that a server offers; none where no server of ours answers."""
     try:
-        listed = httpx.get(f"{url}/v1/models", timeout=2.0).raise_for_status().json()["data"]
+        listed = httpx.get(f"{url}/v1/models", timeout=2.0, trust_env=False).raise_for_status().json()["data"]
         return {str(model["id"]) for model in listed}
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return set()

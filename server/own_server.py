@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+# However the command ends, its server ends with it.
+_SERVE: Final = (
+    "import sys; from coe.engine.process import die_with; die_with(int(sys.argv.pop(1))); "
+    "from coe.server.cli import main; main()"
+)
 _STOP_S: Final = 180.0  # it ends what it is doing first
 
 
@@ -26,7 +32,7 @@ def own_server(roster: Path) -> Iterator[str]:
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "coe.server.cli", "serve", "--port", "0", "--roster", str(roster)],
+            [sys.executable, "-c", _SERVE, str(os.getpid()), "serve", "--port", "0", "--roster", str(roster)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -36,7 +42,7 @@ def own_server(roster: Path) -> Iterator[str]:
             address = _address(process)
             if address is None:
                 log.seek(0)
-                raise ServerStartError(f"The server did not start:\n{log.read().strip()}\nRun coe doctor.")
+                raise ServerStartError(f"The server did not start:\n{log.read().strip()}")
             yield address
         finally:
             process.send_signal(signal.SIGINT)

@@ -56,8 +56,8 @@ def listen(host: str, port: int) -> socket.socket:
     """Bind before anything is loaded: a taken port is best known at once. Raises OSError with the remedy."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # With its protocol named: asyncio sends frames at once only on sockets that say they are TCP. Elsewhere the second
-        # frame of a kept connection waits for the client's acknowledgement, 40 ms.
+        # With its protocol named: asyncio sends frames at once only on sockets that say they are TCP. Elsewhere the
+        # second frame of a kept connection waits for the client's acknowledgement, 40 ms.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from server_process import ServerProcess, write_roster
 
-from coe.server.bench import BenchError, Server, bench, run
+from coe.server.bench import BenchError, Card, Server, bench, run
 from coe.server.cli import demo_roster
 
 
@@ -50,7 +50,9 @@ def test_specialists_that_share_a_resident_are_changed_to(demo_college: ServerPr
 
 def test_speeds_of_a_real_model(college: ServerProcess) -> None:
     with contextlib.closing(Server(college.url)) as server:
-        figures = run(server, ["general"], rounds=1)["general"]
+        (card,) = (card for card in server.cards() if card.name == "general")
+        figures = run(server, [card], rounds=1)["general"]
+    assert figures.trouble == ""
     assert set(figures.tokens_per_s) == {1, 4}
     assert figures.prompt_tokens_per_s is not None
     assert figures.prompt_tokens_per_s > max(figures.tokens_per_s.values())
@@ -67,7 +69,56 @@ def test_without_a_server_one_is_started(tmp_path: Path) -> None:
 def test_who_cannot_be_served_is_named_with_those_who_can(demo_college: ServerProcess) -> None:
     code, _, said = measured(demo_roster(), "astrology", url=demo_college.url)
     assert code == 1
-    assert "astrology cannot be served there. Served are: math, chemistry" in said
+    assert "There is no specialist 'astrology' there. Served are: math, chemistry" in said
+
+
+def test_who_is_left_out_is_named_with_the_reason_and_an_alias_is_understood(college: ServerProcess) -> None:
+    code, _, said = measured(demo_roster(), "absent", url=college.url)
+    assert code == 1
+    assert "absent cannot be served there. There is no file" in said
+    code, said, _ = measured(demo_roster(), "maths", "math", url=college.url, as_json=True, rounds=1)
+    assert code == 0
+    assert list(json.loads(said)) == ["math"]
+
+
+def test_a_proxy_is_not_asked_for_this_machine(college: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with contextlib.closing(Server(college.url)) as server:
+        assert server.cards()
+
+
+def test_a_server_of_our_own_is_given_the_key_that_its_roster_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_KEYS", "secret")
+    roster = write_roster(tmp_path, {"plain": {}}, fallback="plain", server={"api_keys_env": "BENCH_KEYS"})
+    code, said, complaint = measured(roster, url=None, rounds=1)
+    assert code == 0, complaint
+    assert "plain" in said
+
+
+def test_one_that_fails_keeps_the_figures_of_the_others(server: Callable[[Handler], Server]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if json.loads(request.content)["model"] == "broken":
+            return httpx.Response(503, json={"error": {"message": "It does not load."}})
+        return httpx.Response(200, text=stream_of(20))
+
+    found = run(server(answer), [CARD, Card("broken", (), 0, "")], rounds=2)
+    assert found["broken"].trouble == "broken: It does not load."
+    assert found["math"].times == {"warm": 4}
+    assert found["math"].trouble == ""
+
+
+def test_a_long_prompt_is_no_longer_than_the_context(server: Callable[[Handler], Server]) -> None:
+    longest = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        longest.append(len(json.loads(request.content)["messages"][0]["content"].split()))
+        return httpx.Response(200, text=stream_of(1))
+
+    run(server(answer), [Card("math", (), 256, "")], rounds=1)
+    assert max(longest) == 65
 
 
 def test_without_a_college_the_remedy_is_named() -> None:
@@ -85,7 +136,31 @@ def test_a_roster_that_cannot_be_served_says_why(tmp_path: Path) -> None:
     assert "colour" in said
 
 
+def test_cached_tokens_are_not_read(server: Callable[[Handler], Server]) -> None:
+    answer = server(lambda request: httpx.Response(200, text=stream_of(1, cached=2))).ask("math", "Hello", 1)
+    assert answer.read_tokens == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a b"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    code, _, said = measured(demo_roster(), url=url)
+    assert code == 1
+    assert url in said
+
+
 Handler = Callable[[httpx.Request], httpx.Response]
+CARD = Card("math", (), 0, "")
+
+
+def stream_of(n_tokens: int, cached: int = 0) -> str:
+    """An answer as a server of ours streams it."""
+    usage = {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": cached}, "completion_tokens": n_tokens}
+    frames = [
+        {"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}], "coe": {"residency": "warm"}},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": usage},
+    ]
+    return ": waiting\n\n" + "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames) + "data: [DONE]\n\n"
 
 
 @pytest.fixture
@@ -106,8 +181,8 @@ def test_the_key_is_sent_and_a_refusal_is_passed_on(server: Callable[[Handler], 
         assert request.headers["authorization"] == "Bearer secret"
         return httpx.Response(401, json={"error": {"message": "This key is not known."}})
 
-    with pytest.raises(BenchError, match="This key is not known"):
-        server(refuse).served()
+    with pytest.raises(BenchError, match="give one with --key"):
+        server(refuse).cards()
     with pytest.raises(BenchError, match="math: This key is not known"):
         server(refuse).ask("math", "Hello", 1)
 
@@ -128,13 +203,7 @@ def test_a_stream_that_goes_wrong_is_no_measurement(
 
 
 def test_short_answers_have_no_speed(server: Callable[[Handler], Server]) -> None:
-    frames = [
-        {"choices": [{"delta": {"content": "Hi"}, "finish_reason": None}], "coe": {"residency": "warm"}},
-        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
-        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}},
-    ]
-    body = ": waiting\n\n" + "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames) + "data: [DONE]\n\n"
-    figures = run(server(lambda request: httpx.Response(200, text=body)), ["math"], rounds=1)["math"]
+    figures = run(server(lambda request: httpx.Response(200, text=stream_of(1))), [CARD], rounds=1)["math"]
     assert figures.times == {"warm": 2}
     assert figures.tokens_per_s == {}
     assert figures.prompt_tokens_per_s is None
