@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ def tour(roster: Path, url: str, out: Console) -> int:
     try:
         with (
             _server(roster, url, out) as base,
+            # No proxy of the environment: it would be asked for its own 127.0.0.1.
             httpx.Client(base_url=base, timeout=_ANSWER_S, trust_env=False) as client,
         ):
             replies = _ask_all(client, out)
@@ -213,7 +214,8 @@ def _build(client: httpx.Client, out: Console) -> Reply | None:
     out.print(
         f"\n{BUILT} does not exist yet. Whoever asks is answered by another, and the build begins:\n", markup=False
     )
-    out.print(_table([_ask(client, *TO_BUILD)]))
+    # Whoever stands in cannot know: its answer is shown without a verdict, and not counted.
+    out.print(_table([replace(_ask(client, *TO_BUILD), right=None)]))
     out.print()
     began = time.perf_counter()
     ended = _watch(client, out)
