@@ -188,7 +188,23 @@ def further_output(name: str) -> bytes:
     return field(7, field(12, field(1, name.encode()) + field(2, float32)))  # graph, output, name and type
 
 
-class QuantisedEncoder:
+class _Reader:
+    """What both forms read of a text. `load` makes the speller, which knows the words that the encoder knows."""
+
+    _speller: Speller | None = None
+
+    def load(self) -> None:
+        """See Encodes.load."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> str:
+        """See Encodes.read."""
+        self.load()
+        assert self._speller is not None
+        return self._speller.corrected(excerpt(scrub(text)))
+
+
+class QuantisedEncoder(_Reader):
     """all-MiniLM-L6-v2 as int8 on onnxruntime. Not thread-safe: one thread loads it and runs it.
 
     Texts are run one at a time: int8 scales are taken over a whole batch, so that a text's embedding would depend on
@@ -200,7 +216,6 @@ class QuantisedEncoder:
         self.n_threads = n_threads
         self._session: Any = None
         self._tokenizer: Any = None
-        self._speller: Speller | None = None
 
     @property
     def weights(self) -> str:
@@ -233,12 +248,6 @@ class QuantisedEncoder:
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
         self._session, self._tokenizer, self._speller = session, tokenizer, speller
 
-    def read(self, text: str) -> str:
-        """See Encodes.read."""
-        self.load()
-        assert self._speller is not None
-        return self._speller.corrected(excerpt(scrub(text)))
-
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
@@ -251,14 +260,13 @@ class QuantisedEncoder:
         return rows
 
 
-class SentenceEncoder:
+class SentenceEncoder(_Reader):
     """all-MiniLM-L6-v2 on the CPU through sentence-transformers. Not thread-safe: one thread loads it and runs it."""
 
     def __init__(self, source: EncoderSource, *, n_threads: int = 1) -> None:
         self.source = source
         self.n_threads = n_threads
         self._model: Any = None
-        self._speller: Speller | None = None
         self._weights = source.sha256 or ""
 
     @property
@@ -291,12 +299,6 @@ class SentenceEncoder:
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
         self._model, self._speller, self._weights = model, speller, weights
-
-    def read(self, text: str) -> str:
-        """See Encodes.read."""
-        self.load()
-        assert self._speller is not None
-        return self._speller.corrected(excerpt(scrub(text)))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""

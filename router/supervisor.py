@@ -212,25 +212,21 @@ class Supervisor:
         examples = examples_of(self.candidates)
         for problem in example_problems(examples):
             self._warn(problem)
-        examples = {domain: different_examples(texts) for domain, texts in examples.items()}
-        for domain in [d for d, texts in examples.items() if d not in DOMAINS and len(texts) < MIN_EXAMPLES]:
+        taught = taught_by(examples)
+        for domain in [d for d in examples if d not in DOMAINS and d not in taught]:
             few = f"fewer than {MIN_EXAMPLES} different" if examples[domain] else "no"
             self._warn(
                 f'the domain "{domain}" is not a built-in one and has {few} examples: no question will be routed to '
                 "it; give a specialist that names it first ten examples or more, or name built-in domains"
             )
-            del examples[domain]
         encoder = self._encoder
         self._head = with_examples(
             self._head,
-            {domain: texts for domain, texts in examples.items() if texts},
+            taught,
             encoder.encode if encoder is not None else None,
         )
-        for domain in [d for d in self.settings.thresholds if d not in self._head.labels]:
-            self._warn(
-                f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
-                "write another file of thresholds with `coe fit-thresholds` and this roster"
-            )
+        for problem in threshold_problems(self.settings.thresholds, self._head.labels):
+            self._warn(problem)
 
     def _score(self, conversation: Conversation) -> tuple[dict[str, float], str]:
         """Probability of each domain over the passages' shares, and which classifier gave it.
@@ -280,6 +276,22 @@ def examples_of(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
         for domain in (own or domains)[:1]:
             found.setdefault(domain, []).extend(texts)
     return found
+
+
+def taught_by(examples: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What a head is fitted to of a roster's examples: each once, and no domain of the roster's own with too few."""
+    found = {domain: different_examples(texts) for domain, texts in examples.items()}
+    return {d: texts for d, texts in found.items() if texts and (d in DOMAINS or len(texts) >= MIN_EXAMPLES)}
+
+
+def threshold_problems(thresholds: Collection[str], labels: Collection[str]) -> list[str]:
+    """Thresholds for domains that no question is sorted into, a sentence each."""
+    return [
+        f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
+        "write another file of thresholds with `coe fit-thresholds` and this roster"
+        for domain in thresholds
+        if domain not in labels
+    ]
 
 
 def _pool(rows: Sequence[Floats], passages: Sequence[Passage]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,11 +14,10 @@ from rich.table import Table
 
 from coe.engine.memory import budget_bytes
 from coe.engine.units import size_text
-from coe.router.domains import DOMAINS
 from coe.router.encoder import EncoderError, find_encoder
 from coe.router.errors import RouterError
-from coe.router.head import SHIPPED, different_examples, load_head
-from coe.router.supervisor import MIN_EXAMPLES, Supervisor, examples_of
+from coe.router.head import load_head
+from coe.router.supervisor import examples_of, taught_by, threshold_problems
 
 from .app import read_keys
 from .arrangement import Arrangement, arrange
@@ -37,7 +36,7 @@ from .availability import (
 )
 from .builds import sizes_to_build
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
-from .college import encoder_of, supervisor_of
+from .college import encoder_of, head_of, supervisor_of
 from .masked import sizes_to_cut
 from .roster import Roster, RosterError, load_roster
 
@@ -53,14 +52,14 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         roster = load_roster(path)
         read_keys(roster)
         supervisor = supervisor_of(roster)
-        named = roster.router.head
-        head = load_head(SHIPPED if named is None else roster.resolve(named))  # what the server would refuse
+        head = load_head(head_of(roster))  # what the server would refuse
     except RosterError as error:
         return print_errors(error, out)
     except (ValueError, RouterError) as error:
         out.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
-    doubts = [f"router.thresholds: {doubt}" for doubt in threshold_doubts(supervisor, head.labels)]
+    labels = {*head.labels, *taught_by(examples_of(supervisor.candidates))}  # those that the supervisor will know
+    doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
     if not dry_run:
         to_build = asyncio.run(_not_there_yet(roster, dry_run=False))
         return print_report(roster, availability(roster, None, None), None, out, to_build, doubts=doubts)
@@ -163,25 +162,6 @@ def encoder_doubt(roster: Roster) -> str | None:
     if found is None:
         return "None is installed: n-grams alone will sort questions. `coe doctor` says what to install."
     return None
-
-
-def threshold_doubts(supervisor: Supervisor, labels: Collection[str]) -> list[str]:
-    """What a supervisor that has started says of thresholds for domains that no question is sorted into.
-
-    labels: the domains of the head. Those that the roster's examples will add are found without fitting it to them.
-    """
-    examples = examples_of(supervisor.candidates)
-    taught = {
-        domain
-        for domain, texts in examples.items()
-        if texts and (domain in DOMAINS or len(different_examples(texts)) >= MIN_EXAMPLES)
-    }
-    return [
-        f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
-        "write another file of thresholds with `coe fit-thresholds` and this roster"
-        for domain in supervisor.settings.thresholds
-        if domain not in taught and domain not in labels
-    ]
 
 
 def models_dir_doubt(roster: Roster, judged: Mapping[str, Available | Unavailable]) -> str | None:

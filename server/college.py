@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -366,7 +367,7 @@ def supervisor_of(roster: Roster) -> Supervisor:
     Raises RouterError when its thresholds cannot be read, or when there is no head where it says.
     """
     fitted = roster.router.thresholds
-    head = SHIPPED if roster.router.head is None else roster.resolve(roster.router.head)
+    head = head_of(roster)
     if not head.is_file():
         raise HeadError(
             f"there is no head {head}; write it with `coe train-router -o`, or remove `router.head` from the roster"
@@ -388,6 +389,11 @@ def encoder_of(roster: Roster) -> str:
     """The sentence encoder that a roster asks for: "auto", "none", or an absolute folder."""
     encoder = roster.router.encoder
     return encoder if encoder in ("auto", "none") else str(roster.resolve(encoder))
+
+
+def head_of(roster: Roster) -> Path:
+    """The head that a roster asks for: the shipped one where it names none."""
+    return SHIPPED if roster.router.head is None else roster.resolve(roster.router.head)
 
 
 def _ok(item: Available | Unavailable) -> bool:
