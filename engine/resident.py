@@ -129,11 +129,6 @@ class WorkerResident:
             await asyncio.shield(self.wait_gone())
             raise
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether its process has ended."""
-        return self._gone.is_set()
-
     async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)

@@ -21,8 +21,6 @@ def test_who_has_read_nothing_is_taken_to_be_as_fast_as_the_others() -> None:
 
 async def test_a_load_that_is_ended_with_the_college_spawns_nobody() -> None:
     class Endless:
-        is_gone = False
-
         async def load(self, *arguments: Any) -> None:
             await asyncio.Event().wait()
 

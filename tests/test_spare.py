@@ -63,7 +63,7 @@ async def test_the_next_load_finds_a_worker_that_is_there(spawned: Spawned, smol
         assert isinstance((await events(resident, request()))[-1], Finished)
     await spare.close()
     assert gone(spawned.workers[2].pid)
-    assert not first.is_gone, "what was started goes on"
+    assert not gone(first.pid), "what was started goes on"
 
 
 async def test_a_spare_that_died_is_replaced(spawned: Spawned, smollm2_spec: LoadSpec) -> None:
