@@ -16,7 +16,7 @@ HOST ?=
 PORT ?=
 
 BIN := .venv/bin
-PACKAGES := $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /__init__.py,server router surgery engine demo)))
+PACKAGES := server router surgery engine demo
 CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tools/*.py benchmarks/*.py))))
 
 help:

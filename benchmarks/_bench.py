@@ -21,8 +21,9 @@ from typing import Any
 
 from random_model import Shape, write_random_model
 
-from coe.engine.llama import Model, physical_cores
-from coe.engine.resident import WorkerResident
+from coe.engine.llama.devices import physical_cores
+from coe.engine.llama.model import Model
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Thinking
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +51,7 @@ def describe_machine(threads: int) -> str:
 def devices() -> list[dict[str, Any]]:
     """ggml's devices, asked in a process of its own: asking takes memory of a GPU."""
     done = subprocess.run(
-        [sys.executable, "-m", "coe.engine.probe"], input="{}", capture_output=True, text=True, check=True
+        [sys.executable, "-m", "coe.engine.worker.probe"], input="{}", capture_output=True, text=True, check=True
     )
     found: list[dict[str, Any]] = json.loads(done.stdout)["devices"]
     return found

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import _bench
 
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Delta, GenerateRequest
-from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling
 
 TARGET_MS = 10.0

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from coe.engine.loops import LoopGuard
+from coe.engine.generate.loops import LoopGuard
 
 MAX_CHARS = 60_000  # of one file; an answer of a 16k context is no longer
 LOOP_CHARS = 12_000  # how long a loop goes on before it counts as missed

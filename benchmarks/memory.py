@@ -22,9 +22,9 @@ from pathlib import Path
 import _bench
 from random_model import Shape
 
-from coe.engine.memory import free_device_bytes, predict
+from coe.engine.pool.memory import free_device_bytes, predict
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Accepted, Finished, GenerateRequest
-from coe.engine.resident import WorkerResident
 from coe.engine.spec import Footprint, LoadSpec, Sampling
 
 TARGET = 0.02

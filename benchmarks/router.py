@@ -36,10 +36,10 @@ from coe.router.domains import DOMAINS, GENERAL
 from coe.router.encoder import Encodes, SentenceEncoder, find_encoder, load_encoder
 from coe.router.features import mistyped
 from coe.router.head import Head, load_head, with_examples
-from coe.router.measures import accuracy, accuracy_at, calibration_error, macro_f1
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import confidences, fit_thresholds, trade
-from coe.router.train import (
+from coe.router.training.measures import accuracy, accuracy_at, calibration_error, macro_f1
+from coe.router.training.train import (
     CLEAN,
     PROMPTS,
     TYPED,

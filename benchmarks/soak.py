@@ -30,7 +30,7 @@ from typing import Any
 import _bench
 import httpx
 
-from coe.engine.memory import predict
+from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
 
 GROWTH_LIMIT_BYTES = 16 * 2**20  # of the server's own process, over the whole run after the warm-up
@@ -216,7 +216,7 @@ def workers_of(pid: int) -> set[int]:
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if b"coe.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"coe.engine.worker.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.add(int(child))
     return found
 

@@ -28,10 +28,10 @@ import _bench
 import numpy as np
 
 from coe.engine.spec import LoadSpec
-from coe.surgery.corpus import Corpus, read_corpus
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Identity, Parent
-from coe.surgery.profiling import Progress, evaluate_corpus, profile_corpus
+from coe.surgery.profile.corpus import Corpus, read_corpus
+from coe.surgery.profile.run import Progress, evaluate_corpus, profile_corpus
 
 PROFILE_TARGET, CUT_TARGET, MEMORY_TARGET = 0.85, 0.80, 300 * 10**6
 
@@ -39,7 +39,7 @@ PROFILE_TARGET, CUT_TARGET, MEMORY_TARGET = 0.85, 0.80, 300 * 10**6
 CUT = """
 import json, resource, sys, time
 from pathlib import Path
-from coe.surgery.cut import cut
+from coe.surgery.cut.cut import cut
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 parent, mask, out = map(Path, sys.argv[1:])

@@ -31,16 +31,17 @@ import _bench
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.llama import Context, Model
+from coe.engine.llama.context import Context
+from coe.engine.llama.model import Model
 from coe.engine.process import worker_environment
 from coe.engine.request import GenerateRequest
-from coe.engine.sharing import pairs
 from coe.engine.spec import LoadSpec, Member, Sharing
-from coe.engine.swap import Swapper
-from coe.surgery.cut import cut
+from coe.engine.swap.plan import pairs
+from coe.engine.swap.swapper import Swapper
+from coe.surgery.cut.cut import cut
+from coe.surgery.cut.quantize import quantize_file
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Identity, Parent
-from coe.surgery.quantize import quantize_file
 
 SPEED_TARGET = 0.5
 CONVERSATION = 2048  # tokens of the conversation that leaves and returns

@@ -29,11 +29,11 @@ import _bench
 from build_llama_server import BINARY
 from swap import masks_that_differ
 
-from coe.engine.contents import read_specialist
-from coe.engine.memory import predict
-from coe.engine.sharing import pairs
+from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
-from coe.surgery.cut import cut
+from coe.engine.swap.fingerprints import read_specialist
+from coe.engine.swap.plan import pairs
+from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
 
 CPU_TARGET = 5.0

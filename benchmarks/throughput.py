@@ -30,8 +30,8 @@ import _bench
 import build_llama_server
 from random_model import Shape
 
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Delta, Finished, GenerateRequest
-from coe.engine.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Sampling
 
 THEIRS = "llama-server"

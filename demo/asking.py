@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from coe.engine.batch import BatchLoop
 from coe.engine.errors import EngineError
-from coe.engine.llama import Context, Model
+from coe.engine.llama.context import Context
+from coe.engine.llama.model import Model
 from coe.engine.request import Delta, Event, Finish, Finished, GenerateRequest, Rejected
 from coe.engine.spec import LoadSpec, Sampling, Thinking
-from coe.surgery.cut import cut
-from coe.surgery.generation import GREEDY, seed_of
+from coe.engine.worker.batch import BatchLoop
+from coe.surgery.cut.cut import cut
+from coe.surgery.judge.generation import GREEDY, seed_of
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 

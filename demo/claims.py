@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from coe.surgery.proportions import Share
-from coe.surgery.transfer import COSINE, HOME, OVERLAP, QUALITY, SPREAD
+from coe.surgery.judge.proportions import Share
+from coe.surgery.study.transfer import COSINE, HOME, OVERLAP, QUALITY, SPREAD
 
 from .curriculum import DOMAINS
 from .experiment import BASE, HALF, METHODS, RANDOM, Plan, Results

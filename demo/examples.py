@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from coe.surgery.questions import INSTRUCTIONS, Kind
+from coe.surgery.judge.questions import INSTRUCTIONS, Kind
 
 from .chat import CLOSED, OPENING, prompt
 from .curriculum import DOMAINS, SYSTEM_PROMPTS, Question, questions

@@ -22,18 +22,18 @@ from rich.console import Console
 from coe.engine.files import cache_folder, written_beside
 from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from coe.surgery import recipes
-from coe.surgery.answers import answer_questions
-from coe.surgery.corpus import CorpusFile, read_corpus
-from coe.surgery.criteria import CRITERIA
-from coe.surgery.drop_map import DropMap
-from coe.surgery.generation import GREEDY
-from coe.surgery.growth import Growth
+from coe.surgery.judge.answers import answer_questions
+from coe.surgery.judge.generation import GREEDY
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from coe.surgery.profile import Profile, combine
-from coe.surgery.profiling import profile_corpus
-from coe.surgery.three_pass import ThreePass
+from coe.surgery.plan import recipes
+from coe.surgery.plan.criteria import CRITERIA
+from coe.surgery.plan.drop_map import DropMap
+from coe.surgery.plan.three_pass import ThreePass
+from coe.surgery.profile.corpus import CorpusFile, read_corpus
+from coe.surgery.profile.profile import Profile, combine
+from coe.surgery.profile.run import profile_corpus
+from coe.surgery.study.growth import Growth
 
 from .asking import Answer, Manner, ask, ask_cut, drawn_evenly
 from .curriculum import DOMAINS, Question, questions

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.surgery.compare import Comparison, compare
-from coe.surgery.proportions import Paired, Share
-from coe.surgery.transfer import Transfer, transfer
+from coe.surgery.judge.proportions import Paired, Share
+from coe.surgery.study.compare import Comparison, compare
+from coe.surgery.study.transfer import Transfer, transfer
 
 from .curriculum import DOMAINS
 from .experiment import BASE, HALF, METHODS, Plan, Results, kept_of

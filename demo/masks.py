@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from coe.engine.spec import LoadSpec
-from coe.surgery import recipes
-from coe.surgery.corpus import CorpusFile, read_corpus
 from coe.surgery.mask import Mask
-from coe.surgery.profiling import profile_corpus
+from coe.surgery.plan import recipes
+from coe.surgery.profile.corpus import CorpusFile, read_corpus
+from coe.surgery.profile.run import profile_corpus
 
 from .asking import drawn_evenly
 from .curriculum import DOMAINS, Question, questions

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 
 from coe.engine.files import written_beside
-from coe.surgery import plots
-from coe.surgery.proportions import Share
-from coe.surgery.transfer import COSINE, OVERLAP, QUALITY, SPREAD
+from coe.surgery.judge.proportions import Share
+from coe.surgery.study import plots
+from coe.surgery.study.transfer import COSINE, OVERLAP, QUALITY, SPREAD
 
 from .claims import CARD_R, judge
 from .curriculum import DOMAINS

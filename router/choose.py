@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from coe.router.domains import GENERAL, canonical, family, stand_ins
-from coe.router.errors import RouterError
+from .domains import GENERAL, canonical, family, stand_ins
+from .errors import RouterError
 
 SURE = 0.95  # n-grams this sure are right as often as with the encoder: see docs/router.md
 CHARS_PER_TOKEN = 4  # of English; a guess that decides between near-equals only

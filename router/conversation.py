@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe.router.chores import chore_of
-from coe.router.features import clip
-from coe.router.wrapping import MAX_CHARS, Words, read_turn
+from .client_markup import MAX_CHARS, Words, read_turn
+from .client_tasks import chore_of
+from .features import clip
 
 _SYSTEM_CHARS = 600
 # What a turn and the two questions before it count: the less it says, the more they do.

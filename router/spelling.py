@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from coe.router.own_prompts import shipped_prompts
+from .training_prompts import shipped_prompts
 
 TECHNICAL = Path(__file__).parent / "words.txt"
 MOST_UNKNOWN = 0.6  # of a text's words: beyond that it is another language

@@ -11,18 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from coe.router.choose import Candidate, Decision, Settings, choose
-from coe.router.conversation import Conversation, Passage, digest
-from coe.router.domains import DOMAINS, canonical
-from coe.router.encoder import (
-    DISTRIBUTION,
-    QUANTISED_DISTRIBUTION,
-    EncoderError,
-    Encodes,
-    find_encoder,
-    load_encoder,
-)
-from coe.router.head import SHIPPED, Floats, Head, different_examples, example_problems, load_head, with_examples
+from .choose import Candidate, Decision, Settings, choose
+from .conversation import Conversation, Passage, digest
+from .domains import DOMAINS, canonical
+from .encoder import DISTRIBUTION, QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
+from .head import SHIPPED, Floats, Head, different_examples, example_problems, load_head, with_examples
 
 logger = logging.getLogger("coe.router")
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.router.domains import GENERAL, canonical, family
-from coe.router.errors import RouterError
+from .domains import GENERAL, canonical, family
+from .errors import RouterError
 
 Array = NDArray[Any]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import router_commands, surgery_commands
+from .commands import router as router_commands
+from .commands import surgery as surgery_commands
 
 app = typer.Typer(
     no_args_is_help=False,
@@ -65,7 +66,7 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says, too.")] = False,
 ) -> None:
     """Serve a roster on an OpenAI-compatible address."""
-    from .serving import serve as run
+    from .commands.serve import serve as run
 
     raise typer.Exit(run(known_roster(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
 
@@ -83,7 +84,7 @@ def route(
     ] = False,
 ) -> None:
     """Say which specialist would answer a question, or each of a file's, and why. Loads no model."""
-    from .routing import route_file, route_text
+    from .commands.route import route_file, route_text
 
     if file is not None and text is None:
         raise typer.Exit(route_file(known_roster(roster), file, as_json=as_json, out=_out, err=_err))
@@ -98,7 +99,7 @@ def check(
     dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
 ) -> None:
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
-    from .check import check_roster
+    from .commands.check import check_roster
 
     raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
 
@@ -111,8 +112,8 @@ def pull(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
     """Fetch specialists' models from the model hub into the models folder."""
-    from .pull import pull as run
-    from .roster import RosterError, load_roster
+    from .commands.pull import pull as run
+    from .roster.load import RosterError, load_roster
 
     path = known_roster(roster) if roster else Path("specialists.yaml")
     try:
@@ -131,7 +132,7 @@ def demo(
     ] = "http://127.0.0.1:8000",
 ) -> None:
     """A tour of the built-in college in under a minute: questions, answers, and a specialist built on the way."""
-    from .demo_tour import tour
+    from .commands.demo import tour
 
     raise typer.Exit(tour(demo_roster(), url.rstrip("/").removesuffix("/v1"), _out))
 
@@ -151,7 +152,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure specialists on this machine: time to the first token, changes, and tokens a second."""
-    from .bench import bench as run
+    from .commands.bench import bench as run
 
     path = known_roster(roster)
     code = run(path, names or [], _out, _err, url=url, key=key, rounds=rounds, n_tokens=tokens, as_json=as_json)
@@ -161,7 +162,7 @@ def bench(
 @app.command()
 def doctor() -> None:
     """Say what llama.cpp sees on this machine, what is missing, and how to get it."""
-    from .doctor import doctor as run
+    from .commands.doctor import doctor as run
 
     raise typer.Exit(run(_out))
 

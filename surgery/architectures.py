@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from coe.engine.architectures import ARCHITECTURES as ARCHITECTURES
-from coe.engine.architectures import CHOICE_BIAS, ROUTER
-from coe.engine.architectures import Architecture as Architecture
-from coe.engine.architectures import block_tensor as block_tensor
-from coe.engine.architectures import expert_bytes as expert_bytes
-from coe.engine.architectures import is_per_expert as is_per_expert
-from coe.engine.gguf_header import Header, read_array
+from coe.engine.gguf.architectures import ARCHITECTURES as ARCHITECTURES
+from coe.engine.gguf.architectures import CHOICE_BIAS, ROUTER
+from coe.engine.gguf.architectures import Architecture as Architecture
+from coe.engine.gguf.architectures import block_tensor as block_tensor
+from coe.engine.gguf.architectures import expert_bytes as expert_bytes
+from coe.engine.gguf.architectures import is_per_expert as is_per_expert
+from coe.engine.gguf.header import Header, read_array
 
 from .errors import ArchitectureError
 

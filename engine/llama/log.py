@@ -1,0 +1,52 @@
+"""llama.cpp's log, captured; and the start of llama.cpp in this process."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+import llama_cpp.llama_cpp as lib
+
+
+class Log:
+    """Keeps what llama.cpp logs: the last lines for error messages, all of them while `keep_all` is set.
+
+    llama.cpp calls it from its own threads; appending to a list is atomic.
+    """
+
+    LEVELS: Final = {0: "", 1: "debug", 2: "info", 3: "warn", 4: "error", 5: ""}
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._callback = lib.llama_log_callback(self._receive)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace").rstrip("\n")
+        if not line or line == ".":
+            return
+        self.lines.append(line)
+        if level >= 4:
+            self.errors.append(line)
+        if len(self.lines) > 4000:
+            del self.lines[:2000]
+
+    def reason(self, default: str) -> str:
+        """The most telling error line so far, without the name of the C function it came from."""
+        for line in self.errors:
+            if "error loading model" in line or "unknown model architecture" in line:
+                return line.split(": ", 1)[-1]
+        return self.errors[-1].split(": ", 1)[-1] if self.errors else default
+
+
+_log: Log | None = None
+
+
+def start() -> Log:
+    """Initialise llama.cpp once for this process, with its log captured."""
+    global _log
+    if _log is None:
+        _log = Log()
+        lib.llama_backend_init()
+    return _log

@@ -1,0 +1,87 @@
+"""A model's vocabulary: tokenising and detokenising."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+from ..errors import LoadError
+
+
+class Vocab:
+    """A model's vocabulary: text to tokens and back."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = lib.llama_model_get_vocab(model)
+        if not self._vocab:
+            raise LoadError("The model has no vocabulary.")
+        self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.bos: int = lib.llama_vocab_bos(self._vocab)
+        self.eos: int = lib.llama_vocab_eos(self._vocab)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+
+    @functools.cached_property
+    def longest_piece_bytes(self) -> int:
+        """Bytes of the longest token: no text of n bytes has fewer than n / this many tokens."""
+        return max(map(len, self.pieces()), default=1) or 1
+
+    @functools.cached_property
+    def end(self) -> int:
+        """A token that ends an answer."""
+        if self.ends_generation(self.eos):
+            return self.eos
+        return next((token for token in range(self.n_tokens) if self.ends_generation(token)), self.eos)
+
+    @property
+    def handle(self) -> Any:
+        """llama_vocab pointer."""
+        return self._vocab
+
+    def tokenize(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
+        """Tokens of text. special: control tokens written in the text are recognised as such."""
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 8
+        buffer = (lib.llama_token * size)()
+        count = lib.llama_tokenize(self._vocab, data, len(data), buffer, size, bos, special)
+        if count < 0:
+            buffer = (lib.llama_token * -count)()
+            count = lib.llama_tokenize(self._vocab, data, len(data), buffer, -count, bos, special)
+        return list(buffer[:count])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes a token stands for; control tokens give nothing unless special."""
+        key = (token, special)
+        known = self._pieces.get(key)
+        if known is None:
+            known = self._pieces[key] = self._read_piece(token, special)
+        return known
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of all tokens, those of control tokens too; not kept."""
+        return [self._read_piece(token, special=True) for token in range(self.n_tokens)]
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:length]
+
+    def text(self, token: int) -> str:
+        """How the vocabulary file writes a token; for special tokens, its name."""
+        if not 0 <= token < self.n_tokens:  # a vocabulary without this special token says -1; llama.cpp would abort
+            return ""
+        return (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the token ends a turn or the text."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a control token, without text of its own."""
+        return bool(lib.llama_vocab_is_control(self._vocab, token))

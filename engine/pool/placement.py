@@ -1,0 +1,67 @@
+"""Which resident becomes what, where several share a shape: pure functions over the bytes that a swap changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..swap.plan import Pair
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A resident that could become the wanted specialist. active: requests that are being answered or wait there."""
+
+    specialist: str
+    active: int
+    last_used: float
+
+
+class Distances:
+    """Bytes that a swap between two specialists changes, either way; 0 from one to itself.
+
+    Without pairs they are names for one load, and nothing has to change.
+    """
+
+    def __init__(self, pairs: Sequence[Pair] = ()) -> None:
+        self._bytes = {frozenset((pair.one, pair.other)): pair.changed_bytes for pair in pairs}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Distances) and self._bytes == other._bytes
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._bytes.items()))
+
+    def between(self, one: str, other: str) -> int:
+        """Raises KeyError for two that share no resident."""
+        return self._bytes[frozenset((one, other))] if self._bytes and one != other else 0
+
+
+@dataclass(frozen=True)
+class Home:
+    """The resident that has a conversation in its cache. worth_bytes: what could be swapped while it is read anew."""
+
+    resident: str
+    worth_bytes: int
+
+
+def choose_resident(
+    wanted: str, candidates: Mapping[str, Candidate], distances: Distances, home: Home | None = None
+) -> str | None:
+    """The resident, by its name, that is to serve a specialist; None when there is none.
+
+    One that can begin at once: it is this specialist already, or it is idle and the nearest, so that those which are
+    far from each other stay. A long conversation goes where it was, though more has to be swapped there than elsewhere.
+    Where all are others and busy, the wanted one takes turns where the fewest requests are, nearest first. Of equals
+    the least busy, then the least recently used.
+    """
+
+    def cost(name: str) -> tuple[bool, int, int, int, float]:
+        candidate = candidates[name]
+        distance = distances.between(wanted, candidate.specialist)
+        takes_turns = distance > 0 and candidate.active > 0
+        if home is not None and home.resident in candidates and home.resident != name:
+            distance += home.worth_bytes
+        return takes_turns, candidate.active if takes_turns else 0, distance, candidate.active, candidate.last_used
+
+    return min(candidates, key=cost, default=None)

@@ -1,0 +1,197 @@
+"""A dry run in a process of its own: what a load would take, and whether it would work, without loading anything.
+
+llama.cpp brings a model up with `no_alloc` in some milliseconds and logs every buffer it would make. A file that makes
+it abort takes this process down, not the server. Started as `python -m coe.engine.worker.probe`; a JSON object on stdin
+names the job, one on stdout answers it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gguf import GGMLQuantizationType as Type
+
+from ..errors import EngineError
+from ..generate.chat_template import ChatTemplate
+from ..gguf.header import Header, TensorInfo, read_split
+from ..llama.context import Context
+from ..llama.devices import devices
+from ..llama.ggml import require_layout
+from ..llama.log import start
+from ..llama.model import Model
+from ..process import rss_bytes
+from ..spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode
+from .batch import BatchLoop
+
+# What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
+# An estimate; the pool measures the true figure with the first load.
+GPU_RUNTIME_BYTES = 420 * 2**20
+
+# Types that ggml keeps a copy of in another order for this kind of processor.
+# Source: ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type.
+_REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q2_K}
+if platform.machine().lower() in ("arm64", "aarch64"):
+    _REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q5_K, Type.Q6_K, Type.Q8_0}
+
+_CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabulary in every thread that samples
+
+_MIB = 2**20
+_SIZE = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
+_CACHE = re.compile(r"(?:size|memory_recurrent: size) = +(?P<mib>[\d.]+) MiB \(")
+
+
+def on_device(tensor: TensorInfo, *, n_layers: int, gpu_layers: int, cpu_expert_layers: int) -> bool:
+    """Whether llama.cpp puts a tensor on the GPU.
+
+    Source: llama-model.cpp, load_tensors: the last `gpu_layers` layers, the output counted as one more; token
+    embeddings always stay on the host.
+    """
+    offloaded = n_layers + 1 if gpu_layers < 0 else gpu_layers
+    match = re.match(r"blk\.(\d+)\.", tensor.name)
+    if match is None:
+        return offloaded > 0 and not tensor.name.startswith(("token_embd", "per_layer_token_embd"))
+    layer = int(match[1])
+    if "_exps." in tensor.name and (cpu_expert_layers < 0 or layer < cpu_expert_layers):
+        return False
+    return layer >= n_layers + 1 - offloaded
+
+
+def weights(headers: Sequence[Header], spec: LoadSpec, has_gpu: bool) -> tuple[int, int]:
+    """Bytes of weights on the budgeted device and beside it in host memory."""
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    total = sum(tensor.n_bytes for tensor in tensors)
+    if not has_gpu:
+        return total, 0
+    n_layers = int(headers[0].value("block_count", 0))
+    layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
+    device = sum(tensor.n_bytes for tensor in tensors if on_device(tensor, **layout))
+    names = {tensor.name: tensor for tensor in tensors}
+    if "output.weight" not in names and "token_embd.weight" in names and spec.gpu_layers:
+        # Tied: the output layer on the GPU has a copy of its own.
+        device += names["token_embd.weight"].n_bytes
+        total += names["token_embd.weight"].n_bytes
+    return device, total - device
+
+
+def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
+    """Bytes that weights take a second time on a processor whose ggml repacks them.
+
+    The repacked matrices are memory of the worker's own. With mmap the file stays mapped beside them; without, only an
+    embedding that serves as the output too is there twice: its rows are looked up in the file's order.
+    """
+    names = {tensor.name for header in headers for tensor in header.tensors}
+    twice = [t for header in headers for t in header.tensors if t.type in _REPACKED and len(t.shape) > 1]
+    if not spec.mmap or spec.keeps_layout:
+        twice = [t for t in twice if t.name == "token_embd.weight" and "output.weight" not in names]
+    return sum(tensor.n_bytes for tensor in twice)
+
+
+def buffers(log: Iterable[str]) -> tuple[int, int, int]:
+    """KV bytes, compute bytes on GPUs (or on the host where there is none), and compute bytes on the host, logged."""
+    kv = compute = host = 0.0
+    for line in log:
+        if match := _SIZE.search(line):
+            if match["where"].startswith("CPU") or match["where"].endswith("_Host"):
+                host += float(match["mib"])
+            else:
+                compute += float(match["mib"])
+        elif ("kv_cache" in line or "memory_recurrent" in line) and (match := _CACHE.search(line)):
+            kv += float(match["mib"])
+    return int(kv * _MIB), int(compute * _MIB), int(host * _MIB)
+
+
+def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
+    """Bring the model up without memory, and add up. Raises EngineError when it would not load.
+
+    What sharing needs of llama.cpp is looked at too: LayoutError says that specialists have to be loaded apart.
+    """
+    headers = read_split(spec.path)
+    if spec.sharing is not None:
+        require_layout()
+    has_gpu = any(device.kind == "gpu" for device in found) and spec.gpu_layers != 0
+    log = start()
+    log.lines.clear()
+    model = Model(spec, dry_run=True)
+    repacks = any("CPU_REPACK model buffer size" in line for line in log.lines)
+    log.lines.clear()
+    context = Context(model, spec)
+    kv, compute, host = buffers(log.lines)
+    # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
+    loop = BatchLoop(model, context, spec, lambda event: None)
+    overhead = rss_bytes() + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+    overhead += spec.ram_budget_bytes
+    loop.close()
+    context.close()
+    device_weights, host_weights = weights(headers, spec, has_gpu)
+    notes = []
+    if repacks and not has_gpu and (extra := copies(headers, spec)):
+        device_weights += extra
+        if spec.mmap:
+            notes.append(f"the processor's own copies of weights take {extra / _MIB:.0f} MiB; mmap: false avoids most")
+    trained = model.trained_context_tokens
+    if trained and spec.context_tokens > trained:
+        notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")
+    if not has_gpu:
+        return Footprint(device_weights, kv, compute + host, overhead, 0, tuple(notes))
+    n_layers = int(headers[0].value("block_count", 1))
+    share = 1.0 if spec.gpu_layers < 0 else min(1.0, spec.gpu_layers / n_layers)
+    kv_device = int(kv * share)
+    return Footprint(
+        device_weights,
+        kv_device,
+        compute,
+        GPU_RUNTIME_BYTES,
+        host_weights + kv - kv_device + host + overhead,
+        tuple(notes),
+    )
+
+
+def check_policies(spec: LoadSpec, policies: dict[str, Any]) -> dict[str, str]:
+    """Thinking policies that the model's template cannot carry out: name -> why. Needs the vocabulary alone."""
+    model = Model(spec, dry_run=True)
+    source = model.chat_template()
+    if source is None:
+        return {}
+    template = ChatTemplate(source, bos=model.vocab.text(model.vocab.bos), eos=model.vocab.text(model.vocab.eos))
+    refused = {}
+    for name, policy in policies.items():
+        try:
+            template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
+        except EngineError as error:
+            refused[name] = str(error)
+    return refused
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    start()
+    found = devices()
+    answer: dict[str, Any] = {"devices": [vars(device) for device in found]}
+    if "spec" in job:
+        spec = LoadSpec.from_json(job["spec"])
+        answer["footprint"] = vars(footprint(spec, found))
+        answer["refused"] = check_policies(spec, job.get("policies", {}))
+    return answer
+
+
+def main() -> None:
+    """Entry point of the process."""
+    # llama.cpp and Python libraries write to stdout as they like: keep the real one for the answer.
+    answer_to = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin)
+    try:
+        answer = _answer(job)
+    except EngineError as error:
+        answer = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    json.dump(answer, answer_to)
+    answer_to.close()
+
+
+if __name__ == "__main__":
+    main()

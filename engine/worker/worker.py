@@ -1,0 +1,225 @@
+"""The process that holds one resident model.
+
+llama.cpp may abort, and what it has allocated comes back for certain only when its process ends: so every resident
+has a process of its own, and the server's process never calls llama.cpp. Frames go over an inherited socket; stdout
+belongs to llama.cpp. Started as `python -m coe.engine.worker.worker FD PARENT_PID`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import frames
+from ..errors import EngineError, LoadError, SwapError
+from ..generate.grammar import Structure
+from ..llama.context import Context
+from ..llama.devices import gpu_free_bytes
+from ..llama.model import Model
+from ..process import SPARE, call_process, die_with, rss_bytes
+from ..request import Event, GenerateRequest, event_to_json
+from ..spec import LoadSpec, Thinking, ThinkingMode
+from ..swap.fingerprints import SKELETON
+from ..swap.swapper import Swapper
+from .batch import BatchLoop
+
+_BEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started."""
+
+    rss_bytes: int
+    device_bytes: int | None
+
+
+class Worker:
+    """Reads commands, runs the batch loop, writes events."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._free_before: int | None = None
+        self._preparing: set[str] = set()
+        self._preparer = ThreadPoolExecutor(1, "prepare")
+        self._last_beat = 0.0
+        self._last_progress = -1.0
+
+    def run(self) -> None:
+        """Load what the first command names, then serve until told to stop or until the server is gone."""
+        threading.Thread(target=self._read, daemon=True).start()
+        command = self._commands.get()
+        if command is None or command["op"] == "stop":
+            return
+        spec = LoadSpec.from_json(command["spec"])
+        try:
+            self._load(spec, command["policies"])
+        except EngineError as error:
+            self._send(
+                {
+                    "event": "failed",
+                    "error": type(error).__name__,
+                    "message": error.message,
+                    "remedy": error.remedy,
+                }
+            )
+            return
+        self._serve()
+
+    def _read(self) -> None:
+        try:
+            while (command := frames.receive(self._connection)) is not None:
+                self._commands.put(command)
+        finally:
+            # A decode may last long, and nobody waits for its result any more.
+            os._exit(0)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.sendall(frames.pack(message))
+        except OSError:
+            os._exit(0)
+
+    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> None:
+        call_process(f"coe {spec.title}")
+        self._free_before = gpu_free_bytes()
+        model = Model(spec, progress=self._progress)
+        if spec.sharing is None and model.metadata(SKELETON) is not None:
+            raise LoadError(f"{spec.path.name} is a skeleton without weights.", "Name its parent in the roster.")
+        swapper = Swapper(model, spec) if spec.sharing is not None else None
+        context = Context(model, spec)
+        loop = BatchLoop(model, context, spec, self._emit, swapper=swapper)
+        if loop.template is not None:
+            for policy in policies.values():
+                loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
+        if self._free_before is not None:
+            self._warm_up(context)
+        self._loop = loop
+        self._send(
+            {
+                "event": "ready",
+                "memory": asdict(self.memory()),
+                "family": loop.template.family.name if loop.template and loop.template.family else None,
+                "trained_context_tokens": model.trained_context_tokens,
+                "n_vocab": model.vocab.n_tokens,
+            }
+        )
+
+    def _progress(self, fraction: float) -> bool:
+        if fraction - self._last_progress >= 0.02 or fraction >= 1:
+            self._last_progress = fraction
+            self._send({"event": "progress", "fraction": fraction})
+        return True
+
+    def _warm_up(self, context: Context) -> None:
+        """Evaluate one full batch, so that the pools of a GPU's runtime have their final size before we measure."""
+        token = max(context.model.vocab.bos, 0)
+        context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
+        context.forget(0)
+
+    def memory(self) -> Memory:
+        """What this process takes now."""
+        free = gpu_free_bytes()
+        went = self._free_before - free if free is not None and self._free_before is not None else None
+        return Memory(rss_bytes(), went)
+
+    def _emit(self, event: Event) -> None:
+        self._send(event_to_json(event))
+
+    def _serve(self) -> None:
+        busy = False
+        while True:
+            # Between steps take every command there is; wait for one only when there is nothing to decode.
+            while not busy or not self._commands.empty():
+                command = self._commands.get()
+                if command is None or command["op"] == "stop":
+                    self._loop.close()
+                    return
+                self._obey(command)
+                busy = True
+            try:
+                busy = self._loop.step()
+            except SwapError as error:  # neither specialist: everybody has been told, and the next request loads anew
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
+            self._beat(busy)
+
+    def _obey(self, command: dict[str, Any]) -> None:
+        if command["op"] == "generate":
+            request = GenerateRequest.from_json(command["request"])
+            if request.response_format is None:
+                self._loop.submit(request)
+            else:
+                self._preparing.add(request.id)
+                self._preparer.submit(self._prepare, request)
+        elif command["op"] == "prepared":
+            self._submit_prepared(command["request"], command["structure"])
+        elif command["op"] == "cancel":
+            self._preparing.discard(command["id"])
+            self._loop.cancel(command["id"])
+        elif command["op"] == "measure":
+            self._send({"event": "memory", "memory": asdict(self.memory())})
+
+    def _prepare(self, request: GenerateRequest) -> None:
+        """On a thread of its own, for a schema may take seconds to read: the answers under way go on."""
+        try:
+            structure: Structure | EngineError | None = self._loop.structure_of(request)
+        except EngineError as error:
+            structure = error
+        except Exception as error:  # a request that nobody foresaw must get an answer too
+            structure = EngineError(f"The request cannot be prepared: {error!r}.")
+        self._commands.put({"op": "prepared", "request": request, "structure": structure})
+
+    def _submit_prepared(self, request: GenerateRequest, structure: Structure | EngineError | None) -> None:
+        if request.id not in self._preparing:  # cancelled meanwhile
+            return
+        self._preparing.discard(request.id)
+        if isinstance(structure, EngineError):
+            self._loop.reject(request, structure)
+        else:
+            self._loop.submit(request, structure)
+
+    def _beat(self, busy: bool) -> None:
+        now = time.monotonic()
+        if not busy or now - self._last_beat >= _BEAT_S:
+            self._last_beat = now
+            self._send(
+                {
+                    "event": "beat",
+                    "active": self._loop.active,
+                    "waiting": self._loop.waiting,
+                    "cells": self._loop.cells_used,
+                    "steps": self._loop.steps,
+                    "swaps": self._loop.swaps,
+                    "swapped_bytes": self._loop.swapped_bytes,
+                    "change_s": self._loop.change_s,
+                    "parked_bytes": self._loop.parked_bytes,
+                    "worst_wait_s": self._loop.worst_wait_s,
+                    "prompt_tokens_per_s": self._loop.prompt_tokens_per_s,
+                }
+            )
+
+
+def main() -> None:
+    """Entry point of the process."""
+    faulthandler.enable()
+    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    die_with(parent_pid)
+    call_process(SPARE)
+    # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(socket.socket(fileno=descriptor)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""HTTP: the application, keys, status, server-sent events; and a folder for each dialect."""

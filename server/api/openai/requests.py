@@ -1,0 +1,347 @@
+"""The OpenAI dialect: wire bodies in, one internal request out. Bad input is refused with the field's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ...runtime.errors import RequestError
+
+Message = dict[str, Any]
+
+# Fields of OpenAI's API that change what an answer is and that we do not have: a client that sends one must know.
+_UNSUPPORTED = {
+    "chat": ("tools", "functions", "function_call", "audio", "prediction", "web_search_options"),
+    "completion": ("echo", "best_of", "suffix", "response_format", "max_completion_tokens"),
+}
+_MAX_CHOICES = 8
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 1000
+_MAX_DEPTH = 100  # levels of lists and objects in a body
+_MAX_INT = 2**31 - 1  # what llama.cpp takes
+
+
+class _Body(BaseModel):
+    """Extras that chat clients add are ignored; what we know is checked strictly."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+
+
+class JsonSchema(_Body):
+    name: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema", default_factory=dict)
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("give a text or a list of texts")
+    if len(texts) > _MAX_STOPS or any(len(text) > _MAX_STOP_CHARS for text in texts):
+        raise ValueError(f"give at most {_MAX_STOPS} texts of at most {_MAX_STOP_CHARS} characters")
+    return tuple(text for text in texts if text)
+
+
+Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
+
+
+class Shared(_Body):
+    """What chat and plain completions have in common."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)] = "auto"
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Stops = ()
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=_MAX_INT)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None  # vLLM's name for it
+    seed: int | None = None
+    n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    user: str | None = None
+
+
+class ChatBody(Shared):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    modalities: list[str] | None = None
+    tool_choice: Any = None
+    # The ways in which clients ask for thinking; a specialist's policy decides.
+    think: Any = None
+    enable_thinking: Any = None
+    reasoning_effort: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(Shared):
+    prompt: str | list[str]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+_B = TypeVar("_B", bound=Shared)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One internal request: what a client wants, whatever the dialect it said it in.
+
+    messages or prompt: a conversation, or a text to be continued. overrides: sampling fields that the client set.
+    wants_thinking: True or False when the client said so, None when it did not.
+    """
+
+    model: str
+    messages: tuple[Message, ...] | None
+    prompt: str | None
+    stream: bool
+    include_usage: bool
+    overrides: Mapping[str, float]
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    seed: int | None
+    n: int
+    logit_bias: Mapping[int, float]
+    response_format: Mapping[str, Any] | None
+    top_logprobs: int | None
+    wants_thinking: bool | None
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A request's JSON object. Raises RequestError for anything else, lone surrogates and NUL included."""
+    try:
+        value = json.loads(body)
+    except UnicodeDecodeError as error:
+        raise RequestError("The body is not UTF-8. Send JSON in UTF-8.") from error
+    except RecursionError as error:
+        raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.") from error
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except ValueError as error:  # an integer of more digits than Python takes
+        raise RequestError(f"The body is not JSON that can be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise RequestError("The body must be a JSON object.")
+    _refuse_unwritable(value)
+    return value
+
+
+def _refuse_unwritable(body: dict[str, Any]) -> None:
+    """Look at every text for what cannot be passed on. The path of a text is only put together when it is needed."""
+    todo: list[tuple[Any, _Place | None, int]] = [(body, None, 1)]
+    while todo:
+        value, place, depth = todo.pop()
+        if depth > _MAX_DEPTH:
+            raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+        members: Iterable[tuple[str | int, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, member in members:
+            if isinstance(key, str) and (flaw := _flaw(key)):
+                raise RequestError(f"A key in {_path(place) or 'the body'} {flaw}", param=_path(place) or None)
+            if isinstance(member, str):
+                if flaw := _flaw(member):
+                    path = _path(_Place(place, key))
+                    raise RequestError(f"{path} {flaw}", param=path)
+            elif isinstance(member, (dict, list)):
+                todo.append((member, _Place(place, key), depth + 1))
+
+
+class _Place(NamedTuple):
+    """Where a value stands: in what, and under which key or index."""
+
+    above: _Place | None
+    key: str | int
+
+
+def _path(place: _Place | None) -> str:
+    keys: list[str] = []
+    while place is not None:
+        keys.append(f"[{place.key}]" if isinstance(place.key, int) else f".{place.key[:60]}")
+        place = place.above
+    return "".join(reversed(keys)).lstrip(".")
+
+
+def _flaw(text: str) -> str:
+    if "\0" in text:
+        return "contains a NUL character. Remove it."
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "contains a lone surrogate, which is no character. Send whole characters."
+    return ""
+
+
+def chat_ask(body: Mapping[str, Any]) -> Ask:
+    """The request in a body of POST /v1/chat/completions. Raises RequestError naming the field."""
+    _refuse_unsupported(body, "chat")
+    parsed = _parse(ChatBody, body)
+    if parsed.modalities and parsed.modalities != ["text"]:
+        raise RequestError("modalities: only text is served.", param="modalities")
+    if parsed.tool_choice not in (None, "none", "auto"):
+        raise RequestError("tool_choice is not supported yet. Remove it.", param="tool_choice")
+    if parsed.top_logprobs is not None and not parsed.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+    return _ask(
+        parsed,
+        messages=tuple(_message(message, index) for index, message in enumerate(parsed.messages)),
+        max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
+        response_format=_format(parsed.response_format),
+        top_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
+        wants_thinking=_thinking_wish(parsed),
+    )
+
+
+def completion_ask(body: Mapping[str, Any]) -> Ask:
+    """The request in a body of POST /v1/completions. Raises RequestError naming the field."""
+    _refuse_unsupported(body, "completion")
+    parsed = _parse(CompletionBody, body)
+    prompts = [parsed.prompt] if isinstance(parsed.prompt, str) else parsed.prompt
+    if len(prompts) != 1:
+        raise RequestError("prompt: one text a request, please; send several requests at once.", param="prompt")
+    return _ask(parsed, prompt=prompts[0], max_tokens=parsed.max_tokens, top_logprobs=parsed.logprobs)
+
+
+def _ask(
+    parsed: Shared,
+    *,
+    messages: tuple[Message, ...] | None = None,
+    prompt: str | None = None,
+    max_tokens: int | None,
+    response_format: Mapping[str, Any] | None = None,
+    top_logprobs: int | None,
+    wants_thinking: bool | None = None,
+) -> Ask:
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
+    overrides = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    if parsed.repetition_penalty is not None:
+        overrides.setdefault("repeat_penalty", parsed.repetition_penalty)
+    return Ask(
+        model=parsed.model,
+        messages=messages,
+        prompt=prompt,
+        stream=bool(parsed.stream),
+        include_usage=bool(parsed.stream_options and parsed.stream_options.include_usage),
+        overrides=overrides,
+        max_tokens=max_tokens,
+        stop=parsed.stop,
+        seed=parsed.seed,
+        n=parsed.n or 1,
+        logit_bias=_biases(parsed.logit_bias or {}),
+        response_format=response_format,
+        top_logprobs=top_logprobs,
+        wants_thinking=wants_thinking,
+    )
+
+
+def _refuse_unsupported(body: Mapping[str, Any], kind: str) -> None:
+    for name in _UNSUPPORTED[kind]:
+        if body.get(name):
+            raise RequestError(f"{name} is not supported yet. Remove it from the request.", param=name)
+
+
+def _parse(kind: type[_B], body: Mapping[str, Any]) -> _B:
+    try:
+        return kind.model_validate(dict(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # A union names the alternative it tried after the field; a client knows nothing of these.
+        path = [part for part in first["loc"] if isinstance(part, int) or part in _wire_names(kind)]
+        param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise RequestError(f"{param or 'The body'}: {said}.", param=param or None) from error
+
+
+def _wire_names(kind: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    for model in (kind, StreamOptions, ResponseFormat, JsonSchema):
+        names |= {field.alias or name for name, field in model.model_fields.items()}
+    return names
+
+
+def _message(message: Mapping[str, Any], index: int) -> Message:
+    param = f"messages[{index}]"
+    role = message.get("role")
+    if role == "developer":  # OpenAI's newer name for it
+        role = "system"
+    if role not in ("system", "user", "assistant", "tool", "function"):
+        raise RequestError(f"{param}.role: {role!r} is none of system, user, assistant.", param=f"{param}.role")
+    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+        raise RequestError(f"{param}: calls of tools and functions are not supported yet.", param=param)
+    return {"role": role, "content": _text(message.get("content"), f"{param}.content", optional=role == "assistant")}
+
+
+def _text(content: Any, param: str, *, optional: bool) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and optional:
+        return ""
+    if not isinstance(content, list):
+        raise RequestError(f"{param} must be a text or a list of parts.", param=param)
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image_url", "image", "input_image"):
+            raise RequestError(
+                f"{param}[{index}] is an image: vision is out of scope, the specialists read text only.",
+                param=f"{param}[{index}]",
+            )
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RequestError(
+                f"{param}[{index}] must be {{type: text, text: ...}}; other parts are not supported.",
+                param=f"{param}[{index}]",
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _format(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_schema" and asked.json_schema is None:
+        raise RequestError("response_format.json_schema is missing.", param="response_format.json_schema")
+    return asked.model_dump(by_alias=True, exclude_none=True)
+
+
+def _biases(asked: Mapping[str, float]) -> dict[int, float]:
+    if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in asked):
+        raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias")
+    # A number that no vocabulary reaches would come round to a token that is meant by nobody.
+    return {int(token): bias for token, bias in asked.items() if int(token) <= _MAX_INT}
+
+
+def _thinking_wish(body: ChatBody) -> bool | None:
+    kwargs = body.chat_template_kwargs or {}
+    for wish in (body.think, body.enable_thinking, kwargs.get("enable_thinking"), kwargs.get("thinking")):
+        if isinstance(wish, bool):
+            return wish
+    if isinstance(body.think, str) or body.reasoning_effort is not None:
+        return (body.think or body.reasoning_effort) not in ("none", "minimal", "off", "false")
+    return None
+
+
+def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+    """The specialist's own system prompt first, the client's system text after it, in one system message."""
+    own = [system_prompt.strip()] if system_prompt else []
+    texts = own + [message["content"] for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *rest] if texts else rest

@@ -1,0 +1,1 @@
+"""The commands of `coe`, a module each."""

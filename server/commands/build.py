@@ -1,0 +1,104 @@
+"""`coe build`: a build started from a terminal, in a process of its own, with its progress shown live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from rich.console import Console
+from rich.table import Table
+
+from coe.engine.pool.memory import budget_bytes
+from coe.surgery.build.job import BuildState, Job, Order, Progress
+from coe.surgery.errors import BuildError
+
+from ..roster.load import Roster
+from ..roster.models import Specialist
+from ..runtime.builds import BuildProcess, machine_of, order_of, prepare
+from ._bars import Bars
+
+_LOOK_EVERY_S = 0.3
+_STOPPED_EXIT = 130  # what shells give for a Ctrl-C
+_ASIDE_EXIT = 3  # made and judged, and not released
+
+
+def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console, live: bool) -> int:
+    """Carry a build out, or go on with it. Returns the exit code: 0 released, 3 kept aside, 1 failed, 130 stopped.
+
+    Raises BuildError, EngineError or SurgeryError for what does not let it begin, Busy while another is at work.
+    """
+    specialist = roster.find(name)
+    if specialist is None:
+        known = ", ".join(s.name for s in roster.specialists if s.build is not None) or "none"
+        raise BuildError(f"{roster.path.name} has no specialist {name!r}.", f"Entries with `build:`: {known}.")
+    order = order_of(roster, specialist)
+    job = Job.of(roster.models_path, specialist.name)
+    ended = asyncio.run(_build(roster, specialist, order, job, accept, err, live=live))
+    if ended.state is BuildState.RELEASED:
+        out.print(f"{order.out} is released. {ended.message}", markup=False, soft_wrap=True)
+        out.print(f"Its report: {order.out.with_suffix('.report.json')}", markup=False, soft_wrap=True)
+        return 0
+    if ended.state is BuildState.ASIDE:
+        out.print(f"{specialist.name} is kept aside. {ended.message} {ended.remedy}", markup=False, soft_wrap=True)
+        out.print(f"Its report: {job.path('report.json')}", markup=False, soft_wrap=True)
+        return _ASIDE_EXIT
+    if ended.state is BuildState.STOPPED:
+        err.print(f"Stopped. The same command goes on from there: coe build {specialist.name}", markup=False)
+        return _STOPPED_EXIT
+    err.print(f"The build failed. {ended.message} {ended.remedy}", style="red", markup=False, soft_wrap=True)
+    return 1
+
+
+async def _build(
+    roster: Roster, specialist: Specialist, order: Order, job: Job, accept: bool, err: Console, *, live: bool
+) -> Progress:
+    asked = roster.pool.vram_budget
+    budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
+    if not job.at_work():
+        prepared = await prepare(job, order, machine_of(specialist), budget)
+        if prepared.warning and not accept:
+            err.print(prepared.warning, style="yellow", markup=False, soft_wrap=True)
+        await asyncio.to_thread(_as_from_here, job)
+    process = BuildProcess(job, accept=accept)
+    loop = asyncio.get_running_loop()
+    stops: set[asyncio.Task[None]] = set()
+
+    def stop() -> None:
+        stops.add(loop.create_task(process.stop()))
+
+    for one in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(one, stop)
+    running = asyncio.create_task(process.run())
+    if not live:
+        return await running
+    with Bars(err) as bars:
+        while not running.done():
+            await asyncio.wait({running}, timeout=_LOOK_EVERY_S)
+            progress = await asyncio.to_thread(job.progress)
+            if progress.state is BuildState.RUNNING and progress.step:
+                what = f"{progress.step}: {progress.message}" if progress.message else progress.step
+                place = f"{progress.steps_done + 1}/{progress.steps} {what}"
+                bars.tell(place, progress.fraction or 0.0, 1.0, progress.tokens_per_s)
+    return await running
+
+
+def _as_from_here(job: Job) -> None:
+    job.remember("asked_by", "terminal")
+    job.forgive()
+
+
+def show_builds(roster: Roster, out: Console) -> None:
+    """A table of the roster's builds."""
+    table = Table("specialist", "state", "step", "", box=None, pad_edge=False)
+    for specialist in roster.specialists:
+        if specialist.build is None:
+            continue
+        progress = Job.of(roster.models_path, specialist.name).progress()
+        there = os.path.isfile(specialist.built_path(roster.models_path))
+        state = "released" if there and progress.state is BuildState.ABSENT else str(progress.state)
+        table.add_row(specialist.name, state, progress.step, f"{progress.message} {progress.remedy}".strip())
+    if not table.row_count:
+        out.print(f"{roster.path.name} has no entry with `build:`.", markup=False)
+        return
+    out.print(table)

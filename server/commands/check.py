@@ -1,0 +1,241 @@
+"""`coe check`: what a roster says, whether this machine can serve it, who shares, and what fits in the budget."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coe.engine.pool.memory import budget_bytes
+from coe.engine.units import size_text
+from coe.router.encoder import EncoderError, find_encoder
+from coe.router.errors import RouterError
+from coe.router.head import load_head
+from coe.router.supervisor import examples_of, taught_by, threshold_problems
+
+from ..api.app import read_keys
+from ..roster.load import Roster, RosterError, load_roster
+from ..runtime.availability import (
+    Available,
+    ResidentPlan,
+    ToBuild,
+    Unavailable,
+    availability,
+    budget_doubts,
+    fit_in_order,
+    maximal_sets,
+    most_that_fit,
+    page_cache_bytes,
+    residents,
+)
+from ..runtime.builds import sizes_to_build
+from ..runtime.college import encoder_of, head_of, supervisor_of
+from ..runtime.mask_models import sizes_to_cut
+from ..runtime.resolve import Arrangement, arrange
+from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
+
+_MOST_SETS_SHOWN = 8
+
+
+def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
+    """`coe check`: print every error of a roster, or what it comes to here. Returns the exit code.
+
+    dry_run: ask llama.cpp what each load would take. Nothing in the models folder is changed.
+    """
+    try:
+        roster = load_roster(path)
+        read_keys(roster)
+        supervisor = supervisor_of(roster)
+        head = load_head(head_of(roster))  # what the server would refuse
+    except RosterError as error:
+        return print_errors(error, out)
+    except (ValueError, RouterError) as error:
+        out.print(str(error), style="red", markup=False, soft_wrap=True)
+        return 1
+    labels = {*head.labels, *taught_by(examples_of(supervisor.candidates))}  # those that the supervisor will know
+    doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
+    if not dry_run:
+        to_build = asyncio.run(_not_there_yet(roster, dry_run=False))
+        return print_report(roster, availability(roster, None, None), None, out, to_build, doubts=doubts)
+
+    async def facts(scratch: Path) -> tuple[Arrangement, int, dict[str, ToBuild]]:
+        asked = roster.pool.vram_budget
+        budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
+        arrangement = await arrange(roster, budget, scratch=scratch)
+        judged = arrangement.judged
+        there = [name for name in judged if isinstance(judged[name], Available)]
+        to_build = await _not_there_yet(roster, dry_run=True)
+        return arrangement, budget, {name: plan for name, plan in to_build.items() if name not in there}
+
+    with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
+        arrangement, budget, to_build = asyncio.run(facts(Path(scratch)))
+    pool, groups = roster.pool, arrangement.groups
+    waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_turn_wait_s)
+    apart = [f"{name} shares with nobody: {why.rstrip('.')}." for name, why in arrangement.alone.items()]
+    if arrangement.unhashed:
+        unknown = ", ".join(path.name for path in arrangement.unhashed)
+        apart.append(
+            f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
+            "it does while nobody is served, a swap to or from them moves everything."
+        )
+    sharing = [*pair_lines(groups), *(waits if groups else []), *apart]
+    return print_report(roster, arrangement.judged, budget, out, to_build, sharing, doubts)
+
+
+async def _not_there_yet(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
+    """What specialists will come to that have yet to be built, or cut."""
+    return await sizes_to_build(roster, dry_run=dry_run) | await sizes_to_cut(roster, dry_run=dry_run)
+
+
+def print_errors(error: RosterError, out: Console) -> int:
+    """Print what is wrong with a roster. Returns the exit code."""
+    for problem in error.problems:
+        out.print(escape(str(problem)), soft_wrap=True, highlight=False)
+    count = len(error.problems)
+    out.print(f"[red]{count} {'error' if count == 1 else 'errors'}.[/red]", highlight=False)
+    return 1
+
+
+def print_report(
+    roster: Roster,
+    judged: Mapping[str, Available | Unavailable],
+    budget_bytes: int | None,
+    out: Console,
+    to_build: Mapping[str, ToBuild] | None = None,
+    sharing: Sequence[str] = (),
+    doubts: Sequence[str] = (),
+) -> int:
+    """Print what a roster comes to on this machine.
+
+    to_build: of the specialists that have yet to be built, by name. sharing: lines on who shares a resident.
+    doubts: what was found before, to be printed among the warnings.
+    Returns the exit code: 0, or 1 where nothing in it can be served.
+    """
+    to_build = to_build or {}
+    out.print(_table(judged, to_build))
+    servable = [name for name, item in judged.items() if isinstance(item, Available)]
+    for name, item in judged.items():
+        if isinstance(item, Unavailable):
+            lacks = to_build[name].lacks if name in to_build else ""
+            _line(out, f"{name}: {item.reason} {lacks or item.remedy}".strip())
+    _print_what_fits(residents(judged), budget_bytes, out)
+    for line in sharing:
+        _line(out, line)
+    if servable:
+        _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(judged))}.")
+    for problem in roster.warnings:
+        _line(out, f"warning: {problem}")
+    if (doubt := encoder_doubt(roster)) is not None:
+        _line(out, f"warning: router.encoder: {doubt}")
+    for doubt in doubts:
+        _line(out, f"warning: {doubt}")
+    if (doubt := models_dir_doubt(roster, judged)) is not None:
+        _line(out, f"warning: models_dir: {doubt}")
+    for doubt in budget_doubts(roster, judged, budget_bytes):
+        _line(out, f"warning: {doubt}")
+    if not servable and any(not plan.lacks for plan in to_build.values()):
+        _line(out, "Nothing in this roster can be served before it is built.")
+        return 0
+    if not servable:
+        _line(
+            out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
+        )
+        return 1
+    _line(out, f"{len(servable)} of {len(judged)} can be served.")
+    return 0
+
+
+def encoder_doubt(roster: Roster) -> str | None:
+    """Why the sentence encoder that a roster asks for will not serve, as far as can be told without loading it."""
+    try:
+        found = find_encoder(encoder_of(roster))
+    except EncoderError as error:
+        return f"{error}: n-grams alone will sort questions. Name another folder, or write auto."
+    if roster.router.encoder == "none":
+        return "It is switched off: n-grams alone will sort questions. Write auto to use the installed one."
+    if found is None:
+        return "None is installed: n-grams alone will sort questions. `coe doctor` says what to install."
+    return None
+
+
+def models_dir_doubt(roster: Roster, judged: Mapping[str, Available | Unavailable]) -> str | None:
+    """Why nothing can be written where models are fetched, cut and built; None where it can, or where nobody will."""
+    writers = [
+        s.name
+        for s in roster.specialists
+        # The server writes the skeletons of masks; a model that is there already is not fetched or built again.
+        if s.mask is not None or ((s.repo is not None or s.build is not None) and judged[s.name].location.path is None)
+    ]
+    if not writers:
+        return None
+    folder = roster.models_path.absolute()
+    # The folder is made when it is first written to; until then it is the one above that counts.
+    # Not Path.exists, which raises where one above may not be searched.
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    why = "cannot be written to" if there.is_dir() else "is no folder"
+    return f"{there} {why}, and {', '.join(writers)} would be fetched, cut or built there. Name another folder."
+
+
+def _line(out: Console, text: str) -> None:
+    out.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _table(judged: Mapping[str, Available | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
+    table = Table("specialist", "file", box=None, pad_edge=False)
+    for column in ("size", "weights", "KV", "compute", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("served")
+    for name, item in judged.items():
+        if (plan := to_build.get(name)) is not None:
+            size = f"~{size_text(plan.file_bytes)}" if plan.file_bytes else "-"
+            total = f"~{size_text(plan.total_bytes)}" if plan.total_bytes is not None else "-"
+            table.add_row(escape(name), f"to be {plan.how}", size, "-", "-", "-", total, f"when it is {plan.how}")
+            continue
+        location, footprint = item.location, item.footprint
+        there = location.path is not None
+        sizes = [size_text(location.size_bytes) if there else "-"]
+        if footprint is None:
+            sizes += ["-"] * 4
+        else:
+            parts = (footprint.weights_bytes, footprint.kv_bytes, footprint.compute_bytes, footprint.total_bytes)
+            sizes += [size_text(size) for size in parts]
+        file = escape(location.path.name) if location.path is not None else "absent"
+        table.add_row(escape(name), file, *sizes, _verdict(item))
+    return table
+
+
+def _verdict(item: Available | Unavailable) -> str:
+    if isinstance(item, Available):
+        return "yes" if item.footprint is not None else "yes, size not predicted"
+    if item.footprint is not None:
+        return "no: over the budget"
+    return "no: absent" if item.location.path is None else "no: cannot be loaded"
+
+
+def _print_what_fits(plans: Sequence[ResidentPlan], budget_bytes: int | None, out: Console) -> None:
+    if not plans:
+        return
+    if budget_bytes is None:
+        total = size_text(sum(plan.bytes for plan in plans))
+        _line(out, f"The budget is not known; all residents together take {total}.")
+        return
+    first = fit_in_order(plans, budget_bytes)
+    used = size_text(sum(plan.bytes for plan in first))
+    _line(out, f"Budget {size_text(budget_bytes)}, distinct residents: {len(plans)}.")
+    _line(out, f"In roster order these fit together: {', '.join(plan.title for plan in first)} ({used}).")
+    if len(first) == len(plans):
+        return
+    _line(out, f"At most {most_that_fit(plans, budget_bytes)} fit at once.")
+    sets = maximal_sets(plans, budget_bytes)
+    if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
+        for chosen in sets:
+            total = size_text(sum(plan.bytes for plan in chosen))
+            _line(out, f"  {', '.join(plan.title for plan in chosen)} ({total})")

@@ -1,0 +1,169 @@
+"""`coe route`: the supervisor's decisions on a text, or on a file of them, without loading any model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from coe.router.choose import Decision
+from coe.router.conversation import Conversation
+from coe.router.errors import RouterError
+from coe.router.supervisor import Supervisor
+
+from ..roster.load import RosterError, load_roster
+from ..runtime.college import supervisor_of
+
+_SHOWN = 5  # of the ranking; --json prints all of it
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be decided: OpenAI chat messages, and the client's name for the conversation where it has one."""
+
+    messages: Sequence[Mapping[str, Any]]
+    session: str | None = None
+
+
+def question_of_text(text: str) -> Question:
+    """A conversation of one human message."""
+    return Question([{"role": "user", "content": text}])
+
+
+def parse_question(line: bytes) -> Question:
+    """A line of a file of questions. Raises ValueError, which says what is wrong with the line and what to write."""
+    try:
+        value = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8: save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}): write one object a line") from error
+    if not isinstance(value, dict) or ("text" in value) == ("messages" in value):
+        raise ValueError('write {"text": "..."} or {"messages": [...]}')
+    session = value.get("session")
+    if session is not None and not isinstance(session, str):
+        raise ValueError("`session` is the name of a conversation: write a text")
+    if "text" in value:
+        if not isinstance(value["text"], str):
+            raise ValueError("`text` is no text: write the question in quotes")
+        return Question(question_of_text(value["text"]).messages, session)
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise ValueError('`messages` is no conversation: write [{"role": "user", "content": "..."}, ...]')
+    return Question(messages, session)
+
+
+def route_text(roster: Path, text: str, *, as_json: bool, out: Console, err: Console) -> int:
+    """Print the decision on one text. Returns the exit code."""
+
+    async def decide(supervisor: Supervisor) -> int:
+        decision, ms = await _decide(supervisor, question_of_text(text))
+        if as_json:
+            out.print_json(json.dumps(_facts(decision, ms)))
+            return 0
+        out.print(f"{decision.specialist}  (confidence {decision.confidence:.2f}: {decision.reason})", markup=False)
+        for ranked in decision.ranking[:_SHOWN]:
+            out.print(f"  {ranked.score:6.3f}  {ranked.specialist}", markup=False)
+        return 0
+
+    return _with_supervisor(roster, decide, err)
+
+
+def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, err: Console) -> int:
+    """Print a decision for each line of a file, in order and as soon as it is made, as a server would make them that
+    gets one request after the other. A line that cannot be read is named on `err`, and the exit code is 1.
+
+    questions: the file, or STDIN.
+    """
+
+    async def decide(supervisor: Supervisor) -> int:
+        code, empty = 0, True
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            empty = False
+            try:
+                question = parse_question(line)
+            except ValueError as error:
+                err.print(f"{questions}, line {number}: {error}.", markup=False, soft_wrap=True)
+                code = 1
+                continue
+            decision, ms = await _decide(supervisor, question)
+            if as_json:
+                told = json.dumps({"line": number, **_facts(decision, ms)})
+            else:
+                told = f"{number:6}  {decision.specialist}  {decision.confidence:.2f}  {decision.reason}"
+            out.print(told, markup=False, highlight=False, soft_wrap=True)
+        if empty:
+            err.print(f'{questions} holds no question: a line is {{"text": "..."}}.', markup=False, soft_wrap=True)
+        return code
+
+    try:
+        lines = sys.stdin.buffer if questions == STDIN else questions.open("rb")
+    except OSError as error:
+        err.print(f"{questions} cannot be read: {error.strerror}.", markup=False, soft_wrap=True)
+        return 1
+    try:
+        with lines:
+            return _with_supervisor(roster, decide, err)
+    except OSError as error:
+        why = f"reading the questions or writing the decisions failed: {error.strerror}"
+        err.print(f"{questions}: stopped, since {why}.", markup=False, soft_wrap=True)
+        return 1
+
+
+def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]], err: Console) -> int:
+    try:
+        supervisor = supervisor_of(load_roster(path))
+    except RosterError as error:
+        for problem in error.problems:
+            err.print(str(problem), markup=False, soft_wrap=True)
+        return 1
+    except RouterError as error:
+        err.print(str(error), markup=False, soft_wrap=True)
+        return 1
+
+    logging.getLogger("coe.router").addHandler(logging.NullHandler())  # what it warns of is printed below
+
+    async def run() -> int:
+        try:
+            await supervisor.start()
+            for warning in supervisor.warnings:
+                err.print(warning, markup=False, soft_wrap=True)
+            return await decide(supervisor)
+        finally:
+            supervisor.close()
+
+    try:
+        return asyncio.run(run())
+    except RouterError as error:
+        err.print(str(error), markup=False, soft_wrap=True)
+        return 1
+
+
+async def _decide(supervisor: Supervisor, question: Question) -> tuple[Decision, float]:
+    started = perf_counter()
+    conversation = Conversation.from_messages(question.messages)
+    decision = await supervisor.decide(conversation, session_id=question.session)
+    return decision, (perf_counter() - started) * 1000
+
+
+def _facts(decision: Decision, ms: float) -> dict[str, Any]:
+    return {
+        "domain": decision.domain,
+        "specialist": decision.specialist,
+        "confidence": decision.confidence,
+        "ranking": [asdict(ranked) for ranked in decision.ranking],
+        "path": decision.path,
+        "reason": decision.reason,
+        "ms": round(ms, 2),
+    }

@@ -1,0 +1,216 @@
+"""What of a roster can be served on this machine, as which residents, and which fit together: pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from coe.engine.errors import EngineError
+from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.units import size_text
+
+from ..roster.load import Location, Roster
+
+Footprints = Callable[[LoadSpec], Footprint]
+Refusals = Callable[[LoadSpec], Mapping[str, str]]
+
+_MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
+
+
+@dataclass(frozen=True)
+class Available:
+    """A specialist that can be served here."""
+
+    location: Location
+    spec: LoadSpec
+    footprint: Footprint | None  # None where nothing predicts it
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A specialist that cannot be served here, why, and what to do. What is known of it stands beside that."""
+
+    reason: str
+    remedy: str
+    location: Location
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True)
+class ToBuild:
+    """About what a specialist will come to that has yet to be built, or cut; `lacks` says what is missing for that.
+
+    file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
+    """
+
+    file_bytes: int = 0
+    total_bytes: int | None = None
+    lacks: str = ""
+    how: str = "built"
+
+
+@dataclass(frozen=True)
+class ResidentPlan:
+    """One resident: the specialists that share a load, and the bytes it takes."""
+
+    names: tuple[str, ...]
+    bytes: int
+
+    @property
+    def title(self) -> str:
+        """`coding`, or `coding + math` for a resident that specialists share."""
+        return " + ".join(self.names)
+
+
+def availability(
+    roster: Roster,
+    footprints: Footprints | None,
+    budget_bytes: int | None,
+    refusals: Refusals = lambda spec: {},
+    loads: Mapping[str, LoadSpec] | None = None,
+    lacks: Mapping[str, tuple[str, str]] | None = None,
+    locations: Mapping[str, Location] | None = None,
+) -> dict[str, Available | Unavailable]:
+    """What can be served, by name, in the roster's order. Equal loads are predicted once.
+
+    footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
+    budget_bytes: what residents may take together; None: no bound.
+    refusals:     thinking policies that the loaded model cannot carry out: specialist -> why.
+    loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
+    lacks:        specialists that cannot be prepared for loading: name -> reason and remedy.
+    locations:    where specialists are that have no files of their own, by name.
+    """
+    loads, lacks, locations = loads or {}, lacks or {}, locations or {}
+    predicted: dict[LoadSpec, Footprint | EngineError] = {}
+
+    def judge(name: str, location: Location, spec: LoadSpec) -> Available | Unavailable:
+        if footprints is None:
+            return Available(location, spec, None)
+        if spec not in predicted:
+            try:
+                predicted[spec] = footprints(spec)
+            except EngineError as error:
+                predicted[spec] = error
+        result = predicted[spec]
+        if isinstance(result, EngineError):
+            return Unavailable(result.message, result.remedy, location)
+        if budget_bytes is not None and result.total_bytes > budget_bytes:
+            reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
+            return Unavailable(reason, shrink_remedy(result, budget_bytes), location, result)
+        if why := refusals(spec).get(name):
+            return Unavailable(why, "", location, result)
+        return Available(location, spec, result)
+
+    judged: dict[str, Available | Unavailable] = {}
+    for specialist in roster.specialists:
+        name = specialist.name
+        location = locations.get(name) or roster.locate(specialist)
+        if name in lacks:
+            judged[name] = Unavailable(*lacks[name], location)
+        elif location.path is None:
+            judged[name] = Unavailable(location.reason, location.remedy, location)
+        else:
+            judged[name] = judge(name, location, loads.get(name) or specialist.load_spec(location.path))
+    return judged
+
+
+def sum_text(footprint: Footprint) -> str:
+    """The sum that a load comes to: `8.60 GiB weights + 620 MiB KV + 12 MiB compute = 9.22 GiB`."""
+    parts = [
+        (footprint.weights_bytes, "weights"),
+        (footprint.kv_bytes, "KV"),
+        (footprint.compute_bytes, "compute"),
+        (footprint.overhead_bytes, "overhead"),
+    ]
+    terms = " + ".join(f"{size_text(size)} {what}" for size, what in parts if size or what != "overhead")
+    return f"{terms} = {size_text(footprint.total_bytes)}"
+
+
+def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
+    """What would make a load that is over the budget fit."""
+    lacking = footprint.total_bytes - budget_bytes
+    if lacking <= footprint.kv_bytes // 2:
+        return "Lower context_tokens or cache_tokens, or set kv_type to q8_0."
+    return (
+        f"It lacks {size_text(lacking)}: keep experts in host memory (cpu_expert_layers), choose a smaller "
+        "quantisation, or raise pool.vram_budget."
+    )
+
+
+def residents(judged: Mapping[str, Available | Unavailable]) -> tuple[ResidentPlan, ...]:
+    """The distinct residents of what can be served and is predicted, in the roster's order."""
+    names: dict[LoadSpec, list[str]] = {}
+    sizes: dict[LoadSpec, int] = {}
+    for name, item in judged.items():
+        if isinstance(item, Available) and item.footprint is not None:
+            names.setdefault(item.spec, []).append(name)
+            sizes[item.spec] = item.footprint.total_bytes
+    return tuple(ResidentPlan(tuple(names[spec]), sizes[spec]) for spec in names)
+
+
+def fit_in_order(plans: Iterable[ResidentPlan], budget_bytes: int) -> tuple[ResidentPlan, ...]:
+    """The residents taken in order, each that still fits beside those before it."""
+    taken: list[ResidentPlan] = []
+    for plan in plans:
+        if sum(other.bytes for other in taken) + plan.bytes <= budget_bytes:
+            taken.append(plan)
+    return tuple(taken)
+
+
+def maximal_sets(plans: Sequence[ResidentPlan], budget_bytes: int) -> tuple[tuple[ResidentPlan, ...], ...] | None:
+    """Every set of residents that fits and to which no other can be added, larger ones first; None where the
+    residents are too many to try all combinations."""
+    if len(plans) > _MOST_ENUMERATED:
+        return None
+    found: list[tuple[ResidentPlan, ...]] = []
+    for count in range(len(plans), 0, -1):
+        for chosen in combinations(plans, count):
+            free = budget_bytes - sum(plan.bytes for plan in chosen)
+            if free >= 0 and all(plan in chosen or plan.bytes > free for plan in plans):
+                found.append(chosen)
+    return tuple(found)
+
+
+def most_that_fit(plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
+    """How many residents fit together at best."""
+    count = total = 0
+    for size in sorted(plan.bytes for plan in plans):
+        total += size
+        if total > budget_bytes:
+            break
+        count += 1
+    return count
+
+
+def page_cache_bytes(judged: Mapping[str, Available | Unavailable]) -> int:
+    """Host memory that keeps the files of everything that can be served in the page cache, each file once."""
+    served = [item.location for item in judged.values() if isinstance(item, Available)]
+    files = {file for location in served for file in (*location.files, *location.sources)}
+    return sum(file.stat().st_size for file in files)
+
+
+def budget_doubts(
+    roster: Roster, judged: Mapping[str, Available | Unavailable], budget_bytes: int | None
+) -> tuple[str, ...]:
+    """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
+    doubts = []
+    pinned = {specialist.name for specialist in roster.specialists if specialist.pin}
+    for what, wanted in (("Pinned", pinned), ("pool.preload", set(roster.pool.preload))):
+        absent = sorted(name for name in wanted if isinstance(judged[name], Unavailable))
+        if absent:
+            doubts.append(f"{what}: {', '.join(absent)} cannot be served.")
+        total = sum(plan.bytes for plan in residents(judged) if wanted.intersection(plan.names))
+        if budget_bytes is not None and total > budget_bytes:
+            doubts.append(f"{what}: together {size_text(total)}, the budget is {size_text(budget_bytes)}.")
+    if pinned and budget_bytes is not None:
+        held = [plan for plan in residents(judged) if pinned.intersection(plan.names)]
+        free = budget_bytes - sum(plan.bytes for plan in held)
+        shut_out = [plan.title for plan in residents(judged) if plan not in held and plan.bytes > free]
+        if shut_out and free >= 0:
+            doubts.append(f"What is pinned leaves {size_text(free)}: {', '.join(shut_out)} can never load.")
+    fallback = judged.get(roster.fallback) if roster.fallback is not None else None
+    if isinstance(fallback, Unavailable):
+        instead = "whatever is warm answers in its place" if roster.fallback_warm else "nothing answers in its place"
+        doubts.append(f"The fallback {roster.fallback} cannot be served: {instead}.")
+    return tuple(doubts)

@@ -1,0 +1,344 @@
+"""A build's folder: what was asked, how far it is, what each finished step was made from, and who works on it.
+
+Every file of it is written beside and renamed, so that a kill leaves the old content or the new. Whether somebody
+works on a build is told by a lock of the kernel, which no dead process keeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from coe.engine.files import written_beside
+
+from ..errors import BuildError
+
+BUILDS: Final = "builds"  # below the models folder: a folder a build
+BUILT: Final = "built"  # below the models folder: what was released
+EXIT_BUSY: Final = 75  # of a build's process, when another is at work; sysexits.h, EX_TEMPFAIL
+EXIT_STOPPED: Final = 130  # when it was told to stop; what shells give for a Ctrl-C
+_LOOKS_S: Final = (0.01, 0.05, 0.2)  # whoever looks at a lock holds it for some microseconds: it is tried again
+MOST_BEGINNINGS: Final = 3  # of one step that never ended: then it is taken to kill its process every time
+
+
+class BuildState(StrEnum):
+    """Where a build is in its life."""
+
+    ABSENT = "not-built"  # nobody has asked for it yet
+    WAITING = "waiting"  # for its turn, for room, or for idle time
+    RUNNING = "running"
+    STOPPED = "stopped"  # ended before its end by a signal or with its machine; it goes on from there
+    FAILED = "failed"  # does not start over by itself
+    ASIDE = "kept-aside"  # made and judged, and not released
+    RELEASED = "released"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether somebody asked for it and it has not come to an end."""
+        return self in (BuildState.WAITING, BuildState.RUNNING, BuildState.STOPPED)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be built. All paths are absolute.
+
+    corpus:    what the parent is watched over, each FILE or CLASS=FILE.
+    reasoning: domain-neutral traces for the recipe's third pass, in the same form.
+    answer:    the corpus holds questions, and the parent writes the answers itself.
+    recipe:    the recipe's name under "name", its settings beside it; see recipe_of.
+    questions: what it is judged by, beside every tenth question of the corpus.
+    bound:     fields of gate.Bound: the loss of accuracy it may have beside its parent.
+    system:    the system prompt of questions, when it is judged.
+    out:       where it is released to.
+    """
+
+    name: str
+    parent: Path
+    corpus: tuple[str, ...]
+    experts: int
+    out: Path
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {"name": "three-pass"})
+    reasoning: tuple[str, ...] = ()
+    answer: bool = False
+    questions: tuple[Path, ...] = ()
+    bound: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    quantize: str | None = None
+    shared_scale: float | None = None
+    max_tokens: int = 2048  # of an answer of the parent, or to a held-out question
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        plain = asdict(self)
+        return {
+            **plain,
+            "parent": str(self.parent),
+            "out": str(self.out),
+            "questions": [str(p) for p in self.questions],
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Order:
+        """Raises TypeError or KeyError for what to_json did not write."""
+        texts = {key: tuple(plain[key]) for key in ("corpus", "reasoning")}
+        questions = tuple(Path(path) for path in plain["questions"])
+        return cls(
+            **{**plain, **texts, "parent": Path(plain["parent"]), "out": Path(plain["out"]), "questions": questions}
+        )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the models of a build are loaded, as in engine.spec.LoadSpec; of the result it changes the rounding alone."""
+
+    context_tokens: int = 16384
+    cache_tokens: int = 0
+    parallel: int = 4
+    gpu_layers: int = -1
+    cpu_expert_layers: int = 0
+    kv_type: str = "f16"
+    mmap: bool = True
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where nobody can tell.
+
+    warning: what its end will suffer from, as far as that was known when it began.
+    """
+
+    state: BuildState = BuildState.ABSENT
+    step: str = ""
+    fraction: float | None = None
+    tokens_per_s: float | None = None
+    message: str = ""
+    remedy: str = ""
+    warning: str = ""
+    steps_done: int = 0
+    steps: int = 0
+    started: float | None = None
+    updated: float | None = None
+
+    def line(self) -> str:
+        """One phrase for a header or a table: `running: profile 42 %`."""
+        if self.state is BuildState.RUNNING and self.step:
+            share = "" if self.fraction is None else f" {100 * self.fraction:.0f} %"
+            return f"{self.state}: {self.step}{share}"
+        if self.state is BuildState.WAITING and self.message:
+            return f"{self.state}: {self.message}"
+        return str(self.state)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished step: the fingerprint of what went into it, facts for the steps after it, and when it ended."""
+
+    fingerprint: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    ended: float = 0.0  # seconds since 1970
+
+
+class Busy(BuildError):
+    """Another build is at work; there is one at a time."""
+
+
+class Job:
+    """A build's folder. Reading is for everybody; writing for whoever holds its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, models_dir: Path, name: str) -> Job:
+        """The build of a specialist."""
+        return cls(models_dir / BUILDS / name)
+
+    def path(self, name: str) -> Path:
+        """A file of the build."""
+        return self.folder / name
+
+    @property
+    def log(self) -> Path:
+        """What its process printed."""
+        return self.path("log")
+
+    # --- what was asked ---------------------------------------------------------------------------------------
+
+    def order(self) -> tuple[Order, Machine]:
+        """What was asked. Raises BuildError when nothing was."""
+        try:
+            plain = json.loads(self.path("job.json").read_text())
+            return Order.from_json(plain["order"]), Machine(**plain["machine"])
+        except FileNotFoundError as error:
+            raise BuildError(f"{self.folder} holds no build.", "Begin it with coe build.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BuildError(f"{self.path('job.json')} cannot be read: {error!r}.", _ANEW) from error
+
+    def ask(self, order: Order, machine: Machine) -> None:
+        """Write down what is wanted. What earlier steps made stays, and is used where its inputs are unchanged."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.path("job.json"), {"order": order.to_json(), "machine": asdict(machine)})
+
+    # --- how far it is ----------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """How far it is; a build that was at work and whose process is gone is STOPPED."""
+        found = self._read_progress()
+        if found.state is BuildState.RUNNING and not self.at_work():
+            # It may have ended between the two looks: only what is still written counts.
+            found = self._read_progress()
+            if found.state is BuildState.RUNNING:
+                return replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None)
+        return found
+
+    def _read_progress(self) -> Progress:
+        try:
+            plain = json.loads(self.path("progress.json").read_text())
+            return Progress(**{**plain, "state": BuildState(plain["state"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return Progress()
+
+    def note(self, progress: Progress) -> None:
+        """Write how far it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.path("progress.json"), asdict(replace(progress, updated=time.time())), sync=False)
+
+    def report(self) -> dict[str, Any] | None:
+        """What was found out about the specialist, None before its evaluation."""
+        try:
+            plain = json.loads(self.path("report.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return plain if isinstance(plain, dict) else None
+
+    # --- finished steps ---------------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, Record]:
+        """The finished steps, by name."""
+        return {name: Record(**record) for name, record in self._state().get("steps", {}).items()}
+
+    def record(self, step: str, record: Record) -> None:
+        """Write down that a step has ended well."""
+        state = self._state()
+        state.setdefault("steps", {})[step] = asdict(record)
+        state.get("begun", {}).pop(step, None)
+        _write(self.path("state.json"), state)
+
+    def begin(self, step: str) -> int:
+        """Write down that a step begins; gives how often it had begun before without an end."""
+        state = self._state()
+        begun = state.setdefault("begun", {})
+        before = int(begun.get(step, 0))
+        begun[step] = before + 1
+        _write(self.path("state.json"), state)
+        return before
+
+    def forgive(self) -> None:
+        """Forget how often steps have begun: somebody ended them on purpose, or wants them tried again."""
+        state = self._state()
+        if state.pop("begun", None):
+            _write(self.path("state.json"), state)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a fact beside the steps."""
+        state = self._state()
+        state[key] = value
+        _write(self.path("state.json"), state)
+
+    def recall(self, key: str) -> Any:
+        """A fact that was kept, or None."""
+        return self._state().get(key)
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            plain = json.loads(self.path("state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return plain if isinstance(plain, dict) else {}
+
+    # --- who works on it --------------------------------------------------------------------------------------
+
+    def at_work(self) -> bool:
+        """Whether a process works on it now."""
+        return _is_locked(self.path("lock"))
+
+    @contextmanager
+    def worked_on(self) -> Iterator[None]:
+        """Hold the build, and the one place that all builds share. Raises Busy when either is taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder.parent / ".lock", self.folder.name), _locked(self.path("lock"), self.folder.name):
+            yield
+
+
+_ANEW: Final = "Remove the folder and begin it anew with coe build."
+
+
+def at_work(models_dir: Path) -> str | None:
+    """The name of the build that a process works on now, None when there is none."""
+    lock = models_dir / BUILDS / ".lock"
+    return _holder(lock) if _is_locked(lock) else None
+
+
+def _write(path: Path, plain: Any, *, sync: bool = True) -> None:
+    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    if sync:
+        with written_beside(path) as beside:
+            beside.write_text(text)
+        return
+    # Twice a second for hours: what a power cut would lose of it is nothing.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock file. Raises Busy. Source: flock(2); the kernel lets go when the process ends, however it ends."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for patience in (*_LOOKS_S, None):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience is None:
+                    raise Busy(f"The build of {_holder(path)} is at work.", "Wait for its end, or stop it.") from None
+                time.sleep(patience)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"name": name, "pid": os.getpid()}).encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that those who look do not disturb each other.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["name"])
+    except (OSError, ValueError, KeyError):
+        return "another specialist"

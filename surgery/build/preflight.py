@@ -1,0 +1,230 @@
+"""Before a build begins: whether what is asked for can be done at all, and how its models are loaded so that they fit.
+
+Nothing is loaded but headers, so that a mistake in a roster shows at once and not after hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from coe.engine.errors import UnavailableError
+from coe.engine.pool.memory import predict
+from coe.engine.spec import LoadSpec
+from coe.engine.units import size_text
+
+from ..architectures import block_tensor, expert_bytes, is_per_expert
+from ..cut.quantize import require_file_type
+from ..cut.shared_scale import scaling
+from ..errors import BuildError, CorpusError
+from ..judge import gate
+from ..judge.questions import Question, gradable_questions, read_questions, records
+from ..parent import Parent
+from ..plan.drop_map import DropMap
+from ..plan.recipes import Recipe, named
+from ..plan.three_pass import ThreePass
+from ..profile.corpus import UNCLASSED, CorpusFile, read_corpus
+from ..profile.run import CONTEXT_TOKENS, expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes
+from .job import Machine, Order
+
+_DISK_SLACK: Final = 256 * 2**20
+_JSONL: Final = (".jsonl", ".ndjson")
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of an order: `name`, and those of its own settings that differ. `cap` is three-pass's reasoning_cap.
+
+    Raises MaskError for an unknown name.
+    """
+    own = {key: value for key, value in settings.items() if key not in ("name", "criterion", "pin_super_experts")}
+    if "cap" in own:
+        own["reasoning_cap"] = own.pop("cap")
+    recipe = named(str(settings["name"]))
+    return replace(recipe, **own) if isinstance(recipe, ThreePass | DropMap) and own else recipe
+
+
+def needs_norms(settings: Mapping[str, Any]) -> bool:
+    """Whether the recipe of an order reads the norms of the experts' outputs, which make profiling slower."""
+    recipe, criterion = recipe_of(settings), settings.get("criterion")
+    by_norms = isinstance(recipe, DropMap) and criterion is None and recipe.alpha > 0
+    return by_norms or criterion in ("reap", "mass-norm") or bool(settings.get("pin_super_experts"))
+
+
+def specialist_bytes(parent: Parent, n_keep: int) -> int:
+    """About what a specialist's file takes: the parent's bytes without the experts that go."""
+    gone = sum(
+        expert_bytes(tensor) * (parent.experts.n_expert - n_keep)
+        for header in parent.headers
+        for tensor in header.tensors
+        if is_per_expert(parent.experts.architecture, tensor.name)
+    )
+    return sum(path.stat().st_size for path in parent.paths) - gone
+
+
+def check(order: Order, folder: Path) -> str:
+    """What should be known of a build before it begins, "" for nothing. Loads nothing.
+
+    Raises SurgeryError or EngineError for what would make it fail hours later.
+    """
+    parent = Parent.open(order.parent)
+    _require_count(parent, order.experts)
+    recipe = recipe_of(order.recipe)
+    bound = gate.Bound(**order.bound)
+    if order.quantize is not None:
+        require_file_type(order.quantize)
+    if order.shared_scale is not None:
+        _require_scale(parent, order.shared_scale)
+    files = [CorpusFile.parse(text) for text in order.corpus]
+    if order.answer and (plain := [file.path.name for file in files if not is_jsonl(file)]):
+        raise CorpusError(f"{', '.join(plain)} holds no questions to answer.", "Give JSON lines, or set answer: false.")
+    classes = _classes_of_lines(files) if order.answer else read_corpus(files).classes
+    if isinstance(recipe, DropMap):
+        _require_classes(recipe, classes)
+    if order.reasoning:
+        if not isinstance(recipe, ThreePass):
+            raise BuildError(
+                f"The recipe {order.recipe['name']} makes no use of `reasoning`.",
+                "Leave it out, or take the recipe three-pass.",
+            )
+        read_corpus([CorpusFile.parse(text) for text in order.reasoning])
+    questions = judged_by(order)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free, need = shutil.disk_usage(there).free, specialist_bytes(parent, order.experts) + _DISK_SLACK
+    written = folder / "specialist.gguf"
+    if free + (written.stat().st_size if written.exists() else 0) < need:
+        raise BuildError(
+            f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
+            "Make room there, or set models_dir to another disk.",
+        )
+    return gate.foresee(len(questions.all), bound)
+
+
+def _require_count(parent: Parent, n_keep: int) -> None:
+    """Raises BuildError when the parent's layers cannot keep so many experts."""
+    experts = parent.experts
+    asked = f"{n_keep} experts a layer are asked for; {parent.name}"
+    if not max(experts.n_used, 2) <= n_keep <= experts.n_expert:
+        raise BuildError(
+            f"{asked} has {experts.n_expert}, a token uses {experts.n_used}, and 2 have to stay at least.",
+            "Correct `experts` in the roster.",
+        )
+    of_group = max(2, -(-experts.n_used // experts.n_groups_used))  # a group is judged by its best two
+    if experts.n_groups > 1 and (n_keep % experts.n_groups or n_keep < of_group * experts.n_groups):
+        raise BuildError(
+            f"{asked} chooses among {experts.n_groups} groups first, and has to keep as many of each, {of_group} at "
+            "least.",
+            f"Set `experts` in the roster to a multiple of {experts.n_groups} from {of_group * experts.n_groups}.",
+        )
+
+
+def _require_scale(parent: Parent, factor: float) -> None:
+    """Raises BuildError without a shared expert to scale, CutError for a factor or a type that cannot be."""
+    experts = parent.experts
+    layers = (*experts.layers, *experts.draft_layers)
+    tensors = [tensor for header in parent.headers for tensor in header.tensors]
+    places = {tensor.name: block_tensor(tensor.name) for tensor in tensors}
+    scaled = [
+        tensor
+        for tensor in tensors
+        if (place := places[tensor.name]) and place[0] in layers and place[1] == experts.architecture.shared_output
+    ]
+    if not scaled:
+        raise BuildError(
+            f"{parent.name} ({experts.architecture.name}) has no shared expert to scale.",
+            "Leave `shared_scale` out of the roster.",
+        )
+    for tensor in scaled:
+        scaling(tensor.name, tensor.type, factor)
+
+
+def _require_classes(recipe: DropMap, classes: Sequence[str]) -> None:
+    """Raises BuildError when the recipe weighs classes that the corpus does not have, or gives none any weight."""
+    if missing := [name for name in recipe.weights if name not in classes]:
+        raise BuildError(
+            f"The recipe weighs classes that the corpus does not have: {', '.join(missing)}.",
+            f"It has: {', '.join(classes)}. Give texts of the others as CLASS=FILE, or set `weights` of the recipe.",
+        )
+    if recipe.weights and not any(recipe.weights.values()):
+        raise BuildError("The recipe gives no class any weight.", "Correct `weights` of the recipe in the roster.")
+
+
+def _classes_of_lines(files: Sequence[CorpusFile]) -> tuple[str, ...]:
+    """The classes that a corpus of questions will have when they are answered."""
+    found = (
+        record.get("class") or file.category or record.get("subdomain") or record.get("category") or UNCLASSED
+        for file in files
+        for _, record in records(file.path)
+    )
+    return tuple(dict.fromkeys(str(category) for category in found))
+
+
+def is_jsonl(file: CorpusFile) -> bool:
+    """Whether a corpus file holds records, which may be questions; plain text otherwise."""
+    return file.path.suffix.lower() in _JSONL
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a specialist is judged by: questions held out of its corpus, and all, with those that the roster gives."""
+
+    held: tuple[Question, ...]
+    all: tuple[Question, ...]
+
+
+def judged_by(order: Order) -> Judging:
+    """Raises EvaluationError for questions that cannot be read or contradict themselves."""
+    files = [CorpusFile.parse(text) for text in order.corpus]
+    gradable = gradable_questions([file.path for file in files if is_jsonl(file)]).questions
+    held = tuple(gradable[index] for index in gate.hold_out(gradable))
+    given = read_questions(order.questions).questions if order.questions else ()
+    return Judging(held, tuple({question.id: question for question in (*held, *given)}.values()))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a build's models are loaded so that they fit, and the bytes that the larger of them takes."""
+
+    machine: Machine
+    need_bytes: int
+
+
+def fit(order: Order, machine: Machine, budget_bytes: int | None) -> Fit:
+    """As many layers' experts in host memory as the budget asks for.
+
+    Raises UnavailableError with the sum when that does not help, ModelFileError for a parent that cannot be loaded.
+    """
+    parent = Parent.open(order.parent)
+    watched, asked = _needs(parent, machine)
+    need = max(watched, asked)
+    if budget_bytes is not None and need > budget_bytes and machine.cpu_expert_layers == 0:
+        layers = layers_on_cpu(need, budget_bytes, expert_bytes_by_layer(parent))
+        if layers is not None:
+            # Without a GPU the experts are in host memory anyway, and that is what is counted.
+            lighter = replace(machine, cpu_expert_layers=layers)
+            less = max(_needs(parent, lighter))
+            if less < need:
+                machine, need = lighter, less
+    if budget_bytes is not None and need > budget_bytes:
+        raise UnavailableError(
+            f"Building {order.name} needs {size_text(need)} for its parent ({size_text(watched)} while its router is "
+            f"watched, {size_text(asked)} while it answers); the budget is {size_text(budget_bytes)}.",
+            "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
+            "the parent.",
+        )
+    return Fit(machine, need)
+
+
+def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:
+    """Bytes of the device while the parent is profiled, and while it answers."""
+    load = LoadSpec(parent.path, **asdict(machine))
+    watched = needed_bytes(load_spec(parent.path, reading(load)), parent)
+    return watched, asyncio.run(predict(load)).footprint.total_bytes
+
+
+def reading(load: LoadSpec) -> LoadSpec:
+    """How the parent is loaded to be profiled: documents need no longer context than they are cut to."""
+    return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))

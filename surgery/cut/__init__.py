@@ -1,0 +1,1 @@
+"""Cutting: a specialist's GGUF out of its parent's by copying bytes."""

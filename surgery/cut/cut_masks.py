@@ -1,0 +1,119 @@
+"""Specialists of one parent made of their masks, in a process of its own: `python -m coe.surgery.cut.cut_masks`.
+
+Reads from its standard input what is wanted of which parent:
+
+    {"parent": FILE, "cuts": [{"mask": FILE, "out": FILE}, ...], "masks": [FILE, ...], "skeletons": FOLDER}
+
+and writes JSON to its standard output, in the same order. "cuts": null for a file that was written. "masks": what a
+resident is filled by, {"skeleton": FILE, "kept": [[layer, [expert, ...]], ...]}; one skeleton for all masks that keep
+as many experts. Else, in either, [what was wrong, what to do about it].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from coe.engine.errors import EngineError
+from coe.engine.gguf.records import read_records, text
+from coe.engine.swap.fingerprints import SKELETON
+
+from ..errors import SurgeryError
+from ..mask import Mask
+from ..parent import Identity, Parent
+from .cut import KEY, cut, kept_experts, write_skeleton
+
+_SKELETONS: Final = "skeleton-????????????.gguf"
+
+Lack = tuple[str, str]
+
+
+def cut_one(parent: Parent, mask: Path, out: Path) -> Lack | None:
+    """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        cut(parent, Mask.load(mask), out)
+        stem = out.stem.rpartition("-")[0]
+        for old in out.parent.glob(f"{stem}-????????????.gguf"):
+            if old != out:
+                old.unlink(missing_ok=True)
+    except (SurgeryError, EngineError) as error:
+        return error.message, error.remedy
+    except OSError as error:
+        return _unwritable(out, error)
+    return None
+
+
+def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int) -> Path:
+    """Where the skeleton is of all specialists of a parent that keep so many experts.
+
+    The parent's path counts: the same model in two places has two skeletons, each of which names its own.
+    """
+    facts = f"{identity.sha256} {parent.path.resolve()} {n_keep}"
+    return folder / f"skeleton-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.gguf"
+
+
+def prepare_masks(parent: Parent, masks: Sequence[Path], folder: Path) -> list[dict[str, Any] | Lack]:
+    """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [_unwritable(folder, error)] * len(masks)
+    identity = parent.identity()
+    _remove_orphans(folder, parent, identity)
+    told: list[dict[str, Any] | Lack] = []
+    written: dict[int, Path] = {}
+    for path in masks:
+        try:
+            mask = Mask.load(path)
+            mask.require_parent(identity)
+            kept = kept_experts(parent.experts, mask)
+            if mask.n_keep not in written:
+                skeleton = skeleton_path(folder, parent, identity, mask.n_keep)
+                write_skeleton(parent, mask.n_keep, skeleton)
+                written[mask.n_keep] = skeleton
+            told.append({"skeleton": str(written[mask.n_keep]), "kept": sorted(kept.items())})
+        except (SurgeryError, EngineError) as error:
+            told.append((error.message, error.remedy))
+        except OSError as error:
+            told.append(_unwritable(folder, error))
+    return told
+
+
+def _remove_orphans(folder: Path, parent: Parent, identity: Identity) -> None:
+    """Skeletons whose parent is gone, or has become another one."""
+    here = str(parent.path.resolve())
+    for path in folder.glob(_SKELETONS):
+        try:
+            records = read_records(path)
+            of, sha256 = text(records.get(SKELETON)), text(records.get(KEY + "parent_sha256"))
+        except EngineError:
+            of = sha256 = None
+        if of is None or not Path(of).is_file() or (of == here and sha256 != identity.sha256):
+            path.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> Lack:
+    return f"{path} cannot be written: {error.strerror or error}.", "Set models_dir to a folder that can be."
+
+
+def main() -> None:
+    """Entry point of the process."""
+    asked = json.load(sys.stdin)
+    cuts, masks = asked.get("cuts", []), asked.get("masks", [])
+    try:
+        parent = Parent.open(Path(asked["parent"]))
+        told: dict[str, Any] = {"cuts": [cut_one(parent, Path(one["mask"]), Path(one["out"])) for one in cuts]}
+        told["masks"] = prepare_masks(parent, list(map(Path, masks)), Path(asked["skeletons"])) if masks else []
+    except (SurgeryError, EngineError) as error:
+        lack = (error.message, error.remedy)
+        told = {"cuts": [lack] * len(cuts), "masks": [lack] * len(masks)}
+    json.dump(told, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Whether a specialist may go out. Pure: reports in, a verdict with its reason and its remedy out.
+
+Also which questions it is judged by, and what of a corpus must not be profiled because it asks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from ..errors import BuildError
+from .proportions import Paired
+from .questions import Question
+from .scoring import normalised
+
+EVERY: Final = 10
+OFFSET: Final = 5  # as in the cards' "off5" split
+
+
+class State(StrEnum):
+    """What becomes of a specialist."""
+
+    RELEASED = "released"
+    ACCEPTED = "accepted"  # by a person, without or against the evidence
+    KEPT_ASIDE = "kept aside"  # it loses too much
+    NEEDS_QUESTIONS = "needs questions"  # nothing can be said
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How much a specialist may lose against its parent.
+
+    standard_errors: of the paired difference, the default.
+    loss:            accuracy, 0..1, instead of that: 0.02 for two points.
+    min_questions:   with fewer nothing is said.
+    """
+
+    standard_errors: float = 1.0
+    loss: float | None = None
+    min_questions: int = 30
+
+    def __post_init__(self) -> None:
+        """Raises BuildError for a bound that makes no sense."""
+        if self.standard_errors < 0 or self.min_questions < 1 or not (self.loss is None or 0 <= self.loss <= 1):
+            raise BuildError(
+                f"The bound {self} makes no sense.",
+                "Give standard_errors from 0, or loss between 0 and 1; min_questions from 1.",
+            )
+
+    def allowed(self, paired: Paired) -> float:
+        """The largest loss of accuracy, 0..1.
+
+        The error is the steadied one: with the plain one a single lost question, of however many, would be too much.
+        """
+        return self.loss if self.loss is not None else self.standard_errors * paired.steadied_standard_error
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's word. difference: accuracy of the specialist less the parent's; None when nothing was measured."""
+
+    state: State
+    reason: str
+    remedy: str = ""
+    difference: float | None = None
+    allowed_loss: float | None = None
+    n: int = 0
+
+    @property
+    def released(self) -> bool:
+        """Whether the specialist may be served."""
+        return self.state in (State.RELEASED, State.ACCEPTED)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self)
+
+
+def hold_out(questions: Sequence[Question], every: int = EVERY, offset: int = OFFSET) -> tuple[int, ...]:
+    """Positions of the questions to judge by: every tenth, the 6th, the 16th and so on.
+
+    By position, as the cards do it, so that whoever knows the corpus knows the split; moving lines moves it. Whoever
+    profiles the rest leaves out whatever asks the same, wherever it stands: see `Withheld`.
+    """
+    return tuple(range(offset, len(questions), every))
+
+
+_FEWEST_WORDS: Final = 4  # a shorter question within a text is a phrase that any text may hold
+
+
+class Withheld:
+    """The questions that a specialist is judged by, as words, to keep what it is profiled over free of them.
+
+    A text asks one when it holds all its words in a row (`scoring.normalised`); a question of fewer than four words
+    only when the text holds nothing else.
+    """
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        self._questions = {normalised(question) for question in questions} - {""}
+        # First words -> lengths of the questions that begin so: a text is read once, however many questions there are.
+        self._lengths: dict[tuple[str, ...], set[int]] = {}
+        for question in self._questions:
+            words = question.split()
+            if len(words) >= _FEWEST_WORDS:
+                self._lengths.setdefault(tuple(words[:_FEWEST_WORDS]), set()).add(len(words))
+
+    def is_asked_in(self, text: str) -> bool:
+        """Whether a text asks one of them."""
+        return bool(self.asked_in([text]))
+
+    def is_asked_in_line(self, record: Mapping[str, Any]) -> bool:
+        """Whether a line of a corpus does: in its question, its text, its answer, or a message of whatever role."""
+        return any(self.is_asked_in(text) for text in _texts(record))
+
+    def asked_in(self, paragraphs: Sequence[str]) -> Collection[int]:
+        """Which of consecutive paragraphs ask one of them, or are part of one that goes over several."""
+        found = {at for at, paragraph in enumerate(paragraphs) if normalised(paragraph) in self._questions}
+        words: list[str] = []
+        owners: list[int] = []
+        for at, paragraph in enumerate(paragraphs):
+            own = normalised(paragraph).split()
+            words += own
+            owners += [at] * len(own)
+        for start in range(len(words) - _FEWEST_WORDS + 1):
+            for length in self._lengths.get(tuple(words[start : start + _FEWEST_WORDS]), ()):
+                if " ".join(words[start : start + length]) in self._questions:
+                    found.update(owners[start : start + length])
+        return found
+
+
+def _texts(record: Mapping[str, Any]) -> Iterator[str]:
+    messages = record.get("messages")
+    turns = [turn.get("content") for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    for text in (*(record.get(key) for key in ("question", "text", "answer", "system")), *turns):
+        if isinstance(text, str):
+            yield text
+
+
+_MORE: Final = "Give more as `questions` of its build in the roster, or accept the specialist as it is."
+
+
+def foresee(n: int, bound: Bound) -> str:
+    """What is to be said before a build that will be judged by n questions; "" when they are enough."""
+    if n >= bound.min_questions:
+        return ""
+    return (
+        f"Only {n} questions will judge it, and it takes {bound.min_questions}: it will be made and kept aside. Give "
+        "more as `questions` of its build in the roster, or a corpus with more short answers."
+    )
+
+
+def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0) -> Verdict:
+    """Release a specialist only if it loses no more than the bound.
+
+    paired: the specialist beside its parent; None when the corpus has no questions to hold out.
+    chance: what blind guessing reaches on these questions. Where the parent does no better, there is nothing to lose,
+    and nothing that could be seen to be lost.
+    """
+    if paired is None or not paired.n:
+        return Verdict(
+            State.NEEDS_QUESTIONS, "The corpus holds no questions that an answer can be compared with.", _MORE
+        )
+    n, parent = paired.n, paired.second
+    if n < bound.min_questions:
+        return Verdict(
+            State.NEEDS_QUESTIONS,
+            f"{n} questions are too few for a judgement; it takes {bound.min_questions}.",
+            _MORE,
+            paired.difference,
+            n=n,
+        )
+    if parent.value <= chance or parent.value - chance < parent.standard_error:
+        return Verdict(
+            State.NEEDS_QUESTIONS,
+            f"The parent itself is right in {parent.count} of {n}, no better than guessing ({chance:.0%}).",
+            "Look at its answers: are the questions fit for it, and is their form read as it is meant? Then give "
+            "others as `questions` of its build in the roster, or accept the specialist as it is.",
+            paired.difference,
+            n=n,
+        )
+    allowed = bound.allowed(paired)
+    figures = (
+        f"{paired.first.value:.1%} beside the parent's {parent.value:.1%} on {n} questions: "
+        f"{100 * paired.difference:+.1f} points, {100 * allowed:.1f} may be lost"
+    )
+    # A difference that equals the bound passes, rounding or not.
+    if -paired.difference <= allowed + 1e-12:
+        return Verdict(State.RELEASED, f"{figures}.", "", paired.difference, allowed, n)
+    return Verdict(
+        State.KEPT_ASIDE,
+        f"{figures} (McNemar p = {paired.p_value:.2g}).",
+        "Keep more experts, or split the corpus if it is several domains in one; or accept the specialist as it is.",
+        paired.difference,
+        allowed,
+        n,
+    )
+
+
+def accept(verdict: Verdict, by: str) -> Verdict:
+    """A person's decision to serve a specialist all the same. The figures stay, and what was said against it."""
+    if verdict.released:
+        return verdict
+    return Verdict(
+        State.ACCEPTED,
+        f"Accepted by {by}, though: {verdict.reason}",
+        "",
+        verdict.difference,
+        verdict.allowed_loss,
+        verdict.n,
+    )

@@ -1,0 +1,1 @@
+"""Profiling: a corpus is read by the parent while its router is watched."""

@@ -1,0 +1,1 @@
+"""Studying masks and corpora: overlap, transfer, coherence, growth; tables and plots."""

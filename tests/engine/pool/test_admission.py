@@ -1,0 +1,330 @@
+"""Who is served, loaded and evicted: the planner alone, by plain calls and by a machine that tries everything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coe.engine.pool.admission import (
+    Grant,
+    Kind,
+    Load,
+    Plan,
+    ResidentView,
+    State,
+    WaiterView,
+    expired,
+    plan,
+    plan_evictions,
+)
+from coe.engine.pool.placement import Distances, Home
+from coe.engine.swap.plan import Pair
+
+BOUND_S = 10.0
+
+
+def warm(key: str, size: int = 4, *, leases: int = 0, last_used: float = 0.0, pinned: bool = False) -> ResidentView:
+    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned, kind=key)
+
+
+def waiter(number: int, key: str, size: int = 4, *, bypassed_s: float = 0.0) -> WaiterView:
+    return WaiterView(number, key, size, bypassed_s)
+
+
+def granted(*pairs: tuple[int, str]) -> tuple[Grant, ...]:
+    return tuple(Grant(*pair) for pair in pairs)
+
+
+def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8) -> Plan:
+    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, kinds={"": KIND})
+
+
+# Of one kind: a law resident becomes a court one with few bytes, a math one with many.
+BYTES = {("law", "court"): 1, ("law", "math"): 5, ("court", "math"): 6}
+KIND = Kind(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=3)
+
+
+def shared(key: str, specialist: str, *, last_used: float = 0.0, **leases: int) -> ResidentView:
+    """leases: of each specialist."""
+    total = sum(leases.values())
+    return ResidentView(key, State.WARM, 4, total, 2, last_used, specialist=specialist, shares=leases)
+
+
+def wants(number: int, specialist: str, *, bypassed_s: float = 0.0) -> WaiterView:
+    return WaiterView(number, "", 4, bypassed_s, specialist)
+
+
+class TestEvictions:
+    def test_nothing_goes_while_it_fits(self) -> None:
+        assert plan_evictions(4, [warm("a")], 8) == []
+
+    def test_the_least_recently_used_goes_first(self) -> None:
+        assert plan_evictions(4, [warm("a", last_used=5), warm("b", last_used=2)], 8) == ["b"]
+
+    def test_a_busy_resident_stays(self) -> None:
+        assert plan_evictions(4, [warm("a", leases=1, last_used=1), warm("b", last_used=9)], 8) == ["b"]
+
+    def test_a_pinned_resident_stays(self) -> None:
+        assert plan_evictions(8, [warm("a", pinned=True), warm("b")], 8) is None
+
+    def test_nobody_is_stopped_in_vain(self) -> None:
+        assert plan_evictions(8, [warm("a", leases=1), warm("b")], 8) is None
+
+    def test_a_resident_that_is_going_counts_as_room_to_come(self) -> None:
+        going = replace(warm("a"), state=State.DRAINING)
+        assert plan_evictions(4, [going, warm("b")], 8) == []
+
+
+class TestPlan:
+    def test_a_warm_specialist_is_served_at_once(self) -> None:
+        assert decide([waiter(1, "a")], [warm("a")]) == Plan(grants=granted((1, "a")))
+
+    def test_no_more_leases_than_a_resident_has_slots(self) -> None:
+        assert decide([waiter(i, "a") for i in range(3)], [warm("a")]).grants == granted((0, "a"), (1, "a"))
+
+    def test_waiters_of_one_cold_specialist_share_one_load(self) -> None:
+        assert decide([waiter(i, "a") for i in range(5)], []) == Plan(load=(Load("a", ""),))
+
+    def test_a_load_waits_until_the_bytes_are_really_back(self) -> None:
+        going = replace(warm("a"), state=State.DRAINING)
+        assert decide([waiter(1, "b", 6)], [going]) == Plan()
+
+    def test_a_later_waiter_does_not_take_the_room_an_earlier_one_waits_for(self) -> None:
+        assert decide([waiter(1, "big", 8), waiter(2, "small", 2)], [warm("a", leases=1)]) == Plan()
+
+    def test_requests_for_what_is_warm_pass_at_first(self) -> None:
+        decided = decide([waiter(1, "b", 8, bypassed_s=9.9), waiter(2, "a")], [warm("a", leases=1)])
+        assert decided == Plan(grants=granted((2, "a")))
+
+    def test_they_stop_passing_when_the_bound_is_reached(self) -> None:
+        decided = decide([waiter(1, "b", 8, bypassed_s=10), waiter(2, "a")], [warm("a", leases=1)])
+        assert decided == Plan()
+
+    def test_those_that_came_before_the_overdue_one_still_pass(self) -> None:
+        decided = decide([waiter(1, "a"), waiter(2, "b", 8, bypassed_s=10), waiter(3, "a")], [warm("a")])
+        assert decided == Plan(grants=granted((1, "a")))
+
+    def test_only_as_many_residents_close_as_are_in_the_way(self) -> None:
+        residents = [warm("a", leases=1), replace(warm("c", leases=2), capacity=4)]
+        waiters = [waiter(1, "b", bypassed_s=10), waiter(2, "a"), waiter(3, "c")]
+        assert decide(waiters, residents).grants == granted((3, "c"))
+
+    def test_a_resident_that_took_more_than_predicted_makes_others_go(self) -> None:
+        residents = [warm("a", 4, last_used=1), warm("b", 6, last_used=2, leases=1)]
+        assert decide([], residents) == Plan(evict=("a",))
+
+    def test_residents_expire_after_their_idle_time_but_not_while_busy_or_pinned(self) -> None:
+        residents = [warm("a"), warm("b", leases=1), warm("c", pinned=True), warm("d", last_used=95)]
+        assert expired(residents, 100.0, 30.0) == ["a"]
+        assert expired(residents, 1e9, None) == []
+
+
+class TestSharing:
+    """Residents that become one specialist or another."""
+
+    def test_whoever_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
+        decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", math=1)])
+        assert decided == Plan(granted((1, "r2")))
+
+    def test_the_nearest_idle_one_is_changed(self) -> None:
+        residents = [shared("r1", "math", last_used=1), shared("r2", "law", last_used=9)]
+        assert decide([wants(1, "court")], residents) == Plan(granted((1, "r2")))
+
+    def test_who_is_told_to_change_counts_as_changed_for_those_behind(self) -> None:
+        residents = [shared("r1", "law"), shared("r2", "math")]
+        decided = decide([wants(1, "court"), wants(2, "court"), wants(3, "math")], residents)
+        assert decided.grants == granted((1, "r1"), (2, "r1"), (3, "r2"))
+
+    def test_where_all_are_busy_the_wanted_one_takes_turns(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law", law=1)], budget=4) == Plan(granted((1, "r1")))
+
+    def test_what_others_hold_takes_nobody_s_place(self) -> None:
+        full = shared("r1", "law", law=2)
+        assert decide([wants(1, "law"), wants(2, "math")], [full], budget=4) == Plan(granted((2, "r1")))
+        assert decide([wants(1, "math"), wants(2, "math"), wants(3, "math")], [full], budget=4).grants == granted(
+            (1, "r1"), (2, "r1")
+        )
+
+    def test_with_room_to_spare_the_one_displaced_gets_a_resident_of_its_own(self) -> None:
+        decided = decide([wants(1, "math")], [shared("r1", "law")])
+        assert decided == Plan(granted((1, "r1")), load=(Load("", "law"),))
+
+    def test_room_that_somebody_waits_for_is_not_to_spare(self) -> None:
+        residents = [shared("r1", "law"), warm("other", leases=1)]
+        decided = decide([wants(1, "math"), waiter(2, "big", 8)], residents, budget=12)
+        assert decided == Plan(granted((1, "r1")))
+
+    def test_nobody_is_stopped_for_a_resident_more(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law"), warm("idle")]) == Plan(granted((1, "r1")))
+
+    def test_no_more_residents_than_the_kind_may_have(self) -> None:
+        decided = plan(
+            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, kinds={"": replace(KIND, most=1)}
+        )
+        assert decided == Plan(granted((1, "r1")))
+
+    def test_no_two_residents_are_loaded_for_one_specialist(self) -> None:
+        loading = replace(shared("r2", "math"), state=State.LOADING)
+        full = shared("r1", "law", math=2)
+        assert decide([wants(1, "math"), wants(2, "math")], [full, loading], budget=99) == Plan()
+
+    def test_who_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=(Load("", "math"),))
+        assert decide([wants(1, "law")], [shared("r1", "law", law=2)]) == Plan()
+
+    def test_a_cold_kind_is_loaded_once_as_what_is_wanted_first(self) -> None:
+        assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=(Load("", "math"),))
+
+    def test_the_least_recently_used_of_a_kind_goes_like_any_other(self) -> None:
+        residents = [shared("r1", "law", last_used=3), shared("r2", "math", last_used=1)]
+        assert decide([waiter(1, "other")], residents).evict == ("r2",)
+
+    def test_who_closes_for_an_overdue_one_leaves_its_siblings_open(self) -> None:
+        residents = [shared("r1", "law", law=1), shared("r2", "math", math=1)]
+        decided = decide([waiter(1, "other", bypassed_s=10), wants(2, "law"), wants(3, "math")], residents)
+        assert decided.grants == granted((2, "r2"), (3, "r2"))
+
+
+@dataclass
+class Seat:
+    """A resident of the small world below."""
+
+    key: str
+    kind: str
+    specialist: str
+    state: State
+    size: int
+    last_used: float = 0.0
+    shares: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def leases(self) -> int:
+        return self.shares.total()
+
+    def view(self) -> ResidentView:
+        shares = +self.shares if self.kind == "shared" else {}
+        leases = self.leases
+        return ResidentView(
+            self.key, self.state, self.size, leases, 2, self.last_used, False, self.kind, self.specialist, shares
+        )
+
+
+# specialist -> its kind, and the size of a resident of that
+WORLD = {"a": ("a", 3), "b": ("b", 4), "d": ("d", 8), **dict.fromkeys(("s1", "s2", "s3"), ("shared", 5))}
+SHARED = Kind(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=3)
+BUDGET = 10
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests, ends of requests, loads and stops in any order: the plan keeps its promises in all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.number = 0
+        self.waiting: list[tuple[int, str, float, Home | None]] = []
+        self.seats: dict[str, Seat] = {}
+
+    def replan(self) -> None:
+        names = {number: name for number, name, _, _ in self.waiting}
+        waiters = [
+            WaiterView(number, *WORLD[name], self.now - since, name, home) for number, name, since, home in self.waiting
+        ]
+        residents = [seat.view() for seat in self.seats.values()]
+        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, kinds={"shared": SHARED})
+        for grant in decided.grants:
+            seat = self.seats[grant.resident]
+            assert seat.state is State.WARM
+            assert seat.kind == WORLD[names[grant.waiter]][0]
+            seat.specialist = names[grant.waiter]
+            seat.shares[seat.specialist] += 1
+            assert seat.shares[seat.specialist] <= 2
+        served = {grant.waiter for grant in decided.grants}
+        assert len(served) == len(decided.grants), "nobody is served twice"
+        self.waiting = [entry for entry in self.waiting if entry[0] not in served]
+        for key in decided.evict:
+            seat = self.seats[key]
+            assert seat.state is State.WARM, "only what is warm can be stopped"
+            assert not seat.leases, "nobody is stopped while busy"
+            seat.state = State.DRAINING
+        for load in decided.load:
+            of_kind = [seat for seat in self.seats.values() if seat.kind == load.kind]
+            assert not of_kind or load.kind == "shared", "nothing is loaded twice"
+            assert load.specialist not in [seat.specialist for seat in of_kind], "no specialist has two residents"
+            assert len(of_kind) < 3, "no more residents than specialists"
+            self.number += 1
+            key = f"{load.kind} {self.number}"
+            self.seats[key] = Seat(key, load.kind, load.specialist, State.LOADING, WORLD[load.specialist][1])
+
+    @rule(name=st.sampled_from(sorted(WORLD)), worth_bytes=st.sampled_from([None, 0, 1, 2]), data=st.data())
+    def ask(self, name: str, worth_bytes: int | None, data: st.DataObject) -> None:
+        """worth_bytes: of a conversation that was somewhere before; there may be nobody any more."""
+        self.number += 1
+        home = None
+        if worth_bytes is not None:
+            home = Home(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
+        self.waiting.append((self.number, name, self.now, home))
+        self.replan()
+
+    @rule(seconds=st.sampled_from([1.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(seat.leases for seat in self.seats.values()))
+    def a_request_ends(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from([seat for seat in self.seats.values() if seat.leases])))
+
+    def end(self, seat: Seat) -> None:
+        seat.shares[max(+seat.shares)] -= 1
+        seat.last_used = self.now
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(seat.state is not State.WARM for seat in self.seats.values()))
+    def a_load_or_a_stop_is_done(self, data: st.DataObject) -> None:
+        moving = [seat for seat in self.seats.values() if seat.state is not State.WARM]
+        self.done(data.draw(st.sampled_from(moving)))
+
+    def done(self, seat: Seat) -> None:
+        if seat.state is State.LOADING:
+            seat.state, seat.last_used = State.WARM, self.now
+        else:
+            del self.seats[seat.key]
+        self.replan()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.waiting)
+    def somebody_gives_up(self, data: st.DataObject) -> None:
+        self.waiting.remove(data.draw(st.sampled_from(self.waiting)))
+        self.replan()
+
+    @invariant()
+    def the_budget_holds(self) -> None:
+        assert sum(seat.size for seat in self.seats.values()) <= BUDGET
+
+    def teardown(self) -> None:
+        """Whatever has happened: when requests end and loads do, everybody who waits is served."""
+        for _ in range(20 * (len(self.waiting) + 5)):
+            if not self.waiting:
+                return
+            self.now += 1.0
+            moving = next((seat for seat in self.seats.values() if seat.state is not State.WARM), None)
+            busy = next((seat for seat in self.seats.values() if seat.leases), None)
+            if moving is not None:
+                self.done(moving)
+            elif busy is not None:
+                self.end(busy)
+            else:
+                self.replan()
+        raise AssertionError(f"still waiting: {self.waiting}; there are {list(self.seats.values())}")
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

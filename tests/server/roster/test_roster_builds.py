@@ -1,0 +1,157 @@
+"""Entries that are built: how a roster writes them, what is wrong with some, and what becomes an order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coe.server.roster.models import Build, GateBound, Recipe, Roster
+from coe.server.runtime.builds import machine_of, order_of
+from coe.surgery.build.job import BUILT
+from coe.surgery.errors import BuildError
+from coe.surgery.judge.gate import Bound
+from coe.surgery.plan import criteria
+from coe.surgery.plan.recipes import named
+from fakes.reference_roster import explained, section_text
+from fakes.rosters import load, problems_of
+
+ENTRY = "  - name: law\n    domains: [law]\n    cpu_expert_layers: all\n    system_prompt: Be just.\n"
+PARENT = "parent: {model: big, file: big.gguf}\n"
+
+
+def roster_text(*build: str, top: str = PARENT, entry: str = "") -> str:
+    lines = "".join(f"      {line}\n" for line in build)
+    return f"{top}specialists:\n{ENTRY}{entry}    build:\n{lines}"
+
+
+def messages(folder: Path, text: str) -> list[str]:
+    return [str(problem) for problem in problems_of(folder, text)]
+
+
+def warnings(folder: Path, text: str) -> str:
+    return " ".join(map(str, load(folder, text).warnings))
+
+
+def placed(folder: Path) -> None:
+    (folder / "models").mkdir()
+    (folder / "models" / "big.gguf").write_bytes(b"x")
+    for name in ("law.jsonl", "cases.txt", "think.txt", "exam.jsonl"):
+        (folder / name).write_text("x")
+
+
+def law(roster: Roster) -> Build:
+    found = roster.find("law")
+    assert found is not None
+    assert found.build is not None
+    return found.build
+
+
+def test_the_smallest_build_takes_the_defaults(tmp_path: Path) -> None:
+    build = law(load(tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64")))
+    assert build.recipe == Recipe(name="three-pass")
+    assert build.bound == GateBound()
+    assert (build.when, build.answer, build.parent) == ("idle", False, None)
+
+
+def test_short_forms_are_what_they_stand_for(tmp_path: Path) -> None:
+    build = law(load(tmp_path, roster_text(
+        "corpus: [law.jsonl]", "experts: 64", "recipe: v7", "bound: 2", "parent: other.gguf")))  # fmt: skip
+    assert build.recipe == Recipe(name="v7")
+    assert build.bound.standard_errors == 2
+    assert build.parent is not None
+    assert build.parent.file == "other.gguf"
+
+
+def test_what_is_not_built_yet_says_how_to_build_it(tmp_path: Path) -> None:
+    roster = load(tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64"))
+    location = roster.locate(roster.specialists[0])
+    assert location.path is None
+    assert location.remedy == "Run: coe build law"
+    built = tmp_path / "models" / BUILT / "law.gguf"
+    built.parent.mkdir(parents=True)
+    built.write_bytes(b"x")
+    assert roster.locate(roster.specialists[0]).path == built
+
+
+def test_an_order_has_absolute_paths_and_all_that_was_written(tmp_path: Path) -> None:
+    placed(tmp_path)
+    roster = load(tmp_path, roster_text(
+        "corpus: [law=law.jsonl, cases.txt]", "experts: 64", "reasoning: [think.txt]", "questions: [exam.jsonl]",
+        "recipe: {name: three-pass, cap: 6, criterion: reap}", "bound: {loss: 0.02}", "quantize: Q4_K_M"))  # fmt: skip
+    order = order_of(roster, roster.specialists[0])
+    assert order.parent == tmp_path / "models" / "big.gguf"
+    assert order.corpus == (f"law={tmp_path / 'law.jsonl'}", str(tmp_path / "cases.txt"))
+    assert order.reasoning == (str(tmp_path / "think.txt"),)
+    assert order.questions == (tmp_path / "exam.jsonl",)
+    assert order.out == tmp_path / "models" / BUILT / "law.gguf"
+    assert order.recipe == {"name": "three-pass", "cap": 6, "criterion": "reap", "pin_super_experts": False}
+    assert Bound(**order.bound).loss == 0.02
+    assert (order.system, order.quantize) == ("Be just.", "Q4_K_M")
+    assert machine_of(roster.specialists[0]).cpu_expert_layers == -1
+
+
+@pytest.mark.parametrize("absent", ["models/big.gguf", "law.jsonl", "think.txt", "exam.jsonl"])
+def test_what_is_not_there_is_named_before_anything_begins(tmp_path: Path, absent: str) -> None:
+    placed(tmp_path)
+    (tmp_path / absent).unlink()
+    roster = load(
+        tmp_path,
+        roster_text("corpus: [law=law.jsonl]", "experts: 64", "reasoning: [think.txt]", "questions: [exam.jsonl]"),
+    )
+    with pytest.raises(BuildError, match=Path(absent).name):
+        order_of(roster, roster.specialists[0])
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (["experts: 64"], "corpus"),
+        (["corpus: []", "experts: 64"], "corpus"),
+        (["corpus: [a.txt]"], "experts"),
+        (["corpus: [a.txt]", "experts: many"], "experts"),
+        (["corpus: [a.txt]", "experts: 64", "recipe: guessing"], "three-pass or drop-map"),
+        (["corpus: [a.txt]", "experts: 64", "recipe: {name: top-k, cap: 3}"], "a setting of three-pass, not of top-k"),
+        (["corpus: [a.txt]", "experts: 64", "recipe: {alpha: 2}"], "a setting of drop-map, not of three-pass"),
+        (["corpus: [a.txt]", "experts: 64", "recipe: v6", "reasoning: [b.txt]"], "reads no reasoning traces"),
+        (["corpus: [a.txt]", "experts: 64", "colour: red"], "colour"),
+        (["corpus: [a.txt]", "experts: 64", "bound: -1"], "bound"),
+        (["corpus: [a.txt]", "experts: 64", "when: later"], "idle or now"),
+        (["corpus: [a.txt]", "experts: 64", "parent: {repo: a/b}"], "pattern"),
+    ],
+)
+def test_a_wrong_build_is_told_what_to_write(tmp_path: Path, build: list[str], says: str) -> None:
+    found = messages(tmp_path, roster_text(*build))
+    assert any(says in message and "build" in message for message in found), found
+
+
+def test_a_build_needs_a_parent_and_no_file_beside_it(tmp_path: Path) -> None:
+    asked = ("corpus: [a.jsonl]", "experts: 64")
+    assert "no parent" in messages(tmp_path, roster_text(*asked, top=""))[0]
+    assert "one source" in messages(tmp_path, roster_text(*asked, entry="    file: law.gguf\n"))[0]
+    assert messages(tmp_path, roster_text(*asked, "parent: own.gguf", top="")) == []
+
+
+def test_building_on_demand_without_a_build_is_a_doubt_told_once(tmp_path: Path) -> None:
+    entries = "".join(f"  - {{name: {name}, domains: [law], file: {name}.gguf}}\n" for name in "ab")
+    (said,) = load(tmp_path, f"defaults: {{on_missing: build}}\nspecialists:\n{entries}").warnings
+    assert said.key == "defaults.on_missing"
+    assert "cannot be built" in said.message
+
+
+def test_a_corpus_that_nothing_can_judge_is_a_doubt(tmp_path: Path) -> None:
+    assert "kept aside" in warnings(tmp_path, roster_text("corpus: [a.txt]", "experts: 64"))
+    assert "kept aside" not in warnings(tmp_path, roster_text("corpus: [a.jsonl]", "experts: 64"))
+
+
+def test_the_roster_knows_the_recipes_and_criteria_that_there_are() -> None:
+    for name in Recipe.model_fields["name"].annotation.__args__:  # type: ignore[union-attr]
+        named(name)
+    written = Recipe.model_fields["criterion"].annotation.__args__[0].__args__  # type: ignore[union-attr]
+    assert set(written) == set(criteria.CRITERIA)
+    assert Bound(**GateBound().model_dump()) == Bound()
+
+
+def test_the_reference_explains_every_key_of_a_build() -> None:
+    text = section_text("specialists")
+    assert [key for key in Build.model_fields if not explained(key, text)] == []

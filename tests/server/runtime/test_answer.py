@@ -1,0 +1,208 @@
+"""One request's life, with a college and residents that do what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coe.engine.errors import EngineError, WaitTimeoutError, WorkerDiedError
+from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
+from coe.server.api.openai.replies import Shape
+from coe.server.api.openai.requests import chat_ask
+from coe.server.roster.models import Specialist
+from coe.server.runtime.answer import Answer, Outcome
+from coe.server.runtime.college import Choice, College
+from coe.server.runtime.metrics import Metrics
+from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script
+
+
+@dataclass
+class Scene:
+    answer: Answer
+    college: FakeCollege
+    metrics: Metrics
+
+    def ended(self) -> dict[tuple[str, str], float]:
+        """Answers by specialist and reason."""
+        families = text_string_to_metric_families(self.metrics.text().decode())
+        samples = [sample for family in families for sample in family.samples if sample.name == "coe_answers_total"]
+        return {(sample.labels["specialist"], sample.labels["reason"]): sample.value for sample in samples}
+
+
+def scene(*leases: FakeLease | EngineError, fallback: Specialist | None = GENERAL, **fields: Any) -> Scene:
+    college = FakeCollege(list(leases), fallback)
+    metrics = Metrics(lambda: NOBODY)
+    ask = chat_ask({"messages": [{"role": "user", "content": "Sing"}], **fields})
+    answer = Answer(cast(College, college), ask, Choice(MATH, 0.75, "math 0.75"), metrics)
+    return Scene(answer, college, metrics)
+
+
+async def whole(scene: Scene) -> list[Outcome]:
+    try:
+        await scene.answer.open()
+        return await scene.answer.whole()
+    finally:
+        await scene.answer.close()
+
+
+def texts(outcomes: Sequence[Outcome]) -> list[str]:
+    return [outcome.text for outcome in outcomes]
+
+
+async def test_an_answer_ends_with_its_lease_given_back_once() -> None:
+    lease = FakeLease([SAID], "math")
+    told = scene(lease)
+    assert texts(await whole(told)) == ["Hello"]
+    assert (lease.releases, lease.running) == (1, 0)
+    assert told.ended() == {("math", "stop"): 1}
+
+
+async def test_the_wait_that_is_told_at_the_end_has_the_turn_in_it() -> None:
+    told = scene(FakeLease([script("Hello", Finish.STOP, queued_s=0.5)], "math"))
+    facts = Shape(told.answer, chat=True).body(await whole(told))["coe"]
+    assert facts["wait_ms"] == 1000 * (FakeLease.waited_s + 0.5)
+
+
+async def test_a_loop_is_tried_again_with_a_fresh_seed() -> None:
+    lease = FakeLease([LOOPED, SAID], "math")
+    told = scene(lease, seed=7)
+    outcomes = await whole(told)
+    assert texts(outcomes) == ["Hello"]
+    first, second = lease.requests
+    assert first.seed == 7
+    assert second.seed not in (None, 7)
+    assert first.id != second.id
+    facts = Shape(told.answer, chat=True).body(outcomes)["coe"]
+    assert facts["retries"] == 1
+    assert "loop" not in facts
+    assert "answered_by" not in facts
+    assert told.ended() == {("math", "loop"): 1, ("math", "stop"): 1}
+
+
+async def test_a_second_loop_is_answered_by_the_fallback_after_the_lease_was_given_back() -> None:
+    math, general = FakeLease([LOOPED, LOOPED], "math"), FakeLease([SAID], "general")
+    told = scene(math, general)
+    outcomes = await whole(told)
+    assert texts(outcomes) == ["Hello"]
+    assert told.college.asked == ["math", "general"]
+    assert (math.releases, general.releases) == (1, 1)
+    (request,) = general.requests
+    assert request.specialist == "general"
+    assert request.messages is not None
+    assert request.messages[0] == {"role": "system", "content": "Be kind."}
+    body = Shape(told.answer, chat=True).body(outcomes)
+    assert body["model"] == "math"
+    assert body["coe"]["answered_by"] == "general"
+    assert body["coe"]["retries"] == 2
+    assert told.ended() == {("math", "loop"): 2, ("general", "stop"): 1}
+
+
+async def test_only_the_choice_that_looped_is_tried_again() -> None:
+    lease = FakeLease([SAID, LOOPED, script("Hi", Finish.STOP)], "math")
+    told = scene(lease, n=2)
+    outcomes = await whole(told)
+    assert texts(outcomes) == ["Hello", "Hi"]
+    assert [outcome.index for outcome in outcomes] == [0, 1]
+
+
+async def test_without_a_fallback_the_loop_is_cut_and_told() -> None:
+    told = scene(FakeLease([LOOPED, LOOPED], "math"), fallback=None)
+    outcomes = await whole(told)
+    assert texts(outcomes) == ["la la"]
+    body = Shape(told.answer, chat=True).body(outcomes)
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["coe"]["loop"] == {"ended": True, "repeated": "la"}
+    assert body["coe"]["retries"] == 1
+
+
+async def test_a_fallback_that_cannot_be_had_leaves_the_cut_answer() -> None:
+    math = FakeLease([LOOPED, LOOPED], "math")
+    told = scene(math, WaitTimeoutError("general was not free."))
+    assert texts(await whole(told)) == ["la la"]
+    assert math.releases
+    assert told.answer.answered_by.name == "math"
+
+
+async def test_a_stream_that_loops_takes_nothing_back() -> None:
+    lease = FakeLease([LOOPED], "math")
+    told = scene(lease)
+    await told.answer.open()
+    events = [step.event async for step in told.answer.steps()]
+    await told.answer.close()
+    assert isinstance(events[-1], Finished)
+    assert told.answer.facts([events[-1]])["loop"] == {"ended": True, "repeated": "la"}
+    assert len(lease.requests) == 1
+
+
+async def test_leaving_whole_answers_ends_them_and_counts_them_as_cancelled() -> None:
+    lease = FakeLease([[Accepted("", 5), Delta("", "He")], [Accepted("", 5)]], "math")
+    told = scene(lease, n=2)
+    task = asyncio.create_task(whole(told))
+    while lease.running < 2 or told.answer._unended < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (lease.releases, lease.running) == (1, 0)
+    assert told.ended() == {("math", "cancelled"): 2}
+
+
+async def test_leaving_a_stream_between_two_steps_ends_its_generation() -> None:
+    lease = FakeLease([[Accepted("", 5), Delta("", "He")]], "math")
+    told = scene(lease)
+    await told.answer.open()
+    steps = told.answer.steps()
+    assert isinstance((await anext(steps)).event, Delta)
+    await steps.aclose()
+    await told.answer.close()
+    assert (lease.releases, lease.running) == (1, 0)
+    assert told.ended() == {("math", "cancelled"): 1}
+
+
+async def test_a_resident_that_dies_fails_the_answer_and_counts_it() -> None:
+    lease = FakeLease([[Accepted("", 5), Delta("", "He"), WorkerDiedError("It died.")]], "math")
+    told = scene(lease)
+    with pytest.raises(WorkerDiedError):
+        await whole(told)
+    assert lease.releases == 1
+    assert told.ended() == {("math", "failed"): 1}
+
+
+@pytest.mark.parametrize("error", [WorkerDiedError("It died."), RuntimeError("a bug")])
+async def test_an_error_in_a_stream_reaches_its_reader(error: Exception) -> None:
+    lease = FakeLease([[Accepted("", 5), Delta("", "He"), error]], "math")
+    told = scene(lease)
+    await told.answer.open()
+    with pytest.raises(type(error)):
+        [step async for step in told.answer.steps()]
+    await told.answer.close()
+    assert lease.releases == 1
+    assert told.ended() == {("math", "failed"): 1}
+
+
+async def test_a_rejected_prompt_gives_the_lease_back() -> None:
+    lease = FakeLease([[EngineError("It does not fit.")]], "math")
+    told = scene(lease)
+    with pytest.raises(EngineError, match="does not fit"):
+        await whole(told)
+    assert lease.releases == 1
+    assert told.ended() == {}
+
+
+@pytest.mark.parametrize("reason", ["two\r\nx-evil: 1", "nul\0 and bell\a", "snow ☃ and é"])
+def test_a_reason_cannot_break_out_of_its_header(reason: str) -> None:
+    told = scene()
+    told.answer.choice = Choice(MATH, 0.5, reason)
+    value = told.answer.headers()["x-coe-reason"]
+    assert value.encode("latin-1").decode("latin-1").isprintable()
+
+
+def test_each_choice_has_a_seed_of_its_own() -> None:
+    told = scene(seed=2**32 - 1)
+    make: Callable[[int], GenerateRequest] = lambda i: told.answer._request(MATH, told.answer.rules, i)  # noqa: E731
+    assert [make(index).seed for index in range(2)] == [2**32 - 1, 0]

@@ -1,0 +1,69 @@
+"""Errors as clients are told of them: the one error body, and its status."""
+
+from __future__ import annotations
+
+import pytest
+
+from coe.engine import errors as engine
+from coe.server.runtime.errors import NoKeyError, RequestError, UnknownModelError, failure_of
+
+
+def test_the_body_is_openais_envelope() -> None:
+    failure = failure_of(RequestError("n: too many.", param="n"))
+    assert failure.status == 400
+    assert failure.body() == {
+        "error": {"message": "n: too many.", "type": "invalid_request_error", "param": "n", "code": None}
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (UnknownModelError("?"), 404, "model_not_found"),
+        (NoKeyError("?"), 401, "invalid_api_key"),
+        (engine.PromptTooLongError(300, 256), 400, "context_length_exceeded"),
+        (engine.TemplateError("?"), 400, "template_refused"),
+        (engine.GrammarError("?"), 400, "invalid_schema"),
+        (engine.QueueFullError("?"), 429, "queue_full"),
+        (engine.WaitTimeoutError("?"), 503, "wait_timeout"),
+        (engine.UnavailableError("?"), 503, "specialist_unavailable"),
+        (engine.WorkerDiedError("?"), 503, "worker_died"),
+        (engine.LoadError("?"), 503, "load_failed"),
+        (engine.ModelFileError("?"), 503, "load_failed"),
+        (engine.ThinkingPolicyError("?"), 503, "thinking_policy"),
+        (engine.SourceChangedError("?"), 503, "model_file_changed"),
+        (engine.SharingError("?"), 503, "load_failed"),
+        (engine.LayoutError("?"), 503, "load_failed"),
+        (engine.SwapError("?"), 503, "worker_died"),
+        (engine.EngineError("?"), 500, "engine_error"),
+    ],
+)
+def test_each_error_has_its_status(error: Exception, status: int, code: str) -> None:
+    failure = failure_of(error)
+    assert (failure.status, failure.code) == (status, code)
+
+
+def test_every_engine_error_is_foreseen() -> None:
+    kinds = [kind for kind in vars(engine).values() if isinstance(kind, type) and issubclass(kind, engine.EngineError)]
+    for kind in kinds:
+        error = kind(300, 256) if kind is engine.PromptTooLongError else kind("what", "remedy")
+        general = kind in (engine.EngineError, engine.PoolError)
+        assert (failure_of(error).status == 500) is general, kind
+        assert str(error) == failure_of(error).message
+
+
+def test_what_may_be_better_in_a_moment_says_when_to_try_again() -> None:
+    assert failure_of(engine.QueueFullError("?")).headers["retry-after"]
+    assert failure_of(engine.WorkerDiedError("?")).headers["retry-after"]
+    assert not failure_of(engine.UnavailableError("?")).headers
+    assert not failure_of(engine.PromptTooLongError(300, 256)).headers
+
+
+def test_the_message_of_an_engine_error_carries_its_remedy() -> None:
+    assert failure_of(engine.LoadError("It broke.", "Mend it.")).message == "It broke. Mend it."
+
+
+def test_what_nobody_foresaw_gives_nothing_away() -> None:
+    failure = failure_of(KeyError("secret"))
+    assert failure.status == 500
+    assert "secret" not in str(failure.body())

@@ -1,0 +1,188 @@
+"""Contents hashed in the background: what is found, and who it gives way to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.engine.spec import LoadSpec
+from coe.engine.swap.fingerprints import hash_contents, known_contents, read_specialist, with_contents
+from coe.engine.swap.groups import Contender, find_groups
+from coe.engine.swap.hashing import hash_file
+from coe.server.runtime import hashing
+from coe.server.runtime.hashing import Hashing
+from coe.surgery.cut.cut import cut
+from coe.surgery.parent import Parent
+from fakes.random_moe import random_mask, write_random_moe
+
+# In the place of the real process. It says its own number where the other says how many bytes there are.
+BEGINS = """
+import json, os, sys
+file = sys.argv[2]
+print(json.dumps({"file": file, "done": 0, "total": os.getpid()}), flush=True)
+"""
+DONE = 'print(json.dumps({"file": file, "state": "done"}), flush=True)\n'
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Two cuts of one parent that do not say so."""
+    parent = Parent.open(write_random_moe(tmp_path / "parent.gguf"))
+    found = []
+    for seed, name in enumerate("ab"):
+        found.append(tmp_path / f"{name}.gguf")
+        cut(parent, random_mask(parent, 4, seed=seed), found[-1], provenance=False)
+    return found
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has another program run in the place of the one that hashes."""
+
+    def use(program: str) -> None:
+        path = tmp_path / "stand_in.py"
+        path.write_text(BEGINS + program)
+        monkeypatch.setattr(hashing, "_COMMAND", (sys.executable, str(path)))
+
+    return use
+
+
+async def test_what_is_hashed_in_the_background_is_known_to_everybody(files: list[Path]) -> None:
+    contenders = [Contender(path.stem, LoadSpec(path)) for path in files]
+    before = await find_groups(contenders)
+    assert before.unhashed == tuple(files)
+    told: list[Path] = []
+
+    async def on_hashed(path: Path) -> None:
+        told.append(path)
+
+    work = Hashing(before.unhashed, lambda: False, on_hashed=on_hashed)
+    work.start()
+    await work.wait()
+    assert told == files
+    assert (work.progress.n_done, work.progress.failed) == (2, ())
+    after = await find_groups(contenders)
+    assert after.unhashed == ()
+    assert after.groups[0].pairs[0].changed_bytes < before.groups[0].pairs[0].changed_bytes / 2
+
+
+def test_in_the_background_the_same_is_found(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for in_background in (False, True):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{in_background}"))
+        told: list[int] = []
+        hash_contents(files[0], told.append, in_background=in_background)
+        found.append((known_contents([files[0]]), sum(told)))
+    assert found[0] == found[1]
+
+
+def test_a_specialist_takes_up_what_has_become_known_once(files: list[Path]) -> None:
+    one = read_specialist(files[0])
+    assert with_contents(one) is None
+    hash_contents(files[0])
+    knows = with_contents(one)
+    assert knows is not None
+    assert knows.keys == read_specialist(files[0]).keys
+    assert with_contents(knows) is None
+
+
+def test_a_file_that_cannot_be_hashed_is_told_with_a_remedy(tmp_path: Path, files: list[Path]) -> None:
+    lines: list[dict[str, Any]] = []
+    hash_file(tmp_path / "absent.gguf", lines.append)
+    hash_file(files[0], lines.append)
+    assert [set(line) - {"file"} for line in lines] == [{"error", "remedy"}, {"done", "total"}, {"state"}]
+    assert "cannot be read" in lines[0]["error"]
+
+
+async def test_what_fails_is_remembered_and_the_others_are_hashed(files: list[Path], tmp_path: Path) -> None:
+    work = Hashing([tmp_path / "absent.gguf", files[0]], lambda: False)
+    work.start()
+    await work.wait()
+    ((path, why),) = work.progress.failed
+    assert path.name == "absent.gguf"
+    assert "cannot be read" in why
+    assert known_contents([files[0]]) is not None
+
+
+async def test_it_stands_still_while_requests_are_served(tmp_path: Path, stand_in: Callable[[str], None]) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    stand_in(f"open({str(gate)!r}).read()\n" + DONE)
+    busy, looked, go = True, asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        looked.set()
+        await go.wait()
+        go.clear()
+
+    work = Hashing([tmp_path / "x.gguf"], lambda: busy, pause=pause)
+    work.start()
+    await looked.wait()
+    pid = work.progress.total_bytes
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    busy = False
+    looked.clear()
+    go.set()
+    await looked.wait()
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WCONTINUED | os.WNOWAIT)
+    await asyncio.to_thread(gate.write_text, "")
+    await work.wait()
+    assert (work.progress.n_done, work.progress.failed) == (1, ())
+
+
+async def test_closing_ends_a_process_even_while_it_stands_still(
+    tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    stand_in(f"open({str(gate)!r}).read()\n" + DONE)
+    looked = asyncio.Event()
+
+    async def pause() -> None:
+        looked.set()
+        await asyncio.Event().wait()
+
+    work = Hashing([tmp_path / "x.gguf"], lambda: True, pause=pause)
+    work.start()
+    await looked.wait()
+    pid = work.progress.total_bytes
+    await work.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(("deaths", "failed"), [(1, 0), (9, 1)])
+async def test_a_process_that_died_is_started_again_once(
+    tmp_path: Path, stand_in: Callable[[str], None], deaths: int, failed: int
+) -> None:
+    starts = tmp_path / "starts"
+    stand_in(f"""
+with open({str(starts)!r}, "a+") as log:
+    log.write("x")
+    log.seek(0)
+    if len(log.read()) <= {deaths}:
+        log.flush()
+        os._exit(9)
+{DONE}""")
+    work = Hashing([tmp_path / "x.gguf"], lambda: False)
+    work.start()
+    await work.wait()
+    assert starts.read_text() == "xx"
+    assert len(work.progress.failed) == failed
+    assert all("without an answer" in why for _, why in work.progress.failed)
+
+
+async def test_without_files_there_is_nothing_to_do() -> None:
+    work = Hashing([], lambda: False)
+    work.start()
+    await work.wait()
+    await work.close()
+    assert work.progress == hashing.Hashed()

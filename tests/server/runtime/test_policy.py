@@ -1,0 +1,78 @@
+"""A specialist's rules applied to a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coe.engine.spec import ThinkingMode
+from coe.server.api.openai.requests import chat_ask
+from coe.server.roster.models import Specialist
+from coe.server.runtime.errors import RequestError
+from coe.server.runtime.policy import Rules, rules_for
+
+
+def rules(specialist: dict[str, Any] | None = None, **fields: Any) -> Rules:
+    entry = Specialist.model_validate({"name": "math", "file": "x.gguf", **(specialist or {})})
+    return rules_for(chat_ask({"messages": [{"role": "user", "content": "Hi"}], **fields}), entry)
+
+
+def test_the_roster_gives_the_defaults() -> None:
+    found = rules({"sampling": {"temperature": 0.3, "top_k": 7}, "max_tokens": 50})
+    assert (found.sampling.temperature, found.sampling.top_k, found.max_tokens) == (0.3, 7, 50)
+    assert found.notes == ()
+
+
+def test_a_request_overrides_field_by_field() -> None:
+    found = rules({"sampling": {"temperature": 0.3, "top_k": 7}, "max_tokens": 50}, top_k=9, max_tokens=20)
+    assert (found.sampling.temperature, found.sampling.top_k, found.max_tokens) == (0.3, 9, 20)
+
+
+@pytest.mark.parametrize(("asked", "noted"), [(0.79, False), (0.8, True), (0.99, True)])
+def test_a_temperature_is_noted_from_0_8(asked: float, noted: bool) -> None:
+    found = rules(temperature=asked)
+    assert found.sampling.temperature == asked
+    assert bool(found.notes) is noted
+
+
+def test_a_temperature_of_1_is_lowered_unless_the_roster_says_otherwise() -> None:
+    found = rules(temperature=1.0)
+    assert found.sampling.temperature == 0.99
+    assert found.notes == ("temperature 1 was lowered to 0.99",)
+
+
+def test_a_roster_may_refuse_what_is_above_its_bound() -> None:
+    bounds = {"sampling_bounds": {"max_temperature": 0.5, "on_excess": "refuse"}}
+    assert rules(bounds, temperature=0.5).sampling.temperature == 0.5
+    with pytest.raises(RequestError, match=r"at most 0\.5, 0\.6") as refusal:
+        rules(bounds, temperature=0.6)
+    assert refusal.value.param == "temperature"
+
+
+def test_a_roster_may_allow_what_is_above_its_bound() -> None:
+    found = rules({"sampling_bounds": {"on_excess": "allow"}}, temperature=1.5)
+    assert found.sampling.temperature == 1.5
+    assert "loops" in found.notes[0]
+
+
+def test_the_rosters_own_temperature_is_nobodys_excess() -> None:
+    assert rules({"sampling": {"temperature": 1.2}}).notes == ()
+
+
+def test_thinking_cannot_be_switched_on() -> None:
+    found = rules(think=True)
+    assert found.thinking.mode is ThinkingMode.OFF
+    assert found.notes == ("math does not think: thinking stays off",)
+
+
+def test_thinking_can_be_switched_off() -> None:
+    found = rules({"thinking": {"budget": 100}}, think=False)
+    assert found.thinking.mode is ThinkingMode.OFF
+    assert found.thinking.budget_tokens is None
+
+
+def test_a_wish_for_thinking_leaves_the_budget_as_it_is() -> None:
+    found = rules({"thinking": {"budget": 100}}, reasoning_effort="high")
+    assert (found.thinking.mode, found.thinking.budget_tokens) == (ThinkingMode.BUDGET, 100)
+    assert found.notes == ()
