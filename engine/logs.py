@@ -1,0 +1,31 @@
+"""The request id that stands in every log line: a context variable, and the filter that writes it into records.
+
+A decision (a grant, a refusal, a load, an eviction, a swap, a routing decision) is one line at level DEBUG, logged by
+the module that made it, with the numbers that decided. Lines of llama.cpp go to LLAMA_LOGGER, so that decisions can be
+shown without them.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any, Final
+
+LLAMA_LOGGER: Final = "coe.llama"
+
+REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
+
+
+def for_request(request_id: str) -> dict[str, Any]:
+    """`extra` of a log call about a request that is not the one this task serves."""
+    return {"request_id": request_id}
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives each record a `request_id`: its own, else that of the request this task serves, else an empty string."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter; keeps every record."""
+        if not hasattr(record, "request_id"):
+            record.request_id = REQUEST_ID.get()
+        return True
