@@ -14,7 +14,7 @@ CHARS_PER_TOKEN = 4  # of English; a guess that decides between near-equals only
 
 
 @dataclass(frozen=True)
-class Settings:
+class SupervisorSettings:
     """How sure is sure. Probabilities or differences of probabilities, 0..1, but for the weight.
 
     threshold:  below this confidence the fallback answers.
@@ -93,10 +93,10 @@ def choose(
     current: str | None = None,
     warm: Collection[str] = (),
     costs: Mapping[str, float] | None = None,
-    settings: Settings | None = None,
+    settings: SupervisorSettings | None = None,
     follow_up: bool = False,
     tool_exchange: bool = False,
-    chore: str | None = None,
+    client_task: str | None = None,
     path: str = "classifier",
 ) -> Decision:
     """Choose among the candidates that are marked available.
@@ -109,7 +109,7 @@ def choose(
     path:          which classifier the probabilities come from, for the decision's own path.
     Raises NoSpecialist when no candidate is available.
     """
-    settings = settings or Settings()
+    settings = settings or SupervisorSettings()
     able = sorted((c for c in candidates if c.available), key=lambda c: c.order)
     names = [c.name for c in able]
     if not names:
@@ -130,10 +130,10 @@ def choose(
     if tool_exchange and current:
         return decision(current, 1.0, f"inside a tool exchange {current} stays", "session")
     instead = fallback or (warm[0] if warm else ranking[0].specialist)
-    if chore:
+    if client_task:
         resident = next((n for n in (current, fallback, *warm) if n in warm), None)
         why = "goes to what is warm" if resident else "and nothing is warm"
-        return decision(resident or current or instead, 1.0, f"a chat client's chore ({chore}) {why}", "rules")
+        return decision(resident or current or instead, 1.0, f"a chat client's own task ({client_task}) {why}", "rules")
     if not probabilities:
         if current:
             return decision(current, 0.0, f"nothing to go by: {current} stays", "session")

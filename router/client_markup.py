@@ -95,7 +95,7 @@ _LONG_BEFORE = 600
 
 
 @dataclass(frozen=True)
-class Words:
+class UserTurn:
     """One user's turn, read.
 
     text:        what a human wrote; "" when a client wrote it all, or when there is nothing but a quotation.
@@ -111,26 +111,26 @@ class Words:
         return bool(self.text or self.quoted)
 
 
-def read_turn(text: str) -> Words:
+def read_turn(text: str) -> UserTurn:
     """Tell a human's words apart from what a client put around them. At most about MAX_CHARS characters each."""
     blocks = _split_blocks(clip(text, READ_CHARS).strip())
     if blocks.asked:
-        return _words(blocks.asked, blocks.quoted)
+        return _user_turn(blocks.asked, blocks.quoted)
     rest = blocks.rest.strip()
     if _RETRIEVAL.match(rest) and (behind := blocks.behind.strip()):
         rest = behind
     if _TOOL_RESULT.match(rest):
-        return Words("", tool_result=True)
+        return UserTurn("", tool_result=True)
     if _PREPARATION.match(rest) or (not rest and not blocks.quoted):
-        return Words("", tool_result=blocks.with_result)
+        return UserTurn("", tool_result=blocks.with_result)
     if cut := _APPENDED.search(rest):
         rest = rest[: cut.start()]
-    return _words(_last_question(rest), blocks.quoted)
+    return _user_turn(_last_question(rest), blocks.quoted)
 
 
-def _words(text: str, quoted: list[str]) -> Words:
+def _user_turn(text: str, quoted: list[str]) -> UserTurn:
     own, in_lines = _split_lines(text)
-    return Words(clip(own.strip(), MAX_CHARS), clip("\n".join([*quoted, *in_lines]).strip(), MAX_CHARS))
+    return UserTurn(clip(own.strip(), MAX_CHARS), clip("\n".join([*quoted, *in_lines]).strip(), MAX_CHARS))
 
 
 @dataclass(frozen=True)

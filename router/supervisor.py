@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .choose import Candidate, Decision, Settings, choose
+from .choose import Candidate, Decision, SupervisorSettings, choose
 from .conversation import Conversation, Passage, digest
-from .domains import DOMAINS, canonical
+from .domains import DOMAINS
 from .encoder import DISTRIBUTION, QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
-from .head import SHIPPED, Floats, Head, different_examples, example_problems, load_head, with_examples
+from .examples import MIN_EXAMPLES, example_problems, examples_of, taught_by
+from .head import Floats, Head
+from .head_file import SHIPPED, load_head
+from .teaching import with_examples
+from .thresholds import threshold_problems
 
 logger = logging.getLogger("coe.router")
 
-MIN_EXAMPLES = 5  # different ones; a label fitted on fewer takes questions of others
 REMEMBERED = 4096
 
 
@@ -34,7 +37,7 @@ class Supervisor:
         candidates: Sequence[Candidate],
         *,
         fallback: str | None = None,
-        settings: Settings | None = None,
+        settings: SupervisorSettings | None = None,
         encoder: str | Encodes = "auto",
         head: Path | Head = SHIPPED,
         remembered: int = REMEMBERED,
@@ -45,7 +48,7 @@ class Supervisor:
         """
         self.candidates = tuple(candidates)
         self.fallback = fallback
-        self.settings = settings or Settings()
+        self.settings = settings or SupervisorSettings()
         self._encoder_setting = encoder
         self._encoder: Encodes | None = None
         self._head_setting = head
@@ -103,7 +106,7 @@ class Supervisor:
         # A client that names its conversations may send the newest message alone.
         bare_reply = conversation.says_little and not conversation.follow_up
         settled = current and (conversation.tool_exchange or bare_reply)
-        if conversation.passages and not conversation.chore and not settled:
+        if conversation.passages and not conversation.client_task and not settled:
             loop = asyncio.get_running_loop()
             probabilities, path = await loop.run_in_executor(self._executor, self._score, conversation)
         decision = choose(
@@ -116,10 +119,10 @@ class Supervisor:
             settings=self.settings,
             follow_up=conversation.follow_up,
             tool_exchange=conversation.tool_exchange,
-            chore=conversation.chore,
+            client_task=conversation.client_task,
             path=path,
         )
-        if not conversation.chore:  # a title request must not move the chat it is about
+        if not conversation.client_task:  # a title request must not move the chat it is about
             self.remember(conversation, session_id, decision.specialist)
         return decision
 
@@ -252,39 +255,6 @@ class Supervisor:
         if text not in self._warnings:
             logger.warning("%s", text)
             self._warnings.append(text)
-
-
-def examples_of(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
-    """Each domain's examples, and every domain of the roster's own, be it without any.
-
-    A specialist's examples speak for one domain: for the first that it names which is not built in, else for its first.
-    """
-    found: dict[str, list[str]] = {}
-    for candidate in candidates:
-        domains = list(dict.fromkeys(map(canonical, candidate.domains)))
-        texts = [text for text in candidate.examples if text.strip()]
-        own = [domain for domain in domains if domain not in DOMAINS]
-        for domain in own:
-            found.setdefault(domain, [])
-        for domain in (own or domains)[:1]:
-            found.setdefault(domain, []).extend(texts)
-    return found
-
-
-def taught_by(examples: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """What a head is fitted to of a roster's examples: each once, and no domain of the roster's own with too few."""
-    found = {domain: different_examples(texts) for domain, texts in examples.items()}
-    return {d: texts for d, texts in found.items() if texts and (d in DOMAINS or len(texts) >= MIN_EXAMPLES)}
-
-
-def threshold_problems(thresholds: Collection[str], labels: Collection[str]) -> list[str]:
-    """Thresholds for domains that no question is sorted into, a sentence each."""
-    return [
-        f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
-        "write another file of thresholds with `coe fit-thresholds` and this roster"
-        for domain in thresholds
-        if domain not in labels
-    ]
 
 
 def _pool(rows: Sequence[Floats], passages: Sequence[Passage]) -> Floats:

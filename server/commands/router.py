@@ -24,7 +24,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from coe.router.supervisor import Supervisor
-    from coe.router.training.train import Question
+    from coe.router.training.questions import LabelledQuestion
 
 _out = Console(highlight=False, emoji=False)
 _err = Console(stderr=True, highlight=False, emoji=False)
@@ -133,14 +133,14 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
     import numpy as np
 
     from coe.router.conversation import Conversation
-    from coe.router.training.train import read_questions
+    from coe.router.training.questions import read_questions
 
     logging.getLogger("coe.router").addHandler(logging.NullHandler())  # its warnings are printed by who called
     await supervisor.start()
     try:
         names = supervisor.labels
         remedy = "write one of these, or name the roster whose `examples` teach it with --roster"
-        questions: list[Question] = read_questions(path, names, remedy=remedy)
+        questions: list[LabelledQuestion] = read_questions(path, names, remedy=remedy)
         rows, paths, spent = [], [], []
         for question in questions:
             started = perf_counter()
@@ -214,8 +214,9 @@ def fit_thresholds(
         supervisor = _supervisor(roster)
         found = asyncio.run(_sort(labelled, supervisor))
         from coe.router.errors import RouterError
-        from coe.router.thresholds import FEWEST, GRID, save_thresholds, trade
-        from coe.router.thresholds import fit_thresholds as fit
+        from coe.router.thresholds import save_thresholds
+        from coe.router.training.thresholds import FEWEST, GRID, trade
+        from coe.router.training.thresholds import fit_thresholds as fit
 
         for warning in found.warnings:
             _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
@@ -263,7 +264,7 @@ def train_router(
     with _clear_errors():
         from coe.router.encoder import EncoderError, find_encoder, load_encoder
         from coe.router.errors import RouterError
-        from coe.router.head import SHIPPED
+        from coe.router.head_file import SHIPPED
         from coe.router.training.train import train
 
         description = output.with_suffix(".json")

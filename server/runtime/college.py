@@ -15,10 +15,10 @@ from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Lease, Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolSettings as EnginePoolSettings
-from coe.router.choose import Candidate, Decision, first_token_s
-from coe.router.choose import Settings as SupervisorSettings
+from coe.router.choose import Candidate, Decision, SupervisorSettings, first_token_s
 from coe.router.conversation import Conversation
-from coe.router.head import SHIPPED, HeadError
+from coe.router.head import HeadError
+from coe.router.head_file import SHIPPED
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 

@@ -7,14 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.router import EncoderError, EncoderMismatch, EncoderSource, encoder, find_encoder
+from coe.router import encoder
 from coe.router.encoder import (
     DIMENSIONS,
     OFFICIAL_SHA256,
     STATES,
+    EncoderError,
+    EncoderMismatch,
+    EncoderSource,
     QuantisedEncoder,
     SentenceEncoder,
     check_weights,
+    find_encoder,
     further_output,
     load_encoder,
 )

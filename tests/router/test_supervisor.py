@@ -9,11 +9,14 @@ import threading
 import numpy as np
 import pytest
 
-from coe.router import Candidate, Conversation, EncoderError, Settings, Supervisor
+from coe.router.choose import Candidate, SupervisorSettings
+from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS
-from coe.router.encoder import DIMENSIONS
+from coe.router.encoder import DIMENSIONS, EncoderError
 from coe.router.features import N_BUCKETS
-from coe.router.head import SHAPES, Head, HeadError, Linear, load_head, save_head
+from coe.router.head import Head, HeadError, Linear
+from coe.router.head_file import SHAPES, load_head, save_head
+from coe.router.supervisor import Supervisor
 
 ROSTER = (
     Candidate("math", ("math",), order=0),
@@ -209,8 +212,8 @@ async def test_costs_decide_between_specialists_of_one_domain():
 async def test_a_title_request_goes_to_what_is_warm_and_moves_nothing():
     one = supervisor()
     await one.decide(turns("the integral of x squared over the interval"), session_id="s")
-    chore = turns("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.")
-    assert (await one.decide(chore, session_id="s", warm=["coder"])).specialist == "coder"
+    task = turns("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.")
+    assert (await one.decide(task, session_id="s", warm=["coder"])).specialist == "coder"
     follow_up = await one.decide(turns("x", "y", "and then?"), session_id="s")
     assert follow_up.specialist == "math"
 
@@ -339,7 +342,7 @@ async def test_an_example_repeated_is_one_example():
 
 
 async def test_a_threshold_for_a_domain_that_is_none_is_pointed_out():
-    one = supervisor(settings=Settings(thresholds={"math": 0.7, "knitting": 0.9}))
+    one = supervisor(settings=SupervisorSettings(thresholds={"math": 0.7, "knitting": 0.9}))
     await one.start()
     (warning,) = one.warnings
     assert '"knitting"' in warning
@@ -493,6 +496,6 @@ def test_a_file_that_is_no_archive_is_refused_even_with_its_own_hash(tmp_path):
 
 
 def test_the_remedy_for_the_shipped_head_is_to_install_it_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("coe.router.head.SHIPPED", tmp_path / "head.npz")
+    monkeypatch.setattr("coe.router.head_file.SHIPPED", tmp_path / "head.npz")
     with pytest.raises(HeadError, match="reinstall the package"):
         load_head(tmp_path / "head.npz")
