@@ -312,7 +312,7 @@ class Builds:
         self._watcher: asyncio.Task[None] | None = None
         self._closing = False
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._known
 
     async def start(self, judged: Collection[str]) -> None:
