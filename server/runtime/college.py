@@ -27,7 +27,7 @@ from ..roster.load import Roster
 from ..roster.models import AUTO, Specialist
 from .affinity import Homes, Thread, messages_of
 from .availability import Available, Unavailable
-from .builds import Builds
+from .builds.owner import Builds
 from .errors import BuildingError, UnknownModelError
 from .hashing import Hashing
 from .resolve import Arrangement, arrange, file_stamps
