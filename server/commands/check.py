@@ -35,7 +35,7 @@ from ..runtime.availability import (
     page_cache_bytes,
     residents,
 )
-from ..runtime.builds import sizes_to_build
+from ..runtime.builds.order import sizes_to_build
 from ..runtime.college import encoder_of, head_of, supervisor_of
 from ..runtime.mask_models import sizes_to_cut
 from ..runtime.resolve import Resolved, resolve

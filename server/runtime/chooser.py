@@ -19,7 +19,7 @@ from ..roster.load import Roster
 from ..roster.models import AUTO, Specialist
 from .affinity import ConversationKey
 from .availability import Unavailable
-from .builds import Builds
+from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
 from .errors import BuildingError, UnknownModelError

@@ -21,7 +21,7 @@ from ..roster.load import Roster
 from ..roster.models import Specialist
 from .affinity import Affinity, ConversationKey
 from .availability import Unavailable
-from .builds import Builds
+from .builds.owner import Builds
 from .catalog import Catalog
 from .chooser import Chooser
 from .resolve import Resolved, resolve
