@@ -124,7 +124,8 @@ def print_report(
     for name, item in judged.items():
         if isinstance(item, Unavailable):
             lacks = to_build[name].lacks if name in to_build else ""
-            _line(out, f"{name}: {item.reason} {lacks or item.remedy}".strip())
+            reason = "" if lacks.startswith(item.reason) else item.reason  # both may come of reading the same mask
+            _line(out, " ".join(filter(None, (f"{name}:", reason, lacks or item.remedy))))
     _print_what_fits(residents(judged), budget_bytes, out)
     for line in sharing:
         _line(out, line)
