@@ -477,7 +477,7 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        prepared = await prepare(job, order, machine_of(specialist), self._pool.settings.budget_bytes)
+        prepared = await prepare(job, order, machine_of(specialist), self._pool.limits.budget_bytes)
         if prepared.warning:
             self._known[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -528,7 +528,7 @@ class Builds:
 
         title = f"the build of {name}"
         if yields:
-            asked = self._pool.reserve(title, need_bytes, when_quiet=True, stop=make_way)
+            asked = self._pool.reserve(title, need_bytes, waits_for_idle=True, stop=make_way)
             room = await self._unless_hurried(asked)
         else:
             room = await self._pool.reserve(title, need_bytes)

@@ -14,7 +14,7 @@ from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChan
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Lease, Pool
 from coe.engine.pool.spare import SpareWorker
-from coe.engine.pool.types import PoolSettings as EnginePoolSettings
+from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, Decision, first_token_s
 from coe.router.choose import Settings as SupervisorSettings
 from coe.router.conversation import Conversation
@@ -92,7 +92,7 @@ class College:
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
         spare = SpareWorker()
-        pool = Pool(entries, _pool_settings(roster, budget), spare.start, free_bytes=free_device_bytes)
+        pool = Pool(entries, _pool_limits(roster, budget), spare.start, free_bytes=free_device_bytes)
         return cls(roster, arrangement, pool, spare, supervisor_of(roster), note)
 
     async def start(self) -> None:
@@ -141,7 +141,7 @@ class College:
 
     async def _arrange_again(self) -> None:
         """Look at the files anew. Who is loaded in another way from now on gets another resident."""
-        budget = self.pool.settings.budget_bytes
+        budget = self.pool.limits.budget_bytes
         self.arrangement = await arrange(self.roster, budget, apart=self._apart)
         self.pool.serve(self.arrangement.entries(self.roster))
 
@@ -406,8 +406,8 @@ def _specialist(roster: Roster, name: str) -> Specialist:
     return found
 
 
-def _pool_settings(roster: Roster, budget: int) -> EnginePoolSettings:
-    return EnginePoolSettings(
+def _pool_limits(roster: Roster, budget: int) -> PoolLimits:
+    return PoolLimits(
         budget_bytes=budget,
         max_queue=roster.server.max_queue,
         most_shared=roster.pool.most_shared,
