@@ -1,6 +1,6 @@
 """What the supervisor reads of a conversation: which texts, how much each counts, and what kind of request it is.
 
-Nothing here keeps a text after the decision: a conversation is recognised later by hashes.
+Nothing here keeps a text after the decision: a conversation is recognised later by hashes (session affinity).
 """
 
 from __future__ import annotations
@@ -162,6 +162,46 @@ class Conversation:
     def from_text(cls, text: str) -> Conversation:
         """A conversation of one human message."""
         return cls.from_messages([{"role": "user", "content": text}])
+
+
+@dataclass(frozen=True)
+class ConversationKey:
+    """How a conversation is recognised at its next request, and how long it is: keyed hashes, no text.
+
+    session: of the client's own name for it; None where the client sends none.
+    here:    of its turns up to the newest human one; None when no human spoke.
+    before:  of its turns up to the human one before that: what `here` was at the last request; None at the first.
+    n_chars: characters of all messages; n_old_chars: of those up to the last answer.
+    """
+
+    session: bytes | None
+    here: bytes | None
+    before: bytes | None
+    n_chars: int
+    n_old_chars: int
+
+    @classmethod
+    def of(cls, conversation: Conversation, session_id: str | None = None) -> ConversationKey:
+        """The key of a conversation. session_id: the client's own name for it."""
+        return cls(
+            session=digest("session", session_id) if session_id else None,
+            here=conversation.here,
+            before=conversation.before,
+            n_chars=conversation.n_chars,
+            n_old_chars=conversation.n_chars - conversation.n_new_chars,
+        )
+
+    def now(self) -> list[bytes]:
+        """The hashes under which this request is remembered."""
+        return [one for one in (self.session, self.here) if one is not None]
+
+    def earlier(self, *, same_turn: bool) -> list[bytes]:
+        """The hashes under which an earlier request of the conversation was remembered, the most certain first.
+
+        same_turn: an earlier request may have been at this very turn (a tool exchange, an answer tried again).
+        """
+        turns = (self.here, self.before) if same_turn else (self.before,)
+        return [one for one in (self.session, *turns) if one is not None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,29 +1,30 @@
-"""The supervisor: it scores conversations, remembers who answers them, and lets `choose` decide."""
+"""The supervisor (model router): it scores conversations, remembers their specialists, and lets `choose` decide."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from .choose import Candidate, Decision, SupervisorSettings, choose
-from .conversation import Conversation, Passage, digest
+from .conversation import Conversation, ConversationKey, Passage
 from .domains import DOMAINS
 from .encoder import DISTRIBUTION, QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
 from .examples import MIN_EXAMPLES, example_problems, examples_of, taught_by
 from .head import Floats, Head
 from .head_file import SHIPPED, load_head
+from .memory import REMEMBERED, ConversationMemory
 from .teaching import with_examples
 from .thresholds import threshold_problems
 
 logger = logging.getLogger("coe.router")
 
-REMEMBERED = 4096
+SHOWN = 3  # of a ranking, in the log
 
 
 class Supervisor:
@@ -44,7 +45,7 @@ class Supervisor:
     ) -> None:
         """encoder: "auto", "none", a folder, or an object that encodes. head: what was fitted, or where it lies.
 
-        remembered: conversations kept in mind, the longest unused is forgotten first.
+        remembered: keys of conversations that are kept, see ConversationMemory.
         """
         self.candidates = tuple(candidates)
         self.fallback = fallback
@@ -53,8 +54,7 @@ class Supervisor:
         self._encoder: Encodes | None = None
         self._head_setting = head
         self._head: Head | None = None
-        self._remembered = remembered
-        self._specialists: OrderedDict[bytes, str] = OrderedDict()
+        self._specialists: ConversationMemory[bytes, str] = ConversationMemory(remembered)
         self._warnings: list[str] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="coe-router")
         self._started: asyncio.Task[None] | None = None
@@ -94,9 +94,10 @@ class Supervisor:
         session_id: the client's own name for the conversation, when it sends one.
         available:  names that can be served right now; None leaves it to the candidates.
         costs:      see `choose`.
-        Raises NoSpecialist when nobody is available.
+        Raises NoSpecialist when none is available.
         """
         await self.start()
+        started = perf_counter()
         candidates = self.candidates
         if available is not None:
             candidates = tuple(c for c in candidates if c.name in available)
@@ -122,6 +123,9 @@ class Supervisor:
             client_task=conversation.client_task,
             path=path,
         )
+        if logger.isEnabledFor(logging.DEBUG):
+            ms = 1000 * (perf_counter() - started)
+            logger.debug("%s", decision_line(decision, self.settings.margin, warm, costs or {}, ms))
         if not conversation.client_task:  # a title request must not move the chat it is about
             self.remember(conversation, session_id, decision.specialist)
         return decision
@@ -140,12 +144,8 @@ class Supervisor:
         return self._head.labels if self._head is not None else ()
 
     def remember(self, conversation: Conversation, session_id: str | None, specialist: str) -> None:
-        """Note who answers a conversation; to be called again when somebody else did in the end."""
-        for key in _keys(session_id, conversation.here):
-            self._specialists[key] = specialist
-            self._specialists.move_to_end(key)
-        while len(self._specialists) > self._remembered:
-            self._specialists.popitem(last=False)
+        """Keep a conversation's specialist; to be called again when another one answered in the end."""
+        self._specialists.remember(ConversationKey.of(conversation, session_id).now(), specialist)
 
     def current(self, conversation: Conversation, session_id: str | None) -> str | None:
         """The specialist that a conversation has had, or None when it is new or forgotten.
@@ -153,12 +153,8 @@ class Supervisor:
         An explicit session id says which conversation this is; else the history that the client sent again.
         """
         # The present turn is looked for only inside a tool exchange: a regenerated answer may go elsewhere.
-        here = conversation.here if conversation.tool_exchange else None
-        for key in _keys(session_id, here, conversation.before):
-            if key in self._specialists:
-                self._specialists.move_to_end(key)
-                return self._specialists[key]
-        return None
+        key = ConversationKey.of(conversation, session_id)
+        return self._specialists.recall(key.earlier(same_turn=conversation.tool_exchange))
 
     # Everything below runs in the background thread.
 
@@ -263,6 +259,20 @@ def _pool(rows: Sequence[Floats], passages: Sequence[Passage]) -> Floats:
     return np.asarray(weights @ np.stack(rows), dtype=np.float32)
 
 
-def _keys(session_id: str | None, *turns: bytes | None) -> list[bytes]:
-    explicit = [digest("session", session_id)] if session_id else []
-    return explicit + [turn for turn in turns if turn is not None]
+def decision_line(
+    decision: Decision, margin: float, warm: Collection[str], waits_s: Mapping[str, float], ms: float
+) -> str:
+    """A decision with the numbers behind it as one line of a log, `-` for what it did not come to; no text of users."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    weighed, ranking = decision.weighed, decision.ranking[:SHOWN]
+    waits = [f"{one.specialist} {waits_s.get(one.specialist, 0.0):.1f} s" for one in ranking]
+    return (
+        f"decision: {decision.specialist}, {decision.reason} (path {decision.path}; domain {decision.domain}; "
+        f"confidence {number(decision.confidence)} of {number(weighed.threshold)}; "
+        f"lead {number(weighed.lead)} of {number(weighed.needed_lead)}; margin {number(margin)}; "
+        f"ranking {', '.join(f'{one.specialist} {one.score:.2f}' for one in ranking)}; "
+        f"warm {', '.join(warm) or '-'}; waits {', '.join(waits)}; {ms:.1f} ms)"
+    )

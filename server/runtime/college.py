@@ -12,6 +12,7 @@ from coe.engine.pool.pool import Lease, Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, SupervisorSettings
+from coe.router.conversation import ConversationKey
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED
 from coe.router.supervisor import Supervisor
@@ -19,7 +20,7 @@ from coe.router.thresholds import load_thresholds
 
 from ..roster.load import Roster
 from ..roster.models import Specialist
-from .affinity import Affinity, ConversationKey
+from .affinity import Affinity
 from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog

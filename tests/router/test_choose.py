@@ -239,6 +239,16 @@ def test_a_specialist_that_became_unavailable_loses_its_conversation():
     assert decision.specialist == "physics"
 
 
+def test_a_decision_holds_the_numbers_that_it_compared():
+    stays = choose({"math": 0.3, "physics": 0.5}, ROSTER, fallback="chat", current="math")
+    assert stays.specialist == "math"
+    assert (stays.weighed.lead, stays.weighed.needed_lead) == (pytest.approx(0.2), pytest.approx(0.25))
+    assert "physics leads by 0.20 of 0.25" in stays.reason
+    anew = choose({"math": 0.9, "physics": 0.1}, ROSTER, fallback="chat")
+    assert (anew.weighed.threshold, anew.weighed.lead) == (0.6, None)
+    assert choose({}, ROSTER, fallback="chat").weighed.threshold is None
+
+
 def test_tasks_of_chat_clients_go_to_what_is_warm():
     decision = choose({}, ROSTER, fallback="chat", warm=["physics"], client_task="title")
     assert (decision.specialist, decision.path) == ("physics", "rules")

@@ -90,6 +90,42 @@ async def test_scoring_happens_in_one_thread_that_is_not_the_event_loops():
     assert threading.get_ident() not in encoder.threads
 
 
+async def test_a_decision_is_one_debug_line_with_its_numbers_and_no_text(caplog):
+    one = supervisor()
+    with caplog.at_level("DEBUG", logger="coe.router"):
+        await one.decide(turns("the integral of x"), warm=["coder"], costs={"math": 1.5, "coder": 0.1})
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert line.startswith("decision: math, math 1.00 (path")
+    for part in (
+        "path classifier",
+        "of 0.60;",
+        "lead - of -",
+        "margin 0.05",
+        "ranking math 1.00, ",
+        "warm coder",
+        "waits math 1.5 s, ",
+    ):
+        assert part in line
+    assert line.endswith(" ms)")
+    assert "integral" not in line
+
+
+async def test_at_the_level_of_events_no_decision_is_logged(caplog):
+    with caplog.at_level("INFO", logger="coe.router"):
+        await supervisor().decide(turns("the integral of x"))
+    assert caplog.records == []
+
+
+async def test_the_line_of_a_conversation_that_stays_tells_lead_and_hysteresis(caplog):
+    one = supervisor(settings=SupervisorSettings(hysteresis=2.0))
+    await one.decide(turns("the integral of x"), session_id="s")
+    with caplog.at_level("DEBUG", logger="coe.router"):
+        await one.decide(turns("compile this program for me please, it is long"), session_id="s")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("decision: math, coder leads by ")
+    assert "of 2.00;" in line
+
+
 async def test_many_callers_share_one_start():
     class Counting(FakeEncoder):
         loads = 0
