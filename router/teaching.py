@@ -97,7 +97,7 @@ class _Texts:
 
     @classmethod
     def of(cls, vectors: Sequence[TextVector]) -> _Texts:
-        return cls(vectors, None, _ngram_kernel(vectors))
+        return cls(vectors, None, ngram_kernel(vectors))
 
     def beside(self, embeddings: Floats) -> _Texts:
         """The same texts with embeddings beside their n-grams."""
@@ -116,7 +116,7 @@ class _Texts:
         return ngrams, np.asarray(EMBEDDING_SCALE * (self.embeddings.T @ shares), np.float32)
 
 
-def _ngram_kernel(vectors: Sequence[TextVector]) -> Floats:
+def ngram_kernel(vectors: Sequence[TextVector]) -> Floats:
     """Inner products of sparse vectors, (n, n). Only buckets that two texts share count off the diagonal: these are
     laid out densely, a block at a time, since a matrix product of BLAS beats any loop over pairs."""
     index = np.concatenate([vector.index for vector in vectors])

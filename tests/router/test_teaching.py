@@ -6,8 +6,9 @@ import numpy as np
 
 from coe.router.domains import DOMAINS
 from coe.router.encoder import DIMENSIONS
+from coe.router.features import N_BUCKETS
 from coe.router.head_file import load_head
-from coe.router.teaching import with_examples
+from coe.router.teaching import ngram_kernel, support_vector_machine, with_examples
 from fakes.heads import EMBEDDING, SAILING, hidden_head, likeliest
 
 
@@ -60,3 +61,25 @@ def test_examples_are_learned_against_what_the_hidden_layer_says():
     assert after.joint.hidden.outward.shape == (6, len(DOMAINS) + 1)
     found = after.probabilities(after.vector(texts[0]), EMBEDDING)
     assert after.labels[int(found.argmax())] == "sailing" != mistaken
+
+
+def test_the_support_vector_machine_is_liblinears():
+    from sklearn.svm import LinearSVC
+
+    draw = np.random.default_rng(0)
+    texts = draw.standard_normal((120, 300)).astype(np.float32) / 10
+    is_wanted = np.arange(120) < 12
+    texts[is_wanted, :5] += 0.3
+    shares = support_vector_machine(texts @ texts.T, is_wanted)
+    expected = LinearSVC(C=0.5, class_weight="balanced", tol=1e-6, max_iter=100_000).fit(texts, is_wanted)
+    np.testing.assert_allclose(texts @ (texts.T @ shares) + shares.sum(), expected.decision_function(texts), atol=2e-3)
+
+
+def test_inner_products_of_ngrams_are_those_of_the_dense_rows(monkeypatch):
+    monkeypatch.setattr("coe.router.teaching.BLOCK", 64)
+    head = load_head()
+    vectors = [head.vector(text) for text in (*SAILING, "", "Solve 3x + 7 = 22 for x")]
+    dense = np.zeros((len(vectors), N_BUCKETS), np.float32)
+    for row, vector in zip(dense, vectors, strict=True):
+        row[vector.index] = vector.values
+    np.testing.assert_allclose(ngram_kernel(vectors), dense @ dense.T, atol=1e-5)
