@@ -1,8 +1,9 @@
-"""What a human wrote, told apart from what a client wraps around it: an editor's state, tool results, quoted documents.
+"""Prompt preprocessing: a human's words told apart from a client's markup (editor state, tool results, documents).
 
 Chat clients and agent harnesses put a great deal into the user's turn. Written from what Cline, Roo Code, Continue,
 Aider, OpenHands, Claude Code, Codex, Cursor, Copilot, Open WebUI, LM Studio, LangChain and LlamaIndex send. Every step
-is one pass over the text: patterns that look for a closing tag from every opening one take minutes over hostile texts.
+is one pass over the text: patterns that look for a closing tag from every opening one backtrack for minutes over
+hostile texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What chat clients ask on their own account: titles, tags, follow-up questions, commit messages, summaries."""
+"""Background requests of chat clients, recognised by pattern: titles, tags, follow-up questions, commit messages."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def _passages(newest: UserTurn, earlier: Sequence[str], system: str, follow_up: 
     if newest.quoted and subject == newest.text:
         weighted.append((newest.quoted, _QUOTED_SHARE))
     kept = [(text, share) for text, share in weighted if _says_anything(text)]
-    # A system prompt alone says what an application is for, but nobody has asked anything yet.
+    # A system prompt alone says what an application is for; it asks nothing.
     if not _says_anything(subject) and not earlier:
         kept = []
     total = sum(share for _, share in kept)

@@ -568,7 +568,7 @@ def install_torch(venv: Path, version: str, linux: bool, screen: Screen) -> None
             if done:
                 return
         screen.say(
-            f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that nobody needs here."
+            f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that is of no use here."
         )
     done, printed = screen.run(f"torch {version}", [*pip, f"torch=={version}"])
     if not done:

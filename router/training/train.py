@@ -1,4 +1,4 @@
-"""Fit the head and measure it on texts that it has not seen. `coe train-router` and benchmarks/router.py call this.
+"""Fit the head (linear SVMs and a hidden layer) and measure it by cross-validation, for `coe train-router`.
 
 Questions are JSON lines with `label`, `text` and, where known, `source`. The prompts in router/prompts are added, with
 more weight a prompt, since they are few and look like what people ask. Each text is learned twice, the second time with
@@ -275,7 +275,7 @@ def calibrated(unscaled: Array, data: TrainingSet, folds: Array, to_scale: Array
 
 
 def in_turn(plain: Array, joint: Array, sure: float = SURE) -> tuple[Array, Array]:
-    """What is served: the n-grams' probabilities where they are sure, the joint ones elsewhere; and where they are."""
+    """A cascade, as served: the n-grams' probabilities where those are sure, the joint ones elsewhere; and where."""
     is_sure = plain.max(axis=1) >= sure
     return np.where(is_sure[:, None], plain, joint), is_sure
 
@@ -315,7 +315,7 @@ def train(
     """
     own = "write one of these; a domain of your own is taught by `examples` in a roster"
     questions = read_questions(path, remedy=own)
-    progress(f"{len(questions)} questions; they and their mistyped copies are embedded")
+    progress(f"{len(questions)} questions, to be embedded together with their mistyped copies")
     data = training_set(questions, KeptEmbeddings(encoder, embeddings))
     found = out_of_fold(data, progress)
     plain, joint = found.plain[CLEAN], found.joint[CLEAN]
