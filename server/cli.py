@@ -42,6 +42,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe demo                       a tour of what this is, in a minute")
         _out.print("  coe serve                      the demo's college, without any download")
         _out.print("  coe check specialists.yaml     what of a roster this machine can serve")
+        _out.print("  coe schema                     the roster's JSON schema, for an editor")
         _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
         _out.print("  coe serve --roster FILE        serve your own college")
         _out.print('  coe route "a question"         which specialist would answer')
@@ -105,6 +106,16 @@ def check(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a roster, by which an editor completes its keys and marks mistakes."""
+    import json
+
+    from .roster.schema import roster_schema
+
+    print(json.dumps(roster_schema(), indent=2))
+
+
+@app.command()
 def pull(
     names: Annotated[list[str] | None, typer.Argument(help="Specialists, or `parent`; all when left out.")] = None,
     roster: RosterOption = None,
@@ -113,7 +124,8 @@ def pull(
 ) -> None:
     """Fetch specialists' models from the model hub into the models folder."""
     from .commands.pull import pull as run
-    from .roster.load import RosterError, load_roster
+    from .roster.load import load_roster
+    from .roster.source import RosterError
 
     path = known_roster(roster) if roster else Path("specialists.yaml")
     try:

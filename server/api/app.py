@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.engine.errors import EngineError
 from coe.engine.request import Accepted, Delta, Finished
 
-from ..roster.load import Roster
-from ..roster.models import AUTO
+from ..roster.models import Roster
+from ..roster.values import AUTO
 from ..runtime.answer import Answer
 from ..runtime.availability import Unavailable
 from ..runtime.college import Choice, College

@@ -20,7 +20,9 @@ from coe.router.head import load_head
 from coe.router.supervisor import examples_of, taught_by, threshold_problems
 
 from ..api.app import read_keys
-from ..roster.load import Roster, RosterError, load_roster
+from ..roster.load import load_roster
+from ..roster.models import Roster
+from ..roster.source import RosterError
 from ..runtime.availability import (
     Available,
     ResidentPlan,

@@ -15,7 +15,7 @@ from coe.router.domains import DOMAINS, canonical
 from coe.router.head import example_problems
 from coe.router.supervisor import examples_of
 
-from .models import Build, ModelSource, Roster, Specialist
+from .models import BuildSection, ModelSource, Roster, Specialist
 from .source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
@@ -248,7 +248,7 @@ _OF_THREE_PASS = ("whitelist_rank", "whitelist_activations", "cap")
 _OF_DROP_MAP = ("weights", "alpha", "breadth", "protect_top")
 
 
-def _build_findings(build: Build, at: KeyPath) -> Iterator[Finding]:
+def _build_findings(build: BuildSection, at: KeyPath) -> Iterator[Finding]:
     yield from _parent_findings(build.parent, (*at, "parent"))
     name = build.recipe.name
     own = {"three-pass": _OF_THREE_PASS, "top-k": ()}.get(name, _OF_DROP_MAP)

@@ -10,7 +10,8 @@ from coe.engine.errors import EngineError
 from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
 
-from ..roster.load import Location, Roster
+from ..roster.model_files import Location
+from ..roster.models import Roster
 
 Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]

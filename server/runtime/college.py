@@ -23,8 +23,8 @@ from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
 from ..api.openai.requests import Ask
-from ..roster.load import Roster
-from ..roster.models import AUTO, Specialist
+from ..roster.models import Roster, Specialist
+from ..roster.values import AUTO
 from .affinity import Homes, Thread, messages_of
 from .availability import Available, Unavailable
 from .builds.owner import Builds

@@ -17,9 +17,8 @@ from coe.engine.pool.memory import predict
 from coe.engine.spec import Kept, kept_from_json
 from coe.surgery.errors import SurgeryError
 
-from ..roster.load import Roster
 from ..roster.model_files import cut_path
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 from .availability import ToBuild
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from coe.engine.pool.memory import predict
 from coe.surgery.build.job import Job, Machine, Order
 from coe.surgery.errors import BuildError, SurgeryError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from ..availability import ToBuild
 
 

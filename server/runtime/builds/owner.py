@@ -15,8 +15,7 @@ from coe.engine.pool.pool import Pool, Reservation
 from coe.surgery.build.job import BuildState, Busy, Job, Progress, at_work
 from coe.surgery.errors import SurgeryError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from .order import machine_of, order_of
 from .process import BuildProcess, prepare
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.server.roster.models import Build, GateBound, Recipe, Roster
+from coe.server.roster.models import BoundSection, BuildSection, RecipeSection, Roster
 from coe.surgery.build.job import BUILT
 from coe.surgery.judge.gate import Bound
 from coe.surgery.plan import criteria
@@ -31,7 +31,7 @@ def warnings(folder: Path, text: str) -> str:
     return " ".join(map(str, load(folder, text).warnings))
 
 
-def law(roster: Roster) -> Build:
+def law(roster: Roster) -> BuildSection:
     found = roster.find("law")
     assert found is not None
     assert found.build is not None
@@ -40,15 +40,15 @@ def law(roster: Roster) -> Build:
 
 def test_the_smallest_build_takes_the_defaults(tmp_path: Path) -> None:
     build = law(load(tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64")))
-    assert build.recipe == Recipe(name="three-pass")
-    assert build.bound == GateBound()
+    assert build.recipe == RecipeSection(name="three-pass")
+    assert build.bound == BoundSection()
     assert (build.when, build.answer, build.parent) == ("idle", False, None)
 
 
 def test_short_forms_are_what_they_stand_for(tmp_path: Path) -> None:
     build = law(load(tmp_path, roster_text(
         "corpus: [law.jsonl]", "experts: 64", "recipe: v7", "bound: 2", "parent: other.gguf")))  # fmt: skip
-    assert build.recipe == Recipe(name="v7")
+    assert build.recipe == RecipeSection(name="v7")
     assert build.bound.standard_errors == 2
     assert build.parent is not None
     assert build.parent.file == "other.gguf"
@@ -107,13 +107,13 @@ def test_a_corpus_that_nothing_can_judge_is_a_doubt(tmp_path: Path) -> None:
 
 
 def test_the_roster_knows_the_recipes_and_criteria_that_there_are() -> None:
-    for name in Recipe.model_fields["name"].annotation.__args__:  # type: ignore[union-attr]
+    for name in RecipeSection.model_fields["name"].annotation.__args__:  # type: ignore[union-attr]
         named(name)
-    written = Recipe.model_fields["criterion"].annotation.__args__[0].__args__  # type: ignore[union-attr]
+    written = RecipeSection.model_fields["criterion"].annotation.__args__[0].__args__  # type: ignore[union-attr]
     assert set(written) == set(criteria.CRITERIA)
-    assert Bound(**GateBound().model_dump()) == Bound()
+    assert Bound(**BoundSection().model_dump()) == Bound()
 
 
 def test_the_reference_explains_every_key_of_a_build() -> None:
     text = section_text("specialists")
-    assert [key for key in Build.model_fields if not explained(key, text)] == []
+    assert [key for key in BuildSection.model_fields if not explained(key, text)] == []

@@ -16,7 +16,9 @@ from rich.console import Console
 from coe.engine.swap.fingerprints import read_specialist
 from coe.engine.swap.plan import plan_swap, why_apart
 from coe.server.commands.check import check_roster
-from coe.server.roster.load import Roster, RosterError, load_roster
+from coe.server.roster.load import load_roster
+from coe.server.roster.models import Roster
+from coe.server.roster.source import RosterError
 from coe.server.runtime.availability import Unavailable
 from coe.server.runtime.college import College
 from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, sizes_to_cut, uncut
