@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from coe.engine.pool.types import PoolSettings
+from coe.engine.pool.types import PoolLimits
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.router.choose import Settings as ChoiceSettings
 from coe.surgery.build.job import BUILT, Order
@@ -91,7 +91,7 @@ class ServerSection(Section):
     """a response's status waits this long for a model; then comment frames keep a stream alive"""
     max_wait_s: Seconds = 120.0
     """a request that waited longer for a model is answered with 503"""
-    max_queue: Count = PoolSettings.max_queue
+    max_queue: Count = PoolLimits.max_queue
     """requests that may wait; one more is answered with 429"""
     max_body_bytes: Size = 8 * 2**20
     """a larger request body is refused"""
@@ -112,17 +112,17 @@ class PoolSection(Section):
     """bytes that all residents may take; auto: the device's free memory less the margin"""
     vram_margin: SizeOrZero = 2**30
     """what auto leaves to others"""
-    idle_ttl_s: Seconds | None = PoolSettings.idle_ttl_s
+    idle_ttl_s: Seconds | None = PoolLimits.idle_ttl_s
     """a model without requests for so long is unloaded; without it models stay until their room is needed"""
-    max_bypass_s: SecondsOrZero = PoolSettings.max_bypass_s
+    max_bypass_s: SecondsOrZero = PoolLimits.max_bypass_s
     """requests for what is loaded may overtake a waiting load for at most this long"""
-    load_backoff_s: SecondsOrZero = PoolSettings.load_backoff_s
+    load_backoff_s: SecondsOrZero = PoolLimits.load_backoff_s
     """after a failed load, the next try waits this long"""
-    load_timeout_s: Seconds = PoolSettings.load_timeout_s
+    load_timeout_s: Seconds = PoolLimits.load_timeout_s
     """a load that takes longer has failed"""
-    stall_s: Seconds = PoolSettings.stall_s
+    stall_s: Seconds = PoolLimits.stall_s
     """a load or a decode without progress for so long makes /ready fail"""
-    quiet_s: Seconds = PoolSettings.quiet_s
+    quiet_s: Seconds = PoolLimits.quiet_s
     """no request for so long: idle time, in which builds begin"""
     preload: Names = ()
     """names of specialists to load at the start"""
@@ -133,7 +133,7 @@ class PoolSection(Section):
     """the part of the time that may go into changing from one specialist to the next while several work"""
     max_turn_wait_s: Seconds | None = Sharing.max_wait_s
     """no request waits longer for its time slice than this, even where changing takes a larger part then"""
-    most_shared: CountOrZero = PoolSettings.most_shared
+    most_shared: CountOrZero = PoolLimits.most_shared
     """residents that specialists of one shape may have; 0: as many as there is room for"""
     check_swaps: Switch = Sharing.check
     """compare every byte that was moved with its file after each change"""
@@ -437,8 +437,9 @@ class Specialist(SpecialistSettings, ModelSource):
     examples: Texts = ()
     """texts such as users send, at least ten; the supervisor learns from them where domains do not say enough"""
     mask: Text | None = None
-    """in place of a file: a mask of `parent`, as `coe plan` writes it; relative to this
-    file. The server cuts it out into models_dir when it starts"""
+    """in place of a file: a mask of `parent`, as `coe plan` writes it, or another tool's drop map, list or matrix
+    (.json or .npy; `coe mask` converts one that could be read two ways); relative to this file. The server cuts it
+    out into models_dir when it starts"""
     build: BuildSection | None = None
     """in place of file, repo or package: how `coe build NAME` makes it. Paths are relative to this file"""
 

@@ -68,7 +68,7 @@ class Builds:
         self._poller: asyncio.Task[None] | None = None
         self._closing = False
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._tracked
 
     async def start(self, with_file: Collection[str]) -> None:
@@ -234,7 +234,7 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        prepared = await prepare(job, order, machine_of(specialist), self._pool.settings.budget_bytes)
+        prepared = await prepare(job, order, machine_of(specialist), self._pool.limits.budget_bytes)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -290,7 +290,7 @@ class Builds:
             room = await self._pool.reserve(title, need_bytes)
         else:
             room = await self._unless_priority_waits(
-                self._pool.reserve(title, need_bytes, when_quiet=True, stop=preempt)
+                self._pool.reserve(title, need_bytes, waits_for_idle=True, stop=preempt)
             )
         if room is None:
             return True
