@@ -23,8 +23,6 @@ from ..errors import BuildError
 
 BUILDS: Final = "builds"  # below the models folder: a folder a build
 BUILT: Final = "built"  # below the models folder: what was released
-EXIT_BUSY: Final = 75  # of a build's process, when another is at work; sysexits.h, EX_TEMPFAIL
-EXIT_STOPPED: Final = 130  # when it was told to stop; what shells give for a Ctrl-C
 _LOOKS_S: Final = (0.01, 0.05, 0.2)  # whoever looks at a lock holds it for some microseconds: it is tried again
 MOST_BEGINNINGS: Final = 3  # of one step that never ended: then it is taken to kill its process every time
 

@@ -1,19 +1,16 @@
 """A whole build, as one job that can be stopped and killed anywhere and goes on from there.
 
-`python -m coe.surgery.build.pipeline FOLDER` carries out what the folder's job.json asks. Each finished step is
-recorded with a fingerprint of all that went into it, and is not repeated as long as that is unchanged.
+`run` carries out what the folder's job.json asks; process runs it in a child. Each finished step is recorded with a
+fingerprint of all that went into it, and is not repeated as long as that is unchanged.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import getpass
 import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +23,6 @@ import numpy as np
 
 from coe.engine.errors import EngineError
 from coe.engine.files import written_beside
-from coe.engine.process import die_with
 from coe.engine.spec import LoadSpec
 
 from ..cut.cut import cut
@@ -46,8 +42,8 @@ from ..profile.profile import Profile
 from ..profile.run import profile_corpus, summary_line
 from ..study.coherence import DocumentCounts, coherence
 from ..verify.verify import verify
-from .job import EXIT_BUSY, EXIT_STOPPED, MOST_BEGINNINGS, BuildState, Busy, Job, Machine, Order, Progress, Record
-from .preflight import check, fit, is_jsonl, judged_by, needs_norms, reading, recipe_of
+from .job import MOST_BEGINNINGS, BuildState, Job, Machine, Order, Progress, Record
+from .preflight import check, is_jsonl, judged_by, needs_norms, reading, recipe_of
 
 # stage, how much of it is done, of how much, units a second where known
 Tell = Callable[[str, float, float, float | None], None]
@@ -541,9 +537,6 @@ def _write_json(path: Path, content: Any) -> None:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-# --- the process ----------------------------------------------------------------------------------------------
-
-
 def run(job: Job, *, accept_by: str | None = None, note: Callable[[Progress], None] | None = None) -> Progress:
     """Carry a build out, from wherever it is, and write down what it came to: released, kept aside, failed, stopped.
 
@@ -599,50 +592,3 @@ def _failed(last: Progress, message: str, remedy: str) -> Progress:
     return replace(
         last, state=BuildState.FAILED, fraction=None, tokens_per_s=None, message=f"{where}{message}", remedy=remedy
     )
-
-
-def main() -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(description="Carry out a build, or go on with it.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--parent-process", type=int, help="end with this process")
-    parser.add_argument("--polite", action="store_true", help="let everybody else on this machine go first")
-    parser.add_argument("--accept", action="store_true", help="release it whatever the gate says")
-    parser.add_argument("--check", action="store_true", help="only say what it takes, or what would make it fail")
-    parser.add_argument("--budget", type=int, help="bytes that it may take, for --check")
-    given = parser.parse_args()
-    job = Job(given.folder)
-    if given.check:
-        sys.exit(_check_only(job, given.budget))
-    if given.parent_process is not None:
-        die_with(given.parent_process)
-    if given.polite:
-        os.nice(10)
-    # One way to stop, whoever asks: what is in the middle of something hears of Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        ended = run(job, accept_by=getpass.getuser() if given.accept else None)
-    except Busy:
-        sys.exit(EXIT_BUSY)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_STOPPED)
-    sys.exit(int(ended.state is BuildState.FAILED))
-
-
-def _check_only(job: Job, budget_bytes: int | None) -> int:
-    """Print a JSON object: `machine`, `need_bytes` and `warning`, or `message` and `remedy`. Returns the exit code."""
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # llama.cpp writes to stdout as it likes
-    try:
-        order, machine = job.order()
-        warning = check(order, job.folder)
-        answer = {**asdict(fit(order, machine, budget_bytes)), "warning": warning}
-    except (SurgeryError, EngineError) as error:
-        answer = {"message": error.message, "remedy": error.remedy}
-    print(json.dumps(answer), file=answer_to, flush=True)
-    return int("message" in answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -276,7 +276,7 @@ class Builds:
         await self._until_none_runs_elsewhere(name)
         why = "for room" if priority else "for idle time"
         await self._record(name, Progress(BuildState.WAITING, message=why))
-        process = BuildProcess(job, polite=not priority)
+        process = BuildProcess(job, low_priority=not priority)
         preempted = False
 
         async def preempt() -> None:

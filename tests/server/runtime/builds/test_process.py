@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import pytest
 
 from coe.server.runtime.builds import process
 from coe.surgery.build.job import BuildState, Job, Progress
+from fakes.child_modules import write_module
 
 
 @pytest.mark.parametrize("before", [BuildState.FAILED, BuildState.RELEASED, BuildState.WAITING])
 def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
 ) -> None:
-    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "signal.pause()"))
     job = Job.of(tmp_path, "small")
     job.note(Progress(before, message="of an earlier run"))
 
@@ -36,7 +36,7 @@ def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopp
 def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
 ) -> None:
-    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no such library')"))
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "sys.exit('no such library')"))
     job = Job.of(tmp_path, "small")
     job.note(Progress(before))
     ended = asyncio.run(process.BuildProcess(job).run())
