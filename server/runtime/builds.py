@@ -21,8 +21,20 @@ from coe.engine.errors import EngineError
 from coe.engine.pool.memory import predict
 from coe.engine.pool.pool import Pool, Reservation
 from coe.engine.process import worker_environment
-from coe.surgery.build.job import EXIT_BUSY, EXIT_STOPPED, BuildState, Busy, Job, Machine, Order, Progress, at_work
+from coe.surgery.build.job import (
+    EXIT_BUSY,
+    EXIT_STOPPED,
+    BuildOrder,
+    BuildProgress,
+    BuildState,
+    Busy,
+    Job,
+    Machine,
+    at_work,
+)
 from coe.surgery.errors import BuildError, SurgeryError
+from coe.surgery.judge.values import Bound
+from coe.surgery.plan.recipes import Recipe
 
 from ..roster.load import Roster
 from ..roster.models import Specialist
@@ -40,7 +52,7 @@ Stamp = tuple[int, int]  # inode and time of change of a released file
 # --- what is asked --------------------------------------------------------------------------------------------
 
 
-def order_of(roster: Roster, specialist: Specialist) -> Order:
+def order_of(roster: Roster, specialist: Specialist) -> BuildOrder:
     """What the roster asks to be built, with absolute paths. Raises BuildError for a parent or corpus not there."""
     build = specialist.build
     if build is None:
@@ -60,17 +72,17 @@ def order_of(roster: Roster, specialist: Specialist) -> Order:
     for path in (*questions, *(path for _, path in (*corpus, *reasoning))):
         if not os.path.isfile(path):
             raise BuildError(f"There is no file {path}.", f"Correct the build of {specialist.name} in the roster.")
-    return Order(
+    return BuildOrder(
         name=specialist.name,
         parent=found.path,
         corpus=tuple(f"{category}{path}" for category, path in corpus),
         experts=build.experts,
         out=specialist.built_path(roster.models_path),
-        recipe=build.recipe.model_dump(exclude_none=True),
+        recipe=Recipe.from_settings(build.recipe.model_dump(exclude_none=True)),
         reasoning=tuple(f"{category}{path}" for category, path in reasoning),
         answer=build.answer,
         questions=questions,
-        bound=build.bound.model_dump(),
+        bound=Bound(**build.bound.model_dump()),
         system=specialist.system_prompt or "",
         quantize=build.quantize,
         shared_scale=build.shared_scale,
@@ -128,13 +140,13 @@ class Prepared:
     warning: str
 
 
-async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | None) -> Prepared:
+async def prepare(job: Job, order: BuildOrder, machine: Machine, budget_bytes: int | None) -> Prepared:
     """Write down what is asked, and how it is to be loaded so that it fits the budget; gives the bytes to book.
 
     Whether the parent can be cut so, the corpus can be read, and disk and memory have room, is found out in a process
     of its own, that loads nothing. Raises BuildError with what it found.
     """
-    await asyncio.to_thread(job.ask, order, machine)
+    await asyncio.to_thread(job.write_order, order, machine)
     budget = [] if budget_bytes is None else ["--budget", str(budget_bytes)]
     process = await asyncio.create_subprocess_exec(
         *_COMMAND,
@@ -157,7 +169,7 @@ async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | 
     answer = json.loads(out)
     if "message" in answer:
         raise BuildError(answer["message"], answer["remedy"])
-    await asyncio.to_thread(job.ask, order, Machine(**answer["machine"]))
+    await asyncio.to_thread(job.write_order, order, Machine(**answer["machine"]))
     return Prepared(int(answer["need_bytes"]), str(answer["warning"]))
 
 
@@ -172,7 +184,7 @@ class BuildProcess:
         self._told_to_stop = False
         self._noted_before: float | None = None  # when the last was written that is of an earlier run
 
-    async def run(self) -> Progress:
+    async def run(self) -> BuildProgress:
         """Work until the build ends or is stopped; gives what it came to. Raises Busy when another is at work.
 
         A process that dies has failed, and the build says how. Cancelling the call stops it.
@@ -208,7 +220,7 @@ class BuildProcess:
         self._job.folder.mkdir(parents=True, exist_ok=True)
         return self._job.log.open("ab")
 
-    def _outcome(self, code: int) -> Progress:
+    def _outcome(self, code: int) -> BuildProgress:
         if code == EXIT_BUSY:
             raise Busy(f"The build of {at_work(self._job.folder.parent.parent) or 'another'} is at work.")
         progress = self._job.progress()
@@ -226,15 +238,15 @@ class BuildProcess:
             remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
         )
         with contextlib.suppress(OSError):
-            self._job.note(progress)
+            self._job.write_progress(progress)
         return progress
 
-    def _stopped(self) -> Progress:
+    def _stopped(self) -> BuildProgress:
         """Write down that it was stopped, which its process may have had no time to."""
         found = self._job.progress()
         stopped = replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None, message="", remedy="")
         with contextlib.suppress(OSError):
-            self._job.note(stopped)
+            self._job.write_progress(stopped)
         return stopped
 
     async def stop(self) -> None:
@@ -249,7 +261,7 @@ class BuildProcess:
             self._signal(signal.SIGKILL)
             await self._process.wait()
         # It was told to end, so that it did is no fault of its step.
-        await asyncio.to_thread(self._job.forgive)
+        await asyncio.to_thread(self._job.reset_attempts)
 
     def _signal(self, which: signal.Signals) -> None:
         assert self._process is not None
@@ -283,7 +295,7 @@ def last_words(log: Path) -> str:
 class _Known:
     """What the server knows of one build without looking at the disk."""
 
-    progress: Progress = field(default_factory=Progress)
+    progress: BuildProgress = field(default_factory=BuildProgress)
     stamp: Stamp | None = None  # of the released file, as it is served
     task: asyncio.Task[None] | None = None
     stale: bool = False  # the roster asks for something else than what was last asked
@@ -376,7 +388,7 @@ class Builds:
                 elif stamp is None:
                     known.stamp = None
 
-    def _read(self, name: str) -> tuple[Progress, Stamp | None, bool]:
+    def _read(self, name: str) -> tuple[BuildProgress, Stamp | None, bool]:
         job, specialist = self._job(name), self._specialist(name)
         try:
             stale = job.order()[0] != order_of(self._roster, specialist)
@@ -396,7 +408,7 @@ class Builds:
     def _is_settled(known: _Known) -> bool:
         return known.progress.state in (BuildState.FAILED, BuildState.ASIDE) and not known.stale
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str) -> BuildProgress:
         """How far a build is, as last seen."""
         return self._known[name].progress
 
@@ -416,7 +428,7 @@ class Builds:
 
     # --- asking -----------------------------------------------------------------------------------------------
 
-    def ask(self, name: str) -> Progress:
+    def ask(self, name: str) -> BuildProgress:
         """Somebody wants a specialist that is not there: begin to build it, unless that has been tried.
 
         A build that failed or was kept aside stays so, unless the roster has changed since.
@@ -426,7 +438,7 @@ class Builds:
             self._begin(name)
         return known.progress
 
-    def retry(self, name: str) -> Progress:
+    def retry(self, name: str) -> BuildProgress:
         """Build it, whatever came of it before. Nothing happens while it is at work."""
         known = self._known[name]
         if self._is_free(known):
@@ -439,7 +451,7 @@ class Builds:
     def _begin(self, name: str, *, again: bool = False) -> None:
         known = self._known[name]
         known.warning = ""
-        known.progress = Progress(BuildState.WAITING)
+        known.progress = BuildProgress(BuildState.WAITING)
         known.task = asyncio.create_task(self._build(name, again=again))
 
     async def _build(self, name: str, *, again: bool) -> None:
@@ -447,15 +459,17 @@ class Builds:
         try:
             await self._prepare_and_run(name, job, again=again)
         except (SurgeryError, EngineError) as error:
-            await self._note(name, Progress(BuildState.FAILED, message=error.message, remedy=error.remedy))
+            await self._note(name, BuildProgress(BuildState.FAILED, message=error.message, remedy=error.remedy))
         except OSError as error:
-            await self._note(name, Progress(BuildState.FAILED, message=f"The build cannot begin: {error}."))
+            await self._note(name, BuildProgress(BuildState.FAILED, message=f"The build cannot begin: {error}."))
         except asyncio.CancelledError:
             await asyncio.to_thread(_note_stopped, job)
             raise
         except Exception:
             _log.exception("building %s", name)
-            await self._note(name, Progress(BuildState.FAILED, message="The build failed; the server's log says why."))
+            await self._note(
+                name, BuildProgress(BuildState.FAILED, message="The build failed; the server's log says why.")
+            )
         finally:
             known.task = None
         state = known.progress.state
@@ -465,11 +479,11 @@ class Builds:
             _log.info("built %s: %s %s", name, state, known.progress.message)
         await self._look()
 
-    async def _note(self, name: str, progress: Progress) -> None:
+    async def _note(self, name: str, progress: BuildProgress) -> None:
         known = self._known[name]
         known.progress = progress = replace(progress, warning=known.warning)
         try:
-            await asyncio.to_thread(self._job(name).note, progress)
+            await asyncio.to_thread(self._job(name).write_progress, progress)
         except OSError as error:
             _log.warning("how far the build of %s is cannot be written: %s", name, error)
 
@@ -483,11 +497,11 @@ class Builds:
             _log.warning("building %s: %s", name, prepared.warning)
         await asyncio.to_thread(job.remember, "asked_by", "server")
         if again:
-            await asyncio.to_thread(job.forgive)
+            await asyncio.to_thread(job.reset_attempts)
         yields = specialist.build.when == "idle"
         made_way = True
         while made_way:
-            await self._note(name, Progress(BuildState.WAITING, message="for its turn"))
+            await self._note(name, BuildProgress(BuildState.WAITING, message="for its turn"))
             async with self._in_turn(hurried=not yields):
                 made_way = await self._reserve_and_run(name, job, prepared.need_bytes, yields=yields)
             # It may have come to its end before it heard that it should make way.
@@ -517,7 +531,7 @@ class Builds:
         """
         await self._free_of_others(name)
         why = "for idle time" if yields else "for room"
-        await self._note(name, Progress(BuildState.WAITING, message=why))
+        await self._note(name, BuildProgress(BuildState.WAITING, message=why))
         process = BuildProcess(job, polite=yields)
         made_way = False
 
@@ -553,11 +567,11 @@ class Builds:
 
     async def _run(self, name: str, process: BuildProcess, room: Reservation) -> None:
         known = self._known[name]
-        known.progress = Progress(BuildState.RUNNING, warning=known.warning)
+        known.progress = BuildProgress(BuildState.RUNNING, warning=known.warning)
         try:
             known.progress = await process.run()
         except Busy:
-            known.progress = Progress(BuildState.STOPPED)  # somebody was quicker; it is looked at again
+            known.progress = BuildProgress(BuildState.STOPPED)  # somebody was quicker; it is looked at again
         finally:
             room.release()
 
@@ -566,14 +580,14 @@ class Builds:
         models_dir = self._roster.models_path
         while (other := await asyncio.to_thread(at_work, models_dir)) is not None:
             if other != name:
-                await self._note(name, Progress(BuildState.WAITING, message=f"for the build of {other}"))
+                await self._note(name, BuildProgress(BuildState.WAITING, message=f"for the build of {other}"))
             await asyncio.sleep(self._look_every_s)
 
 
 def _note_stopped(job: Job) -> None:
     """Of a build that its process had no time to say it of."""
     if (found := job.progress()).state.unfinished:
-        job.note(replace(found, state=BuildState.STOPPED, message=""))
+        job.write_progress(replace(found, state=BuildState.STOPPED, message=""))
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -17,7 +17,8 @@ from coe.engine.spec import LoadSpec
 from ..errors import EvaluationError
 from ..files import require_output
 from .generation import DEFAULT, OnProgress, Prompt, Settings, Start, generate
-from .questions import asked, id_of, options_of, records, text_of, with_options
+from .questions import id_of, options_of, records, text_of
+from .values import asked, with_options
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from coe.engine.spec import LoadSpec, ThinkingMode
 from ..errors import EvaluationError
 from .generation import DEFAULT, Generated, OnProgress, Prompt, Settings, Start, generate, model_sha256
 from .proportions import Lengths, Paired, Share
-from .questions import Question, QuestionSet
 from .scoring import score
+from .values import Question, QuestionSet
 
 _VERSION: Final = 1
 

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from ..errors import BuildError
 from .proportions import Paired
-from .questions import Question
 from .scoring import normalised
+from .values import USUAL_BOUND, Bound, Question
 
 EVERY: Final = 10
 OFFSET: Final = 5  # as in the cards' "off5" split
@@ -26,35 +25,6 @@ class State(StrEnum):
     ACCEPTED = "accepted"  # by a person, without or against the evidence
     KEPT_ASIDE = "kept aside"  # it loses too much
     NEEDS_QUESTIONS = "needs questions"  # nothing can be said
-
-
-@dataclass(frozen=True)
-class Bound:
-    """How much a specialist may lose against its parent.
-
-    standard_errors: of the paired difference, the default.
-    loss:            accuracy, 0..1, instead of that: 0.02 for two points.
-    min_questions:   with fewer nothing is said.
-    """
-
-    standard_errors: float = 1.0
-    loss: float | None = None
-    min_questions: int = 30
-
-    def __post_init__(self) -> None:
-        """Raises BuildError for a bound that makes no sense."""
-        if self.standard_errors < 0 or self.min_questions < 1 or not (self.loss is None or 0 <= self.loss <= 1):
-            raise BuildError(
-                f"The bound {self} makes no sense.",
-                "Give standard_errors from 0, or loss between 0 and 1; min_questions from 1.",
-            )
-
-    def allowed(self, paired: Paired) -> float:
-        """The largest loss of accuracy, 0..1.
-
-        The error is the steadied one: with the plain one a single lost question, of however many, would be too much.
-        """
-        return self.loss if self.loss is not None else self.standard_errors * paired.steadied_standard_error
 
 
 @dataclass(frozen=True)
@@ -151,7 +121,7 @@ def foresee(n: int, bound: Bound) -> str:
     )
 
 
-def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0) -> Verdict:
+def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 0.0) -> Verdict:
     """Release a specialist only if it loses no more than the bound.
 
     paired: the specialist beside its parent; None when the corpus has no questions to hold out.
@@ -180,7 +150,8 @@ def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0)
             paired.difference,
             n=n,
         )
-    allowed = bound.allowed(paired)
+    # Steadied: with the plain error a single lost question, of however many, would be too much.
+    allowed = bound.allowed(paired.steadied_standard_error)
     figures = (
         f"{paired.first.value:.1%} beside the parent's {parent.value:.1%} on {n} questions: "
         f"{100 * paired.difference:+.1f} points, {100 * allowed:.1f} may be lost"

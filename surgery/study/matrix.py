@@ -22,7 +22,7 @@ from ..errors import EvaluationError
 from ..judge.evaluate import Performance, performance
 from ..judge.generation import DEFAULT, OnProgress, Settings, Start
 from ..judge.proportions import Paired, Share
-from ..judge.questions import QuestionSet
+from ..judge.values import QuestionSet
 from . import plots
 
 _VERSION: Final = 1

@@ -18,7 +18,7 @@ from random_model import Shape, write_random_model
 from coe.demo.curriculum import is_right
 from coe.server.roster.load import load_roster
 from coe.server.runtime import builds
-from coe.surgery.build.job import BuildState, Job, Progress
+from coe.surgery.build.job import BuildProgress, BuildState, Job
 from fakes import taught
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
@@ -349,9 +349,9 @@ def test_who_stops_a_build_before_it_can_hear_of_it_is_told_that_it_was_stopped(
 ) -> None:
     monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before, message="of an earlier run"))
+    job.write_progress(BuildProgress(before, message="of an earlier run"))
 
-    async def stopped() -> Progress:
+    async def stopped() -> BuildProgress:
         process = builds.BuildProcess(job)
         running = asyncio.create_task(process.run())
         await asyncio.sleep(0)  # it has begun to begin
@@ -369,7 +369,7 @@ def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
 ) -> None:
     monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no such library')"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before))
+    job.write_progress(BuildProgress(before))
     ended = asyncio.run(builds.BuildProcess(job).run())
     assert ended.state is BuildState.FAILED
     assert "no such library" in ended.message

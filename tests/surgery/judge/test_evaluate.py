@@ -16,19 +16,20 @@ from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.surgery.errors import EvaluationError
 from coe.surgery.judge.evaluate import EvaluationReport, evaluate, outcome, report_table
-from coe.surgery.judge.gate import Bound, State, judge
+from coe.surgery.judge.gate import State, judge
 from coe.surgery.judge.generation import Generated, Settings
 from coe.surgery.judge.proportions import Lengths, Paired, Share
-from coe.surgery.judge.questions import Kind, Question, QuestionSet, read_questions
+from coe.surgery.judge.questions import read_questions
+from coe.surgery.judge.values import AnswerKind, Bound, Question, QuestionSet
 from fakes import taught
 from fakes.scripted_resident import Line, Script
 
 QUESTIONS = QuestionSet(
     (
-        Question("a", "first?", Kind.CHOICE, ("A",), ("x", "y"), subdomain="optics"),
-        Question("b", "second?", Kind.CHOICE, ("B",), ("x", "y"), subdomain="optics"),
-        Question("c", "third?", Kind.NUMERIC, ("3",), subdomain="heat"),
-        Question("d", "fourth?", Kind.EXACT, ("four",)),
+        Question("a", "first?", AnswerKind.CHOICE, ("A",), ("x", "y"), subdomain="optics"),
+        Question("b", "second?", AnswerKind.CHOICE, ("B",), ("x", "y"), subdomain="optics"),
+        Question("c", "third?", AnswerKind.NUMERIC, ("3",), subdomain="heat"),
+        Question("d", "fourth?", AnswerKind.EXACT, ("four",)),
     )
 )
 RIGHT = {"first?": "Answer: A", "second?": "Answer: B", "third?": "Answer: 3", "fourth?": "Answer: four"}

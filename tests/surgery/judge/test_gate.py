@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.surgery.errors import BuildError
-from coe.surgery.judge.gate import Bound, State, Withheld, accept, foresee, hold_out, judge
+from coe.surgery.judge.gate import State, Withheld, accept, foresee, hold_out, judge
 from coe.surgery.judge.proportions import Paired
-from coe.surgery.judge.questions import Kind, Question
+from coe.surgery.judge.values import AnswerKind, Bound, Question
 
 
 def question(index: int) -> Question:
-    return Question(str(index), f"What is {index} plus one?", Kind.NUMERIC, (str(index + 1),))
+    return Question(str(index), f"What is {index} plus one?", AnswerKind.NUMERIC, (str(index + 1),))
 
 
 class TestJudging:

@@ -29,7 +29,7 @@ from coe.surgery.judge.generation import (
     generate,
     seed_of,
 )
-from coe.surgery.judge.questions import asked
+from coe.surgery.judge.values import asked
 from fakes import taught
 from fakes.scripted_resident import Line, Script
 
@@ -358,7 +358,7 @@ import os, signal, sys
 from pathlib import Path
 from coe.engine.spec import LoadSpec
 from coe.surgery.judge.generation import Prompt, Settings, generate
-from coe.surgery.judge.questions import asked
+from coe.surgery.judge.values import asked
 prompts = [Prompt(f"q{{i}}", asked(text)) for i, text in enumerate({texts!r})]
 def progress(p):
     if p.step == "generate" and p.done == 2:

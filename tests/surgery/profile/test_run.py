@@ -23,7 +23,8 @@ from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.errors import ProfileError, SurgeryError
 from coe.surgery.parent import Identity, Parent
-from coe.surgery.plan.recipes import TopK, plan
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
 from coe.surgery.profile.corpus import Corpus, Document, chat_template, tokens_of
 from coe.surgery.profile.profile import Profile, read_extra

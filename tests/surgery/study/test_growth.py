@@ -12,7 +12,8 @@ import pytest
 from coe.demo.curriculum import DOMAINS
 from coe.surgery.errors import MaskError, ProfileError
 from coe.surgery.parent import Identity
-from coe.surgery.plan.recipes import TopK, plan
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
 from coe.surgery.profile.corpus import Corpus
 from coe.surgery.profile.profile import Profile, read_extra

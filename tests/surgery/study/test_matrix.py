@@ -14,7 +14,8 @@ from coe.surgery.errors import EvaluationError
 from coe.surgery.judge.evaluate import Outcome, Performance
 from coe.surgery.judge.generation import Settings
 from coe.surgery.judge.proportions import Paired, Share
-from coe.surgery.judge.questions import Kind, Question, QuestionSet, read_questions
+from coe.surgery.judge.questions import read_questions
+from coe.surgery.judge.values import AnswerKind, Question, QuestionSet
 from coe.surgery.study.compare import compare
 from coe.surgery.study.matrix import (
     PARENT,
@@ -156,7 +157,7 @@ def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path) -> None
         models[name].write_bytes(content)
     # The two sets number their questions alike.
     targets = {
-        name: QuestionSet(tuple(Question(str(i), f"{name} {i}?", Kind.EXACT, ("yes",)) for i in range(3)))
+        name: QuestionSet(tuple(Question(str(i), f"{name} {i}?", AnswerKind.EXACT, ("yes",)) for i in range(3)))
         for name in ("math", "law")
     }
     script = Script({"math": "Answer: yes", "law": "Answer: no", "law 1?": "Answer: yes"})
