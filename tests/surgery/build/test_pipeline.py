@@ -29,7 +29,7 @@ from coe.surgery.errors import BuildError, SurgeryError
 from coe.surgery.judge.values import Bound
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from coe.surgery.plan.methods import ThreePass
+from coe.surgery.plan.methods import DropMap, ThreePass, TopK
 from coe.surgery.plan.recipes import Recipe
 from coe.surgery.profile.profile import Profile
 from fakes import taught
@@ -281,16 +281,15 @@ def test_given_questions_judge_a_corpus_without_any(new_job: NewJob, tmp_path: P
     [
         ({"experts": 9}, "has 8"),
         ({"experts": 1}, "a token uses 2"),
-        ({"recipe": {"name": "guessing"}}, "no recipe"),
         ({"parent": Path("/nowhere/parent.gguf")}, "parent.gguf"),
         ({"corpus": ("/nowhere/corpus.jsonl",)}, "corpus.jsonl"),
         ({"questions": (Path("/nowhere/questions.jsonl"),)}, "questions.jsonl"),
         ({"quantize": "Q4_K_XXL"}, "no file type"),
         ({"shared_scale": float("nan")}, "cannot scale"),
-        ({"recipe": {"name": "drop-map", "weights": {"law": 1.0}}}, "does not have: law"),
-        ({"recipe": {"name": "v7"}, "answer": True}, "does not have: generic_math"),
-        ({"recipe": {"name": "drop-map", "weights": {"all": 0.0}}}, "no class any weight"),
-        ({"recipe": {"name": "top-k"}, "reasoning": ("/nowhere/traces.jsonl",)}, "no use of `reasoning`"),
+        ({"recipe": Recipe("drop-map", DropMap({"law": 1.0}))}, "does not have: law"),
+        ({"recipe": Recipe.from_settings({"name": "v7"}), "answer": True}, "does not have: generic_math"),
+        ({"recipe": Recipe("drop-map", DropMap({"all": 0.0}))}, "no class any weight"),
+        ({"recipe": Recipe("top-k", TopK()), "reasoning": ("/nowhere/traces.jsonl",)}, "no use of `reasoning`"),
     ],
 )
 def test_what_cannot_work_fails_at_once_and_says_why(new_job: NewJob, changes: dict[str, Any], says: str) -> None:
@@ -298,6 +297,18 @@ def test_what_cannot_work_fails_at_once_and_says_why(new_job: NewJob, changes: d
     ended = build.run(job)
     assert ended.state is BuildState.FAILED
     assert says in ended.message
+    assert job.progress().state is BuildState.FAILED
+    assert job.records() == {}
+
+
+def test_an_order_of_an_unknown_recipe_fails_at_once_and_says_why(new_job: NewJob) -> None:
+    job = new_job()
+    plain = json.loads(job.path("job.json").read_text())
+    plain["order"]["recipe"] = {"name": "guessing"}
+    job.path("job.json").write_text(json.dumps(plain))
+    ended = build.run(job)
+    assert ended.state is BuildState.FAILED
+    assert "no recipe" in ended.message
     assert job.progress().state is BuildState.FAILED
     assert job.records() == {}
 
