@@ -35,7 +35,7 @@ from ..files import sha256_of
 from ..judge import gate
 from ..judge.answers import answer_questions
 from ..judge.evaluate import EvaluationReport, evaluate, paired_sentence
-from ..judge.generation import Settings
+from ..judge.generation import GenerationSettings
 from ..judge.questions import records
 from ..judge.values import Question, QuestionSet
 from ..mask import Mask
@@ -73,7 +73,7 @@ _LOOKED_AT: Final = 64  # documents whose masks are held against each other
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """One step: what it is made from, what it must leave behind, and what does it.
 
     after:    finished steps whose results it reads. files: inputs from outside the build. settings: everything else.
@@ -141,14 +141,14 @@ class Pipeline:
 
     # --- what is done, and how far ----------------------------------------------------------------------------
 
-    def _fingerprint(self, step: Step) -> str:
+    def _fingerprint(self, step: BuildStep) -> str:
         files = [sha256_of((path,), self._hashing(path)) for path in step.files]
         # With the time: when a step was done again, what read its results is done again as well.
         before = {name: [self._records[name].fingerprint, self._records[name].ended] for name in step.after}
         text = json.dumps([step.name, dict(step.settings), files, before], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _is_done(self, step: Step, fingerprint: str) -> bool:
+    def _is_done(self, step: BuildStep, fingerprint: str) -> bool:
         record = self._records.get(step.name)
         return record is not None and record.fingerprint == fingerprint and all(path.exists() for path in step.outputs)
 
@@ -179,14 +179,14 @@ class Pipeline:
 
     # --- the steps --------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[BuildStep]:
         order, job = self._order, self._job
         parents = self._parent.paths
         corpus = [CorpusFile.parse(text) for text in order.corpus]
         traces = [CorpusFile.parse(text) for text in order.reasoning]
         documents = ["split", "answer"] if order.answer else ["split"]
         norms = order.recipe.needs_norms
-        yield Step(
+        yield BuildStep(
             "split",
             self._split,
             [
@@ -204,11 +204,13 @@ class Pipeline:
         )
         if order.answer:
             asking = {"max_tokens": order.max_tokens, "seed": order.seed, "context": self._load.context_tokens}
-            yield Step(
+            yield BuildStep(
                 "answer", self._answer, [job.path("answered.jsonl")], after=["split"], files=parents, settings=asking
             )
-        yield Step("coherence", self._coherence, after=documents, files=parents, settings={"experts": order.experts})
-        yield Step(
+        yield BuildStep(
+            "coherence", self._coherence, after=documents, files=parents, settings={"experts": order.experts}
+        )
+        yield BuildStep(
             "profile",
             self._profile,
             [job.path("profile.npz")],
@@ -217,7 +219,7 @@ class Pipeline:
             settings={"norms": norms, "context": reading(self._load).context_tokens},
         )
         if order.reasoning:
-            yield Step(
+            yield BuildStep(
                 "reasoning",
                 self._reasoning,
                 [job.path("reasoning.npz")],
@@ -225,14 +227,14 @@ class Pipeline:
                 files=[*parents, *self._without_questions("reasoning", traces)],
                 settings={"norms": norms, "context": reading(self._load).context_tokens},
             )
-        yield Step(
+        yield BuildStep(
             "plan",
             self._plan,
             [job.path("mask.json")],
             after=["profile", *(["reasoning"] if order.reasoning else [])],
             settings={"experts": order.experts, "recipe": order.recipe.to_settings(), "seed": order.seed},
         )
-        yield Step(
+        yield BuildStep(
             "cut",
             self._cut,
             # Once it is released the file lies there, and not here any more.
@@ -240,22 +242,24 @@ class Pipeline:
             after=["plan"],
             settings={"quantize": order.quantize, "shared_scale": order.shared_scale},
         )
-        yield Step("verify", self._verify, after=["cut"])
-        yield Step(
+        yield BuildStep("verify", self._verify, after=["cut"])
+        yield BuildStep(
             "evaluate",
             self._evaluate,
             [job.path("evaluation.json")],
             after=["split", "cut", "verify"],
             settings={"max_tokens": order.max_tokens, "seed": order.seed, "system": order.system},
         )
-        yield Step(
+        yield BuildStep(
             "gate",
             self._gate,
             [job.path("report.json")],
             after=["evaluate"],
             settings={"bound": asdict(order.bound), "accepted": job.recall("accepted")},
         )
-        yield Step("publish", self._publish, after=["gate"], settings={"out": str(order.out), "there": self._is_out()})
+        yield BuildStep(
+            "publish", self._publish, after=["gate"], settings={"out": str(order.out), "there": self._is_out()}
+        )
 
     def _split(self, tell: Tell) -> Mapping[str, Any]:
         """Every tenth question that can be graded is held out, and nothing that asks one of them is profiled."""
@@ -313,7 +317,7 @@ class Pipeline:
         return [CorpusFile(path, category) for path, category in written if path.stat().st_size]
 
     def _answer(self, tell: Tell) -> Mapping[str, Any]:
-        settings = Settings(max_tokens=self._order.max_tokens, seed=self._order.seed)
+        settings = GenerationSettings(max_tokens=self._order.max_tokens, seed=self._order.seed)
         answered = answer_questions(
             self._order.parent,
             [self._job.path("corpus.jsonl")],
@@ -430,7 +434,7 @@ class Pipeline:
             self._specialist(),
             questions,
             beside=order.parent,
-            settings=Settings(max_tokens=order.max_tokens, seed=order.seed),
+            settings=GenerationSettings(max_tokens=order.max_tokens, seed=order.seed),
             load=self._load,
             system=order.system,
             folder=self._job.path("answers"),

@@ -163,14 +163,14 @@ def judged_by(order: BuildOrder) -> Judging:
 
 
 @dataclass(frozen=True)
-class Fit:
+class BuildFit:
     """How a build's models are loaded so that they fit, and the bytes that the larger of them takes."""
 
     machine: Machine
     need_bytes: int
 
 
-def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> Fit:
+def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> BuildFit:
     """As many layers' experts in host memory as the budget asks for.
 
     Raises UnavailableError with the sum when that does not help, ModelFileError for a parent that cannot be loaded.
@@ -193,7 +193,7 @@ def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> Fit:
             "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
             "the parent.",
         )
-    return Fit(machine, need)
+    return BuildFit(machine, need)
 
 
 def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:

@@ -18,7 +18,7 @@ EVERY: Final = 10
 OFFSET: Final = 5  # as in the cards' "off5" split
 
 
-class State(StrEnum):
+class VerdictState(StrEnum):
     """What becomes of a specialist."""
 
     RELEASED = "released"
@@ -31,7 +31,7 @@ class State(StrEnum):
 class Verdict:
     """The gate's word. difference: accuracy of the specialist less the parent's; None when nothing was measured."""
 
-    state: State
+    state: VerdictState
     reason: str
     remedy: str = ""
     difference: float | None = None
@@ -41,7 +41,7 @@ class Verdict:
     @property
     def released(self) -> bool:
         """Whether the specialist may be served."""
-        return self.state in (State.RELEASED, State.ACCEPTED)
+        return self.state in (VerdictState.RELEASED, VerdictState.ACCEPTED)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
@@ -130,12 +130,12 @@ def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 
     """
     if paired is None or not paired.n:
         return Verdict(
-            State.NEEDS_QUESTIONS, "The corpus holds no questions that an answer can be compared with.", _MORE
+            VerdictState.NEEDS_QUESTIONS, "The corpus holds no questions that an answer can be compared with.", _MORE
         )
     n, parent = paired.n, paired.second
     if n < bound.min_questions:
         return Verdict(
-            State.NEEDS_QUESTIONS,
+            VerdictState.NEEDS_QUESTIONS,
             f"{n} questions are too few for a judgement; it takes {bound.min_questions}.",
             _MORE,
             paired.difference,
@@ -143,7 +143,7 @@ def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 
         )
     if parent.value <= chance or parent.value - chance < parent.standard_error:
         return Verdict(
-            State.NEEDS_QUESTIONS,
+            VerdictState.NEEDS_QUESTIONS,
             f"The parent itself is right in {parent.count} of {n}, no better than guessing ({chance:.0%}).",
             "Look at its answers: are the questions fit for it, and is their form read as it is meant? Then give "
             "others as `questions` of its build in the roster, or accept the specialist as it is.",
@@ -158,9 +158,9 @@ def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 
     )
     # A difference that equals the bound passes, rounding or not.
     if -paired.difference <= allowed + 1e-12:
-        return Verdict(State.RELEASED, f"{figures}.", "", paired.difference, allowed, n)
+        return Verdict(VerdictState.RELEASED, f"{figures}.", "", paired.difference, allowed, n)
     return Verdict(
-        State.KEPT_ASIDE,
+        VerdictState.KEPT_ASIDE,
         f"{figures} (McNemar p = {paired.p_value:.2g}).",
         "Keep more experts, or split the corpus if it is several domains in one; or accept the specialist as it is.",
         paired.difference,
@@ -174,7 +174,7 @@ def accept(verdict: Verdict, by: str) -> Verdict:
     if verdict.released:
         return verdict
     return Verdict(
-        State.ACCEPTED,
+        VerdictState.ACCEPTED,
         f"Accepted by {by}, though: {verdict.reason}",
         "",
         verdict.difference,

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from coe.surgery.errors import EvaluationError
-from coe.surgery.judge.evaluate import Outcome, Performance
-from coe.surgery.judge.generation import Settings
+from coe.surgery.judge.evaluate import AnswerOutcome, Performance
+from coe.surgery.judge.generation import GenerationSettings
 from coe.surgery.judge.proportions import Paired, Share
 from coe.surgery.judge.questions import read_questions
 from coe.surgery.judge.values import AnswerKind, Question, QuestionSet
@@ -58,7 +58,9 @@ CARD = [
 
 def performance(name: str, rights: str) -> Performance:
     """ "+-+": right, wrong, right."""
-    return Performance(name, "", tuple(Outcome(str(i), "", mark == "+", mark, 1) for i, mark in enumerate(rights)))
+    return Performance(
+        name, "", tuple(AnswerOutcome(str(i), "", mark == "+", mark, 1) for i, mark in enumerate(rights))
+    )
 
 
 class TestCell:
@@ -177,7 +179,7 @@ def test_specialists_know_their_own_domain_and_their_masks_overlap_foretells_the
         name: read_questions([taught.write_exam(tmp_path / f"{name}.jsonl", taught.exam(name, 10))]) for name in names
     }
     visitors = {name: specialists[name] for name in names}
-    settings = Settings(max_tokens=taught.ANSWER_TOKENS, loop_retries=0)
+    settings = GenerationSettings(max_tokens=taught.ANSWER_TOKENS, loop_retries=0)
     matrix = evaluate_matrix(
         visitors, targets, taught.PARENT, settings=settings, load=taught.ANSWERING, folder=tmp_path / "answers"
     )
