@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,8 +27,9 @@ from pydantic_core import CoreSchema
 from coe.engine.pool.types import PoolLimits
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.router.choose import Settings as ChoiceSettings
-from coe.surgery.build.job import BUILT, Order
-from coe.surgery.judge.gate import Bound
+from coe.surgery.build.job import BUILT, BuildOrder
+from coe.surgery.judge.values import Bound
+from coe.surgery.plan.recipes import RECIPES, Recipe
 
 from .model_files import Location, locate_cut, locate_file, locate_in_folder, locate_in_package, repository_folder
 from .source import Problem
@@ -57,6 +58,7 @@ from .values import (
     Texts,
     Variable,
     expanded,
+    one_of,
     sequence,
 )
 
@@ -315,18 +317,15 @@ class BuildParent(ModelSource):
         return {"file": value} if isinstance(value, str) else value
 
 
-RecipeName = Literal["three-pass", "drop-map", "top-k", "v6", "v7", "v7-coderx"]
-
-
 class RecipeSection(Section):
     """How experts are chosen: a recipe or a preset, and what differs from its own settings; None leaves those.
 
     A roster may write the name alone.
     """
 
-    short_forms = ({"enum": [*get_args(RecipeName)]},)
+    short_forms = ({"enum": [*RECIPES]},)
 
-    name: RecipeName = "three-pass"
+    name: Annotated[str, one_of(RECIPES), WithJsonSchema({"enum": [*RECIPES]})] = Recipe.name
     """three-pass, drop-map, top-k, or a published recipe"""
     criterion: Literal["gate-mass", "frequency", "rank-weighted", "reap", "mass-norm", "random"] | None = None
     """what experts are scored by; gate-mass, and for drop-map its own score, when left out"""
@@ -352,6 +351,11 @@ class RecipeSection(Section):
     def _short_form(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @property
+    def value(self) -> Recipe:
+        """The recipe as surgery takes it; the loader's rules have seen to it that its settings are its own."""
+        return Recipe.from_settings(self.model_dump(exclude_none=True))
+
 
 class BoundSection(Section):
     """How much accuracy a built specialist may lose beside its parent. A roster may write the standard errors alone."""
@@ -370,6 +374,11 @@ class BoundSection(Section):
     def _short_form(cls, value: Any) -> Any:
         return {"standard_errors": value} if isinstance(value, (int, float)) else value
 
+    @property
+    def value(self) -> Bound:
+        """The bound as surgery takes it."""
+        return Bound(**self.model_dump())
+
 
 class BuildSection(Section):
     """How a specialist is made that has no file yet. Paths are relative to the roster's folder."""
@@ -386,14 +395,14 @@ class BuildSection(Section):
     {name: drop-map, weights: {math: 2, code: 3}}, {name: top-k, criterion: reap}"""
     reasoning: Texts = ()
     """domain-neutral reasoning traces, for the third of the three passes"""
-    answer: Switch = Order.answer
+    answer: Switch = BuildOrder.answer
     """true: the corpus holds questions, and the parent writes the answers"""
     questions: Texts = ()
     """JSON lines to judge it by, beside every tenth question of the corpus"""
     bound: BoundSection = BoundSection()
     """it is released if it loses no more than so many standard errors beside its parent; {loss: 0.02} for two
     points at most, {min_questions: 100} for more than the 30 that a judgement takes"""
-    max_tokens: Count = Order.max_tokens
+    max_tokens: Count = BuildOrder.max_tokens
     """the longest answer of the parent, or to a question it is judged by"""
     quantize: Text | None = None
     """bring it to another file type"""

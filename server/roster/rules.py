@@ -14,6 +14,7 @@ from coe.router.choose import Candidate
 from coe.router.domains import DOMAINS, canonical
 from coe.router.head import example_problems
 from coe.router.supervisor import examples_of
+from coe.surgery.plan.recipes import RECIPES, settings_of
 
 from .models import BuildSection, ModelSource, Roster, Specialist
 from .source import KeyPath, nearest
@@ -244,18 +245,16 @@ def _parent_findings(parent: ModelSource | None, at: KeyPath = ("parent",)) -> I
         yield Finding((*at, "repo"), "A repository may hold many files.", "Add a `pattern` that finds one.")
 
 
-_OF_THREE_PASS = ("whitelist_rank", "whitelist_activations", "cap")
-_OF_DROP_MAP = ("weights", "alpha", "breadth", "protect_top")
+# Setting -> the first recipe that has it.
+_RECIPE_OF = {key: recipe for recipe in reversed([*RECIPES]) for key in settings_of(recipe)}
 
 
 def _build_findings(build: BuildSection, at: KeyPath) -> Iterator[Finding]:
     yield from _parent_findings(build.parent, (*at, "parent"))
     name = build.recipe.name
-    own = {"three-pass": _OF_THREE_PASS, "top-k": ()}.get(name, _OF_DROP_MAP)
-    for key in (*_OF_THREE_PASS, *_OF_DROP_MAP):
-        if getattr(build.recipe, key) is not None and key not in own:
-            other = "three-pass" if key in _OF_THREE_PASS else "drop-map"
-            yield Finding((*at, "recipe", key), f"`{key}` is a setting of {other}, not of {name}.", "Remove it.")
+    for key, recipe in _RECIPE_OF.items():
+        if getattr(build.recipe, key) is not None and key not in settings_of(name):
+            yield Finding((*at, "recipe", key), f"`{key}` is a setting of {recipe}, not of {name}.", "Remove it.")
     if build.reasoning and name != "three-pass":
         yield Finding((*at, "reasoning"), f"The recipe {name} reads no reasoning traces.", "Remove it.")
     if not build.questions and not build.answer and not any(path.endswith(".jsonl") for path in build.corpus):

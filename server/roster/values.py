@@ -4,7 +4,7 @@ schema of what is right."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -98,6 +98,17 @@ def _matches(pattern: re.Pattern[str], message: str, remedy: str) -> Any:
 
 def _text_schema(pattern: re.Pattern[str], **more: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$", **more})
+
+
+def one_of(words: Collection[str]) -> AfterValidator:
+    """One of some words that another module lists."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise InvalidError(f"{value!r} is not known here.", f"Write {' or '.join(words)}.")
+        return value
+
+    return AfterValidator(check)
 
 
 def _not_auto(value: str) -> str:

@@ -20,6 +20,8 @@ from typing import Any, Final
 from coe.engine.files import written_beside
 
 from ..errors import BuildError
+from ..judge.values import USUAL_BOUND, Bound
+from ..plan.recipes import Recipe
 
 BUILDS: Final = "builds"  # below the models folder: a folder a build
 BUILT: Final = "built"  # below the models folder: what was released
@@ -45,15 +47,15 @@ class BuildState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """What is to be built. All paths are absolute.
 
     corpus:    what the parent is watched over, each FILE or CLASS=FILE.
     reasoning: domain-neutral traces for the recipe's third pass, in the same form.
     answer:    the corpus holds questions, and the parent writes the answers itself.
-    recipe:    the recipe's name under "name", its settings beside it; see recipe_of.
+    recipe:    how its experts are chosen.
     questions: what it is judged by, beside every tenth question of the corpus.
-    bound:     fields of gate.Bound: the loss of accuracy it may have beside its parent.
+    bound:     the loss of accuracy that it may have beside its parent.
     system:    the system prompt of questions, when it is judged.
     out:       where it is released to.
     """
@@ -63,11 +65,11 @@ class Order:
     corpus: tuple[str, ...]
     experts: int
     out: Path
-    recipe: Mapping[str, Any] = field(default_factory=lambda: {"name": "three-pass"})
+    recipe: Recipe = field(default_factory=Recipe)
     reasoning: tuple[str, ...] = ()
     answer: bool = False
     questions: tuple[Path, ...] = ()
-    bound: Mapping[str, Any] = field(default_factory=dict)
+    bound: Bound = USUAL_BOUND
     system: str = ""
     quantize: str | None = None
     shared_scale: float | None = None
@@ -81,17 +83,22 @@ class Order:
             **plain,
             "parent": str(self.parent),
             "out": str(self.out),
+            "recipe": self.recipe.to_settings(),
             "questions": [str(p) for p in self.questions],
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Order:
-        """Raises TypeError or KeyError for what to_json did not write."""
+    def from_json(cls, plain: Mapping[str, Any]) -> BuildOrder:
+        """Raises TypeError, KeyError or SurgeryError for what to_json did not write."""
         texts = {key: tuple(plain[key]) for key in ("corpus", "reasoning")}
-        questions = tuple(Path(path) for path in plain["questions"])
-        return cls(
-            **{**plain, **texts, "parent": Path(plain["parent"]), "out": Path(plain["out"]), "questions": questions}
-        )
+        typed = {
+            "parent": Path(plain["parent"]),
+            "out": Path(plain["out"]),
+            "questions": tuple(Path(path) for path in plain["questions"]),
+            "recipe": Recipe.from_settings(plain["recipe"]),
+            "bound": Bound(**plain["bound"]),
+        }
+        return cls(**{**plain, **texts, **typed})
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BuildProgress:
     """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where nobody can tell.
 
     warning: what its end will suffer from, as far as that was known when it began.
@@ -138,7 +145,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Record:
+class StepRecord:
     """A finished step: the fingerprint of what went into it, facts for the steps after it, and when it ended."""
 
     fingerprint: str
@@ -173,24 +180,24 @@ class Job:
 
     # --- what was asked ---------------------------------------------------------------------------------------
 
-    def order(self) -> tuple[Order, Machine]:
+    def order(self) -> tuple[BuildOrder, Machine]:
         """What was asked. Raises BuildError when nothing was."""
         try:
             plain = json.loads(self.path("job.json").read_text())
-            return Order.from_json(plain["order"]), Machine(**plain["machine"])
+            return BuildOrder.from_json(plain["order"]), Machine(**plain["machine"])
         except FileNotFoundError as error:
             raise BuildError(f"{self.folder} holds no build.", "Begin it with coe build.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{self.path('job.json')} cannot be read: {error!r}.", _ANEW) from error
 
-    def ask(self, order: Order, machine: Machine) -> None:
+    def write_order(self, order: BuildOrder, machine: Machine) -> None:
         """Write down what is wanted. What earlier steps made stays, and is used where its inputs are unchanged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.path("job.json"), {"order": order.to_json(), "machine": asdict(machine)})
 
     # --- how far it is ----------------------------------------------------------------------------------------
 
-    def progress(self) -> Progress:
+    def progress(self) -> BuildProgress:
         """How far it is; a build that was at work and whose process is gone is STOPPED."""
         found = self._read_progress()
         if found.state is BuildState.RUNNING and not self.at_work():
@@ -200,14 +207,14 @@ class Job:
                 return replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None)
         return found
 
-    def _read_progress(self) -> Progress:
+    def _read_progress(self) -> BuildProgress:
         try:
             plain = json.loads(self.path("progress.json").read_text())
-            return Progress(**{**plain, "state": BuildState(plain["state"])})
+            return BuildProgress(**{**plain, "state": BuildState(plain["state"])})
         except (OSError, ValueError, TypeError, KeyError):
-            return Progress()
+            return BuildProgress()
 
-    def note(self, progress: Progress) -> None:
+    def write_progress(self, progress: BuildProgress) -> None:
         """Write how far it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.path("progress.json"), asdict(replace(progress, updated=time.time())), sync=False)
@@ -222,11 +229,11 @@ class Job:
 
     # --- finished steps ---------------------------------------------------------------------------------------
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, StepRecord]:
         """The finished steps, by name."""
-        return {name: Record(**record) for name, record in self._state().get("steps", {}).items()}
+        return {name: StepRecord(**record) for name, record in self._state().get("steps", {}).items()}
 
-    def record(self, step: str, record: Record) -> None:
+    def record(self, step: str, record: StepRecord) -> None:
         """Write down that a step has ended well."""
         state = self._state()
         state.setdefault("steps", {})[step] = asdict(record)
@@ -242,7 +249,7 @@ class Job:
         _write(self.path("state.json"), state)
         return before
 
-    def forgive(self) -> None:
+    def reset_attempts(self) -> None:
         """Forget how often steps have begun: somebody ended them on purpose, or wants them tried again."""
         state = self._state()
         if state.pop("begun", None):

@@ -31,19 +31,20 @@ from ..files import sha256_of
 from ..judge import gate
 from ..judge.answers import answer_questions
 from ..judge.evaluate import EvaluationReport, evaluate, paired_sentence
-from ..judge.generation import Settings
-from ..judge.questions import Kind, Question, QuestionSet, records
+from ..judge.generation import GenerationSettings
+from ..judge.questions import records
+from ..judge.values import Question, QuestionSet
 from ..mask import Mask
 from ..parent import Parent
 from ..plan import super_experts
-from ..plan.recipes import plan
+from ..plan.planning import plan
 from ..profile.corpus import Corpus, CorpusFile, read_corpus
 from ..profile.profile import Profile
 from ..profile.run import profile_corpus, summary_line
 from ..study.coherence import DocumentCounts, coherence
 from ..verify.verify import verify
-from .job import MOST_BEGINNINGS, BuildState, Job, Machine, Order, Progress, Record
-from .preflight import check, is_jsonl, judged_by, needs_norms, reading, recipe_of
+from .job import MOST_BEGINNINGS, BuildOrder, BuildProgress, BuildState, Job, Machine, StepRecord
+from .preflight import check, is_jsonl, judged_by, reading
 
 # stage, how much of it is done, of how much, units a second where known
 Tell = Callable[[str, float, float, float | None], None]
@@ -57,7 +58,7 @@ _LOOKED_AT: Final = 64  # documents whose masks are held against each other
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """One step: what it is made from, what it must leave behind, and what does it.
 
     after:    finished steps whose results it reads. files: inputs from outside the build. settings: everything else.
@@ -74,18 +75,18 @@ class Step:
 class Pipeline:
     """The steps of one build, in order."""
 
-    def __init__(self, job: Job, order: Order, machine: Machine, note: Callable[[Progress], None]) -> None:
+    def __init__(self, job: Job, order: BuildOrder, machine: Machine, note: Callable[[BuildProgress], None]) -> None:
         """note: told how far it is."""
         self._job = job
         self._order = order
         self._load = LoadSpec(order.parent, **asdict(machine))
         self._note = note
         self._parent = Parent.open(order.parent)
-        self._records: dict[str, Record] = {}
-        self._now = Progress(BuildState.RUNNING, started=time.time())
+        self._records: dict[str, StepRecord] = {}
+        self._now = BuildProgress(BuildState.RUNNING, started=time.time())
         self._noted = 0.0
 
-    def run(self) -> Progress:
+    def run(self) -> BuildProgress:
         """Carry out what is not yet done; gives RELEASED or ASIDE. Raises SurgeryError or EngineError."""
         steps = list(self._steps())
         self._now = replace(self._now, steps=len(steps))
@@ -99,14 +100,14 @@ class Pipeline:
             if self._is_done(step, fingerprint):
                 continue
             if self._job.begin(step.name) >= MOST_BEGINNINGS:
-                self._job.forgive()
+                self._job.reset_attempts()
                 raise BuildError(
                     f"The step {step.name} has ended without a word {MOST_BEGINNINGS} times.",
                     f"Look at {self._job.log}: it may lack memory. coe build {self._order.name} tries again.",
                 )
             began = time.monotonic()
             facts = step.act(self._tell)
-            record = Record(fingerprint, dict(facts), time.monotonic() - began, time.time())
+            record = StepRecord(fingerprint, dict(facts), time.monotonic() - began, time.time())
             self._job.record(step.name, record)
             self._records[step.name] = record
         verdict = self._facts("gate")["verdict"]
@@ -125,14 +126,14 @@ class Pipeline:
 
     # --- what is done, and how far ----------------------------------------------------------------------------
 
-    def _fingerprint(self, step: Step) -> str:
+    def _fingerprint(self, step: BuildStep) -> str:
         files = [sha256_of((path,), self._hashing(path)) for path in step.files]
         # With the time: when a step was done again, what read its results is done again as well.
         before = {name: [self._records[name].fingerprint, self._records[name].ended] for name in step.after}
         text = json.dumps([step.name, dict(step.settings), files, before], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _is_done(self, step: Step, fingerprint: str) -> bool:
+    def _is_done(self, step: BuildStep, fingerprint: str) -> bool:
         record = self._records.get(step.name)
         return record is not None and record.fingerprint == fingerprint and all(path.exists() for path in step.outputs)
 
@@ -163,15 +164,14 @@ class Pipeline:
 
     # --- the steps --------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self) -> Iterator[BuildStep]:
         order, job = self._order, self._job
         parents = self._parent.paths
         corpus = [CorpusFile.parse(text) for text in order.corpus]
         traces = [CorpusFile.parse(text) for text in order.reasoning]
         documents = ["split", "answer"] if order.answer else ["split"]
-        recipe = dict(order.recipe)
-        norms = needs_norms(recipe)
-        yield Step(
+        norms = order.recipe.needs_norms
+        yield BuildStep(
             "split",
             self._split,
             [
@@ -189,11 +189,13 @@ class Pipeline:
         )
         if order.answer:
             asking = {"max_tokens": order.max_tokens, "seed": order.seed, "context": self._load.context_tokens}
-            yield Step(
+            yield BuildStep(
                 "answer", self._answer, [job.path("answered.jsonl")], after=["split"], files=parents, settings=asking
             )
-        yield Step("coherence", self._coherence, after=documents, files=parents, settings={"experts": order.experts})
-        yield Step(
+        yield BuildStep(
+            "coherence", self._coherence, after=documents, files=parents, settings={"experts": order.experts}
+        )
+        yield BuildStep(
             "profile",
             self._profile,
             [job.path("profile.npz")],
@@ -202,7 +204,7 @@ class Pipeline:
             settings={"norms": norms, "context": reading(self._load).context_tokens},
         )
         if order.reasoning:
-            yield Step(
+            yield BuildStep(
                 "reasoning",
                 self._reasoning,
                 [job.path("reasoning.npz")],
@@ -210,14 +212,14 @@ class Pipeline:
                 files=[*parents, *self._without_questions("reasoning", traces)],
                 settings={"norms": norms, "context": reading(self._load).context_tokens},
             )
-        yield Step(
+        yield BuildStep(
             "plan",
             self._plan,
             [job.path("mask.json")],
             after=["profile", *(["reasoning"] if order.reasoning else [])],
-            settings={"experts": order.experts, "recipe": recipe, "seed": order.seed},
+            settings={"experts": order.experts, "recipe": order.recipe.to_settings(), "seed": order.seed},
         )
-        yield Step(
+        yield BuildStep(
             "cut",
             self._cut,
             # Once it is released the file lies there, and not here any more.
@@ -225,22 +227,24 @@ class Pipeline:
             after=["plan"],
             settings={"quantize": order.quantize, "shared_scale": order.shared_scale},
         )
-        yield Step("verify", self._verify, after=["cut"])
-        yield Step(
+        yield BuildStep("verify", self._verify, after=["cut"])
+        yield BuildStep(
             "evaluate",
             self._evaluate,
             [job.path("evaluation.json")],
             after=["split", "cut", "verify"],
             settings={"max_tokens": order.max_tokens, "seed": order.seed, "system": order.system},
         )
-        yield Step(
+        yield BuildStep(
             "gate",
             self._gate,
             [job.path("report.json")],
             after=["evaluate"],
-            settings={"bound": dict(order.bound), "accepted": job.recall("accepted")},
+            settings={"bound": asdict(order.bound), "accepted": job.recall("accepted")},
         )
-        yield Step("publish", self._publish, after=["gate"], settings={"out": str(order.out), "there": self._is_out()})
+        yield BuildStep(
+            "publish", self._publish, after=["gate"], settings={"out": str(order.out), "there": self._is_out()}
+        )
 
     def _split(self, tell: Tell) -> Mapping[str, Any]:
         """Every tenth question that can be graded is held out, and nothing that asks one of them is profiled."""
@@ -298,7 +302,7 @@ class Pipeline:
         return [CorpusFile(path, category) for path, category in written if path.stat().st_size]
 
     def _answer(self, tell: Tell) -> Mapping[str, Any]:
-        settings = Settings(max_tokens=self._order.max_tokens, seed=self._order.seed)
+        settings = GenerationSettings(max_tokens=self._order.max_tokens, seed=self._order.seed)
         answered = answer_questions(
             self._order.parent,
             [self._job.path("corpus.jsonl")],
@@ -344,7 +348,7 @@ class Pipeline:
             self._order.parent,
             read_corpus(files),
             self._job.path(name),
-            norms=needs_norms(self._order.recipe),
+            norms=self._order.recipe.needs_norms,
             load=reading(self._load),
             progress=profiling(tell),
         )
@@ -354,12 +358,12 @@ class Pipeline:
         order = self._order
         profile = Profile.load(self._job.path("profile.npz"))
         second = Profile.load(self._job.path("reasoning.npz")) if order.reasoning else None
-        found = super_experts.find(profile) if order.recipe.get("pin_super_experts") else None
+        found = super_experts.find(profile) if order.recipe.pin_super_experts else None
         mask = plan(
             profile,
             order.experts,
-            recipe_of(order.recipe),
-            criterion=order.recipe.get("criterion"),
+            order.recipe.method,
+            criterion=order.recipe.criterion,
             second=second,
             pins=found.pins if found else (),
             seed=order.seed,
@@ -415,7 +419,7 @@ class Pipeline:
             self._specialist(),
             questions,
             beside=order.parent,
-            settings=Settings(max_tokens=order.max_tokens, seed=order.seed),
+            settings=GenerationSettings(max_tokens=order.max_tokens, seed=order.seed),
             load=self._load,
             system=order.system,
             folder=self._job.path("answers"),
@@ -432,7 +436,7 @@ class Pipeline:
         judged = bool(self._facts("evaluate")["questions"])
         report = EvaluationReport.load(job.path("evaluation.json")) if judged else None
         verdict = gate.judge(
-            report.paired if report else None, gate.Bound(**self._order.bound), chance=report.chance if report else 0.0
+            report.paired if report else None, self._order.bound, chance=report.chance if report else 0.0
         )
         accepted = job.recall("accepted")
         if accepted is not None and accepted["specialist"] == self._records["cut"].fingerprint:
@@ -517,19 +521,7 @@ def _generating(tell: Tell) -> Callable[[Any], None]:
 
 def _questions(path: Path) -> QuestionSet:
     """Questions as `_split` wrote them."""
-    return QuestionSet(
-        tuple(
-            Question(
-                **{
-                    **one,
-                    "kind": Kind(one["kind"]),
-                    "answers": tuple(one["answers"]),
-                    "options": tuple(one["options"]),
-                }
-            )
-            for one in json.loads(path.read_text())
-        )
-    )
+    return QuestionSet(tuple(Question.from_content(one) for one in json.loads(path.read_text())))
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -537,20 +529,22 @@ def _write_json(path: Path, content: Any) -> None:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def run(job: Job, *, accept_by: str | None = None, note: Callable[[Progress], None] | None = None) -> Progress:
+def run(
+    job: Job, *, accept_by: str | None = None, note: Callable[[BuildProgress], None] | None = None
+) -> BuildProgress:
     """Carry a build out, from wherever it is, and write down what it came to: released, kept aside, failed, stopped.
 
     accept_by: the person who releases it whatever the gate says.
     note:      told how far it is, in place of the build's own record.
     Raises Busy when another build is at work, and KeyboardInterrupt again after an orderly stop.
     """
-    note = note or job.note
+    note = note or job.write_progress
     started = time.time()
     with job.worked_on():
-        last = Progress(BuildState.RUNNING, started=started)
+        last = BuildProgress(BuildState.RUNNING, started=started)
         warning = ""
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: BuildProgress) -> None:
             nonlocal last
             last = replace(progress, started=started, warning=warning)
             # On a full disk the step itself fails, and says so.
@@ -565,7 +559,7 @@ def run(job: Job, *, accept_by: str | None = None, note: Callable[[Progress], No
             warning = check(order, job.folder)
             tell(Pipeline(job, order, machine, tell).run())
         except KeyboardInterrupt:
-            job.forgive()
+            job.reset_attempts()
             tell(replace(last, state=BuildState.STOPPED, fraction=None, tokens_per_s=None, message=""))
             raise
         except (SurgeryError, EngineError) as error:
@@ -587,7 +581,7 @@ def _accept(job: Job, who: str) -> None:
     job.remember("accepted", {"by": who, "specialist": made.fingerprint})
 
 
-def _failed(last: Progress, message: str, remedy: str) -> Progress:
+def _failed(last: BuildProgress, message: str, remedy: str) -> BuildProgress:
     where = f"{last.step}: " if last.step else ""
     return replace(
         last, state=BuildState.FAILED, fraction=None, tokens_per_s=None, message=f"{where}{message}", remedy=remedy

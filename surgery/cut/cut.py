@@ -44,7 +44,7 @@ _STEP_BYTES: Final = 64 * 2**20  # asked of the kernel at once
 _FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # step ("hash", "copy" or "quantize"), how much of it is done, of how much
-Progress = Callable[[str, int, int], None]
+OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CutReport:
 
 
 @dataclass(frozen=True)
-class Run:
+class ByteRange:
     """Bytes that lie together in a file."""
 
     path: Path
@@ -75,7 +75,7 @@ class Part:
     """A tensor to be written: its record, the runs that it is made of, and what happens to the bytes on the way."""
 
     tensor: Tensor
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRange, ...]
     scale: Callable[[bytes], bytes] | None = None
 
 
@@ -88,7 +88,7 @@ def cut(
     provenance: bool = True,
     quantize: str | None = None,
     slots: Mapping[int, Sequence[int]] | None = None,
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> CutReport:
     """Write the specialist that a mask makes of its parent, one file, in place of `out` when it is whole.
 
@@ -142,7 +142,7 @@ def cut(
     )
 
 
-def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: Progress | None = None) -> bool:
+def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: OnStage | None = None) -> bool:
     """Write what all specialists that keep so many experts need beside their parent's file and their masks: the header
     of their cut files, then a hole.
 
@@ -265,16 +265,16 @@ def _plan(
 
 def _pieces(
     architecture: Architecture, path: Path, record: Tensor, info: TensorInfo, order: Mapping[int, tuple[int, ...]]
-) -> tuple[Tensor, tuple[Run, ...]]:
+) -> tuple[Tensor, tuple[ByteRange, ...]]:
     if not is_per_expert(architecture, info.name):
-        return record, (Run(path, info.offset, info.n_bytes),)
+        return record, (ByteRange(path, info.offset, info.n_bytes),)
     found = block_tensor(info.name)
     assert found is not None
     kept = order[found[0]]
     one = expert_bytes(info)
     at = len(info.shape) - 1  # the record may go on with dimensions of 1
     shape = (*record.shape[:at], len(kept), *record.shape[at + 1 :])
-    runs = tuple(Run(path, info.offset + first * one, count * one) for first, count in neighbours(kept))
+    runs = tuple(ByteRange(path, info.offset + first * one, count * one) for first, count in neighbours(kept))
     return Tensor(record.name, shape, record.type), runs
 
 
@@ -346,7 +346,7 @@ def _notes(experts: Experts, n_keep: int, quantize: str | None) -> tuple[str, ..
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, head: bytes, header: RawHeader, parts: Sequence[Part], pad_last: bool, tell: Progress) -> None:
+def _write(path: Path, head: bytes, header: RawHeader, parts: Sequence[Part], pad_last: bool, tell: OnStage) -> None:
     total = header.offsets()[-1]
     done = 0
     with contextlib.ExitStack() as open_files, path.open("wb", buffering=0) as file:
@@ -384,7 +384,7 @@ def _copy(part: Part, sources: Mapping[Path, int], out: int) -> Iterator[int]:
                 yield count
 
 
-def _copy_run(run: Run, source: int, out: int) -> Iterator[int]:
+def _copy_run(run: ByteRange, source: int, out: int) -> Iterator[int]:
     """Within the kernel where it can, else through a buffer."""
     in_kernel = hasattr(os, "copy_file_range")
     at, end = run.offset, run.offset + run.n_bytes
@@ -405,7 +405,7 @@ def _copy_run(run: Run, source: int, out: int) -> Iterator[int]:
         yield count
 
 
-def _read(source: int, run: Run, at: int, n_bytes: int) -> bytes:
+def _read(source: int, run: ByteRange, at: int, n_bytes: int) -> bytes:
     data = os.pread(source, n_bytes, at)
     while len(data) < n_bytes:
         more = os.pread(source, n_bytes - len(data), at + len(data))
@@ -431,7 +431,7 @@ def _pads_last(parent: Parent) -> bool:
 # --- before and after -----------------------------------------------------------------------------------------------
 
 
-def identify(parent: Parent, tell: Progress) -> Identity:
+def identify(parent: Parent, tell: OnStage) -> Identity:
     """The parent's identity; hashing it is the step "hash"."""
     done = 0
     parent_bytes = sum(path.stat().st_size for path in parent.paths)

@@ -16,8 +16,9 @@ from coe.engine.spec import LoadSpec
 
 from ..errors import EvaluationError
 from ..files import require_output
-from .generation import DEFAULT, OnProgress, Prompt, Settings, Start, generate
-from .questions import asked, id_of, options_of, records, text_of, with_options
+from .generation import DEFAULT, BatchPrompt, GenerationSettings, OnProgress, Start, generate
+from .questions import id_of, options_of, records, text_of
+from .values import asked, with_options
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def answer_questions(
     paths: Sequence[Path],
     out: Path,
     *,
-    settings: Settings = DEFAULT,
+    settings: GenerationSettings = DEFAULT,
     load: LoadSpec | None = None,
     folder: Path | None = None,
     progress: OnProgress = lambda progress: None,
@@ -104,7 +105,7 @@ def answer_questions(
     """
     require_output(out, [parent, *paths])
     questions, duplicates = read_unanswered(paths)
-    prompts = [Prompt(question.id, asked(question.question, question.system)) for question in questions]
+    prompts = [BatchPrompt(question.id, asked(question.question, question.system)) for question in questions]
     answers = generate(parent, prompts, settings, load=load, folder=folder, progress=progress, start=start)
     lines = []
     truncated = looped = empty = 0

@@ -11,10 +11,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from .questions import Question
+from .values import AnswerKind, Question
 
 _MAX_IMPLIED: Final = 0.02  # of the reference; digits alone never excuse more
 _SIGNIFICANT: Final = 3  # digits an answer needs to be taken for the rounded reference
@@ -52,15 +51,15 @@ def score(question: Question, text: str) -> Score:
     """Judge an answer. text: without thinking."""
     plain = _plain(text)
     match question.kind:
-        case "choice":
+        case AnswerKind.CHOICE:
             letter = stated_letter(plain, [_plain(option) for option in question.options])
             return Score(letter == question.answers[0], letter)
-        case "numeric":
+        case AnswerKind.NUMERIC:
             found = stated_number(plain)
             references = [reference for answer in question.answers if (reference := number(answer)) is not None]
             right = found is not None and any(agree(ref, found, question.tolerance) for ref in references)
             return Score(right, None if found is None else _written(found))
-        case _:
+        case AnswerKind.EXACT:
             stated = stated_texts(plain)
             wanted = {normalised(_plain(answer)) for answer in question.answers}
             hit = next((words for words in stated if normalised(words) in wanted), None)

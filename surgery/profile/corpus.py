@@ -20,7 +20,7 @@ from coe.engine.llama.vocab import Vocab
 from coe.engine.spec import Thinking
 
 from ..errors import CorpusError
-from ..judge.questions import LETTERS, with_options
+from ..judge.values import LETTERS, with_options
 
 UNCLASSED: Final = "all"  # the class of documents that nobody gave one
 

@@ -46,7 +46,7 @@ Tokens = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProfileProgress:
     """How far a run is. stage: `hash` (bytes), `read` (documents) or `profile` (tokens); per_second in the same unit.
 
     per_second is of this run, without what an interrupted one had done.
@@ -84,7 +84,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """`count` tokens of a window from `start` on, in one decode. ends: the window ends with it."""
 
     window: int
@@ -94,7 +94,7 @@ class Piece:
     ends: bool
 
 
-Pack = tuple[tuple[Piece, ...], ...]  # decodes, each of pieces
+Pack = tuple[tuple[Chunk, ...], ...]  # decodes, each of pieces
 
 
 def windows_of(documents: Sequence[Tokens], context_tokens: int) -> list[Window]:
@@ -116,8 +116,8 @@ def plan_packs(
     unfinished between two decodes. together: one decode may hold several windows.
     """
     packs: list[Pack] = []
-    decodes: list[tuple[Piece, ...]] = []
-    pieces: list[Piece] = []
+    decodes: list[tuple[Chunk, ...]] = []
+    pieces: list[Chunk] = []
     filled = packed = 0
 
     def end_decode() -> None:
@@ -136,7 +136,7 @@ def plan_packs(
             if filled == n_batch:
                 end_decode()
             count = min(n_batch - filled, length - start)
-            pieces.append(Piece(window, start, count, sequence, start + count == length))
+            pieces.append(Chunk(window, start, count, sequence, start + count == length))
             start += count
             filled += count
         packed += length
@@ -150,7 +150,7 @@ def plan_packs(
     return packs
 
 
-def _entries(decode: Sequence[Piece], windows: Sequence[Window]) -> list[tuple[int, int, int]]:
+def _entries(decode: Sequence[Chunk], windows: Sequence[Window]) -> list[tuple[int, int, int]]:
     return [
         (token, position, piece.sequence)
         for piece in decode
@@ -283,7 +283,7 @@ class _Reading:
         corpus: Corpus,
         load: LoadSpec | None,
         budget_bytes: int | None,
-        progress: Callable[[Progress], None],
+        progress: Callable[[ProfileProgress], None],
     ) -> None:
         spec = load_spec(parent.path, load)
         if spec.cpu_expert_layers == 0:
@@ -297,7 +297,7 @@ class _Reading:
         for done, document in enumerate(corpus.documents, 1):
             documents.append(tokens_of(document, self.model.vocab, template))
             if done % 100 == 0 or done == len(corpus.documents):
-                progress(Progress("read", done, len(corpus.documents)))
+                progress(ProfileProgress("read", done, len(corpus.documents)))
         self.windows = windows_of(documents, spec.context_tokens)
         self.cut = sum(len(tokens) > spec.context_tokens for tokens in documents)
         self.packs = plan_packs(
@@ -342,7 +342,7 @@ def profile_corpus(
     norms: bool = False,
     load: LoadSpec | None = None,
     budget_bytes: int | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[ProfileProgress], None] = lambda progress: None,
     watcher: Watcher | None = None,
     save_every_s: float = _SAVE_EVERY_S,
     extra: Mapping[str, Any] | None = None,
@@ -373,7 +373,7 @@ def profile_corpus(
     def on_hash(n_bytes: int) -> None:
         nonlocal hashed
         hashed += n_bytes
-        progress(Progress("hash", hashed, size))
+        progress(ProfileProgress("hash", hashed, size))
 
     identity = parent.identity(on_hash)
     reached = _Reached(Profile.empty(identity, corpus.classes, norms=norms, corpus_sha256=corpus.sha256))
@@ -411,7 +411,7 @@ def profile_corpus(
     def on_tokens(count: int) -> None:
         here = reached.profile.n_tokens + count
         rate = (here - at_start) / max(time.perf_counter() - began, 1e-9)
-        progress(Progress("profile", here, reading.n_tokens, rate))
+        progress(ProfileProgress("profile", here, reading.n_tokens, rate))
 
     try:
         on_tokens(0)

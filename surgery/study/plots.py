@@ -26,7 +26,7 @@ _SECOND: Final = "#c8553d"
 _SCALE: Final = "viridis"
 
 
-class GrowthStep(Protocol):
+class CurvePoint(Protocol):
     """One increment of a growing corpus."""
 
     @property
@@ -163,7 +163,7 @@ def transfer_map(
     return _save(figure, path)
 
 
-def growth_curve(path: Path, steps: Sequence[GrowthStep]) -> Path:
+def growth_curve(path: Path, steps: Sequence[CurvePoint]) -> Path:
     """How the mask and the entropy settled while the corpus grew."""
     figure = _figure(8, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True)

@@ -23,7 +23,7 @@ from coe.engine.gguf.header import Header, TensorInfo, read_header
 from coe.engine.spec import LoadSpec
 
 from ..architectures import block_tensor, is_per_expert
-from ..cut.cut import KEY, Progress, identify, kept_experts, read_slots
+from ..cut.cut import KEY, OnStage, identify, kept_experts, read_slots
 from ..cut.gguf_writer import RawHeader, read_raw_header
 from ..cut.shared_scale import scaling
 from ..errors import SurgeryError, VerificationError
@@ -77,7 +77,7 @@ def verify(
     text_tokens: Sequence[int] | None = None,
     shared_scale: float | None = None,
     load: LoadSpec | None = None,
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> Verification:
     """Hold a specialist against its parent.
 

@@ -23,16 +23,16 @@ KINDS = {
     """,
     "the check of a build": """
         from coe.server.runtime.builds.process import prepare
-        from coe.surgery.build.job import Job, Machine, Order
-        order = Order("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
+        from coe.surgery.build.job import BuildOrder, Job, Machine
+        order = BuildOrder("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
         asyncio.run(prepare(Job.of(path.parent, "small"), order, Machine(), None))
     """,
     "a build": """
         from coe.server.runtime.builds.process import BuildProcess
-        from coe.surgery.build.job import Job, Machine, Order
-        order = Order("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
+        from coe.surgery.build.job import BuildOrder, Job, Machine
+        order = BuildOrder("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
         job = Job.of(path.parent, "small")
-        job.ask(order, Machine())
+        job.write_order(order, Machine())
         asyncio.run(BuildProcess(job).run())
     """,
 }

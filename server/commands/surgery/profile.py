@@ -75,7 +75,7 @@ def _answered(
 ) -> list[CorpusFile]:
     """The corpus of the parent's own answers to each file's questions, beside the profile."""
     from coe.surgery.judge.answers import answer_questions
-    from coe.surgery.judge.generation import Settings
+    from coe.surgery.judge.generation import GenerationSettings
     from coe.surgery.profile.corpus import CorpusFile
 
     corpora = []
@@ -86,7 +86,7 @@ def _answered(
                 parent,
                 [file.path],
                 target,
-                settings=Settings(max_tokens=max_tokens),
+                settings=GenerationSettings(max_tokens=max_tokens),
                 load=load,
                 progress=bars.generating,
             )

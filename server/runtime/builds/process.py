@@ -15,7 +15,7 @@ from coe.engine.errors import ChildDiedError
 from coe.engine.process import worker_environment
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import job as job_module
-from coe.surgery.build.job import BuildState, Job, Machine, Order, Progress
+from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
 
 _MODULE: Final = "coe.surgery.build.process"
 _ERRORS: Final = (engine_errors, surgery_errors, job_module)  # job has Busy
@@ -31,13 +31,13 @@ class Prepared:
     warning: str
 
 
-async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | None) -> Prepared:
+async def prepare(job: Job, order: BuildOrder, machine: Machine, budget_bytes: int | None) -> Prepared:
     """Write the order, with the machine settings that fit the budget, into the build's folder; give the bytes to book.
 
     A child checks whether the parent can be cut so, the corpus can be read, and disk and memory have room; it loads
     headers alone. Raises the SurgeryError or EngineError that it found, ChildTimeoutError after ten minutes.
     """
-    await asyncio.to_thread(job.ask, order, machine)
+    await asyncio.to_thread(job.write_order, order, machine)
     answer = await child.run(
         _MODULE,
         {"folder": str(job.folder), "check": {"budget_bytes": budget_bytes}},
@@ -45,7 +45,7 @@ async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | 
         within_s=_CHECK_S,
         errors=_ERRORS,
     )
-    await asyncio.to_thread(job.ask, order, Machine(**answer["machine"]))
+    await asyncio.to_thread(job.write_order, order, Machine(**answer["machine"]))
     return Prepared(int(answer["need_bytes"]), str(answer["warning"]))
 
 
@@ -59,7 +59,7 @@ class BuildProcess:
         self._child: child.Child | None = None
         self._told_to_stop = False
 
-    async def run(self) -> Progress:
+    async def run(self) -> BuildProgress:
         """Work until the build ends or is stopped; gives what it came to. Raises Busy when another build is at work.
 
         A child that dies is a failed build, which says how it died. Cancelling the call stops the child.
@@ -92,7 +92,7 @@ class BuildProcess:
         self._job.folder.mkdir(parents=True, exist_ok=True)
         return self._job.progress().updated
 
-    def _died(self, error: ChildDiedError, before: float | None) -> Progress:
+    def _died(self, error: ChildDiedError, before: float | None) -> BuildProgress:
         """Record a build whose child died: stopped or failed, unless it had recorded another end in this run."""
         progress = self._job.progress()
         of_this_run = progress.updated != before
@@ -108,15 +108,15 @@ class BuildProcess:
             remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
         )
         with contextlib.suppress(OSError):
-            self._job.note(progress)
+            self._job.write_progress(progress)
         return progress
 
-    def _stopped(self) -> Progress:
+    def _stopped(self) -> BuildProgress:
         """Record that the build was stopped, which its child may have had no time to do."""
         found = self._job.progress()
         stopped = replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None, message="", remedy="")
         with contextlib.suppress(OSError):
-            self._job.note(stopped)
+            self._job.write_progress(stopped)
         return stopped
 
     async def stop(self) -> None:
@@ -126,11 +126,11 @@ class BuildProcess:
             return
         await self._child.stop(signal.SIGTERM, _STOP_S)
         # The step was ended on purpose, so this end does not count against it.
-        await asyncio.to_thread(self._job.forgive)
+        await asyncio.to_thread(self._job.reset_attempts)
 
 
-def _progress(plain: dict[str, Any]) -> Progress:
-    return Progress(**{**plain, "state": BuildState(plain["state"])})
+def _progress(plain: dict[str, Any]) -> BuildProgress:
+    return BuildProgress(**{**plain, "state": BuildState(plain["state"])})
 
 
 def _how(code: int) -> str:

@@ -23,13 +23,14 @@ from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.errors import ProfileError, SurgeryError
 from coe.surgery.parent import Identity, Parent
-from coe.surgery.plan.recipes import TopK, plan
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
 from coe.surgery.profile.corpus import Corpus, Document, chat_template, tokens_of
 from coe.surgery.profile.profile import Profile, read_extra
 from coe.surgery.profile.run import (
     Pack,
-    Progress,
+    ProfileProgress,
     count,
     evaluate_corpus,
     layers_on_cpu,
@@ -279,8 +280,8 @@ def test_router_weights_that_are_not_finite_are_named(
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
-def interrupting(at_tokens: int) -> Callable[[Progress], None]:
-    def progress(reached: Progress) -> None:
+def interrupting(at_tokens: int) -> Callable[[ProfileProgress], None]:
+    def progress(reached: ProfileProgress) -> None:
         if reached.stage == "profile" and reached.done >= at_tokens:
             raise KeyboardInterrupt
 
@@ -299,7 +300,7 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(parent: Path, tmp_path: 
         assert not out.exists()
         done.append(Profile.load(state_path(out)).n_tokens)
     assert 0 < done[0] < done[1] < whole.n_tokens
-    reached: list[Progress] = []
+    reached: list[ProfileProgress] = []
     resumed = profile_corpus(parent, corpus, out, load=LOAD, norms=norms, progress=reached.append)
     assert next(progress.done for progress in reached if progress.stage == "profile") == done[1]
     assert same(resumed, whole)

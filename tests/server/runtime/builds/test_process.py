@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.server.runtime.builds import process
-from coe.surgery.build.job import BuildState, Job, Progress
+from coe.surgery.build.job import BuildProgress, BuildState, Job
 from fakes.child_modules import write_module
 
 
@@ -18,9 +18,9 @@ def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopp
 ) -> None:
     monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "signal.pause()"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before, message="of an earlier run"))
+    job.write_progress(BuildProgress(before, message="of an earlier run"))
 
-    async def stopped() -> Progress:
+    async def stopped() -> BuildProgress:
         build = process.BuildProcess(job)
         running = asyncio.create_task(build.run())
         await asyncio.sleep(0)  # it has begun to begin
@@ -38,7 +38,7 @@ def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
 ) -> None:
     monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "sys.exit('no such library')"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before))
+    job.write_progress(BuildProgress(before))
     ended = asyncio.run(process.BuildProcess(job).run())
     assert ended.state is BuildState.FAILED
     assert "no such library" in ended.message
