@@ -16,7 +16,7 @@ from coe.router.head import example_problems
 from coe.router.supervisor import examples_of
 from coe.surgery.plan.recipes import RECIPES, settings_of
 
-from .models import BuildSection, ModelSource, Roster, Specialist
+from .models import BuildSection, ModelSource, Roster, SamplingBounds, Specialist
 from .source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
@@ -85,7 +85,7 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             yield Finding(
                 (*at, "sampling_bounds", "max_temperature"),
                 "Requests may ask for 1.0 and more, where pruned models loop.",
-                "0.99 is the default.",
+                f"{SamplingBounds().max_temperature:g} is the default.",
                 fatal=False,
             )
     if not bad & {"context_tokens", "cache_tokens"} and 0 < specialist.cache_tokens < specialist.context_tokens:

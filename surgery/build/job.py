@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engine.files import written_beside
+from coe.engine.spec import LoadSpec
 
 from ..errors import BuildError
 from ..judge.values import USUAL_BOUND, Bound
@@ -105,14 +106,14 @@ class BuildOrder:
 class Machine:
     """How the models of a build are loaded, as in engine.spec.LoadSpec; of the result it changes the rounding alone."""
 
-    context_tokens: int = 16384
-    cache_tokens: int = 0
-    parallel: int = 4
-    gpu_layers: int = -1
-    cpu_expert_layers: int = 0
-    kv_type: str = "f16"
-    mmap: bool = True
-    threads: int = 0
+    context_tokens: int = LoadSpec.context_tokens
+    cache_tokens: int = LoadSpec.cache_tokens
+    parallel: int = LoadSpec.parallel
+    gpu_layers: int = LoadSpec.gpu_layers
+    cpu_expert_layers: int = LoadSpec.cpu_expert_layers
+    kv_type: str = LoadSpec.kv_type
+    mmap: bool = LoadSpec.mmap
+    threads: int = LoadSpec.threads
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,9 @@ def test_a_wrong_build_is_told_what_to_write(tmp_path: Path, build: list[str], s
 @pytest.mark.parametrize(
     ("written", "key", "line"),
     [
-        (("recipe:", "  name: v7", "  cap: 6"), "recipe.cap", 11),
-        (("recipe: best",), "recipe.name", 9),
-        (("bound:", "  loss: 2"), "bound.loss", 10),
+        (("recipe:", "  name: v7", "  cap: 6"), "recipe.cap", 12),
+        (("recipe: best",), "recipe.name", 10),
+        (("bound:", "  loss: 2"), "bound.loss", 11),
     ],
 )
 def test_a_wrong_recipe_or_bound_is_an_error_of_its_line(
