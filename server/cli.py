@@ -120,7 +120,7 @@ def pull(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
     """Fetch specialists' models from the model hub into the models folder."""
-    from .commands.pull import pull as run
+    from .commands.pull.command import pull as run
     from .roster.load import load_roster
     from .roster.source import RosterError
 

@@ -41,7 +41,7 @@ def default(function: Callable[..., Any], parameter: str) -> Any:
     [
         (cli.demo, "url", f"http://{ServerSection().host}:{ServerSection().port}"),
         (commands.train_router, "encoder", RouterSection().encoder),
-        (commands.fit_thresholds, "wrong", default(thresholds.fit_thresholds, "most_wrong")),
+        (commands.fit_thresholds, "most_wrong", default(thresholds.fit_thresholds, "most_wrong")),
         (plan, "recipe", Recipe.name),
         (plan, "seed", BuildOrder.seed),
         (profile, "criterion", default(score, "criterion")),
