@@ -1,4 +1,4 @@
-"""The roster: which specialists there are, where their models lie, and how each is run.
+"""Loading a roster: validation with every problem at once, each with its line, and inheritance from `defaults`.
 
 `load_roster` reads a YAML file into frozen values. `specialists.yaml` at the top of the project explains every key.
 """

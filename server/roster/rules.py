@@ -1,4 +1,4 @@
-"""What is wrong or doubtful between a roster's fields: within one entry, between entries, with the rest.
+"""Cross-field validation of a roster: what is wrong or doubtful within one entry, between entries, and with the rest.
 
 Pure: each rule looks at values and yields findings at key paths. Lines and wording of single fields are the loader's.
 """
@@ -189,7 +189,7 @@ def roster_findings(
     ):
         yield Finding(
             ("server", "host"),
-            f"Whoever reaches {draft.server.host} may use the server.",
+            f"Every machine that reaches {draft.server.host} may use the server.",
             "Set api_keys_env or api_keys_file, or listen on 127.0.0.1.",
             fatal=False,
         )
@@ -207,7 +207,7 @@ def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, froz
 
 
 def _example_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
-    """Domains that nobody teaches, and examples that contradict or repeat each other, as the supervisor sees them."""
+    """Domains that the supervisor is not taught, and examples that contradict or repeat each other."""
     candidates = [
         Candidate(specialist.name, specialist.domains, examples=specialist.examples)
         for specialist, bad in specialists
@@ -260,7 +260,7 @@ def _build_findings(build: BuildSection, at: KeyPath) -> Iterator[Finding]:
     if not build.questions and not build.answer and not any(path.endswith(".jsonl") for path in build.corpus):
         yield Finding(
             (*at, "questions"),
-            "Nothing here can judge it: a plain text holds no questions, and a build that nobody judged is kept aside.",
+            "Nothing here can judge it: a plain text holds no questions, and an unjudged build is kept aside.",
             "Add `questions:`, or release it with coe build --accept.",
             fatal=False,
         )

@@ -57,14 +57,14 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class ToBuild:
-    """About what a specialist will come to that has yet to be built, or cut; `lacks` says what is missing for that.
+    """About what a specialist will come to that has yet to be built, or cut; `missing` is why it cannot be made.
 
     file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
     """
 
     file_bytes: int = 0
     total_bytes: int | None = None
-    lacks: str = ""
+    missing: str = ""
     how: str = "built"
 
 

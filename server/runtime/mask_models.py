@@ -155,7 +155,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
         how = "filled from the parent" if filled else "cut"
         location = roster.parent.location(roster.models_path)
         if location.path is None:
-            sizes[specialist.name] = ToBuild(lacks=f"{location.reason} {location.remedy}".strip(), how=how)
+            sizes[specialist.name] = ToBuild(missing=f"{location.reason} {location.remedy}".strip(), how=how)
             continue
         try:
             parent = Parent.open(location.path)
@@ -165,7 +165,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
             total = None if whole is None else max(whole - gone, 0)
             sizes[specialist.name] = ToBuild(_mask_bytes(specialist.mask) if filled else size, total, how=how)
         except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error), how=how)
+            sizes[specialist.name] = ToBuild(missing=str(error), how=how)
     return sizes
 
 

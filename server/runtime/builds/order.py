@@ -91,5 +91,5 @@ async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]
             whole = (await predict(specialist.load_spec(order.parent))).footprint.total_bytes if dry_run else None
             sizes[specialist.name] = ToBuild(size, None if whole is None else max(whole - gone, 0))
         except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error))
+            sizes[specialist.name] = ToBuild(missing=str(error))
     return sizes

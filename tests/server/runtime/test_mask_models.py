@@ -128,7 +128,7 @@ async def test_masks_of_other_tools_are_filled_and_cut_as_ours_are(folder: Path,
     for mask in in_other_formats(folder, parent).values():
         roster = roster_in(folder, parent, mask=mask)
         assert (await prepare_masks(roster))["law"] == ours
-        assert (await sizes_to_cut(roster, dry_run=False))["law"].lacks == ""
+        assert (await sizes_to_cut(roster, dry_run=False))["law"].missing == ""
         assert await cut_masked(roster) == {}
         path = roster.locate(roster.specialists[0]).path
         assert path is not None
