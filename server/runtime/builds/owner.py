@@ -40,11 +40,11 @@ class Builds:
 
     A build, as its task in this process goes through it (its record on disk is the state machine of `BuildState`):
 
-        asked ─> preparing ─> waiting for the lock ─> waiting for room ──> running ──> ended: released, kept aside,
-                     │             ^      ^            or idle time           │               failed or stopped
-                     v             │      └── priority build is waiting ──┘   │
-                   ended:          └───────────── preempted: a request needs the memory
-                   failed
+        asked ──> preparing ──> waiting for ──> waiting for ──> reserved, ──> ended: released, kept aside,
+                      │          the lock        its memory      running             failed or stopped
+                      v            ^   ^              │             │
+                ended: failed      │   └─ preempted ──┘             │   by a priority build that waits for the lock
+                                   └───── preempted ────────────────┘   by a request that needs the memory
 
     Preemption is for builds with `when: idle` alone. A build with `when: now` has priority: it takes the lock from a
     build that still waits for idle time, and its reservation is not taken back.
