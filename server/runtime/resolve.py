@@ -122,7 +122,7 @@ async def arrange(
     predictions = Predictions()
     loads: dict[str, LoadSpec] = {}
     groups = []
-    alone = dict(found.alone)
+    alone = dict(found.unshared)
     for group in found.groups:
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change
