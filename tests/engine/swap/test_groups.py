@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def test_what_was_quantised_after_the_cut_is_marked(parent: Parent) -> None:
 
 async def test_another_quantisation_after_the_cut_is_the_reason_that_is_given(parent: Parent, tmp_path: Path) -> None:
     (a,) = cuts(parent, "a")
-    cut(parent, random_mask(parent, 4), tmp_path / "q.gguf", quantize="F16")
+    await asyncio.to_thread(cut, parent, random_mask(parent, 4), tmp_path / "q.gguf", quantize="F16")
     found = await find_groups([a, of_file(tmp_path / "q.gguf")])
     assert "quantised after the cut" in found.unshared["a"]
     assert "quantise the parent, then cut" in found.unshared["q"]
