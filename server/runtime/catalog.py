@@ -70,7 +70,7 @@ class Catalog:
 
     async def _resolve(self) -> None:
         """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
-        budget_bytes = self._pool.settings.budget_bytes
+        budget_bytes = self._pool.limits.budget_bytes
         self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
         self._pool.serve(self._resolved.entries())
 

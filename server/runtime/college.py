@@ -10,7 +10,7 @@ from coe.engine.errors import EngineError, LayoutError, SharingError, Unavailabl
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Lease, Pool
 from coe.engine.pool.spare import SpareWorker
-from coe.engine.pool.types import PoolSettings as EnginePoolSettings
+from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate
 from coe.router.choose import Settings as SupervisorSettings
 from coe.router.head import SHIPPED, HeadError
@@ -73,7 +73,7 @@ class College:
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
         spare = SpareWorker()
-        pool = Pool(entries, _pool_settings(roster, budget), spare.start, free_bytes=free_device_bytes)
+        pool = Pool(entries, _pool_limits(roster, budget), spare.start, free_bytes=free_device_bytes)
         return cls(roster, resolved, pool, spare, supervisor_of(roster), note)
 
     async def start(self) -> None:
@@ -160,8 +160,8 @@ def head_of(roster: Roster) -> Path:
     return SHIPPED if roster.router.head is None else roster.resolve(roster.router.head)
 
 
-def _pool_settings(roster: Roster, budget: int) -> EnginePoolSettings:
-    return EnginePoolSettings(
+def _pool_limits(roster: Roster, budget: int) -> PoolLimits:
+    return PoolLimits(
         budget_bytes=budget,
         max_queue=roster.server.max_queue,
         most_shared=roster.pool.most_shared,

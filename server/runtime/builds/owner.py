@@ -235,7 +235,7 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        prepared = await prepare(job, order, machine_of(specialist), self._pool.settings.budget_bytes)
+        prepared = await prepare(job, order, machine_of(specialist), self._pool.limits.budget_bytes)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -291,7 +291,7 @@ class Builds:
             room = await self._pool.reserve(title, need_bytes)
         else:
             room = await self._unless_priority_waits(
-                self._pool.reserve(title, need_bytes, when_quiet=True, stop=preempt)
+                self._pool.reserve(title, need_bytes, waits_for_idle=True, stop=preempt)
             )
         if room is None:
             return True
