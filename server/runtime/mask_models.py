@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from coe.engine import child
 from coe.engine.errors import EngineError
-from coe.engine.pool.memory import predict
 from coe.engine.spec import Kept, kept_from_json
 from coe.surgery.errors import SurgeryError
 from coe.surgery.formats import names_parent
@@ -20,7 +19,6 @@ from coe.surgery.formats import names_parent
 from ..roster.load import Roster
 from ..roster.model_files import cut_path
 from ..roster.models import Specialist
-from .availability import ToBuild
 
 _log = logging.getLogger(__name__)
 
@@ -121,42 +119,3 @@ def _required_parent(roster: Roster) -> Path:
     path = roster.parent.locate(roster.models_path) if roster.parent is not None else None
     assert path is not None, "there was an answer about this parent"
     return path
-
-
-async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str] = ()) -> dict[str, ToBuild]:
-    """About what the specialists come to that are masks and have no file, from their parent's header.
-
-    shared:  those that are filled from their parent: on the disk they take their mask and nothing else.
-    dry_run: ask llama.cpp what the parent would take. Not for the server: headers are read in this process.
-    """
-    from coe.surgery.build.preflight import specialist_bytes
-    from coe.surgery.formats import experts_kept
-    from coe.surgery.parent import Parent
-
-    sizes = {}
-    to_cut = uncut(roster)
-    for specialist in masked(roster):
-        filled = specialist.name in shared
-        if not filled and specialist not in to_cut:
-            continue
-        assert roster.parent is not None
-        assert specialist.mask is not None
-        how = "filled from the parent" if filled else "cut"
-        location = roster.parent.location(roster.models_path)
-        if location.path is None:
-            sizes[specialist.name] = ToBuild(lacks=f"{location.reason} {location.remedy}".strip(), how=how)
-            continue
-        try:
-            parent = Parent.open(location.path)
-            size = specialist_bytes(parent, experts_kept(Path(specialist.mask), parent))
-            gone = sum(path.stat().st_size for path in parent.paths) - size
-            whole = (await predict(specialist.load_spec(location.path))).footprint.total_bytes if dry_run else None
-            total = None if whole is None else max(whole - gone, 0)
-            sizes[specialist.name] = ToBuild(_mask_bytes(specialist.mask) if filled else size, total, how=how)
-        except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error), how=how)
-    return sizes
-
-
-def _mask_bytes(mask: str) -> int:
-    return Path(mask).stat().st_size

@@ -1,4 +1,4 @@
-"""Who can share a resident: found from headers in another process, which may die on a file."""
+"""Which specialists can share a resident: found from headers in a child process, which may die on a file."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_what_was_quantised_after_the_cut_is_marked(parent: Parent) -> None:
     read = {c.name: read_weights(c.spec.path) for c in (a, b)}
     unknown = replace(read["b"], keys=(replace(read["b"].keys[0], origin="another way"),))
     (one,) = group([a, b], {"a": read["a"], "b": unknown}, {"a": "", "b": ""}).groups
-    assert one.quantised_after_cut == (), "what nobody has compared is not known to differ"
+    assert one.quantised_after_cut == (), "what was not compared is not known to differ"
     others = {name: f"{name} in another way" for name in read["b"].keys[0].others}
     quantised = {name: (8, shape) for name, (_, shape) in read["a"].shape.tensors.items()}
     shape = replace(read["a"].shape, tensors=quantised)

@@ -1,4 +1,4 @@
-"""Who can share a resident, what stays where it is, and what has to move."""
+"""Which specialists can share a resident, what stays where it is, and what has to move."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ from rich.console import Console
 from coe.engine.swap.fingerprints import read_weights
 from coe.engine.swap.plan import mismatch, plan_swap
 from coe.server.commands.check import check_roster
+from coe.server.commands.check_sizes import sizes_to_cut
 from coe.server.roster.load import Roster, RosterError, load_roster
 from coe.server.runtime.availability import Unavailable
 from coe.server.runtime.college import College
-from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, sizes_to_cut, uncut
+from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, uncut
 from coe.surgery.cut.cut import KEY, read_slots
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
