@@ -62,7 +62,7 @@ class Member:
 
     name:   what requests call it. Two names may stand for the same weights.
     path:   its own file; with a parent, a skeleton of its shape that is filled from that parent.
-    stamp:  `contents.member_stamp` of it when the roster was read; "" to take the files as they are found.
+    stamp:  `fingerprints.member_stamp` of it when the roster was read; "" to take the files as they are found.
     kept:   layer, the parent's experts slot by slot; of a specialist that is a mask, in place of what the skeleton
             itself says.
     """

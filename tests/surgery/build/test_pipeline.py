@@ -25,7 +25,7 @@ from coe.demo.asking import ask
 from coe.engine import child
 from coe.engine import errors as engine_errors
 from coe.engine.errors import UnavailableError
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import pipeline as build
 from coe.surgery.build import preflight
