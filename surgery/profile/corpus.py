@@ -89,7 +89,7 @@ class Corpus:
         random.Random(seed).shuffle(order)
         return Corpus(tuple(order))
 
-    def apart(self, limit: int) -> Corpus:
+    def by_document(self, limit: int) -> Corpus:
         """At most `limit` documents, evenly spread over the corpus, each a class of its own called `document N`.
 
         N is the document's place in this corpus, from 0: what `coherence` compares.
