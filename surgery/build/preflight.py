@@ -1,4 +1,4 @@
-"""Before a build begins: whether what is asked for can be done at all, and how its models are loaded so that they fit.
+"""Preflight checks of a build: whether its order can be carried out, and how its models are loaded so that they fit.
 
 Nothing is loaded but headers, so that a mistake in a roster shows at once and not after hours.
 """
@@ -46,7 +46,7 @@ def specialist_bytes(parent: Parent, n_keep: int) -> int:
 
 
 def check(order: BuildOrder, folder: Path) -> str:
-    """What should be known of a build before it begins, "" for nothing. Loads nothing.
+    """Check an order; gives a warning of what its end will suffer from, "" for nothing. Loads nothing.
 
     Raises SurgeryError or EngineError for what would make it fail hours later.
     """

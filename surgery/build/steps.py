@@ -240,7 +240,7 @@ class BuildSteps:
         )
         try:
             found = coherence(counts, self._order.experts)
-        except SurgeryError as error:  # too little text to say anything; the gate has the last word anyway
+        except SurgeryError as error:  # too little text; the gate decides anyway
             return {"coherent": None, "notes": [error.message]}
         return {
             "coherent": found.coherent,
@@ -366,7 +366,7 @@ class BuildSteps:
         return {"verdict": verdict.to_json(), "released": verdict.released}
 
     def _publish(self, on_stage: OnBuildStage) -> Mapping[str, Any]:
-        """Report and mask first, the model last: it is what makes the specialist another one."""
+        """Release: report and mask first, the model last, since it is what makes the specialist another one."""
         if not self._records["gate"].facts["released"]:
             return {"released": False}
         out = self._order.out

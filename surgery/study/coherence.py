@@ -1,4 +1,4 @@
-"""Whether a corpus is one domain: how far apart its documents' masks are, and how it would be split."""
+"""Whether a corpus is one domain: hierarchical clustering of its documents' masks by their F-scores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Coherence:
     between:         largest F-score between two domains' own masks; 1 when there is one.
     random:          the same for documents dealt out at random in as many parts of the same sizes.
     p:               chance that clusters found in half of the layers show as clearly in the other half by accident.
-    warning:         what to tell a person; empty when the corpus is coherent.
+    warning:         a sentence for a person; empty when the corpus is coherent.
     notes:           what the figures do not say by themselves.
     """
 
@@ -100,7 +100,7 @@ def coherence(
       card do (F-score 0.855), and by 0.05 less than random parts of the same sizes do.
 
     Pieces beyond the sample go to the domain whose mask theirs has most in common with. Topics that pass into each
-    other without a gap are split as well when their ends are so far apart: a mask serves these no better than it would
+    other without a gap are split as well when their ends overlap so little: a mask serves these no better than it would
     separate domains.
 
     Raises ProfileError when there are no documents with tokens, MaskError for an n_keep that cannot be.
@@ -134,8 +134,8 @@ def coherence(
         )
         return replace(one, p=p, notes=tuple(notes))
     domains = _domains(counts, pieces, scores, labels, rest, _nearest(counts, rest, mass, labels, n_keep))
-    if apart := sum(label < 0 for label in labels):
-        notes.append(f"{apart} of {len(pieces)} pieces are in no domain: too few of them are alike.")
+    if outside := sum(label < 0 for label in labels):
+        notes.append(f"{outside} of {len(pieces)} pieces are in no domain: too few of them are alike.")
     tokens = sum(piece.tokens for piece in every)
     shares = ", ".join(f"{domain.tokens / tokens:.0%}" for domain in domains)
     warning = (
@@ -147,7 +147,7 @@ def coherence(
 
 
 def _pieces(counts: DocumentCounts, min_tokens: int) -> tuple[list[Piece], list[str]]:
-    """Documents joined until they have min_tokens, class by class in corpus order, and what is to be said of that."""
+    """Documents joined until they have min_tokens, class by class in corpus order, and notes on that."""
     pieces: list[Piece] = []
     too_short = 0
     for name in dict.fromkeys(counts.classes):
@@ -285,7 +285,7 @@ def _random_parts(
     common: Kept,
     rng: np.random.Generator,
 ) -> float:
-    """What `_alike` says of pieces dealt out at random, the mean of 20 deals."""
+    """`_alike` of pieces dealt out at random, the mean of 20 deals."""
     deals = [_alike(mass, rng.permutation(labels).tolist(), n_keep, groups, common) for _ in range(20)]
     return float(np.mean(deals))
 
