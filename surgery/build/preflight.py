@@ -1,4 +1,4 @@
-"""Before a build begins: whether what is asked for can be done at all, and how its models are loaded so that they fit.
+"""Preflight checks of a build: whether its order can be carried out, and how its models are loaded so that they fit.
 
 Nothing is loaded but headers, so that a mistake in a roster shows at once and not after hours.
 """
@@ -27,7 +27,7 @@ from ..judge.values import Question
 from ..parent import Parent
 from ..plan.methods import DropMap, ThreePass
 from ..profile.corpus import UNCLASSED, CorpusFile, read_corpus
-from ..profile.run import CONTEXT_TOKENS, expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes
+from ..profile.fitting import expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes, profiling_load
 from .job import BuildOrder, Machine
 
 _DISK_SLACK: Final = 256 * 2**20
@@ -46,7 +46,7 @@ def specialist_bytes(parent: Parent, n_keep: int) -> int:
 
 
 def check(order: BuildOrder, folder: Path) -> str:
-    """What should be known of a build before it begins, "" for nothing. Loads nothing.
+    """Check an order; gives a warning of what its end will suffer from, "" for nothing. Loads nothing.
 
     Raises SurgeryError or EngineError for what would make it fail hours later.
     """
@@ -199,10 +199,5 @@ def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> BuildF
 def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:
     """Bytes of the device while the parent is profiled, and while it answers."""
     load = LoadSpec(parent.path, **asdict(machine))
-    watched = needed_bytes(load_spec(parent.path, reading(load)), parent)
+    watched = needed_bytes(load_spec(parent.path, profiling_load(load)), parent)
     return watched, asyncio.run(predict(load)).footprint.total_bytes
-
-
-def reading(load: LoadSpec) -> LoadSpec:
-    """How the parent is loaded to be profiled: documents need no longer context than they are cut to."""
-    return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))

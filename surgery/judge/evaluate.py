@@ -1,4 +1,4 @@
-"""How well a model answers questions, and how it compares with its parent on the same ones."""
+"""Evaluation: accuracy of a model on questions, and a paired comparison with its parent on the same ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True)
 class AnswerOutcome:
-    """What became of one question.
+    """The outcome of one question.
 
     extracted: what the answer was read as; None for one that states nothing (unparsed).
     at_limit:  the completion was ended by `max_tokens` or the context, or its thinking by the budget.
@@ -118,7 +118,7 @@ class Performance:
         return sum(outcome.leaked for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
-        """Outcomes, and the figures for who reads the file."""
+        """Outcomes, and the figures for a reader of the file."""
         low, high = self.accuracy.wilson()
         return {
             "name": self.name,

@@ -1,6 +1,7 @@
-"""Whether a specialist may go out. Pure: reports in, a verdict with its reason and its remedy out.
+"""The quality gate: whether a specialist is released. Pure: reports in, a verdict with its reason and remedy out.
 
-Also which questions it is judged by, and what of a corpus must not be profiled because it asks them.
+Also the hold-out split: which questions it is judged by, and what of a corpus must not be profiled because it asks
+them (test-set contamination).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Verdict:
 def hold_out(questions: Sequence[Question], every: int = EVERY, offset: int = OFFSET) -> tuple[int, ...]:
     """Positions of the questions to judge by: every tenth, the 6th, the 16th and so on.
 
-    By position, as the cards do it, so that whoever knows the corpus knows the split; moving lines moves it. Whoever
-    profiles the rest leaves out whatever asks the same, wherever it stands: see `Withheld`.
+    By position, as the cards do it, so that a known corpus has a known split; moving lines moves it. What asks the same
+    elsewhere in the corpus must be left out of profiling: see `Withheld`.
     """
     return tuple(range(offset, len(questions), every))
 
@@ -81,7 +82,7 @@ class Withheld:
         return bool(self.asked_in([text]))
 
     def is_asked_in_line(self, record: Mapping[str, Any]) -> bool:
-        """Whether a line of a corpus does: in its question, its text, its answer, or a message of whatever role."""
+        """Whether a line of a corpus does: in its question, its text, its answer, or a message of any role."""
         return any(self.is_asked_in(text) for text in _texts(record))
 
     def asked_in(self, paragraphs: Sequence[str]) -> Collection[int]:
@@ -112,7 +113,7 @@ _MORE: Final = "Give more as `questions` of its build in the roster, or accept t
 
 
 def foresee(n: int, bound: Bound) -> str:
-    """What is to be said before a build that will be judged by n questions; "" when they are enough."""
+    """A warning for a build that will be judged by n questions; "" when they are enough."""
     if n >= bound.min_questions:
         return ""
     return (
@@ -170,7 +171,7 @@ def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 
 
 
 def accept(verdict: Verdict, by: str) -> Verdict:
-    """A person's decision to serve a specialist all the same. The figures stay, and what was said against it."""
+    """A person's decision to serve a specialist all the same. The figures stay, and the reason against it."""
     if verdict.released:
         return verdict
     return Verdict(

@@ -1,7 +1,7 @@
-"""Many prompts through one model, in batches, in a way that can be interrupted and gone on with.
+"""Batch inference: many prompts through one model; an interrupted batch is resumed.
 
 Answers are kept in a JSONL file as they come. The file is bound to the model's bytes and to the settings, each line to
-its prompt's text: whatever has an answer there is not asked again.
+its prompt's text: a prompt with an answer there is not asked again.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class BatchPrompt:
 class GenerationSettings:
     """How answers are generated.
 
-    thinking:     off unless told otherwise.
-    sampling:     greedy unless told otherwise.
+    thinking:     off by default.
+    sampling:     greedy by default.
     seed:         each answer draws with a seed made of this and its prompt's id, whatever the order.
     loop_retries: how often an answer that the loop guard ended is tried again with a fresh seed. A greedy one is then
                   drawn with the server's default sampling: a seed changes nothing about the most probable token.
@@ -252,7 +252,7 @@ def generate(
     """Answers to all prompts, in their order; the model is loaded only if one is missing.
 
     load:   how to load the model; its `path` is not looked at, its `parallel` says how many prompts at once.
-    folder: where answers are kept, in a file of this model and these settings; the cache unless told.
+    folder: where answers are kept, in a file of this model and these settings; the cache by default.
     A prompt that the engine refuses, or whose worker dies twice, gets an answer with `error`, and is asked again the
     next time. Interrupt it as you like: what was answered stays. Must not be called from a running event loop.
     Raises EngineError when the model does not load, EvaluationError when its worker dies again and again.
@@ -294,7 +294,7 @@ class _Batch:
     """What is still to be asked, and the workers that are started for it, one after another.
 
     A dead worker takes all its prompts with it, though one of them may have been its death. So they are asked again
-    one at a time in a new worker, and whichever dies there is to blame.
+    one at a time in a new worker, and a prompt that kills it there is to blame.
     """
 
     def __init__(
@@ -322,12 +322,12 @@ class _Batch:
 
     async def run(self) -> None:
         """Ask everything."""
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
         while self._todo or self._suspects:
             resident = await self._start(
                 self._spec,
                 {_NAME: self._settings.thinking},
-                lambda fraction: self._tell("load", int(100 * fraction), 100),
+                lambda fraction: self._report("load", int(100 * fraction), 100),
             )
             watch = asyncio.create_task(_stop_when_silent(resident))
             try:
@@ -425,16 +425,16 @@ class _Batch:
         self._answers.put(prompt, answer)
         self._tokens += answer.spent_tokens
         self._done += 1
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
 
     def _fail(self, prompt: BatchPrompt, why: str) -> None:
         answer = Generated(error=why)
         self._answers.put(prompt, answer)
         self.failed[prompt.key] = answer
         self._done += 1
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
 
-    def _tell(self, step: str, done: int, total: int) -> None:
+    def _report(self, step: str, done: int, total: int) -> None:
         self._on_progress(GenerationProgress(step, self._spec.path.name, done, total, self._tokens))
 
 

@@ -1,4 +1,4 @@
-"""Questions with known answers: how they are read, and how they are asked."""
+"""Questions with known answers, read from JSONL files (a benchmark's test set)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def read_questions(paths: Sequence[Path]) -> QuestionSet:
     """Read JSONL files of questions with answers.
 
     A line is an object: `question`; `answer` (of a choice its letter, its text, or its position counted from 0) or
-    `answers`, several that all count; `options`; `kind` (choice, exact, numeric; else told by the rest); `tolerance`
-    of a number, as a distance or as "1%" of the reference; `subdomain` (else `class`); `id`; `system`. Other
+    `answers`, several that all count; `options`; `kind` (choice, exact, numeric; else inferred); `tolerance` of a
+    number, as a distance or as "1%" of the reference; `subdomain` (else `class`); `id`; `system`. Other
     keys are ignored, except those that look like a slip of the pen. A line that repeats an earlier one counts once.
     Raises EvaluationError, naming file, line and remedy.
     """
@@ -162,15 +162,15 @@ def _listed(several: object, where: tuple[str, int]) -> list[Any]:
 def _kind(
     record: Mapping[str, Any], options: Sequence[str], given: Sequence[Any], where: tuple[str, int]
 ) -> AnswerKind:
-    said = record.get("kind")
-    if said is None:
+    written = record.get("kind")
+    if written is None:
         if options:
             return AnswerKind.CHOICE
         numbers = all(number(_as_text(answer)) is not None for answer in given)
         return AnswerKind.NUMERIC if numbers else AnswerKind.EXACT
-    if said not in list(AnswerKind):
-        raise _bad(where, f"there is no kind {said!r}", f"Write one of: {', '.join(AnswerKind)}.")
-    kind = AnswerKind(said)
+    if written not in list(AnswerKind):
+        raise _bad(where, f"there is no kind {written!r}", f"Write one of: {', '.join(AnswerKind)}.")
+    kind = AnswerKind(written)
     if (kind is AnswerKind.CHOICE) != bool(options):
         raise _bad(
             where, f"kind {kind.value} and {len(options)} options", "Options go with kind choice, and only with it."

@@ -113,7 +113,7 @@ class Bound:
 
     standard_errors: of the paired difference, the default.
     loss:            accuracy, 0..1, instead of that: 0.02 for two points.
-    min_questions:   with fewer nothing is said.
+    min_questions:   with fewer there is no verdict.
     """
 
     standard_errors: float = 1.0

@@ -1,4 +1,4 @@
-"""The drop map: several classes of text, each with its weight, and the experts that serve none of them go."""
+"""The drop map: multi-class pruning; classes of text have weights, and the experts that serve none of them go."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def floors(pooled: Scores, n_keep: int, recipe: DropMap, layers: tuple[int, ...]
 def carry_out(
     profile: Profile, n_keep: int, recipe: DropMap, criterion: str | None, fixed: Kept, *, seed: int = 0
 ) -> tuple[Kept, list[ExpertSwap]]:
-    """The [L, E] to keep, and for whom the protection made a difference beside the n_keep highest aggregates.
+    """The [L, E] to keep, and the experts that protection kept, beside the n_keep highest aggregates.
 
     Those of lowest aggregate are dropped until n_keep remain; `fixed` ones never, protected ones only where pins or
     groups leave them no room, and then those of lowest pooled score first.

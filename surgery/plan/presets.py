@@ -1,4 +1,4 @@
-"""Drop-map recipes of published models, and how much of each is known."""
+"""Drop-map settings of published models (presets), and how much of each is known."""
 
 from __future__ import annotations
 

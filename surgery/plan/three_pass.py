@@ -1,4 +1,4 @@
-"""The three passes: the most useful experts, the whitelist of confident ones, and those of reasoning."""
+"""The three-pass method: top-k by score, then the whitelist of confident experts, then those of reasoning."""
 
 from __future__ import annotations
 

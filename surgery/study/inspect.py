@@ -1,4 +1,4 @@
-"""What a GGUF is made of, and what masks of it would save."""
+"""Inspection of a GGUF: bytes by kind of tensor, and the memory that masks of it would save."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ async def inspect(path: Path, keep: Sequence[int] | None = None, contexts: Seque
             experts = experts_of(headers)
         except ArchitectureError as error:
             notes.append(f"Nothing is known of what masks would save. {error}")
-    footprints, said = await _footprints(path, contexts)
-    notes += said
+    footprints, remarks = await _footprints(path, contexts)
+    notes += remarks
     savings: tuple[Saving, ...] = ()
     if experts is not None:
         # Only counts are asked of this identity: hashing the file would take minutes.

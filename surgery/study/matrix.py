@@ -1,4 +1,4 @@
-"""Specialists as visitors in each other's domains: how much of the parent's accuracy there they keep."""
+"""The transfer matrix: accuracy of each specialist on every domain, as a share of the parent's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the overlap of masks tells how well a specialist does in another's domain."""
+"""Transfer between domains: correlation and regression of accuracy in another's domain on the overlap of masks."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from coe.demo.curriculum import DOMAINS, Question, is_right, questions
 from coe.demo.exam import accuracy, mass_of
 from coe.demo.examples import Mix
 from coe.demo.export import export, read
-from coe.demo.model import Routing, Shape, TinyParent
+from coe.demo.gemma4 import Shape
+from coe.demo.model import Routing, TinyParent
 from coe.demo.specialisation import Specialisation, drop_experts, router_losses
 from coe.demo.tokenizer import BOS, Tokenizer, learn_pieces
 from coe.demo.train import Plan, Trainer

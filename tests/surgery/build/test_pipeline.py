@@ -29,6 +29,7 @@ from coe.engine.gguf.reader import read_header
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import pipeline as build
 from coe.surgery.build import preflight
+from coe.surgery.build import steps as steps_module
 from coe.surgery.build.job import MOST_BEGINNINGS, BuildOrder, BuildProgress, BuildState, Job, Machine
 from coe.surgery.errors import BuildError, SurgeryError
 from coe.surgery.judge.values import Bound
@@ -197,7 +198,7 @@ def test_another_corpus_leaves_the_reasoning_profile_as_it_is(new_job: NewJob, t
 def test_too_few_questions_are_told_when_a_build_begins(new_job: NewJob, corpus: Path) -> None:
     job = new_job()
     told: list[BuildProgress] = []
-    build.run(job, note=told.append)
+    build.run(job, report=told.append)
     first_step = next(at for at, progress in enumerate(told) if progress.step)
     assert all("Only 4 questions" in progress.warning for progress in told[first_step:])
     enough = new_job("enough", questions=(corpus,))
@@ -341,7 +342,7 @@ def test_what_a_parent_has_no_place_for_is_seen_before_anything_begins(
 
 
 def test_a_full_disk_is_seen_before_anything_begins(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = build.shutil.disk_usage("/")
+    usage = preflight.shutil.disk_usage("/")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     job = new_job()
     ended = build.run(job)
@@ -378,7 +379,7 @@ def test_a_step_that_fails_says_so_once_and_the_next_try_goes_on_from_it(
         raise SurgeryError("The saw is blunt.", "Sharpen it.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(build, "cut", broken)
+        patched.setattr(steps_module, "cut", broken)
         ended = build.run(job)
     assert (ended.state, ended.message, ended.remedy) == (BuildState.FAILED, "cut: The saw is blunt.", "Sharpen it.")
     assert steps_taken(job)[1] == ["cut", "verify", "evaluate", "gate", "publish"]
@@ -390,7 +391,7 @@ def test_a_bug_of_ours_fails_the_build_and_is_in_the_log(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("what")
 
-    monkeypatch.setattr(build, "plan", broken)
+    monkeypatch.setattr(steps_module, "plan", broken)
     ended = build.run(new_job())
     assert ended.state is BuildState.FAILED
     assert "KeyError" in ended.message
@@ -406,7 +407,7 @@ def test_a_step_that_never_ends_is_not_begun_for_ever(new_job: NewJob, monkeypat
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(build, "plan", killed)
+    monkeypatch.setattr(steps_module, "plan", killed)
     for _ in range(MOST_BEGINNINGS):
         with pytest.raises(Killed):
             build.run(job)
@@ -424,7 +425,7 @@ def test_a_stopped_build_is_stopped_and_goes_on(new_job: NewJob, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(build, "verify", interrupted)
+        patched.setattr(steps_module, "verify", interrupted)
         for _ in range(MOST_BEGINNINGS + 2):
             with pytest.raises(KeyboardInterrupt):
                 build.run(job)
@@ -480,7 +481,7 @@ def test_a_kill_while_releasing_leaves_the_old_model_or_the_new(
 
     with monkeypatch.context() as patched:
         if where == "replace":
-            patched.setattr(build.os, "replace", replaced)
+            patched.setattr(steps_module.os, "replace", replaced)
         else:
             patched.setattr(Job, "record", recorded)
         with pytest.raises(Killed):

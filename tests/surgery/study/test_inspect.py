@@ -128,7 +128,7 @@ async def test_a_dense_model_gets_a_plain_answer(smollm2: Path) -> None:
 
 
 async def test_real_dry_runs_agree_with_the_cut_file_s_own(tmp_path: Path) -> None:
-    shape = Shape(embedding=128, experts=64, experts_used=2, expert_ff=256)
+    shape = Shape(width=128, experts=64, experts_used=2, expert_ff=256)
     path = write_random_model(tmp_path / "parent.gguf", shape, quantise=True)
     found = await inspect(path, keep=[16])
     assert found.vram_bytes[65536] > found.vram_bytes[16384]
