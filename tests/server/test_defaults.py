@@ -24,7 +24,7 @@ from coe.surgery.build.job import BuildOrder
 from coe.surgery.judge.generation import DEFAULT
 from coe.surgery.plan.criteria import score
 from coe.surgery.plan.recipes import Recipe
-from coe.surgery.profile.run import CONTEXT_TOKENS
+from coe.surgery.profile.fitting import CONTEXT_TOKENS
 
 
 def test_the_roster_has_the_defaults_of_the_engine() -> None:
