@@ -10,6 +10,7 @@ from rich.console import Console
 
 from .commands import router as router_commands
 from .commands import surgery as surgery_commands
+from .commands._logs import LogFormat, set_up
 from .roster.builtin import demo_roster, known_roster
 
 app = typer.Typer(
@@ -55,12 +56,16 @@ def serve(
     roster: RosterOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the roster's when left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; the roster's when left out.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says, too.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log every decision; -vv: what llama.cpp says, too.")
+    ] = 0,
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a roster on an OpenAI-compatible address."""
     from .commands.serve import serve as run
 
-    raise typer.Exit(run(known_roster(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
+    set_up(verbose, log_format)
+    raise typer.Exit(run(known_roster(roster), host=host, port=port, out=_out, err=_err))
 
 
 @app.command()

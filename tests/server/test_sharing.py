@@ -271,5 +271,5 @@ def test_check_says_who_shares_and_what_a_change_moves(tmp_path: Path) -> None:
     for one, other in combinations(DOMAINS, 2):
         assert re.search(rf"{one} and {other} [\d.]+ [KM]iB [\d.]+ [KM]iB", said), said
     assert "3 at work:" in said
-    assert "general shares with nobody" in said
+    assert "general shares with no other" in said
     assert "4 of 4 can be served." in said

@@ -15,7 +15,8 @@ from coe.surgery.errors import BuildError
 
 from ...roster.load import Roster
 from ...roster.models import Specialist
-from ...runtime.builds import BuildProcess, machine_of, order_of, prepare
+from ...runtime.builds.order import machine_of, order_of
+from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars
 
 _LOOK_EVERY_S = 0.3

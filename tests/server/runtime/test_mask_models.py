@@ -86,7 +86,7 @@ async def test_another_mask_of_the_name_takes_the_place_of_the_old_cut(folder: P
 
 async def test_a_college_opens_with_what_it_cuts(folder: Path, parent: Path) -> None:
     college = await College.open(roster_in(folder, parent))
-    assert college.available == ["law"]
+    assert college.catalog.available == ["law"]
     await college.close()
 
 
@@ -102,11 +102,11 @@ async def test_a_mask_of_another_parent_says_so_and_the_rest_is_served(
     text = yaml.safe_load(roster.path.read_text())
     roster.path.write_text(yaml.safe_dump({**text, "specialists": [*text["specialists"], other]}))
     college = await College.open(load_roster(roster.path))
-    judged = college.judged["law"]
+    judged = college.catalog.availability["law"]
     assert isinstance(judged, Unavailable)
     assert "was made for" in judged.reason
     assert judged.remedy
-    assert college.available == ["general"]
+    assert college.catalog.available == ["general"]
     await college.close()
 
 
