@@ -9,7 +9,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from coe.demo import masks
+from coe.demo import make_masks
 from coe.demo.asking import ask, ask_cut
 from coe.demo.curriculum import DOMAINS, questions
 from coe.demo.shipped import PARENT
@@ -109,9 +109,9 @@ def test_what_law_is_built_from_is_what_the_curriculum_teaches() -> None:
 
 
 def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
-    made = masks.make_masks(PARENT)
+    made = make_masks.make_masks(PARENT)
     assert set(made) == set(DOMAINS)
-    paths = masks.write(made, tmp_path)
+    paths = make_masks.write(made, tmp_path)
     shipped = demo_roster().parent
     for path in paths:
         assert path.read_text() == (shipped / path.relative_to(tmp_path)).read_text(), path.name

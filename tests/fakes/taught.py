@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from coe.demo import shipped
 from coe.demo.asking import drawn_evenly
 from coe.demo.curriculum import CurriculumQuestion, questions
-from coe.demo.shipped import PARENT
 from coe.engine.spec import LoadSpec
 from coe.surgery.mask import Mask
 from coe.surgery.profile.corpus import Document
 from coe.surgery.study.compare import compare
 
+PARENT: Final = shipped.PARENT
 HALF: Final = 32  # of its experts a layer
 WITH_MASKS: Final = ("math", "chemistry", "physics", "python", "general")
 ANSWER_TOKENS: Final = 48  # for any answer that is not thought about, and the line that `coe eval` asks for

@@ -1,4 +1,4 @@
-"""What the demo's roster needs of the parent: `python -m coe.demo.masks [--parent GGUF] [--folder F]`, some seconds.
+"""The demo's pruning masks, planned anew: `python -m coe.demo.make_masks [--parent GGUF] [--folder F]`, some seconds.
 
 A mask for each domain but one, planned from a profile of its training questions, and for that one the questions that
 it is built from before the viewer's eyes. To be run again for every new parent: a mask belongs to one file.
