@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from coe.engine.errors import EngineError, SourceChangedError
-from coe.engine.pool.pool import Lease
+from coe.engine.pool.leases import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
 from coe.engine.spec import ThinkingMode
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from coe.engine.errors import EngineError
+from coe.engine.pool.leases import Reservation
 from coe.engine.pool.memory import predict
-from coe.engine.pool.pool import Pool, Reservation
+from coe.engine.pool.pool import Pool
 from coe.engine.process import worker_environment
 from coe.surgery.build.job import EXIT_BUSY, EXIT_STOPPED, BuildState, Busy, Job, Machine, Order, Progress, at_work
 from coe.surgery.errors import BuildError, SurgeryError

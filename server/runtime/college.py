@@ -11,8 +11,9 @@ from statistics import median
 from time import perf_counter
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, SourceChangedError, UnavailableError
+from coe.engine.pool.leases import Lease
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
-from coe.engine.pool.pool import Lease, Pool
+from coe.engine.pool.pool import Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, Decision, first_token_s

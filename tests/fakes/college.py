@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coe.engine.errors import EngineError
-from coe.engine.pool.types import PoolStatus
+from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.server.roster.models import Roster, Specialist
 from coe.server.runtime.affinity import Thread

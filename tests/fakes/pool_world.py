@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from coe.engine.pool.admission import State
-from coe.engine.pool.pool import Lease, Pool
+from coe.engine.pool.leases import Lease
+from coe.engine.pool.pool import Pool
 from coe.engine.request import Event, GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking
 
