@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -45,7 +45,7 @@ class Lease:
         assert self._booking is not None, "the lease was released"
         return self._booking.key
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         assert self._booking is not None, "the lease was released"
         assert self._booking.resident is not None

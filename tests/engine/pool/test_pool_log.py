@@ -16,9 +16,9 @@ from coe.engine.pool.leases import Lease
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.types import Entry, PoolLimits
-from coe.engine.spec import LoadSpec, Member, Sharing
+from coe.engine.spec import LoadSpec, Member, Sharing, Thinking
 from coe.engine.swap.plan import Pair
-from fakes.pool_world import LONG_S, Clock, FakeLoader, turns
+from fakes.pool_world import LONG_S, Clock, FakeLoader, FakeResident, turns
 
 NewPool = Callable[..., Pool]
 LAW_TO_MATH = Distances([Pair("law", "math", 0, 50)])
@@ -80,7 +80,9 @@ def lines(caplog: pytest.LogCaptureFixture, *what: str) -> list[tuple[str, str]]
     ]
 
 
-async def test_a_load_and_the_grant_after_it(new_pool: NewPool, clock: Clock, caplog: Any, loader: FakeLoader) -> None:
+async def test_a_load_and_the_grant_after_it(
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture, loader: FakeLoader
+) -> None:
     pool = new_pool(plain(a=4))
     loader.hold("a")
     asked = asked_as("r1", pool, "a")
@@ -94,7 +96,7 @@ async def test_a_load_and_the_grant_after_it(new_pool: NewPool, clock: Clock, ca
     ]
 
 
-async def test_a_swap_and_the_spread_that_follows_it(new_pool: NewPool, caplog: Any) -> None:
+async def test_a_swap_and_the_spread_that_follows_it(new_pool: NewPool, caplog: pytest.LogCaptureFixture) -> None:
     pool = new_pool(sharing())
     (await asked_as("r1", pool, "law")).release()
     (await asked_as("r2", pool, "math")).release()
@@ -105,7 +107,9 @@ async def test_a_swap_and_the_spread_that_follows_it(new_pool: NewPool, caplog: 
     assert ("r2", "grant math: resident 1 (law, math), swap, after 0.0 s") in lines(caplog, "grant")
 
 
-async def test_an_eviction_is_for_the_request_that_needs_the_room(new_pool: NewPool, clock: Clock, caplog: Any) -> None:
+async def test_an_eviction_is_for_the_request_that_needs_the_room(
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = new_pool(plain(a=8, b=8))
     (await asked_as("r1", pool, "a")).release()
     clock.advance(12)
@@ -115,7 +119,9 @@ async def test_an_eviction_is_for_the_request_that_needs_the_room(new_pool: NewP
     ]
 
 
-async def test_a_resident_that_expires_goes_for_no_request(new_pool: NewPool, clock: Clock, caplog: Any) -> None:
+async def test_a_resident_that_expires_goes_for_no_request(
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = new_pool(plain(a=8), idle_ttl_s=60.0)
     (await asked_as("r1", pool, "a")).release()
     clock.advance(61)
@@ -123,7 +129,7 @@ async def test_a_resident_that_expires_goes_for_no_request(new_pool: NewPool, cl
 
 
 async def test_a_bypass_tells_which_request_is_passed_and_for_how_long(
-    new_pool: NewPool, clock: Clock, caplog: Any
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = new_pool(plain(a=4, big=8), max_bypass_s=10.0)
     running = await asked_as("r1", pool, "a")
@@ -137,7 +143,7 @@ async def test_a_bypass_tells_which_request_is_passed_and_for_how_long(
 
 
 async def test_a_waiting_request_is_logged_once_for_each_reason(
-    new_pool: NewPool, clock: Clock, caplog: Any, loader: FakeLoader
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture, loader: FakeLoader
 ) -> None:
     pool = new_pool(plain(a=4, b=8))
     held = await asked_as("r1", pool, "a")
@@ -158,13 +164,13 @@ async def test_a_waiting_request_is_logged_once_for_each_reason(
     ]
 
 
-async def test_what_can_never_fit_is_refused(new_pool: NewPool, caplog: Any) -> None:
+async def test_what_can_never_fit_is_refused(new_pool: NewPool, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnavailableError):
         await asked_as("r1", new_pool(plain(a=9)), "a")
     assert lines(caplog, "refuse") == [("r1", "refuse a: never fits, 9 bytes needed, 8 bytes of 8 bytes free")]
 
 
-async def test_a_full_queue_refuses(new_pool: NewPool, caplog: Any) -> None:
+async def test_a_full_queue_refuses(new_pool: NewPool, caplog: pytest.LogCaptureFixture) -> None:
     pool = new_pool(plain(a=4, b=8), max_queue=1)
     held = await asked_as("r1", pool, "a")
     waiting = asked_as("r2", pool, "b")
@@ -177,7 +183,7 @@ async def test_a_full_queue_refuses(new_pool: NewPool, caplog: Any) -> None:
 
 
 async def test_a_load_that_failed_a_moment_ago_is_refused(
-    new_pool: NewPool, clock: Clock, caplog: Any, loader: FakeLoader
+    new_pool: NewPool, clock: Clock, caplog: pytest.LogCaptureFixture, loader: FakeLoader
 ) -> None:
     pool = new_pool(plain(a=4), load_backoff_s=5.0)
     loader.failures["a"] = LoadError("no memory.")
@@ -194,9 +200,11 @@ async def test_what_a_resident_logs_later_is_not_of_the_request_that_began_its_l
 ) -> None:
     seen: list[str] = []
 
-    async def start(*arguments: Any) -> Any:
+    async def start(
+        spec: LoadSpec, policies: Mapping[str, Thinking], on_progress: Callable[[float], None]
+    ) -> FakeResident:
         seen.append(REQUEST_ID.get())
-        return await loader(*arguments)
+        return await loader(spec, policies, on_progress)
 
     pool = Pool(plain(a=4), PoolLimits(8), start)
     (await asked_as("r1", pool, "a")).release()
