@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import EngineError
 from ..request import Event, GenerateRequest
@@ -127,3 +127,56 @@ class ReservationWaiter(Waiter[Reservation]):
 
     vram_bytes: int = 0
     on_stop: Stop | None = None
+
+
+AnyWaiter = LeaseWaiter | ReservationWaiter
+
+
+class Queue:
+    """Waiters, oldest first: first come, first served, but for what admission lets bypass.
+
+    A reservation may wait for idle time before it joins them: until nothing was asked for `quiet_s`.
+    """
+
+    def __init__(self, quiet_s: float, now: float) -> None:
+        self.waiters: list[AnyWaiter] = []
+        self._for_idle: list[ReservationWaiter] = []
+        self._quiet_s = quiet_s
+        self._last_busy = now
+
+    def add(self, waiter: AnyWaiter) -> None:
+        """Behind all others."""
+        self.waiters.append(waiter)
+
+    def add_in_idle_time(self, waiter: ReservationWaiter) -> None:
+        """Behind all others, once idle time has come: see `admit_in_idle_time`."""
+        self._for_idle.append(waiter)
+
+    def remove(self, waiter: Waiter[Any]) -> None:
+        """Wherever it waits; nothing happens when it waits no more."""
+        self.waiters = [other for other in self.waiters if other is not waiter]
+        self._for_idle = [other for other in self._for_idle if other is not waiter]
+
+    def fail(self, waiters: Iterable[Waiter[Any]], error: EngineError) -> None:
+        """End the waiting of some with an error."""
+        for waiter in list(waiters):
+            self.remove(waiter)
+            waiter.fail(error)
+
+    def close(self, error: EngineError) -> None:
+        """End the waiting of all with an error."""
+        self.fail([*self.waiters, *self._for_idle], error)
+
+    def be_busy(self, now: float) -> None:
+        """Idle time begins quiet_s from now at the earliest."""
+        self._last_busy = now
+
+    def admit_in_idle_time(self, now: float) -> None:
+        """Add the next that waits for idle time, when that has come."""
+        if self._for_idle and now >= self._last_busy + self._quiet_s:
+            self.waiters.append(self._for_idle.pop(0))
+
+    @property
+    def next_admission(self) -> float | None:
+        """When idle time comes, if a waiter waits for it."""
+        return self._last_busy + self._quiet_s if self._for_idle else None

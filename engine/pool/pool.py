@@ -7,7 +7,7 @@ import contextvars
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from .admission import GroupView, State, WaiterView, expired, never_fits, plan, 
 from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking, reservation_group
 from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, RefusalReason
 from .estimates import Estimates
-from .leases import Granted, Lease, LeaseWaiter, Reservation, ReservationWaiter, Waiter
+from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
 from .loading import Loader
 from .placement import Affinity
 from .status import PoolStatus
@@ -49,9 +49,7 @@ class Pool:
         self._estimates = Estimates(limits.budget_bytes)
         self._loader = Loader(start, limits, self._estimates, clock, free_bytes)
         self._bookings = Bookings()
-        self._waiters: list[LeaseWaiter | ReservationWaiter] = []
-        self._waits_for_idle: list[ReservationWaiter] = []  # before they wait for room
-        self._last_busy = clock()
+        self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -86,7 +84,7 @@ class Pool:
 
     def is_busy(self) -> bool:
         """Whether a request is being served, or waits to be."""
-        return bool(self._waiters) or self._bookings.has_leases
+        return bool(self._queue.waiters) or self._bookings.has_leases
 
     def _group(self, specialist: str) -> str:
         return self._entries[specialist].spec.group
@@ -105,8 +103,8 @@ class Pool:
                 *(booking.status(self._specialists(booking.group), now) for booking in residents),
                 *(booking.status() for booking in reservations),
             ),
-            tuple(waiter.name for waiter in self._waiters),
-            max((now - waiter.since for waiter in self._waiters), default=0.0),
+            tuple(waiter.name for waiter in self._queue.waiters),
+            max((now - waiter.since for waiter in self._queue.waiters), default=0.0),
             self.loads,
             self.failed_loads,
             self.evictions,
@@ -142,7 +140,7 @@ class Pool:
         failure = self._loader.failure(group)
         refusal = refuse(
             self._view(waiter, now),
-            [self._view(other, now) for other in self._waiters],
+            [self._view(other, now) for other in self._queue.waiters],
             self._bookings.views(self._served()),
             self.limits.budget_bytes,
             max_queue=self.limits.max_queue,
@@ -160,7 +158,7 @@ class Pool:
                 raise LoadError(f"{specialist} failed to load: {failure.error.message}", again)
             remedy = "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
             raise self._unfitting(specialist, refusal, remedy)
-        self._waiters.append(waiter)
+        self._queue.add(waiter)
         return await self._granted(waiter, max_wait_s)
 
     async def reserve(
@@ -182,9 +180,9 @@ class Pool:
             _report(waiter, "refuse %s: %s", title, refusal)
             raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
         if waits_for_idle:
-            self._waits_for_idle.append(waiter)
+            self._queue.add_in_idle_time(waiter)
         else:
-            self._waiters.append(waiter)
+            self._queue.add(waiter)
         return await self._granted(waiter, None)
 
     async def _granted(self, waiter: Waiter[Granted], max_wait_s: float | None) -> Granted:
@@ -203,8 +201,7 @@ class Pool:
 
     def _give_up(self, waiter: Waiter[Any]) -> None:
         _report(waiter, "%s gives up after %.1f s", waiter.name, self._clock() - waiter.since)
-        self._waiters = [other for other in self._waiters if other is not waiter]
-        self._waits_for_idle = [other for other in self._waits_for_idle if other is not waiter]
+        self._queue.remove(waiter)
         waiter.give_up()
         self._replan()
 
@@ -222,7 +219,8 @@ class Pool:
 
     def _release(self, booking: ResidentBooking, specialist: str) -> None:
         booking.shares[specialist] -= 1
-        booking.last_used = self._last_busy = self._clock()
+        booking.last_used = self._clock()
+        self._queue.be_busy(booking.last_used)
         self._replan()
 
     def _vacate(self, booking: ReservationBooking) -> None:
@@ -237,9 +235,12 @@ class Pool:
         if self._closed:
             return
         now, served = self._clock(), self._served()
-        self._admit_in_idle_time(now)
+        if self.is_busy() or self._bookings.is_loading:
+            self._queue.be_busy(now)
+        else:
+            self._queue.admit_in_idle_time(now)
         decided = plan(
-            [self._view(waiter, now) for waiter in self._waiters],
+            [self._view(waiter, now) for waiter in self._queue.waiters],
             self._bookings.views(served),
             self.limits.budget_bytes,
             max_bypass_s=self.limits.max_bypass_s,
@@ -249,34 +250,27 @@ class Pool:
         self._carry_out(decided)
         for eviction in replaced(self._bookings.resident_views(served), served, now):
             self._evict(eviction)
-        if not self._waiters:
+        if not self._queue.waiters:
             for eviction in expired(self._bookings.resident_views(served), now, self.limits.idle_ttl_s):
                 self._evict(eviction)
         self._set_timer(now)
-
-    def _admit_in_idle_time(self, now: float) -> None:
-        """In idle time, a reservation that waits for it joins those who wait for room."""
-        if self.is_busy() or self._bookings.is_loading:
-            self._last_busy = now
-        elif self._waits_for_idle and now - self._last_busy >= self.limits.quiet_s:
-            self._waiters.append(self._waits_for_idle.pop(0))
 
     def _set_timer(self, now: float) -> None:
         """Replan when a waiter's bound passes, a resident expires, or idle time begins."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        moments = [self._bypassed_since(waiter) + self.limits.max_bypass_s for waiter in self._waiters]
+        moments = [self._bypassed_since(waiter) + self.limits.max_bypass_s for waiter in self._queue.waiters]
         if self.limits.idle_ttl_s is not None:
             idle = [view for view in self._bookings.resident_views(self._served()) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
-        if self._waits_for_idle:
-            moments.append(self._last_busy + self.limits.quiet_s)
+        if self._queue.next_admission is not None:
+            moments.append(self._queue.next_admission)
         future = [moment for moment in moments if moment > now]
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
 
-    def _view(self, waiter: LeaseWaiter | ReservationWaiter, now: float) -> WaiterView:
+    def _view(self, waiter: AnyWaiter, now: float) -> WaiterView:
         waited_s, bypassed_s = now - waiter.since, now - self._bypassed_since(waiter)
         if isinstance(waiter, ReservationWaiter):
             group = reservation_group(waiter.name)
@@ -304,7 +298,7 @@ class Pool:
     # --- carrying out ---------------------------------------------------------------------------------------------
 
     def _carry_out(self, decided: Plan) -> None:
-        waiters = {waiter.id: waiter for waiter in self._waiters}
+        waiters = {waiter.id: waiter for waiter in self._queue.waiters}
         for grant in decided.grants:
             waiter = waiters[grant.waiter]
             assert isinstance(waiter, LeaseWaiter), "a reservation's group has no places"
@@ -340,7 +334,7 @@ class Pool:
         booking.specialist = specialist
         booking.last_used = self._clock()
         release = partial(self._release, booking, specialist)
-        self._waiters.remove(waiter)
+        self._queue.remove(waiter)
         waiter.future.set_result(
             Lease(booking, specialist, release, residency=residency, waited_s=grant.waited_s, swap_s=swap_s)
         )
@@ -350,7 +344,7 @@ class Pool:
         _report(waiter, "reserve %s: %s", waiter.name, load)
         self._bookings.add(booking)
         self._loader.disturb()
-        self._waiters.remove(waiter)
+        self._queue.remove(waiter)
         waiter.future.set_result(Reservation(partial(self._vacate, booking)))
 
     def _load(self, load: Load, waiter: LeaseWaiter) -> None:
@@ -396,13 +390,9 @@ class Pool:
         self._bookings.remove(booking)
         self.failed_loads += 1
         if not self._bookings.of_group(booking.group):  # else its waiters are served by the others
-            self._fail([w for w in self._waiters if self._view(w, self._clock()).group == booking.group], error)
+            now = self._clock()
+            self._queue.fail([w for w in self._queue.waiters if self._view(w, now).group == booking.group], error)
         self._replan()
-
-    def _fail(self, waiters: Iterable[LeaseWaiter | ReservationWaiter], error: EngineError) -> None:
-        for waiter in waiters:
-            self._waiters.remove(waiter)
-            waiter.fail(error)
 
     async def _watch(self, booking: ResidentBooking) -> None:
         """A worker that ends on its own leaves the pool at once; the next request starts another."""
@@ -446,8 +436,9 @@ class Pool:
         for group in changed:
             self._loader.forget_failure(group)
             self._estimates.forget_bytes(group)
-        for waiter in [w for w in self._waiters if isinstance(w, LeaseWaiter) and w.name not in entries]:
-            self._fail([waiter], _unserved(waiter.name))
+        for waiter in self._queue.waiters:
+            if isinstance(waiter, LeaseWaiter) and waiter.name not in entries:
+                self._queue.fail([waiter], _unserved(waiter.name))
         self._replan()
 
     async def unload(self, specialist: str) -> bool:
@@ -468,9 +459,7 @@ class Pool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in (*self._waiters, *self._waits_for_idle):
-            waiter.fail(UnavailableError("The server is shutting down."))
-        self._waiters, self._waits_for_idle = [], []
+        self._queue.close(UnavailableError("The server is shutting down."))
         await _cancel([b.work for b in self._bookings.all() if b.state is State.LOADING and b.work is not None])
         bookings = self._bookings.all()
         await asyncio.gather(*(booking.stop() for booking in bookings), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Who is served, loaded and evicted: the planner alone, by plain calls and by a machine that tries everything."""
+"""Admission control alone: by plain calls, and by a state machine (hypothesis) that tries everything."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TestEvictions:
     def test_a_pinned_resident_stays(self) -> None:
         assert plan_evictions(8, [warm("a", pinned=True), warm("b")], 8) is None
 
-    def test_nobody_is_stopped_in_vain(self) -> None:
+    def test_no_resident_is_stopped_in_vain(self) -> None:
         assert plan_evictions(8, [warm("a", leases=1), warm("b")], 8) is None
 
     def test_a_resident_that_is_going_counts_as_room_to_come(self) -> None:
@@ -149,7 +149,7 @@ class TestPlan:
 class TestSharing:
     """Residents that become one specialist or another."""
 
-    def test_whoever_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
+    def test_a_resident_that_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
         decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", math=1)])
         assert decided == Plan(granted((1, "r2")))
 
@@ -157,15 +157,15 @@ class TestSharing:
         residents = [shared("r1", "math", last_used=1), shared("r2", "law", last_used=9)]
         assert decide([wants(1, "court")], residents) == Plan(granted((1, "r2")))
 
-    def test_who_is_told_to_change_counts_as_changed_for_those_behind(self) -> None:
+    def test_a_resident_that_is_to_change_counts_as_changed_for_requests_behind(self) -> None:
         residents = [shared("r1", "law"), shared("r2", "math")]
         decided = decide([wants(1, "court"), wants(2, "court"), wants(3, "math")], residents)
         assert decided.grants == granted((1, "r1"), (2, "r1"), (3, "r2"))
 
-    def test_where_all_are_busy_the_wanted_one_takes_turns(self) -> None:
+    def test_where_all_are_busy_the_wanted_one_takes_time_slices(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law", law=1)], budget=4) == Plan(granted((1, "r1")))
 
-    def test_what_others_hold_takes_nobody_s_place(self) -> None:
+    def test_leases_of_other_specialists_take_no_place(self) -> None:
         full = shared("r1", "law", law=2)
         assert decide([wants(1, "law"), wants(2, "math")], [full], budget=4) == Plan(granted((2, "r1")))
         assert decide([wants(1, "math"), wants(2, "math"), wants(3, "math")], [full], budget=4).grants == granted(
@@ -176,12 +176,12 @@ class TestSharing:
         decided = decide([wants(1, "math")], [shared("r1", "law")])
         assert decided == Plan(granted((1, "r1")), load=loaded(("", "law")))
 
-    def test_room_that_somebody_waits_for_is_not_to_spare(self) -> None:
+    def test_room_that_a_request_waits_for_is_not_to_spare(self) -> None:
         residents = [shared("r1", "law"), warm("other", leases=1)]
         decided = decide([wants(1, "math"), waiter(2, "big", 8)], residents, budget=12)
         assert decided == Plan(granted((1, "r1")))
 
-    def test_nobody_is_stopped_for_a_resident_more(self) -> None:
+    def test_no_resident_is_stopped_for_a_spread(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law"), warm("idle")]) == Plan(granted((1, "r1")))
 
     def test_no_more_residents_than_the_group_may_have(self) -> None:
@@ -195,7 +195,7 @@ class TestSharing:
         full = shared("r1", "law", math=2)
         assert decide([wants(1, "math"), wants(2, "math")], [full, loading], budget=99) == Plan()
 
-    def test_who_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
+    def test_a_request_that_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=loaded(("", "math")))
         assert decide([wants(1, "law")], [shared("r1", "law", law=2)]) == Plan()
 
@@ -206,7 +206,7 @@ class TestSharing:
         residents = [shared("r1", "law", last_used=3), shared("r2", "math", last_used=1)]
         assert decide([waiter(1, "other")], residents).evict == evicted("r2")
 
-    def test_who_closes_for_an_overdue_one_leaves_its_siblings_open(self) -> None:
+    def test_a_resident_that_closes_for_an_overdue_request_leaves_its_siblings_open(self) -> None:
         residents = [shared("r1", "law", law=1), shared("r2", "math", math=1)]
         decided = decide([waiter(1, "other", bypassed_s=10), wants(2, "law"), wants(3, "math")], residents)
         assert decided.grants == granted((2, "r2"), (3, "r2"))
@@ -372,12 +372,13 @@ class AnyOrder(RuleBasedStateMachine):
             seat.shares[seat.specialist] += 1
             assert seat.shares[seat.specialist] <= 2
         served = {grant.waiter for grant in decided.grants}
-        assert len(served) == len(decided.grants), "nobody is served twice"
+        assert len(served) == len(decided.grants), "no request is served twice"
         self.waiting = [entry for entry in self.waiting if entry[0] not in served]
+        assert [wait.waiter for wait in decided.waits] == [entry[0] for entry in self.waiting], "each tells why it waits"
         for eviction in decided.evict:
             seat = self.seats[eviction.resident]
             assert seat.state is State.WARM, "only what is warm can be stopped"
-            assert not seat.leases, "nobody is stopped while busy"
+            assert not seat.leases, "no resident is stopped while busy"
             seat.state = State.DRAINING
         for load in decided.load:
             of_group = [seat for seat in self.seats.values() if seat.group == load.group]
@@ -390,7 +391,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(WORLD)), worth_bytes=st.sampled_from([None, 0, 1, 2]), data=st.data())
     def ask(self, name: str, worth_bytes: int | None, data: st.DataObject) -> None:
-        """worth_bytes: of a conversation that was somewhere before; there may be nobody any more."""
+        """worth_bytes: of a conversation that was answered before; its resident may be gone."""
         self.number += 1
         affinity = None
         if worth_bytes is not None:
@@ -428,7 +429,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     @precondition(lambda self: self.waiting)
-    def somebody_gives_up(self, data: st.DataObject) -> None:
+    def a_request_gives_up(self, data: st.DataObject) -> None:
         self.waiting.remove(data.draw(st.sampled_from(self.waiting)))
         self.replan()
 
@@ -437,7 +438,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert sum(seat.size for seat in self.seats.values()) <= BUDGET
 
     def teardown(self) -> None:
-        """Whatever has happened: when requests end and loads do, everybody who waits is served."""
+        """Whatever has happened: when requests end and loads do, every request that waits is served."""
         for _ in range(20 * (len(self.waiting) + 5)):
             if not self.waiting:
                 return

@@ -1,4 +1,4 @@
-"""Which resident becomes what."""
+"""Placement: which resident serves a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chosen(
     return assignment.resident if assignment is not None else None
 
 
-def test_whoever_is_the_wanted_one_already_serves_it_even_when_busy() -> None:
+def test_a_resident_that_is_the_wanted_one_serves_it_even_when_busy() -> None:
     options = {"A": Option("math", 0, 0.0), "B": Option("law", 3, 9.0)}
     assert chosen("law", options, DISTANCES) == "B"
 
@@ -56,7 +56,7 @@ def test_a_long_conversation_goes_where_it_was_and_a_short_one_where_less_is_swa
     assert chosen("math", options, DISTANCES, Affinity("gone", 1000)) == "A"
 
 
-def test_nobody_takes_turns_at_home_while_another_could_begin_at_once() -> None:
+def test_no_request_takes_time_slices_at_its_affinity_while_another_resident_could_begin_at_once() -> None:
     options = {"A": Option("law", 1, 0.0), "B": Option("poetry", 0, 0.0)}
     assert chosen("math", options, DISTANCES, Affinity("A", 1000)) == "B"
 
