@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import EngineError
 from ..request import Event, GenerateRequest
-from .bookings import ResidentBooking
+from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
 from .placement import Affinity
 from .types import Stop
@@ -71,6 +71,8 @@ class Reservation:
             on_release()
 
 
+Granted = TypeVar("Granted", Lease, Reservation)
+
 # A waiter's life:
 #
 #   lease() ----> refused (queue full, never fits, back-off)
@@ -81,8 +83,6 @@ class Reservation:
 #      +--------> given up: the client left, or max_wait_s passed
 #
 # reserve() is the same, but waits without an end, and may wait for idle time before it waits for room.
-
-Granted = TypeVar("Granted", Lease, Reservation)
 
 
 @dataclass(eq=False)
@@ -127,6 +127,11 @@ class ReservationWaiter(Waiter[Reservation]):
 
     vram_bytes: int = 0
     on_stop: Stop | None = None
+
+    @property
+    def group(self) -> str:
+        """A reservation's group has no specialists."""
+        return reservation_group(self.name)
 
 
 AnyWaiter = LeaseWaiter | ReservationWaiter

@@ -49,10 +49,6 @@ class Loader:
         self._disturbed: set[str] = set()  # of those, the loads beside which other memory was taken
         self._failures: dict[str, Failure] = {}
 
-    def is_failing(self, group: str) -> bool:
-        """Whether the last load of a group failed a moment ago."""
-        return self.failure(group) is not None
-
     def failure(self, group: str) -> Failure | None:
         """The failure after which no load of a group is to be tried yet."""
         failure = self._failures.get(group)

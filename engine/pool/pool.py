@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..logs import REQUEST_ID, for_request
 from ..spec import LoadSpec
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
-from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking, reservation_group
+from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking
 from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, RefusalReason
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
@@ -43,8 +44,8 @@ class Pool:
         """free_bytes: the device's own free memory, asked before and after the first load of each group, since asking
         takes as long as a swap; None, or an answer of None, leaves it to the worker.
         """
-        self._entries = dict(entries)
         self.limits = limits
+        self._set_entries(entries)
         self._clock = clock
         self._estimates = Estimates(limits.budget_bytes)
         self._loader = Loader(start, limits, self._estimates, clock, free_bytes)
@@ -137,11 +138,12 @@ class Pool:
         if read_by is not None:
             affinity = Affinity(read_by, int(read_s * self._swap_bytes_per_s(group)))
         waiter = LeaseWaiter(next(self._ids), specialist, now, REQUEST_ID.get(), found=found, affinity=affinity)
+        *waiting, newcomer = self._views([*self._queue.waiters, waiter], now)
         failure = self._loader.failure(group)
         refusal = refuse(
-            self._view(waiter, now),
-            [self._view(other, now) for other in self._queue.waiters],
-            self._bookings.views(self._served()),
+            newcomer,
+            waiting,
+            self._bookings.views(self._served),
             self.limits.budget_bytes,
             max_queue=self.limits.max_queue,
             max_bypass_s=self.limits.max_bypass_s,
@@ -174,8 +176,8 @@ class Pool:
         self._refuse_when_closed()
         now = self._clock()
         waiter = ReservationWaiter(next(self._ids), title, now, REQUEST_ID.get(), vram_bytes=vram_bytes, on_stop=stop)
-        views = self._bookings.views(self._served())
-        refusal = never_fits(self._view(waiter, now), views, self.limits.budget_bytes)
+        (newcomer,) = self._views([waiter], now)
+        refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget_bytes)
         if refusal is not None:
             _report(waiter, "refuse %s: %s", title, refusal)
             raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
@@ -234,24 +236,24 @@ class Pool:
         """Ask admission what to do now, and do it. Called after every change."""
         if self._closed:
             return
-        now, served = self._clock(), self._served()
+        now = self._clock()
         if self.is_busy() or self._bookings.is_loading:
             self._queue.be_busy(now)
         else:
             self._queue.admit_in_idle_time(now)
         decided = plan(
-            [self._view(waiter, now) for waiter in self._queue.waiters],
-            self._bookings.views(served),
+            self._views(self._queue.waiters, now),
+            self._bookings.views(self._served),
             self.limits.budget_bytes,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
         )
         self._carry_out(decided)
-        for eviction in replaced(self._bookings.resident_views(served), served, now):
+        for eviction in replaced(self._bookings.resident_views(self._served), self._served, now):
             self._evict(eviction)
         if not self._queue.waiters:
-            for eviction in expired(self._bookings.resident_views(served), now, self.limits.idle_ttl_s):
+            for eviction in expired(self._bookings.resident_views(self._served), now, self.limits.idle_ttl_s):
                 self._evict(eviction)
         self._set_timer(now)
 
@@ -260,9 +262,10 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        moments = [self._bypassed_since(waiter) + self.limits.max_bypass_s for waiter in self._queue.waiters]
+        warm_since = self._bookings.warm_since
+        moments = [max(waiter.since, warm_since) + self.limits.max_bypass_s for waiter in self._queue.waiters]
         if self.limits.idle_ttl_s is not None:
-            idle = [view for view in self._bookings.resident_views(self._served()) if view.idle]
+            idle = [view for view in self._bookings.resident_views(self._served) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
         if self._queue.next_admission is not None:
             moments.append(self._queue.next_admission)
@@ -270,27 +273,38 @@ class Pool:
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
 
-    def _view(self, waiter: AnyWaiter, now: float) -> WaiterView:
-        waited_s, bypassed_s = now - waiter.since, now - self._bypassed_since(waiter)
-        if isinstance(waiter, ReservationWaiter):
-            group = reservation_group(waiter.name)
-            return WaiterView(waiter.id, group, waiter.vram_bytes, bypassed_s, waiter.name, waited_s=waited_s)
-        entry = self._entries[waiter.name]
-        need_bytes = self._estimates.need_bytes(entry)
-        return WaiterView(waiter.id, entry.spec.group, need_bytes, bypassed_s, waiter.name, waiter.affinity, waited_s)
+    def _views(self, waiters: Sequence[AnyWaiter], now: float) -> list[WaiterView]:
+        """The waiters, for admission.
 
-    def _bypassed_since(self, waiter: Waiter[Any]) -> float:
-        """Requests for the newest resident passed none before it was warm.
-
-        Without this a load that lasts longer than max_bypass_s would be undone before it has served any.
+        Requests for the newest resident passed none before it was warm: else a load that lasts longer than max_bypass_s
+        would be undone before it has served any.
         """
-        return max(waiter.since, self._bookings.warm_since)
+        warm_since = self._bookings.warm_since
+        return [
+            WaiterView(
+                waiter.id,
+                self._group_of(waiter),
+                self._need_bytes(waiter),
+                now - max(waiter.since, warm_since),
+                waiter.name,
+                waiter.affinity if isinstance(waiter, LeaseWaiter) else None,
+                now - waiter.since,
+            )
+            for waiter in waiters
+        ]
 
-    def _served(self) -> set[str]:
-        return {entry.spec.group for entry in self._entries.values()}
+    def _group_of(self, waiter: AnyWaiter) -> str:
+        return waiter.group if isinstance(waiter, ReservationWaiter) else self._group(waiter.name)
+
+    def _need_bytes(self, waiter: AnyWaiter) -> int:
+        if isinstance(waiter, ReservationWaiter):
+            return waiter.vram_bytes
+        return self._estimates.need_bytes(self._entries[waiter.name])
 
     def _groups(self) -> dict[str, GroupView]:
-        return shared_groups(self._entries, self.limits.most_shared, self._loader.is_failing)
+        """The groups of several specialists: only one resident for a while after another has failed to load."""
+        failing = [group for group in self._shared if self._loader.failure(group) is not None]
+        return {**self._shared, **{group: replace(self._shared[group], most=1) for group in failing}}
 
     def _swap_bytes_per_s(self, group: str) -> float:
         return self._estimates.swap_bytes_per_s(self._bookings.of_group(group))
@@ -390,8 +404,7 @@ class Pool:
         self._bookings.remove(booking)
         self.failed_loads += 1
         if not self._bookings.of_group(booking.group):  # else its waiters are served by the others
-            now = self._clock()
-            self._queue.fail([w for w in self._queue.waiters if self._view(w, now).group == booking.group], error)
+            self._queue.fail([w for w in self._queue.waiters if self._group_of(w) == booking.group], error)
         self._replan()
 
     async def _watch(self, booking: ResidentBooking) -> None:
@@ -425,6 +438,11 @@ class Pool:
 
     # --- life -----------------------------------------------------------------------------------------------------
 
+    def _set_entries(self, entries: Mapping[str, Entry]) -> None:
+        self._entries = dict(entries)
+        self._served = frozenset(entry.spec.group for entry in entries.values())
+        self._shared = shared_groups(entries, self.limits.most_shared)
+
     def serve(self, entries: Mapping[str, Entry]) -> None:
         """Serve these specialists from the next request on, and no others; known ones perhaps in another way.
 
@@ -432,7 +450,7 @@ class Pool:
         is not among them are refused.
         """
         changed = [entry.spec.group for name, entry in entries.items() if entry != self._entries.get(name)]
-        self._entries = dict(entries)
+        self._set_entries(entries)
         for group in changed:
             self._loader.forget_failure(group)
             self._estimates.forget_bytes(group)

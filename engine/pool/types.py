@@ -26,12 +26,10 @@ class Entry:
     distances: Distances = field(default_factory=Distances)
 
 
-def shared_groups(
-    entries: Mapping[str, Entry], most_shared: int, failing: Callable[[str], bool]
-) -> dict[str, GroupView]:
+def shared_groups(entries: Mapping[str, Entry], most_shared: int) -> dict[str, GroupView]:
     """The groups of several specialists: never more residents than there are different weights.
 
-    most_shared: see PoolLimits. failing: whether a group's last load failed a moment ago; it gets one resident only.
+    most_shared: see PoolLimits.
     """
     weights: dict[str, list[str]] = {}
     views = {}
@@ -43,7 +41,7 @@ def shared_groups(
         if all(entry.distances.between(name, other) for other in different):
             different.append(name)
         most = min(most_shared or len(different), len(different))
-        views[group] = GroupView(entry.distances, 1 if failing(group) else most)
+        views[group] = GroupView(entry.distances, most)
     return views
 
 

@@ -374,7 +374,7 @@ class AnyOrder(RuleBasedStateMachine):
         served = {grant.waiter for grant in decided.grants}
         assert len(served) == len(decided.grants), "no request is served twice"
         self.waiting = [entry for entry in self.waiting if entry[0] not in served]
-        assert [wait.waiter for wait in decided.waits] == [entry[0] for entry in self.waiting], "each tells why it waits"
+        assert [wait.waiter for wait in decided.waits] == [entry[0] for entry in self.waiting], "each has a reason"
         for eviction in decided.evict:
             seat = self.seats[eviction.resident]
             assert seat.state is State.WARM, "only what is warm can be stopped"
