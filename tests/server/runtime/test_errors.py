@@ -36,6 +36,7 @@ def test_the_body_is_openais_envelope() -> None:
         (engine.SharingError("?"), 503, "load_failed"),
         (engine.LayoutError("?"), 503, "load_failed"),
         (engine.SwapError("?"), 503, "worker_died"),
+        (engine.ChildError("?"), 503, "child_failed"),
         (engine.EngineError("?"), 500, "engine_error"),
     ],
 )
