@@ -338,11 +338,11 @@ class Pool:
     def _grant(self, grant: Grant, waiter: LeaseWaiter) -> None:
         booking, specialist = self._bookings.residents[grant.resident], waiter.name
         _report(waiter, "grant %s: %s, %s", specialist, booking.label, grant)
-        residency = "warm" if booking.key in waiter.found else "loaded"
         if grant.swap_bytes:
-            residency = "swapped" if booking.key in waiter.found else "loaded"
             change = size_text(grant.swap_bytes)
             _report(waiter, "swap %s: %s was %s, %s to change", specialist, booking.label, grant.before, change)
+        was_there = "swapped" if grant.swap_bytes else "warm"
+        residency = was_there if booking.key in waiter.found else "loaded"
         swap_s = grant.swap_bytes / self._swap_bytes_per_s(booking.group)
         booking.shares[specialist] += 1
         booking.specialist = specialist

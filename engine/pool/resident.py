@@ -24,7 +24,7 @@ from ..request import Event, Finished, GenerateRequest, Rejected, event_from_jso
 from ..spec import LoadSpec, Thinking
 
 _log = logging.getLogger(__name__)
-_STOP_S = 5.0  # a worker that is asked to stop and does not is killed
+_STOP_S = 5.0  # a worker that is told to stop and does not is killed
 _LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
 
 
@@ -120,8 +120,8 @@ class WorkerResident:
         self._ready = asyncio.get_running_loop().create_future()
         if self._gone.is_set():
             raise self._death()
-        asked = {name: asdict(policy) for name, policy in policies.items()}
-        self._send({"op": "load", "spec": spec.to_json(), "policies": asked})
+        told = {name: asdict(policy) for name, policy in policies.items()}
+        self._send({"op": "load", "spec": spec.to_json(), "policies": told})
         try:
             self.info = await self._ready
         except BaseException:

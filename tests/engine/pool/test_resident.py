@@ -120,7 +120,7 @@ class TestAnswering:
         async for event in stream:
             if isinstance(event, Delta):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         beat: dict[str, Any] = {}
         while not beat.get("steps") or beat["active"]:
             beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
