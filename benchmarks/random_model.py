@@ -15,8 +15,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.demo import gemma4
-from coe.demo.gemma4 import write_metadata, write_tensors
+from coe.demo.parent.gemma4 import ModelShape, write_metadata, write_tensors
 
 # Ours, not Google's: the turn and thinking tokens are Gemma 4's, so that the family is recognised.
 CHAT_TEMPLATE = """\
@@ -43,7 +42,7 @@ _NORMS = (
 
 
 @dataclass(frozen=True)
-class Shape(gemma4.Shape):
+class Shape(ModelShape):
     """The sizes of a model that is small by default."""
 
     vocabulary: int = 512

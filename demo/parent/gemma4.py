@@ -14,7 +14,7 @@ _BLOCK: Final = 32  # weights of a Q8_0 block
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Sizes. Every `full_attention_every`th layer sees everything and turns a quarter of each head, as in Gemma 4."""
 
     vocabulary: int = 1024
@@ -39,7 +39,7 @@ class Shape:
         return (layer + 1) % self.full_attention_every == 0
 
 
-def write_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def write_metadata(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     """Write the sizes under the keys that llama.cpp reads. Source: llama.cpp, src/models/gemma4.cpp."""
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
