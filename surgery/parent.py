@@ -1,4 +1,4 @@
-"""Who a parent is: its bytes' hash and its experts. Masks and profiles are bound to it."""
+"""A parent's identity: the SHA-256 of its bytes, and its experts. Masks and profiles are bound to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.engine.gguf.header import Header, read_split
+from coe.engine.gguf.header import Header
+from coe.engine.gguf.reader import read_split
 
 from .architectures import Experts, experts_of
 from .files import sha256_of

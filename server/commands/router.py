@@ -61,7 +61,7 @@ def _clear_errors() -> Iterator[None]:
     """Print an error as one line with its remedy, and exit with 1."""
     from coe.router.errors import RouterError
 
-    from ..roster.load import RosterError
+    from ..roster.source import RosterError
 
     try:
         yield

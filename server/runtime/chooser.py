@@ -15,8 +15,8 @@ from coe.router.choose import Decision, first_token_s
 from coe.router.conversation import Conversation, ConversationKey
 from coe.router.supervisor import Supervisor
 
-from ..roster.load import Roster
-from ..roster.models import AUTO, Specialist
+from ..roster.models import Roster, Specialist
+from ..roster.values import AUTO
 from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog

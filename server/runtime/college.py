@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
+from coe.engine.pool.leases import Lease
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
-from coe.engine.pool.pool import Lease, Pool
+from coe.engine.pool.pool import Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, SupervisorSettings
@@ -18,8 +19,7 @@ from coe.router.head_file import SHIPPED
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
-from ..roster.load import Roster
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 from .affinity import Affinity
 from .availability import Unavailable
 from .builds.owner import Builds

@@ -16,9 +16,8 @@ from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
 
-from ..roster.load import Roster
 from ..roster.model_files import Location
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 from .availability import Located, Servable, Unavailable, availability, locate
 from .mask_models import Lack, MaskSource, cut_masked, prepare_masks
 
@@ -111,7 +110,7 @@ async def resolve(
     predictions = Predictions()
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
-    why_unshared = dict(found.alone)
+    why_unshared = dict(found.unshared)
     for group in found.groups:
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change

@@ -1,4 +1,4 @@
-"""GGUF headers written so that nothing changes but what is meant to change.
+"""GGUF headers, written record by record so that nothing changes but what is meant to change.
 
 A header is read into its records, each metadata record as the bytes it has in the file, and put together again. What
 is not touched is the same to the byte: key order, strings with zeros in them, arrays of 262,144 tokens. ggml's own
@@ -102,7 +102,7 @@ def padded(size: int, alignment: int) -> int:
 
 
 def read_raw_header(path: Path) -> RawHeader:
-    """Read a header's records. The file has been read by `engine.gguf_header` before, which finds what is damaged.
+    """Read a header's records. The file has been read by `engine.gguf.reader` before, which finds what is damaged.
 
     Raises ModelFileError for a version this does not know.
     """

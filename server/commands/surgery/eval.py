@@ -34,7 +34,7 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 4096,
     context: Annotated[int, typer.Option(help="Tokens of a question and its answer.")] = 8192,
     parallel: Annotated[int, typer.Option(help="Questions asked at once.")] = 8,
-    cache: Annotated[int, typer.Option(help="Tokens that they share; 0 for four full contexts.")] = 0,
+    cache: Annotated[int, typer.Option(help="Tokens that these questions share; 0 for four full contexts.")] = 0,
     seed: Annotated[int, typer.Option(help="For answers that are tried again.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the matrix as a PNG.")] = None,
     gpu_layers: GpuLayers = -1,
@@ -48,7 +48,7 @@ def evaluate(
         from coe.surgery.errors import EvaluationError
         from coe.surgery.judge.evaluate import evaluate as run
         from coe.surgery.judge.evaluate import report_table
-        from coe.surgery.judge.generation import Settings
+        from coe.surgery.judge.generation import GenerationSettings
         from coe.surgery.judge.questions import read_questions
         from coe.surgery.study.matrix import draw, evaluate_matrix, matrix_table
 
@@ -64,7 +64,7 @@ def evaluate(
             parallel=parallel,
         )
         load = fitting(load, [*named.values(), *([beside] if beside is not None else [])])
-        settings = Settings(max_tokens=max_tokens, seed=seed)
+        settings = GenerationSettings(max_tokens=max_tokens, seed=seed)
         if len(named) == 1 and set(targets) == {""}:
             asked = read_questions(targets[""])
             with progress_bars() as bars:

@@ -42,10 +42,10 @@ def plan(
     if picture is not None:
         require(PLOTS, "--picture")
     with clear_errors():
-        from coe.surgery.build.preflight import recipe_of
         from coe.surgery.files import require_output
-        from coe.surgery.plan import recipes, super_experts
+        from coe.surgery.plan import planning, super_experts
         from coe.surgery.plan.presets import PRESETS
+        from coe.surgery.plan.recipes import Recipe
         from coe.surgery.profile.profile import Profile, combine
         from coe.surgery.study import plots
 
@@ -61,10 +61,10 @@ def plan(
             found = super_experts.find(whole)
             pins += found.pins
             say(found.note)
-        mask = recipes.plan(
+        mask = planning.plan(
             whole,
             experts,
-            recipe_of(settings),
+            Recipe.from_settings(settings).method,
             criterion=criterion,
             second=Profile.load(second) if second is not None else None,
             pins=pins,

@@ -17,14 +17,14 @@ from click.testing import Result
 from random_model import Shape, write_random_model
 from typer.testing import CliRunner
 
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.server.cli import app
 from coe.surgery.build.job import BuildState, Job
 from coe.surgery.formats import read_mask
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from coe.surgery.profile.profile import Profile
-from coe.surgery.study.coherence import DocumentCounts
+from coe.surgery.study.document_counts import DocumentCounts
 from coe.surgery.study.matrix import TransferMatrix
 from fakes import taught
 from fakes.server_process import GIVE_UP_S, run_coe, write_roster
