@@ -1,31 +1,21 @@
-"""Which of the router's modules may import which."""
+"""What serving may import: the layers of the packages are held by tests/project/test_contract.py."""
 
 import ast
 from pathlib import Path
 
 import coe.router
 
-PACKAGE = Path(coe.router.__file__).parent
+TRAINING_ONLY = {"sklearn", "scipy", "matplotlib", "joblib"}
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports: relative ones with their dots, others by their full names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            found |= {module, *(f"{module.rstrip('.')}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+    """Top-level names of the packages that a file imports, within functions too."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in plain | named}
 
 
-def test_no_serving_module_imports_training_or_its_packages() -> None:
-    for path in PACKAGE.glob("*.py"):
-        names = {name.lstrip(".").partition(".")[0] for name in imported(path)}
-        assert not names & {"training", "sklearn", "scipy", "matplotlib", "joblib"}, path.name
-
-
-def test_the_router_imports_nothing_else_of_the_project_and_itself_relatively() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        assert not {name for name in imported(path) if name == "coe" or name.startswith("coe.")}, path.name
+def test_no_serving_module_imports_what_only_training_needs() -> None:
+    for path in Path(coe.router.__file__).parent.glob("*.py"):
+        assert not imported(path) & TRAINING_ONLY, path.name
