@@ -203,7 +203,11 @@ class Slots:
         if slot.cells.tokens:
             if self.offload(slot):
                 return
-            _log.debug("conversation of %d tokens dropped from slot %d", len(slot.cells.tokens), slot.index)
+            _log.debug(
+                "conversation of %d tokens dropped from slot %d: host memory has no room for it",
+                len(slot.cells.tokens),
+                slot.index,
+            )
         self._empty(slot.index)
 
     def offload_conversations_of_others(self, specialist_id: int) -> None:
