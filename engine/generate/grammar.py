@@ -93,7 +93,7 @@ class Grammar:
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
         self._require_sound("response_format.json_schema cannot be followed")
-        self.allowed()  # the first look is the dear one, and here no answer waits for it
+        self.allowed()  # the first look is the expensive one, and here no answer waits for it
 
     @property
     def complete(self) -> bool:

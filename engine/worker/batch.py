@@ -203,7 +203,7 @@ class BatchLoop:
         self._sample(outputs)
         seconds = self._now() - started
         self._slices.add_step(seconds)
-        self._prompt_speed.note(sum(n for _, n in plan if n > 1), seconds, ended=bool(outputs))
+        self._prompt_speed.add(sum(n for _, n in plan if n > 1), seconds, ended=bool(outputs))
         return True
 
     def _change_specialist(self) -> None:

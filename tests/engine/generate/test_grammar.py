@@ -106,7 +106,7 @@ def test_white_space_is_not_endless(smollm2_model: Model, tokenizer: LLTokenizer
     assert sum(grammar.take(newline) for _ in range(200)) <= 40
 
 
-# Each of them overflowed a stack, or kept everybody waiting for minutes, with llama.cpp's own grammars.
+# Each of them overflowed a stack, or kept all other answers waiting for minutes, with llama.cpp's own grammars.
 COSTLY = [
     {"type": "array", "items": {"type": "integer"}, "minItems": 100_000, "maxItems": 1_000_000},
     {"type": "string", "pattern": "^a{1,1000000}$"},

@@ -218,7 +218,7 @@ class TestCancelling:
 
     def test_cancelling_what_is_not_there_does_nothing(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model)
-        engine.loop.cancel("nobody")
+        engine.loop.cancel("unknown")
         assert engine.events == []
 
 
