@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -268,10 +268,10 @@ class BatchLoop:
             except EngineError as error:  # one request's trouble is not the others'
                 return error
 
-        spread = self._samplers is not None and len(outputs) > 1
-        if spread:
+        results: Iterable[Delta | EngineError | None] = map(advance, outputs)  # each goes out before the next is drawn
+        if self._samplers is not None and len(outputs) > 1:
             self._context.logits(outputs[0][1])  # the first look puts the outputs in order, which no two threads may do
-        results = list(self._samplers.map(advance, outputs)) if spread and self._samplers else map(advance, outputs)
+            results = list(self._samplers.map(advance, outputs))
         for (slot, _), result in zip(outputs, results, strict=True):
             if isinstance(result, EngineError):
                 self.reject(slot.sequence.request.id, result)

@@ -82,7 +82,7 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
-        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._free_before: int | None = None
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -93,7 +93,7 @@ class Worker:
         """Load what the first command names, then serve until told to stop or until the server is gone."""
         threading.Thread(target=self._read, daemon=True).start()
         command = self._commands.get()
-        if command is None or command["op"] == "stop":
+        if command["op"] == "stop":
             return
         spec = LoadSpec.from_json(command["spec"])
         log = logging.getLogger(WORKER_LOGGER)
@@ -173,10 +173,10 @@ class Worker:
             # Between steps take every command there is; wait for one only when there is nothing to decode.
             while not busy or not self._commands.empty():
                 command = self._commands.get()
-                if command is None or command["op"] == "stop":
+                if command["op"] == "stop":
                     self._loop.close()
                     return
-                self._obey(command)
+                self._handle(command)
                 busy = True
             try:
                 busy = self._loop.step()
@@ -185,7 +185,7 @@ class Worker:
                 os._exit(1)
             self._beat(busy)
 
-    def _obey(self, command: dict[str, Any]) -> None:
+    def _handle(self, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
             if request.response_format is None:

@@ -379,6 +379,32 @@ class TestASlidingWindow:
         assert first.prompt_tokens - 24 < again.cached_tokens <= first.prompt_tokens
 
 
+class TestARecurrentState:
+    """A random model some of whose layers keep a state instead of cells: it is good at its end and nowhere else."""
+
+    LONG = TestASlidingWindow.LONG
+
+    @pytest.fixture
+    def engine(self, tmp_path: Path) -> Iterator[SharedEngine]:
+        college = College.random(tmp_path, architecture="qwen35moe")
+        spec = college.spec("a", ram_budget_bytes=64 * MIB)
+        engine = SharedEngine(Model(spec), spec)
+        assert engine.model.recurrent
+        yield engine
+        engine.close()
+        engine.model.close()
+
+    def test_an_offloaded_conversation_is_not_spent_on_a_prompt_that_it_cannot_serve(
+        self, engine: SharedEngine
+    ) -> None:
+        first = engine.ask_of("a", self.LONG, max_tokens=1).finished
+        engine.ask_of("b", self.LONG, max_tokens=1)
+        half = self.LONG[: len(self.LONG) // 2]
+        assert engine.ask_of("a", half + " other words", max_tokens=1).finished.cached_tokens == 0
+        again = engine.ask_of("a", self.LONG + " and more", max_tokens=1).finished
+        assert again.cached_tokens == first.prompt_tokens
+
+
 class TestWhatGoesWrong:
     def test_only_the_requests_of_a_specialist_whose_file_changed_are_refused(
         self, college: College, new_engine: NewEngine, tmp_path: Path
