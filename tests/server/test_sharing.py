@@ -260,7 +260,7 @@ def test_a_device_that_cannot_be_overwritten_is_found_out_with_the_first_load(tm
     with ServerProcess(college_roster(tmp_path), env={"PYTHONPATH": str(tmp_path)}) as server:
         assert say(server, "math", "What is 27 + 35?")[0].endswith("62")
         assert say(server, "chemistry", "What is the chemical symbol of iron?")[1] == "loaded"
-        assert "are loaded apart: The device turns tensors about." in server.log()
+        assert "are loaded by themselves: The device turns tensors about." in server.log()
 
 
 def test_check_says_who_shares_and_what_a_change_moves(tmp_path: Path) -> None:

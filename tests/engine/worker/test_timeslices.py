@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from coe.demo import export as export_module
 from coe.demo.curriculum import questions
+from coe.demo.shipped import PARENT
 from coe.engine.errors import SwapError
 from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Finish, Finished, Rejected
@@ -23,7 +23,6 @@ from coe.engine.swap.timeslice import next_slice, quantum_s, worst_wait_s
 from coe.engine.worker.kv_offload import OffloadedSize, plan_offload
 from fakes.sharing_models import College, SharedEngine, domain_masks
 
-PARENT = Path(export_module.__file__).with_name("college-parent.gguf")
 DOMAINS = ("math", "chemistry", "law")
 MIB = 2**20
 

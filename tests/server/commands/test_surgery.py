@@ -17,7 +17,7 @@ from click.testing import Result
 from random_model import Shape, write_random_model
 from typer.testing import CliRunner
 
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.server.cli import app
 from coe.surgery.build.job import BuildState, Job
 from coe.surgery.formats import read_mask
