@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engine.files import written_beside
+from coe.engine.spec import LoadSpec
 
 from ..errors import BuildError
 from ..judge.values import USUAL_BOUND, Bound
@@ -25,8 +26,6 @@ from ..plan.recipes import Recipe
 
 BUILDS: Final = "builds"  # below the models folder: a folder a build
 BUILT: Final = "built"  # below the models folder: what was released
-EXIT_BUSY: Final = 75  # of a build's process, when another build is at work; sysexits.h, EX_TEMPFAIL
-EXIT_STOPPED: Final = 130  # of one that a signal stopped; what shells give for a Ctrl-C
 _RETRY_S: Final = (0.01, 0.05, 0.2)  # a look at a lock holds it for some microseconds: taking it is tried again
 MOST_BEGINNINGS: Final = 3  # of a step that never ended: from then on it is taken to kill its process every time
 
@@ -113,14 +112,14 @@ class BuildOrder:
 class Machine:
     """How the models of a build are loaded, as in engine.spec.LoadSpec; of the result it changes the rounding alone."""
 
-    context_tokens: int = 16384
-    cache_tokens: int = 0
-    parallel: int = 4
-    gpu_layers: int = -1
-    cpu_expert_layers: int = 0
-    kv_type: str = "f16"
-    mmap: bool = True
-    threads: int = 0
+    context_tokens: int = LoadSpec.context_tokens
+    cache_tokens: int = LoadSpec.cache_tokens
+    parallel: int = LoadSpec.parallel
+    gpu_layers: int = LoadSpec.gpu_layers
+    cpu_expert_layers: int = LoadSpec.cpu_expert_layers
+    kv_type: str = LoadSpec.kv_type
+    mmap: bool = LoadSpec.mmap
+    threads: int = LoadSpec.threads
 
 
 @dataclass(frozen=True)

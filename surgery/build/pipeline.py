@@ -1,45 +1,37 @@
 """A build as a resumable pipeline (checkpointing): it can be stopped or killed anywhere, and goes on from there.
 
-`python -m coe.surgery.build.pipeline FOLDER` carries out the order in the folder's job.json. Each finished step is
-recorded with a fingerprint of all that went into it, and is not repeated as long as that is unchanged.
+`run` carries out the order in the folder's job.json; process runs it in a child. Each finished step is recorded with a
+fingerprint of all that went into it, and is not repeated as long as that is unchanged.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import getpass
 import hashlib
 import json
-import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from coe.engine.errors import EngineError
-from coe.engine.process import die_with
 
 from ..errors import BuildError, SurgeryError
 from ..files import sha256_of
 from ..parent import Parent
 from .job import (
-    EXIT_BUSY,
-    EXIT_STOPPED,
     MOST_BEGINNINGS,
     BuildOrder,
     BuildProgress,
     BuildState,
-    Busy,
     Job,
     Machine,
     StepRecord,
 )
-from .preflight import check, fit
+from .preflight import check
 from .steps import BuildStep, BuildSteps
 
 _REPORT_EVERY_S: Final = 0.5
@@ -185,50 +177,3 @@ def _failed(last: BuildProgress, message: str, remedy: str) -> BuildProgress:
     return replace(
         last, state=BuildState.FAILED, fraction=None, tokens_per_s=None, message=f"{where}{message}", remedy=remedy
     )
-
-
-def main() -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(description="Carry out a build, or go on with it.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--parent-process", type=int, help="end with this process")
-    parser.add_argument("--polite", action="store_true", help="at a lower CPU priority than everything else here")
-    parser.add_argument("--accept", action="store_true", help="release it whatever the gate says")
-    parser.add_argument("--check", action="store_true", help="only say what it takes, or what would make it fail")
-    parser.add_argument("--budget", type=int, help="bytes that it may take, for --check")
-    given = parser.parse_args()
-    job = Job(given.folder)
-    if given.check:
-        sys.exit(_check_only(job, given.budget))
-    if given.parent_process is not None:
-        die_with(given.parent_process)
-    if given.polite:
-        os.nice(10)
-    # One way to stop, by a person or a server: both signals end the current batch as a Ctrl-C does.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        ended = run(job, accept_by=getpass.getuser() if given.accept else None)
-    except Busy:
-        sys.exit(EXIT_BUSY)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_STOPPED)
-    sys.exit(int(ended.state is BuildState.FAILED))
-
-
-def _check_only(job: Job, budget_bytes: int | None) -> int:
-    """Print a JSON object: `machine`, `need_bytes` and `warning`, or `message` and `remedy`. Returns the exit code."""
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # llama.cpp writes to stdout as it likes
-    try:
-        order, machine = job.order()
-        warning = check(order, job.folder)
-        answer = {**asdict(fit(order, machine, budget_bytes)), "warning": warning}
-    except (SurgeryError, EngineError) as error:
-        answer = {"message": error.message, "remedy": error.remedy}
-    print(json.dumps(answer), file=answer_to, flush=True)
-    return int("message" in answer)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,7 @@ from coe.engine.pool.memory import budget_bytes
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job
 from coe.surgery.errors import BuildError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from ...runtime.builds.order import machine_of, order_of
 from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars

@@ -8,11 +8,8 @@ from pathlib import Path
 
 from coe.surgery.build.job import BuildOrder, Machine
 from coe.surgery.errors import BuildError
-from coe.surgery.judge.values import Bound
-from coe.surgery.plan.recipes import Recipe
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 
 
 def order_of(roster: Roster, specialist: Specialist) -> BuildOrder:
@@ -44,11 +41,11 @@ def order_of(roster: Roster, specialist: Specialist) -> BuildOrder:
         corpus=tuple(f"{category}{path}" for category, path in corpus),
         experts=build.experts,
         out=specialist.built_path(roster.models_path),
-        recipe=Recipe.from_settings(build.recipe.model_dump(exclude_none=True)),
+        recipe=build.recipe.value,
         reasoning=tuple(f"{category}{path}" for category, path in reasoning),
         answer=build.answer,
         questions=questions,
-        bound=Bound(**build.bound.model_dump()),
+        bound=build.bound.value,
         system=specialist.system_prompt or "",
         quantize=build.quantize,
         shared_scale=build.shared_scale,

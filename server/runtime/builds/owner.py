@@ -16,8 +16,7 @@ from coe.engine.pool.pool import Pool
 from coe.surgery.build.job import BuildProgress, BuildState, Busy, Job, at_work
 from coe.surgery.errors import SurgeryError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from .order import machine_of, order_of
 from .process import BuildProcess, prepare
 
@@ -42,11 +41,11 @@ class Builds:
 
     A build, as its task in this process goes through it (its record on disk is the state machine of `BuildState`):
 
-        asked ─> preparing ─> waiting for the lock ─> waiting for room ──> running ──> ended: released, kept aside,
-                     │             ^      ^            or idle time           │               failed or stopped
-                     v             │      └── priority build is waiting ──┘   │
-                   ended:          └───────────── preempted: a request needs the memory
-                   failed
+        asked ──> preparing ──> waiting for ──> waiting for ──> reserved, ──> ended: released, kept aside,
+                      │          the lock        its memory      running             failed or stopped
+                      v            ^   ^              │             │
+                ended: failed      │   └─ preempted ──┘             │   by a priority build that waits for the lock
+                                   └───── preempted ────────────────┘   by a request that needs the memory
 
     Preemption is for builds with `when: idle` alone. A build with `when: now` has priority: it takes the lock from a
     build that still waits for idle time, and its reservation is not taken back.
@@ -278,7 +277,7 @@ class Builds:
         await self._until_none_runs_elsewhere(name)
         why = "for room" if priority else "for idle time"
         await self._record(name, BuildProgress(BuildState.WAITING, message=why))
-        process = BuildProcess(job, polite=not priority)
+        process = BuildProcess(job, low_priority=not priority)
         preempted = False
 
         async def preempt() -> None:

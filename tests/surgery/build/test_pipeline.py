@@ -6,6 +6,7 @@ read and cut faster.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -21,7 +22,11 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.demo.asking import ask
+from coe.engine import child
+from coe.engine import errors as engine_errors
+from coe.engine.errors import UnavailableError
 from coe.engine.gguf.reader import read_header
+from coe.surgery import errors as surgery_errors
 from coe.surgery.build import pipeline as build
 from coe.surgery.build import preflight
 from coe.surgery.build import steps as steps_module
@@ -488,21 +493,24 @@ def test_a_kill_while_releasing_leaves_the_old_model_or_the_new(
     assert out_of(job).read_bytes() == new
 
 
+def checked(job: Job, budget_bytes: int | None = None) -> Any:
+    asked = {"folder": str(job.folder), "check": {"budget_bytes": budget_bytes}}
+    errors = (engine_errors, surgery_errors)
+    return asyncio.run(child.run("coe.surgery.build.process", asked, title="The check", errors=errors))
+
+
 def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: NewJob, tmp_path: Path) -> None:
     job = new_job(experts=1)
-    command = [sys.executable, "-m", "coe.surgery.build.pipeline", str(job.folder), "--check"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 1
-    told = json.loads(found.stdout)
-    assert "a token uses 2" in told["message"]
-    assert "roster" in told["remedy"]
+    with pytest.raises(BuildError, match="a token uses 2") as caught:
+        checked(job)
+    assert "roster" in caught.value.remedy
     new_job()
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 0
-    assert json.loads(found.stdout)["need_bytes"] > 2**20
-    assert json.loads(found.stdout)["machine"] == asdict(MACHINE)
-    found = subprocess.run([*command, "--budget", "1000"], capture_output=True, text=True, timeout=60, check=False)
-    assert "vram_budget" in json.loads(found.stdout)["remedy"]
+    found = checked(job)
+    assert found["need_bytes"] > 2**20
+    assert found["machine"] == asdict(MACHINE)
+    with pytest.raises(UnavailableError) as too_much:
+        checked(job, budget_bytes=1000)
+    assert "vram_budget" in too_much.value.remedy
     with pytest.raises(BuildError):
         preflight.check(replace(job.order()[0], bound=Bound(standard_errors=-1.0)), job.folder)
 
