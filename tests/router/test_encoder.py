@@ -59,6 +59,7 @@ def test_weights_with_another_hash_are_refused_before_anything_is_loaded(tmp_pat
     assert caught.value.expected == OFFICIAL_SHA256
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_loaded_is_an_encoder_error(tmp_path):
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(EncoderError, match="cannot be loaded"):
@@ -75,6 +76,7 @@ def packaged() -> EncoderSource:
     return source
 
 
+@pytest.mark.slow
 def test_the_int8_form_is_taken_where_it_is_installed():
     encoder, warning = load_encoder(packaged())
     assert isinstance(encoder, QuantisedEncoder)

@@ -131,6 +131,7 @@ def test_without_examples_the_head_stays_as_it_is():
     assert with_examples(head, {}, None) is head
 
 
+@pytest.mark.slow
 def test_shipped_prompts_are_embedded_only_where_the_head_does_not_bring_their_embeddings():
     head, asked = load_head(), []
 
@@ -213,6 +214,7 @@ class Letters:
         return rows
 
 
+@pytest.mark.slow
 def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path):
     lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::9]]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

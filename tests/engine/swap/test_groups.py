@@ -60,6 +60,7 @@ def names(found: Group) -> list[str]:
     return [member.name for member in found.members]
 
 
+@pytest.mark.slow
 async def test_files_and_masks_of_one_parent_are_one_group(parent: Parent) -> None:
     contenders = [*cuts(parent, "ab"), mask_only(parent, "c", 1), mask_only(parent, "d", 2)]
     found = await find_groups(contenders)
@@ -77,6 +78,7 @@ async def test_files_and_masks_of_one_parent_are_one_group(parent: Parent) -> No
     assert one.n_weights == 4
 
 
+@pytest.mark.slow
 async def test_only_who_is_loaded_alike_is_in_a_group(parent: Parent) -> None:
     a, b = cuts(parent, "ab")
     other = replace(b, spec=replace(b.spec, context_tokens=512, kv_type="q8_0"))
@@ -103,6 +105,7 @@ async def test_whoever_is_alone_is_told_why(parent: Parent, smollm2: Path, tmp_p
     assert "no other specialist" in (await find_groups([*wide])).alone["w"]
 
 
+@pytest.mark.slow
 async def test_a_mask_that_is_alone_is_a_group_of_one(parent: Parent) -> None:
     found = await find_groups([mask_only(parent, "m", 0), *cuts(parent, "w", keep=6)])
     assert [names(one) for one in found.groups] == [["m"]]
@@ -110,6 +113,7 @@ async def test_a_mask_that_is_alone_is_a_group_of_one(parent: Parent) -> None:
     assert list(found.alone) == ["w"]
 
 
+@pytest.mark.slow
 async def test_two_names_for_one_file_are_a_group_without_distance(parent: Parent) -> None:
     (a,) = cuts(parent, "a")
     (one,) = (await find_groups([a, replace(a, name="again")])).groups
@@ -118,6 +122,7 @@ async def test_two_names_for_one_file_are_a_group_without_distance(parent: Paren
     assert one.n_weights == 1
 
 
+@pytest.mark.slow
 async def test_files_of_unknown_origin_are_named_until_they_are_hashed(parent: Parent) -> None:
     contenders = [*cuts(parent, "ab", provenance=False), mask_only(parent, "m", 1)]
     found = await find_groups(contenders)
@@ -146,6 +151,7 @@ def test_what_was_quantised_apart_is_marked(parent: Parent) -> None:
     assert group([a, b], read, {"a": "", "b": ""}).groups[0].quantised_apart == ()
 
 
+@pytest.mark.slow
 async def test_another_quantisation_after_the_cut_is_the_reason_that_is_given(parent: Parent, tmp_path: Path) -> None:
     (a,) = cuts(parent, "a")
     cut(parent, random_mask(parent, 4), tmp_path / "q.gguf", quantize="F16")
@@ -154,6 +160,7 @@ async def test_another_quantisation_after_the_cut_is_the_reason_that_is_given(pa
     assert "quantise the parent, then cut" in found.alone["q"]
 
 
+@pytest.mark.slow
 async def test_a_file_on_which_the_reader_dies_is_set_aside(
     parent: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +172,7 @@ async def test_a_file_on_which_the_reader_dies_is_set_aside(
     assert found.alone == {"b": "the process that reads headers was ended by signal 6 on b.gguf"}
 
 
+@pytest.mark.slow
 async def test_a_parent_on_which_it_dies_takes_its_masks_along(
     parent: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ class TestLoops:
         (answer,) = generate(model, prompts("one"), Settings(loop_retries=2), folder=tmp_path, start=script.start)
         assert (answer.reason, answer.looped, answer.attempts) == ("loop", True, 3)
 
+    @pytest.mark.model
     def test_a_specialist_that_thinks_loops_where_it_knows_nothing_and_not_at_home(
         self, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
