@@ -57,7 +57,7 @@ def through_engine(resident: WorkerResident) -> FirstText:
             loop_guard=False,
         )
         started, spent = time.perf_counter(), 0.0
-        async with aclosing(resident.generate(request)) as events:  # type: ignore[type-var]
+        async with aclosing(resident.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Delta) and not spent:
                     spent = time.perf_counter() - started

@@ -24,6 +24,32 @@ class WorkerDiedError(EngineError):
     """A worker process ended while it was needed."""
 
 
+class ChildError(EngineError):
+    """A child process gave no answer; `how` it failed is a phrase that goes with its title."""
+
+    def __init__(self, title: str, how: str, words: str = "") -> None:
+        super().__init__(f"{title} {how}{f': {words}' if words else '.'}", "Run coe doctor.")
+        self.how = how
+        self.words = words
+
+
+class ChildDiedError(ChildError):
+    """A child process ended without an answer.
+
+    code:  its exit code, or the negative number of the signal that ended it.
+    words: the most telling line of what it printed last, "" for none.
+    """
+
+    def __init__(self, title: str, code: int, words: str) -> None:
+        how = f"was ended by signal {-code}" if code < 0 else f"failed (exit {code})"
+        super().__init__(title, how, words or "it printed nothing")
+        self.code = code
+
+
+class ChildTimeoutError(ChildError):
+    """A child process took longer than it may, or gave no sign of progress for too long; it was killed."""
+
+
 class LayoutError(EngineError):
     """This build of llama.cpp keeps its tensors in another way than this program knows."""
 

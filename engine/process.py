@@ -1,4 +1,4 @@
-"""What a process of ours does about itself: how much it takes, and when it ends."""
+"""What a process of ours does about itself: its environment, its standard output, its memory (RSS), its end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,24 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def die_with(parent_pid: int) -> None:
-    """Be killed when the server goes, however it goes."""
+    """Be killed when the parent dies, however it dies. To be called first of all.
+
+    The kernel takes the thread that started this process for its parent. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it went before we asked
+    if os.getppid() != parent_pid:  # it died before the kernel was asked
         os._exit(1)
+
+
+def take_stdout() -> int:
+    """The real standard output, as a descriptor of our own; what is printed from now on goes to stderr.
+
+    llama.cpp, ggml and Python libraries write to descriptor 1 as they like: an answer among that could not be read.
+    """
+    taken = os.dup(1)
+    os.dup2(2, 1)
+    return taken
 
 
 def call_process(name: str) -> None:

@@ -148,7 +148,7 @@ class LoadSpec:
         return self.sharing is not None
 
     @functools.cached_property
-    def kind(self) -> str:
+    def group(self) -> str:
         """A name for what its residents are interchangeable in: equal for specs that are equal, and for those of one
         group of specialists, whichever of them is loaded first."""
         whole = self

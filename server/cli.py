@@ -10,6 +10,8 @@ from rich.console import Console
 
 from .commands import router as router_commands
 from .commands import surgery as surgery_commands
+from .commands._logs import LogFormat, set_up
+from .roster.builtin import demo_roster, known_roster
 
 app = typer.Typer(
     no_args_is_help=False,
@@ -23,16 +25,6 @@ _err = Console(stderr=True, highlight=False, emoji=False)
 RosterOption = Annotated[
     Path | None, typer.Option("--roster", "-r", help="The roster file; `demo`, the built-in one, when left out.")
 ]
-
-
-def known_roster(roster: Path | None) -> Path:
-    """`demo`, or nothing, stands for the built-in roster."""
-    return demo_roster() if roster in (None, Path("demo")) else roster
-
-
-def demo_roster() -> Path:
-    """The roster that needs no download."""
-    return Path(__file__).resolve().parent.parent / "demo" / "specialists.yaml"
 
 
 @app.callback(invoke_without_command=True)
@@ -50,6 +42,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("Making a specialist:")
         _out.print("  coe build NAME                 one that the roster describes, from corpus to release")
         _out.print("  coe profile, plan, cut         the same by hand: watch the parent, choose experts, cut them out")
+        _out.print("  coe mask                       another tool's drop map or matrix as a mask of ours")
         _out.print("  coe verify, eval               prove the file; questions beside the parent")
         _out.print("  coe inspect, compare           what a model consists of; how alike masks are\n")
         _out.print("The supervisor:")
@@ -63,12 +56,16 @@ def serve(
     roster: RosterOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the roster's when left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; the roster's when left out.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what llama.cpp says, too.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log every decision; -vv: what llama.cpp says, too.")
+    ] = 0,
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a roster on an OpenAI-compatible address."""
     from .commands.serve import serve as run
 
-    raise typer.Exit(run(known_roster(roster), host=host, port=port, verbose=verbose, out=_out, err=_err))
+    set_up(verbose, log_format)
+    raise typer.Exit(run(known_roster(roster), host=host, port=port, out=_out, err=_err))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Reading masks: our own files, and the drop maps, matrices and lists of others."""
+"""Reading pruning masks: our own files, and the drop maps, matrices and expert lists of other tools."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from numpy.typing import NDArray
 
 from .errors import MaskError
 from .mask import Mask, Provenance
-from .parent import Identity
-
-_OPTION: Final = "Say what the file lists: --kind keep or --kind drop (kind= in Python)."
-
-# Names under which others' files hold their lists, and what they list.
-_NAMED: Final = {"keep": "keep", "per_layer_keep": "keep", "drop": "drop", "per_layer_drop": "drop", "drop_map": "drop"}
+from .parent import Identity, Parent
 
 
-class Kind(StrEnum):
-    """What the numbers of a foreign mask mean."""
+class MaskKind(StrEnum):
+    """What the numbers of another tool's mask mean."""
 
     AUTO = "auto"  # found out where only one reading is possible
     DROP = "drop"  # experts that go
     KEEP = "keep"  # experts that stay
 
 
-def read_mask(path: Path, parent: Identity, *, kind: str = Kind.AUTO) -> Mask:
+# Names under which other tools' files hold their lists, and what they list.
+_NAMED: Final = {
+    "keep": MaskKind.KEEP,
+    "per_layer_keep": MaskKind.KEEP,
+    "drop": MaskKind.DROP,
+    "per_layer_drop": MaskKind.DROP,
+    "drop_map": MaskKind.DROP,
+}
+
+
+def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mask:
     """The mask in a file, for this parent.
 
-    Ours are bound to a parent by its hash. The files of others name none: they are checked against the parent's layers
+    Ours are bound to a parent by its hash. Those of other tools name none: they are checked against the parent's layers
     and number of experts alone, and are bound to it from then on. They may be
 
     - JSON, a list of expert numbers a layer: `{"0": [3, 7], "1": ...}` with block numbers as keys, or `[[3, 7], ...]`
@@ -44,23 +49,72 @@ def read_mask(path: Path, parent: Identity, *, kind: str = Kind.AUTO) -> Mask:
 
     Raises MaskError saying what is wrong, ParentMismatchError for a mask of ours that belongs to another parent.
     """
-    if kind not in list(Kind):
+    if kind not in list(MaskKind):
         raise MaskError(f"There is no kind {kind!r} of mask.", "It is auto, drop or keep.")
-    try:
-        content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MaskError(f"{path} does not exist.", "Check the path, or make a mask with coe plan.") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise MaskError(f"{path} is neither JSON nor .npy: {error}.", "Give a mask file.") from error
-    if isinstance(content, dict) and "schema" in content:
+    content = _content(path)
+    if _is_ours(content):
         mask = Mask.from_json(content)
         mask.require_parent(parent)
         return mask
+    return _read_foreign(content, path, parent, MaskKind(kind))
+
+
+def names_parent(path: Path) -> bool:
+    """Whether a mask says itself which parent it belongs to: ours do, those of other tools do not. Raises MaskError."""
+    return _is_ours(_content(path))
+
+
+def experts_kept(path: Path, parent: Parent) -> int:
+    """Experts a layer that a mask keeps. The parent's bytes are not hashed: a mask of ours may be another parent's.
+
+    Raises MaskError as read_mask does.
+    """
+    content = _content(path)
+    if _is_ours(content):
+        return Mask.from_json(content).n_keep
+    experts = parent.experts
+    unhashed = Identity(
+        parent.name,
+        "",
+        experts.architecture.name,
+        experts.layers,
+        experts.n_expert,
+        experts.n_used,
+        experts.n_groups,
+    )
+    return _read_foreign(content, path, unhashed, MaskKind.AUTO).n_keep
+
+
+def _content(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MaskError(f"{path} does not exist.", "Check the path, or make a mask with coe plan.") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise MaskError(
+            f"{path} is no mask, being neither JSON nor .npy: {error}.", "Give a mask file, such as coe plan makes."
+        ) from error
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and "schema" in content
+
+
+def _ambiguous(path: Path, message: str) -> MaskError:
+    """A file with two readings."""
+    return MaskError(
+        message,
+        "Say which with --kind keep or --kind drop. A roster takes the mask that this writes: "
+        f"coe mask {path} --parent PARENT.gguf --kind keep|drop -o mask.json",
+    )
+
+
+def _read_foreign(content: Any, path: Path, parent: Identity, kind: MaskKind) -> Mask:
     if isinstance(content, dict) and (names := [name for name in _NAMED if name in content]):
-        if len(names) > 1 and len({_NAMED[name] for name in names}) > 1 and kind == Kind.AUTO:
-            raise MaskError(f"{path.name} holds {' and '.join(names)}.", _OPTION)
-        name = next((name for name in names if kind in (Kind.AUTO, _NAMED[name])), names[0])
-        if kind not in (Kind.AUTO, _NAMED[name]):
+        if len({_NAMED[name] for name in names}) > 1 and kind is MaskKind.AUTO:
+            raise _ambiguous(path, f"{path.name} holds {' and '.join(names)}.")
+        name = next((name for name in names if kind in (MaskKind.AUTO, _NAMED[name])), names[0])
+        if kind not in (MaskKind.AUTO, _NAMED[name]):
             raise MaskError(f"{path.name} lists experts under {name}, and {kind} was asked for.", "Leave --kind out.")
         content, kind = content[name], _NAMED[name]
     if isinstance(content, np.ndarray) and content.ndim != 2:
@@ -68,21 +122,21 @@ def read_mask(path: Path, parent: Identity, *, kind: str = Kind.AUTO) -> Mask:
     rows = _rows(content, parent, path.name)
     matrix = _as_matrix(rows, parent)
     if matrix is not None:
-        kept, kind = (~matrix, Kind.DROP) if kind == Kind.DROP else (matrix, Kind.KEEP)
-        return Mask.from_matrix(parent, kept, _story(path, kind))
+        kept, kind = (~matrix, MaskKind.DROP) if kind is MaskKind.DROP else (matrix, MaskKind.KEEP)
+        return Mask.from_matrix(parent, kept, _provenance(path, kind))
     listed = _as_lists(rows, parent, path.name)
-    if kind == Kind.AUTO:
-        kind = _only_reading(listed, parent, path.name)
-    kept = ~listed if kind == Kind.DROP else listed
-    return Mask.from_matrix(parent, kept, _story(path, kind))
+    if kind is MaskKind.AUTO:
+        kind = _only_reading(listed, parent, path)
+    kept = ~listed if kind is MaskKind.DROP else listed
+    return Mask.from_matrix(parent, kept, _provenance(path, kind))
 
 
-def _story(path: Path, kind: str) -> Provenance:
+def _provenance(path: Path, kind: MaskKind) -> Provenance:
     return Provenance(recipe={"name": "read", "file": path.name, "kind": str(kind)})
 
 
 def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
-    """A row for each layer of the parent, whatever the file's outer form."""
+    """A row for each layer of the parent, of an object by block number or of a list in order."""
     if isinstance(content, Mapping):
         try:
             by_layer = {int(key): row for key, row in content.items()}
@@ -150,22 +204,22 @@ def _as_lists(rows: Sequence[Sequence[Any]], parent: Identity, name: str) -> NDA
     return listed
 
 
-def _only_reading(listed: NDArray[np.bool_], parent: Identity, name: str) -> Kind:
+def _only_reading(listed: NDArray[np.bool_], parent: Identity, path: Path) -> MaskKind:
     """Keep or drop, if just one of them makes a mask. Raises MaskError otherwise."""
-    possible = {}
-    for kind, kept in ((Kind.KEEP, listed), (Kind.DROP, ~listed)):
+    possible: dict[MaskKind, int] = {}
+    for kind, kept in ((MaskKind.KEEP, listed), (MaskKind.DROP, ~listed)):
         try:
             possible[kind] = Mask.from_matrix(parent, kept).n_keep
         except MaskError as error:
             reason = error
     if not possible:
         raise MaskError(
-            f"{name} makes no mask, neither as kept nor as dropped experts: {reason.message}", reason.remedy
+            f"{path.name} makes no mask, neither as kept nor as dropped experts: {reason.message}", reason.remedy
         )
     if len(possible) > 1:
-        raise MaskError(
-            f"{name} lists {possible[Kind.KEEP]} of {parent.n_expert} experts a layer: these may be the kept "
+        raise _ambiguous(
+            path,
+            f"{path.name} lists {possible[MaskKind.KEEP]} of {parent.n_expert} experts a layer: these may be the kept "
             "or the dropped ones.",
-            _OPTION,
         )
     return next(iter(possible))

@@ -1,4 +1,4 @@
-"""A mask: which experts each layer keeps, bound to its parent, with where it came from."""
+"""An expert pruning mask: which experts each layer keeps, bound to its parent by hash, with its provenance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .errors import MaskError, ParentMismatchError
 from .parent import Identity
 
 SCHEMA_VERSION: Final = 1
+_MAKE: Final = "Make a mask with coe plan, or of another tool's: coe mask FILE --parent PARENT.gguf -o mask.json"
 
 
 @dataclass(frozen=True)
-class Swap:
+class ExpertSwap:
     """One expert that a pass of a recipe put in another's place."""
 
     layer: int
@@ -40,12 +41,12 @@ class Pin:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a mask was made. recipe holds the recipe's name under "name" and its settings beside it."""
+    """How a mask was made. recipe: the recipe's name under "name", its settings beside it."""
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     corpus_sha256: str = ""
     tokens: Mapping[str, int] = field(default_factory=dict)  # a class
-    swaps: tuple[Swap, ...] = ()
+    swaps: tuple[ExpertSwap, ...] = ()
     pins: tuple[Pin, ...] = ()
     made_with: str = ""
 
@@ -121,19 +122,20 @@ class Mask:
 
     @classmethod
     def load(cls, path: Path) -> Mask:
-        """Read a mask file of this project. Raises MaskError; `formats.read_mask` reads those of others too."""
+        """Read a mask file of this project; `formats.read_mask` also reads those of other tools. Raises MaskError."""
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise MaskError(f"{path} does not exist.", "Make a mask with coe plan.") from error
         except (OSError, ValueError) as error:
-            raise MaskError(f"{path} is no mask: {error}.", "Make a mask with coe plan.") from error
+            raise MaskError(f"{path} is no mask of this project: {error}.", _MAKE) from error
+        return cls.from_json(content)
 
     @classmethod
     def from_json(cls, content: Any) -> Mask:
         """The mask of a file's content. Raises MaskError, saying what is wrong with it."""
         if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
-            raise MaskError(f"This is no mask file of schema {SCHEMA_VERSION}.", "Make a mask with coe plan.")
+            raise MaskError(f"This is no mask file of schema {SCHEMA_VERSION}.", _MAKE)
         try:
             parent = Identity(**content["parent"] | {"layers": tuple(content["parent"]["layers"])})
             keep = {int(layer): tuple(experts) for layer, experts in content["keep"].items()}
@@ -141,17 +143,13 @@ class Mask:
             provenance = Provenance(
                 **said
                 | {
-                    "swaps": tuple(Swap(**swap) for swap in said.get("swaps", ())),
+                    "swaps": tuple(ExpertSwap(**swap) for swap in said.get("swaps", ())),
                     "pins": tuple(Pin(**pin) for pin in said.get("pins", ())),
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MaskError(f"The mask file lacks something or says too much: {error!r}.", "Make it again.") from error
         return cls(parent, keep, provenance)
-
-    def with_provenance(self, **changes: Any) -> Mask:
-        """The same mask with another story."""
-        return replace(self, provenance=replace(self.provenance, **changes))
 
 
 def _check(mask: Mask) -> None:

@@ -14,8 +14,8 @@ from random_model import Shape, write_random_model
 from coe.engine.llama.model import Model
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.spec import LoadSpec
-from coe.server.cli import demo_roster
 from coe.server.commands.demo import with_own_models
+from coe.server.roster.builtin import demo_roster
 from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
 from fakes import signals, taught

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import llama_cpp.llama_cpp as lib
 from llama_cpp._ggml import libggml
 
 from ..spec import Device
@@ -39,6 +40,11 @@ def devices() -> list[Device]:
             )
         )
     return found
+
+
+def system_info() -> str:
+    """What llama.cpp was built for, and which of the processor's instructions it uses, as it says itself."""
+    return str(lib.llama_print_system_info().decode("utf-8", "replace").strip(" |"))
 
 
 def gpu_free_bytes() -> int | None:

@@ -1,7 +1,7 @@
 """Who is served, loaded and evicted next: pure decisions over plain values. The pool carries them out.
 
-Residents of one *kind* stand in for each other: each can become any specialist of the kind in place. A specialist that
-shares with nobody is the only one of its kind, and has one resident at most.
+Residents of one *group* stand in for each other: each can become any specialist of the group in place. A specialist
+that shares with nobody is the only one of its group, and has one resident at most.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from .placement import Candidate, Distances, Home, choose_resident
+from .placement import Affinity, Distances, Option, choose_resident
 
 
 class State(StrEnum):
@@ -37,7 +37,7 @@ class ResidentView:
     capacity: int
     last_used: float
     pinned: bool = False
-    kind: str = ""
+    group: str = ""
     specialist: str = ""
     shares: Mapping[str, int] = field(default_factory=dict)
 
@@ -60,19 +60,19 @@ class WaiterView:
     """A request that waits for a lease, and what loading a resident for it would take.
 
     bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
-    home: who has its conversation in the cache, where that is known.
+    affinity: who has its conversation in the cache, where that is known.
     """
 
     id: int
-    kind: str
+    group: str
     need_bytes: int
     bypassed_s: float
     specialist: str = ""
-    home: Home | None = None
+    affinity: Affinity | None = None
 
 
 @dataclass(frozen=True)
-class Kind:
+class GroupView:
     """Specialists that can share residents. most: residents there may be of it.
 
     distances: bytes that a swap between two of them changes.
@@ -92,9 +92,9 @@ class Grant:
 
 @dataclass(frozen=True)
 class Load:
-    """A resident of a kind is to be loaded as one of its specialists."""
+    """A resident of a group is to be loaded as one of its specialists."""
 
-    kind: str
+    group: str
     specialist: str
 
 
@@ -130,17 +130,17 @@ def closed_to_newcomers(
     Gives them, and the ids of the waiters who are no newcomers: they came before the overdue one, and still pass.
     Those that will be free soonest go first: idle ones, then those with the fewest leases.
     """
-    present = {resident.kind for resident in residents if resident.state is not State.DRAINING}
+    present = {resident.group for resident in residents if resident.state is not State.DRAINING}
     place = next(
-        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.kind not in present), len(waiters)
+        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.group not in present), len(waiters)
     )
     if place == len(waiters):
         return frozenset(), frozenset()
     overdue = waiters[place]
     used = sum(r.vram_bytes for r in residents if r.state is not State.DRAINING)
     closed: set[str] = set()
-    candidates = [r for r in residents if r.state is State.WARM and not r.pinned]
-    for resident in sorted(candidates, key=lambda r: (r.leases, r.last_used)):
+    options = [r for r in residents if r.state is State.WARM and not r.pinned]
+    for resident in sorted(options, key=lambda r: (r.leases, r.last_used)):
         if used + overdue.need_bytes <= budget_bytes:
             break
         closed.add(resident.key)
@@ -154,9 +154,9 @@ def plan(
     budget_bytes: int,
     *,
     max_bypass_s: float,
-    kinds: Mapping[str, Kind] | None = None,
+    groups: Mapping[str, GroupView] | None = None,
 ) -> Plan:
-    """The next actions. waiters: oldest first. kinds: those that several specialists share.
+    """The next actions. waiters: oldest first. groups: those that several specialists share.
 
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
@@ -166,50 +166,50 @@ def plan(
     A shared resident is changed rather than another loaded: that is quicker. Where there is room that nobody waits for,
     another one is loaded all the same, so that the next request finds its specialist as it left it.
     """
-    kinds = kinds or {}
+    groups = groups or {}
     seats = {resident.key: resident for resident in residents}
-    grants = _grant(waiters, seats, kinds, *closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s))
+    grants = _grant(waiters, seats, groups, *closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s))
     booked = sum(resident.vram_bytes for resident in residents)
     if booked > budget_bytes:
         return Plan(grants, tuple(plan_evictions(0, list(seats.values()), budget_bytes) or ()))
-    present = {resident.kind for resident in residents}
+    present = {resident.group for resident in residents}
     loads: list[Load] = []
     for waiter in waiters:
-        if waiter.kind in present:
+        if waiter.group in present:
             continue
         if booked + waiter.need_bytes > budget_bytes:
             # What frees up is this waiter's; those behind it wait for the next plan.
             coming = [ResidentView("", State.LOADING, booked - sum(r.vram_bytes for r in residents), 0, 1, 0.0)]
             evict = plan_evictions(waiter.need_bytes, [*seats.values(), *coming], budget_bytes) or ()
             return Plan(grants, tuple(evict), tuple(loads))
-        loads.append(Load(waiter.kind, waiter.specialist))
-        present.add(waiter.kind)
+        loads.append(Load(waiter.group, waiter.specialist))
+        present.add(waiter.group)
         booked += waiter.need_bytes
-    loads += _spread(waiters, residents, seats, loads, kinds, budget_bytes - booked)
+    loads += _spread(waiters, residents, seats, loads, groups, budget_bytes - booked)
     return Plan(grants, (), tuple(loads))
 
 
 def _grant(
     waiters: Sequence[WaiterView],
     seats: dict[str, ResidentView],
-    kinds: Mapping[str, Kind],
+    groups: Mapping[str, GroupView],
     closed: Collection[str],
     ahead: Collection[int],
 ) -> tuple[Grant, ...]:
     """Who is served now, and by whom; notes in `seats` what becomes of the residents."""
     grants = []
     for waiter in waiters:
-        distances = kinds.get(waiter.kind, Kind()).distances
+        distances = groups.get(waiter.group, GroupView()).distances
         able = {
-            seat.key: Candidate(seat.specialist, seat.leases, seat.last_used)
+            seat.key: Option(seat.specialist, seat.leases, seat.last_used)
             for seat in seats.values()
-            if seat.kind == waiter.kind and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
+            if seat.group == waiter.group and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
             if seat.key not in closed or waiter.id in ahead
         }
-        key = choose_resident(waiter.specialist, able, distances, waiter.home)
+        key = choose_resident(waiter.specialist, able, distances, waiter.affinity)
         if key is not None:
             seat, name = seats[key], waiter.specialist
-            shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.kind in kinds else seat.shares
+            shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.group in groups else seat.shares
             seats[key] = replace(seat, leases=seat.leases + 1, specialist=name, shares=shares)
             grants.append(Grant(waiter.id, key))
     return tuple(grants)
@@ -220,21 +220,21 @@ def _spread(
     before: Sequence[ResidentView],
     seats: Mapping[str, ResidentView],
     loads: Sequence[Load],
-    kinds: Mapping[str, Kind],
+    groups: Mapping[str, GroupView],
     free_bytes: int,
 ) -> list[Load]:
-    """More residents of kinds in use, for specialists that no resident is: those just displaced, or wanted."""
+    """More residents of groups in use, for specialists that no resident is: those just displaced, or wanted."""
     more: list[Load] = []
     for waiter in waiters:
-        kind = kinds.get(waiter.kind)
-        held = [seat.specialist for seat in seats.values() if seat.kind == waiter.kind]
-        held += [load.specialist for load in (*loads, *more) if load.kind == waiter.kind]
-        if kind is None or not held or len(held) >= kind.most or waiter.need_bytes > free_bytes:
+        group = groups.get(waiter.group)
+        held = [seat.specialist for seat in seats.values() if seat.group == waiter.group]
+        held += [load.specialist for load in (*loads, *more) if load.group == waiter.group]
+        if group is None or not held or len(held) >= group.most or waiter.need_bytes > free_bytes:
             continue
-        displaced = [r.specialist for r in before if r.kind == waiter.kind and r.state is State.WARM]
+        displaced = [r.specialist for r in before if r.group == waiter.group and r.state is State.WARM]
         for name in (waiter.specialist, *displaced):
-            if not any(kind.distances.between(name, other) == 0 for other in held):
-                more.append(Load(waiter.kind, name))
+            if not any(group.distances.between(name, other) == 0 for other in held):
+                more.append(Load(waiter.group, name))
                 free_bytes -= waiter.need_bytes
                 break
     return more

@@ -1,20 +1,19 @@
-"""What residents will take, asked of dry runs; and what is free now."""
+"""A resident's memory estimate, from a dry run in a child process, and the free memory that a budget is made of."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from .. import errors
-from ..errors import EngineError, ModelFileError
+from .. import child
+from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError
 from ..spec import Footprint, LoadSpec, Thinking
 
-_PROBE_TIMEOUT_S = 120.0
+_PROBE: Final = "coe.engine.worker.probe"
+_PROBE_S: Final = 120.0  # a dry run takes some seconds
 
 
 @dataclass(frozen=True)
@@ -25,35 +24,18 @@ class Prediction:
     refused: Mapping[str, str]
 
 
-async def _probe(job: Mapping[str, Any], what: str) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "coe.engine.worker.probe",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is the server's to answer, not a dry run's
-    )
+async def _dry_run(job: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
-        out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), _PROBE_TIMEOUT_S)
-    except TimeoutError:
-        raise ModelFileError(f"A dry run of {what} did not end in {_PROBE_TIMEOUT_S:.0f} s.") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-    last = (err.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-    if process.returncode and process.returncode < 0:
+        answer: dict[str, Any] = await child.run(_PROBE, job, title=f"The dry run of {what}", within_s=_PROBE_S)
+    except ChildTimeoutError as error:
+        raise ModelFileError(f"A dry run of {what} {error.how}.") from None
+    except ChildDiedError as error:
+        if error.code >= 0:
+            raise
         raise ModelFileError(
-            f"llama.cpp crashed on a dry run of {what} (signal {-process.returncode}): {last}",
+            f"llama.cpp crashed on a dry run of {what} (signal {-error.code}): {error.words}",
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
-        )
-    if process.returncode or not out:
-        raise EngineError(f"The dry run of {what} failed (exit {process.returncode}): {last}", "Run coe doctor.")
-    answer: dict[str, Any] = json.loads(out)
-    if "error" in answer:
-        kind = getattr(errors, answer["error"], EngineError)
-        raise kind(answer["message"], answer["remedy"])
+        ) from None
     return answer
 
 
@@ -63,14 +45,14 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
     Raises ModelFileError when the file cannot be loaded at all.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
-    answer = await _probe({"spec": spec.to_json(), "policies": asked}, spec.path.name)
+    answer = await _dry_run({"spec": spec.to_json(), "policies": asked}, spec.path.name)
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     return Prediction(Footprint(**sizes), answer["refused"])
 
 
 async def free_device_bytes() -> int | None:
     """Free memory of the GPUs as another process sees it, None without a GPU."""
-    answer = await _probe({}, "the devices")
+    answer = await _dry_run({}, "the devices")
     gpus = [device for device in answer["devices"] if device["kind"] == "gpu"]
     return sum(device["free_bytes"] for device in gpus) if gpus else None
 

@@ -9,7 +9,7 @@ from ..swap.plan import Pair
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Option:
     """A resident that could become the wanted specialist. active: requests that are being answered or wait there."""
 
     specialist: str
@@ -38,7 +38,7 @@ class Distances:
 
 
 @dataclass(frozen=True)
-class Home:
+class Affinity:
     """The resident that has a conversation in its cache. worth_bytes: what could be swapped while it is read anew."""
 
     resident: str
@@ -46,7 +46,7 @@ class Home:
 
 
 def choose_resident(
-    wanted: str, candidates: Mapping[str, Candidate], distances: Distances, home: Home | None = None
+    wanted: str, options: Mapping[str, Option], distances: Distances, affinity: Affinity | None = None
 ) -> str | None:
     """The resident, by its name, that is to serve a specialist; None when there is none.
 
@@ -57,11 +57,11 @@ def choose_resident(
     """
 
     def cost(name: str) -> tuple[bool, int, int, int, float]:
-        candidate = candidates[name]
-        distance = distances.between(wanted, candidate.specialist)
-        takes_turns = distance > 0 and candidate.active > 0
-        if home is not None and home.resident in candidates and home.resident != name:
-            distance += home.worth_bytes
-        return takes_turns, candidate.active if takes_turns else 0, distance, candidate.active, candidate.last_used
+        option = options[name]
+        distance = distances.between(wanted, option.specialist)
+        takes_turns = distance > 0 and option.active > 0
+        if affinity is not None and affinity.resident in options and affinity.resident != name:
+            distance += affinity.worth_bytes
+        return takes_turns, option.active if takes_turns else 0, distance, option.active, option.last_used
 
-    return min(candidates, key=cost, default=None)
+    return min(options, key=cost, default=None)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from ..errors import EngineError, LoadError, QueueFullError, UnavailableError, W
 from ..request import Event, GenerateRequest
 from ..spec import LoadSpec
 from ..units import size_text
-from .admission import Kind, Load, Plan, ResidentView, State, WaiterView, expired, plan
-from .placement import Home
+from .admission import GroupView, Load, Plan, ResidentView, State, WaiterView, expired, plan
+from .placement import Affinity
 from .resident import Resident
-from .types import COUNTED, Entry, PoolSettings, PoolStatus, ResidentStatus, Starter, Stop
+from .types import COUNTED, Entry, PoolLimits, PoolStatus, ResidentStatus, Starter, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class _Held:
     """A resident, or a reservation, and what the pool keeps of it. vram_bytes: predicted, or measured where more."""
 
     key: str
-    kind: str
+    group: str
     title: str  # the file's name, who shares it, or what room is reserved for
     vram_bytes: int
     pinned: bool
@@ -69,7 +69,7 @@ class _Held:
             self.capacity,
             self.last_used,
             self.pinned,
-            self.kind,
+            self.group,
             self.specialist,
             +self.shares if self.is_shared else {},
         )
@@ -91,7 +91,7 @@ class _Waiter:
     since: float
     future: asyncio.Future[Any]  # of a Lease, or of a Reservation where there is a room
     found: tuple[str, ...] = ()  # keys of the residents that were warm when the request came
-    home: Home | None = None
+    affinity: Affinity | None = None
     room: _Room | None = None
 
 
@@ -99,7 +99,7 @@ def _unserved(specialist: str) -> UnavailableError:
     return UnavailableError(f"{specialist} cannot be served.", "See GET /v1/models for the reason.")
 
 
-def _room_kind(title: str) -> str:
+def _room_group(title: str) -> str:
     return f"reserved: {title}"
 
 
@@ -129,7 +129,7 @@ class Lease:
         assert self._held is not None, "the lease was released"
         return self._held.key
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         assert self._held is not None, "the lease was released"
         assert self._held.resident is not None
@@ -162,30 +162,30 @@ class Pool:
     def __init__(
         self,
         entries: Mapping[str, Entry],
-        settings: PoolSettings,
+        limits: PoolLimits,
         start: Starter,
         *,
         clock: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], Awaitable[int | None]] | None = None,
     ) -> None:
-        """free_bytes: the device's own free memory, asked before and after the first load of each kind, since asking
+        """free_bytes: the device's own free memory, asked before and after the first load of each group, since asking
         takes as long as a swap; None, or an answer of None, leaves it to the worker.
         """
         self._entries = dict(entries)
-        self.settings = settings
+        self.limits = limits
         self._start = start
         self._clock = clock
         self._free_bytes = free_bytes
         self._held: dict[str, _Held] = {}
         self._waiters: list[_Waiter] = []
-        self._patient: list[_Waiter] = []  # reservations that wait for idle time before they wait for room
+        self._waits_for_idle: list[_Waiter] = []  # reservations that wait for idle time before they wait for room
         self._last_busy = clock()
         self._failures: dict[str, _Failure] = {}
-        self._measured: dict[str, int] = {}  # bytes of kinds that took more than predicted
-        self._asked_device: set[str] = set()  # kinds of which it is known what the device lost by a load
+        self._measured: dict[str, int] = {}  # bytes of groups that took more than predicted
+        self._asked_device: set[str] = set()  # groups of which it is known what the device lost by a load
         self._ended: defaultdict[tuple[str, str], float] = defaultdict(float)  # see PoolStatus.counted
-        self._load_s: dict[str, float] = {}  # seconds that the last load of a kind took
-        self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents of a kind said before they went
+        self._load_s: dict[str, float] = {}  # seconds that the last load of a group took
+        self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents of a group said before they went
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -203,19 +203,19 @@ class Pool:
         Judged by what swaps and loads have taken so far, else by bytes.
         """
         entry = self._entries[specialist]
-        kind = entry.spec.kind
-        warm = [held for held in self._held.values() if held.kind == kind and held.state is State.WARM]
+        group = entry.spec.group
+        warm = [held for held in self._held.values() if held.group == group and held.state is State.WARM]
         if not warm:
-            return self._load_s.get(kind, entry.vram_bytes / _LOAD_BYTES_PER_S)
+            return self._load_s.get(group, entry.vram_bytes / _LOAD_BYTES_PER_S)
         n_bytes = min(entry.distances.between(specialist, held.specialist) for held in warm)
         if not n_bytes:
             return 0.0
         measured = max(held.activity.get("change_s", 0.0) for held in warm)
         return measured or n_bytes / _SWAP_BYTES_PER_S
 
-    def _swap_bytes_per_s(self, kind: str) -> float:
-        """How fast residents of a kind change: the slowest, as they say, else what is assumed."""
-        said = [held.activity for held in self._held.values() if held.kind == kind]
+    def _swap_bytes_per_s(self, group: str) -> float:
+        """How fast residents of a group change: the slowest, as they say, else what is assumed."""
+        said = [held.activity for held in self._held.values() if held.group == group]
         speeds = [
             one["swapped_bytes"] / one["swaps"] / one["change_s"]
             for one in said
@@ -225,19 +225,19 @@ class Pool:
 
     def prompt_tokens_per_s(self, specialist: str) -> float | None:
         """How fast prompts for the specialist were read so far; None before any was."""
-        kind = self._kind(specialist)
-        told = [held.activity.get("prompt_tokens_per_s", 0.0) for held in self._held.values() if held.kind == kind]
-        return max(told, default=0.0) or self._prompt_speed.get(kind)
+        group = self._group(specialist)
+        told = [held.activity.get("prompt_tokens_per_s", 0.0) for held in self._held.values() if held.group == group]
+        return max(told, default=0.0) or self._prompt_speed.get(group)
 
-    def _kind(self, specialist: str) -> str:
-        return self._entries[specialist].spec.kind
+    def _group(self, specialist: str) -> str:
+        return self._entries[specialist].spec.group
 
     def _wanted_bytes(self, waiter: _Waiter) -> int:
         return waiter.room.vram_bytes if waiter.room is not None else self._need_bytes(waiter.specialist)
 
     def _need_bytes(self, specialist: str) -> int:
         # A measurement above the whole budget may be somebody else's memory: it is tried again, alone.
-        measured = min(self._measured.get(self._kind(specialist), 0), self.settings.budget_bytes)
+        measured = min(self._measured.get(self._group(specialist), 0), self.limits.budget_bytes)
         return max(self._entries[specialist].vram_bytes, measured)
 
     async def lease(
@@ -254,25 +254,25 @@ class Pool:
             raise _unserved(specialist)
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
-        kind = self._kind(specialist)
+        group = self._group(specialist)
         self._refuse_impossible(
             specialist,
-            kind,
+            group,
             self._need_bytes(specialist),
             "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget.",
         )
-        there = [held for held in self._held.values() if held.kind == kind]
-        failure = self._failures.get(kind)
+        there = [held for held in self._held.values() if held.group == group]
+        failure = self._failures.get(group)
         if failure and not there and self._clock() < failure.until:
             left = failure.until - self._clock()
             raise LoadError(
                 f"{specialist} failed to load: {failure.error.message}", f"The next try may be in {left:.0f} s."
             )
         found = tuple(held.key for held in there if held.state is State.WARM)
-        home = Home(read_by, int(read_s * self._swap_bytes_per_s(kind))) if read_by is not None else None
+        affinity = Affinity(read_by, int(read_s * self._swap_bytes_per_s(group))) if read_by is not None else None
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(next(self._ids), specialist, self._clock(), future, found, home)
-        full = len(self._waiters) >= self.settings.max_queue
+        waiter = _Waiter(next(self._ids), specialist, self._clock(), future, found, affinity)
+        full = len(self._waiters) >= self.limits.max_queue
         if full and waiter.id not in (grant.waiter for grant in self._decide(waiter).grants):
             raise QueueFullError(f"{len(self._waiters)} requests wait already.", "Try again a little later.")
         self._waiters.append(waiter)
@@ -290,40 +290,40 @@ class Pool:
             self._give_up(waiter)
             raise
 
-    def _refuse_impossible(self, who: str, kind: str, need: int, remedy: str) -> None:
-        kinds = {entry.spec.kind for entry in self._entries.values()}
+    def _refuse_impossible(self, who: str, group: str, need: int, remedy: str) -> None:
+        groups = {entry.spec.group for entry in self._entries.values()}
         kept = [
             held
             for held in self._held.values()
             if held.pinned
-            and held.kind != kind
-            and (held.reserved or held.kind in kinds)  # others are on their way out
+            and held.group != group
+            and (held.reserved or held.group in groups)  # others are on their way out
         ]
         kept_bytes = sum(held.vram_bytes for held in kept)
-        if need + kept_bytes > self.settings.budget_bytes:
+        if need + kept_bytes > self.limits.budget_bytes:
             rooms = [held.title for held in kept if held.reserved]
             how = f"held by {', '.join(rooms)}" if rooms else "pinned"
             aside = f", {size_text(kept_bytes)} of them {how}" if kept else ""
             raise UnavailableError(
-                f"{who} needs {size_text(need)}; the budget is {size_text(self.settings.budget_bytes)}{aside}.", remedy
+                f"{who} needs {size_text(need)}; the budget is {size_text(self.limits.budget_bytes)}{aside}.", remedy
             )
 
     async def reserve(
-        self, title: str, vram_bytes: int, *, when_quiet: bool = False, stop: Stop | None = None
+        self, title: str, vram_bytes: int, *, waits_for_idle: bool = False, stop: Stop | None = None
     ) -> Reservation:
         """Room for something that is no resident; waits for it as a request does, but without an end.
 
-        when_quiet: waits first until nothing has been asked for `quiet_s`.
+        waits_for_idle: waits first until nothing has been asked for `quiet_s`.
         stop:       called when a request needs the room, before any resident has to go; without it the room is kept.
         Raises UnavailableError when it can never fit. Cancelling the call gives the place in the queue back.
         """
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
-        self._refuse_impossible(title, _room_kind(title), vram_bytes, "Raise pool.vram_budget, or unpin a model.")
+        self._refuse_impossible(title, _room_group(title), vram_bytes, "Raise pool.vram_budget, or unpin a model.")
         future: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         room = _Room(title, vram_bytes, stop)
         waiter = _Waiter(next(self._ids), title, self._clock(), future, room=room)
-        (self._patient if when_quiet else self._waiters).append(waiter)
+        (self._waits_for_idle if waits_for_idle else self._waiters).append(waiter)
         self._replan()
         try:
             return await asyncio.shield(future)
@@ -337,7 +337,7 @@ class Pool:
             self._replan()
 
     def _give_up(self, waiter: _Waiter) -> None:
-        for queue in (self._waiters, self._patient):
+        for queue in (self._waiters, self._waits_for_idle):
             if waiter in queue:
                 queue.remove(waiter)
         if waiter.future.done():
@@ -359,61 +359,61 @@ class Pool:
         if self._closed:
             return
         now = self._clock()
-        self._call_the_patient(now)
+        self._admit_in_idle_time(now)
         self._carry_out(self._decide())
         self._retire()
         if not self._waiters:
             residents = [held.view() for held in self._held.values() if not held.reserved]
-            for key in expired(residents, now, self.settings.idle_ttl_s):
+            for key in expired(residents, now, self.limits.idle_ttl_s):
                 self._evict(self._held[key], "idle")
         self._set_timer()
 
-    def _call_the_patient(self, now: float) -> None:
+    def _admit_in_idle_time(self, now: float) -> None:
         """In idle time, who waits for it joins those who wait for room."""
         if self._waiters or any(h.state is State.LOADING or h.leases for h in self._held.values()):
             self._last_busy = now
-        elif self._patient and now - self._last_busy >= self.settings.quiet_s:
-            self._waiters.append(self._patient.pop(0))
+        elif self._waits_for_idle and now - self._last_busy >= self.limits.quiet_s:
+            self._waiters.append(self._waits_for_idle.pop(0))
 
     def _decide(self, *newcomers: _Waiter) -> Plan:
         """What admission says of those who wait, and of newcomers behind them."""
         now, since = self._clock(), self._passing_since()
         waiters = [
             WaiterView(
-                w.id, self._waiter_kind(w), self._wanted_bytes(w), now - max(w.since, since), w.specialist, w.home
+                w.id, self._waiter_group(w), self._wanted_bytes(w), now - max(w.since, since), w.specialist, w.affinity
             )
             for w in (*self._waiters, *newcomers)
         ]
         views = [held.view() for held in self._held.values()]
-        bound = self.settings.max_bypass_s
-        return plan(waiters, views, self.settings.budget_bytes, max_bypass_s=bound, kinds=self._kinds())
+        bound = self.limits.max_bypass_s
+        return plan(waiters, views, self.limits.budget_bytes, max_bypass_s=bound, groups=self._groups())
 
-    def _waiter_kind(self, waiter: _Waiter) -> str:
-        return self._kind(waiter.specialist) if waiter.room is None else _room_kind(waiter.room.title)
+    def _waiter_group(self, waiter: _Waiter) -> str:
+        return self._group(waiter.specialist) if waiter.room is None else _room_group(waiter.room.title)
 
-    def _kinds(self) -> dict[str, Kind]:
+    def _groups(self) -> dict[str, GroupView]:
         """What several specialists share: never more residents than there are different weights, and only one for a
         while after another has failed to load."""
         now = self._clock()
         weights: dict[str, list[str]] = {}
-        kinds = {}
+        groups = {}
         for name, entry in self._entries.items():
             if entry.spec.sharing is None:
                 continue
-            different = weights.setdefault(entry.spec.kind, [])
+            different = weights.setdefault(entry.spec.group, [])
             if all(entry.distances.between(name, other) for other in different):
                 different.append(name)
-            failure = self._failures.get(entry.spec.kind)
+            failure = self._failures.get(entry.spec.group)
             failed = failure is not None and now < failure.until
-            most = 1 if failed else min(self.settings.most_shared or len(different), len(different))
-            kinds[entry.spec.kind] = Kind(entry.distances, most)
-        return kinds
+            most = 1 if failed else min(self.limits.most_shared or len(different), len(different))
+            groups[entry.spec.group] = GroupView(entry.distances, most)
+        return groups
 
     def _retire(self) -> None:
         """Residents of what the roster no longer has go as soon as nobody uses them."""
-        kinds = {entry.spec.kind for entry in self._entries.values()}
+        groups = {entry.spec.group for entry in self._entries.values()}
         for held in list(self._held.values()):
-            if not held.reserved and held.kind not in kinds and held.state is State.WARM and not held.leases:
+            if not held.reserved and held.group not in groups and held.state is State.WARM and not held.leases:
                 self._evict(held, "replaced")
 
     def _passing_since(self) -> float:
@@ -430,7 +430,7 @@ class Pool:
             self._waiters.remove(waiter)
             residency = self._residency(waiter, held)
             changed_bytes = self._entries[waiter.specialist].distances.between(waiter.specialist, held.specialist)
-            swap_s = changed_bytes / self._swap_bytes_per_s(held.kind)
+            swap_s = changed_bytes / self._swap_bytes_per_s(held.group)
             held.shares[waiter.specialist] += 1
             held.specialist = waiter.specialist
             held.last_used = self._clock()
@@ -439,7 +439,7 @@ class Pool:
         for key in decided.evict:
             self._evict(self._held[key], "to make room")
         for load in decided.load:
-            room = next((w for w in self._waiters if w.room is not None and self._waiter_kind(w) == load.kind), None)
+            room = next((w for w in self._waiters if w.room is not None and self._waiter_group(w) == load.group), None)
             if room is not None:
                 self._book(room)
             else:
@@ -458,12 +458,12 @@ class Pool:
             self._timer = None
         now = self._clock()
         since = self._passing_since()
-        moments = [max(w.since, since) + self.settings.max_bypass_s for w in self._waiters]
-        if self.settings.idle_ttl_s is not None:
+        moments = [max(w.since, since) + self.limits.max_bypass_s for w in self._waiters]
+        if self.limits.idle_ttl_s is not None:
             idle = [held for held in self._held.values() if held.view().idle and not held.reserved]
-            moments += [held.last_used + self.settings.idle_ttl_s for held in idle]
-        if self._patient:
-            moments.append(self._last_busy + self.settings.quiet_s)
+            moments += [held.last_used + self.limits.idle_ttl_s for held in idle]
+        if self._waits_for_idle:
+            moments.append(self._last_busy + self.limits.quiet_s)
         future = [moment for moment in moments if moment > now]
         if future:
             self._timer = asyncio.get_running_loop().call_later(min(future) - now + 0.001, self._replan)
@@ -473,8 +473,8 @@ class Pool:
         room = waiter.room
         assert room is not None
         self._waiters.remove(waiter)
-        key = kind = _room_kind(room.title)
-        held = _Held(key, kind, room.title, room.vram_bytes, pinned=room.stop is None, reserved=True, stop=room.stop)
+        key = group = _room_group(room.title)
+        held = _Held(key, group, room.title, room.vram_bytes, pinned=room.stop is None, reserved=True, stop=room.stop)
         held.state, held.last_used = State.WARM, float("-inf")
         for other in self._held.values():
             other.loads_alone = False
@@ -485,13 +485,13 @@ class Pool:
         # The bytes are booked before the first await: a plan may be made while the load runs.
         spec = self._entries[load.specialist].spec.loaded_as(load.specialist)
         need = self._need_bytes(load.specialist)
-        first = all(held.kind != load.kind for held in self._held.values())
+        first = all(held.group != load.group for held in self._held.values())
         held = _Held(
-            f"{load.kind} {next(self._ids)}",
-            load.kind,
+            f"{load.group} {next(self._ids)}",
+            load.group,
             spec.title,
             need,
-            first and self._is_pinned(load.kind),  # of several that share, one is enough
+            first and self._is_pinned(load.group),  # of several that share, one is enough
             load.specialist,
             spec.sharing is not None,
             spec.parallel,
@@ -505,24 +505,24 @@ class Pool:
         self._held[held.key] = held
         held.work = asyncio.create_task(self._load_now(held, spec))
 
-    def _is_pinned(self, kind: str) -> bool:
-        return any(entry.pinned for entry in self._entries.values() if entry.spec.kind == kind)
+    def _is_pinned(self, group: str) -> bool:
+        return any(entry.pinned for entry in self._entries.values() if entry.spec.group == group)
 
     async def _load_now(self, held: _Held, spec: LoadSpec) -> None:
         started = self._clock()
-        policies = {name: e.thinking for name, e in self._entries.items() if e.spec.kind == held.kind}
+        policies = {name: e.thinking for name, e in self._entries.items() if e.spec.group == held.group}
 
         def note(fraction: float) -> None:
             held.progress, held.last_progress = fraction, self._clock()
 
         try:
-            before = await self._free_now() if held.kind not in self._asked_device else None
-            resident = await asyncio.wait_for(self._start(spec, policies, note), self.settings.load_timeout_s)
+            before = await self._free_now() if held.group not in self._asked_device else None
+            resident = await asyncio.wait_for(self._start(spec, policies, note), self.limits.load_timeout_s)
         except TimeoutError:
             self._load_failed(
                 held,
                 LoadError(
-                    f"{held.title} did not load within {self.settings.load_timeout_s:.0f} s.",
+                    f"{held.title} did not load within {self.limits.load_timeout_s:.0f} s.",
                     "Raise pool.load_timeout_s if the disk is slow.",
                 ),
             )
@@ -544,15 +544,15 @@ class Pool:
         after = await self._free_now() if before is not None else None
         if before is not None and after is not None and held.loads_alone:
             measured = before - after
-            if measured <= self.settings.budget_bytes:  # else it may be somebody else's memory too: see _need_bytes
-                self._asked_device.add(held.kind)
-                if self._measured.pop(held.kind, None) is not None and held.specialist in self._entries:
+            if measured <= self.limits.budget_bytes:  # else it may be somebody else's memory too: see _need_bytes
+                self._asked_device.add(held.group)
+                if self._measured.pop(held.group, None) is not None and held.specialist in self._entries:
                     held.vram_bytes = self._need_bytes(held.specialist)
         self._correct(held, measured)
         held.state, held.last_used, held.warm_since = State.WARM, self._clock(), self._clock()
         held.work = asyncio.create_task(self._watch(held))
-        self._failures.pop(held.kind, None)
-        self._load_s[held.kind] = held.loaded_in_s
+        self._failures.pop(held.group, None)
+        self._load_s[held.group] = held.loaded_in_s
         self.loads += 1
         _log.info("loaded %s in %.1f s, %s booked", held.title, held.loaded_in_s, size_text(held.vram_bytes))
         self._replan()
@@ -579,19 +579,19 @@ class Pool:
                 size_text(measured),
                 size_text(measured - held.vram_bytes),
             )
-            held.vram_bytes = self._measured[held.kind] = measured
+            held.vram_bytes = self._measured[held.group] = measured
 
     def _load_failed(self, held: _Held, error: EngineError) -> None:
         del self._held[held.key]
         self.failed_loads += 1
-        last = self._failures.get(held.kind)
+        last = self._failures.get(held.group)
         count = last.count + 1 if last else 1
-        pause = min(60.0, self.settings.load_backoff_s * 2 ** (count - 1))
-        self._failures[held.kind] = _Failure(error, self._clock() + pause, count)
+        pause = min(60.0, self.limits.load_backoff_s * 2 ** (count - 1))
+        self._failures[held.group] = _Failure(error, self._clock() + pause, count)
         _log.error("loading %s failed: %s", held.title, error)
-        # Where others of its kind are there, those who wait are served all the same.
-        alone = all(other.kind != held.kind for other in self._held.values())
-        failed = [waiter for waiter in self._waiters if alone and self._waiter_kind(waiter) == held.kind]
+        # Where others of its group are there, those who wait are served all the same.
+        alone = all(other.group != held.group for other in self._held.values())
+        failed = [waiter for waiter in self._waiters if alone and self._waiter_group(waiter) == held.group]
         self._waiters = [waiter for waiter in self._waiters if waiter not in failed]
         for waiter in failed:
             waiter.future.set_exception(error)
@@ -611,7 +611,7 @@ class Pool:
         """Forget a resident that is gone, but not what it has done."""
         del self._held[held.key]
         if speed := held.activity.get("prompt_tokens_per_s"):
-            self._prompt_speed[held.kind] = speed
+            self._prompt_speed[held.group] = speed
         for name in COUNTED if held.is_shared else ():
             self._ended[held.title, name] += held.activity.get(name, 0)
 
@@ -640,12 +640,12 @@ class Pool:
         Residents that nobody can ask for any more end what they are doing, and go. Whoever waits for a specialist that
         is not among them is refused.
         """
-        changed = [entry.spec.kind for name, entry in entries.items() if entry != self._entries.get(name)]
+        changed = [entry.spec.group for name, entry in entries.items() if entry != self._entries.get(name)]
         self._entries = dict(entries)
-        for kind in changed:
-            self._failures.pop(kind, None)
-            self._measured.pop(kind, None)
-            self._asked_device.discard(kind)
+        for group in changed:
+            self._failures.pop(group, None)
+            self._measured.pop(group, None)
+            self._asked_device.discard(group)
         for waiter in [w for w in self._waiters if w.room is None and w.specialist not in entries]:
             self._waiters.remove(waiter)
             waiter.future.set_exception(_unserved(waiter.specialist))
@@ -654,11 +654,11 @@ class Pool:
 
     def is_resident(self, specialist: str) -> bool:
         """Whether a resident is there, or on its way, that can become the specialist."""
-        return any(held.kind == self._kind(specialist) for held in self._held.values())
+        return any(held.group == self._group(specialist) for held in self._held.values())
 
     def shared_with(self, specialist: str) -> tuple[str, ...]:
         """Everybody who is served by the specialist's residents, itself among them."""
-        return tuple(name for name, entry in self._entries.items() if entry.spec.kind == self._kind(specialist))
+        return tuple(name for name, entry in self._entries.items() if entry.spec.group == self._group(specialist))
 
     def is_busy(self) -> bool:
         """Whether anybody is being served, or waits to be."""
@@ -666,7 +666,7 @@ class Pool:
 
     async def unload(self, specialist: str) -> bool:
         """Stop a specialist's idle residents, shared ones too; False when one is busy, or none is there."""
-        residents = [held for held in self._held.values() if held.kind == self._kind(specialist)]
+        residents = [held for held in self._held.values() if held.group == self._group(specialist)]
         if not residents or any(held.state is not State.WARM or held.leases for held in residents):
             return False
         for held in residents:
@@ -681,12 +681,12 @@ class Pool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in (*self._waiters, *self._patient):
+        for waiter in (*self._waiters, *self._waits_for_idle):
             if not waiter.future.done():
                 waiter.future.set_exception(UnavailableError("The server is shutting down."))
                 waiter.future.exception()
         self._waiters = []
-        self._patient = []
+        self._waits_for_idle = []
         loading = [h.work for h in self._held.values() if h.state is State.LOADING and h.work]
         for task in loading:
             task.cancel()
@@ -704,10 +704,10 @@ class Pool:
         stalled = []
         residents = []
         for held in self._held.values():
-            names = tuple(name for name, entry in self._entries.items() if entry.spec.kind == held.kind)
+            names = tuple(name for name, entry in self._entries.items() if entry.spec.group == held.group)
             loading = held.state is State.LOADING
             silent = now - held.last_progress if loading else held.resident.silent_s() if held.resident else 0.0
-            if silent > self.settings.stall_s:
+            if silent > self.limits.stall_s:
                 stalled.append(f"{held.title} shows no progress for {silent:.0f} s while {held.state.value}")
             residents.append(
                 ResidentStatus(
@@ -731,7 +731,7 @@ class Pool:
                 for name in COUNTED:
                     counted[held.title, name] = counted.get((held.title, name), 0) + held.activity.get(name, 0)
         return PoolStatus(
-            self.settings.budget_bytes,
+            self.limits.budget_bytes,
             sum(held.vram_bytes for held in self._held.values()),
             tuple(residents),
             tuple(waiter.specialist for waiter in self._waiters),

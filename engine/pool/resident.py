@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ _LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
 class Resident(Protocol):
     """A model that is ready to answer."""
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of one answer, Accepted first. Leaving the iterator early ends the generation.
 
         Raises the EngineError of a rejected request, and WorkerDiedError when the resident goes meanwhile.
@@ -237,7 +237,7 @@ class WorkerResident:
         if not self._gone.is_set() and not self._writer.is_closing():
             self._writer.write(frames.pack(message))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         if self._gone.is_set():
             raise self._death()

@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class PoolSettings:
+class PoolLimits:
     """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
 
     most_shared: residents that one group of specialists may have; 0 for as many as have room.

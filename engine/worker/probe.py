@@ -1,27 +1,24 @@
 """A dry run in a process of its own: what a load would take, and whether it would work, without loading anything.
 
 llama.cpp brings a model up with `no_alloc` in some milliseconds and logs every buffer it would make. A file that makes
-it abort takes this process down, not the server. Started as `python -m coe.engine.worker.probe`; a JSON object on stdin
-names the job, one on stdout answers it.
+it abort takes this process down, not the server. Run by engine.child.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 
+from ..child import Report
 from ..errors import EngineError
 from ..generate.chat_template import ChatTemplate
 from ..gguf.header import Header, TensorInfo, read_split
 from ..llama.context import Context
-from ..llama.devices import devices
+from ..llama.devices import devices, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
 from ..llama.model import Model
@@ -168,30 +165,13 @@ def check_policies(spec: LoadSpec, policies: dict[str, Any]) -> dict[str, str]:
     return refused
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
+def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """What the child answers: this machine's devices and, for a job with a spec, what loading it would take."""
     start()
     found = devices()
-    answer: dict[str, Any] = {"devices": [vars(device) for device in found]}
+    answer: dict[str, Any] = {"devices": [vars(device) for device in found], "system_info": system_info()}
     if "spec" in job:
         spec = LoadSpec.from_json(job["spec"])
         answer["footprint"] = vars(footprint(spec, found))
         answer["refused"] = check_policies(spec, job.get("policies", {}))
     return answer
-
-
-def main() -> None:
-    """Entry point of the process."""
-    # llama.cpp and Python libraries write to stdout as they like: keep the real one for the answer.
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    job = json.load(sys.stdin)
-    try:
-        answer = _answer(job)
-    except EngineError as error:
-        answer = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
-    json.dump(answer, answer_to)
-    answer_to.close()
-
-
-if __name__ == "__main__":
-    main()

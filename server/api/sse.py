@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -14,12 +14,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..runtime.errors import ClientGoneError, failure_of
+from .dialect import Dialect
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-KEEP_ALIVE_S = 5.0  # between comment frames while a stream has nothing to say
-COMMENT = b": waiting\n\n"  # keeps proxies and clients from giving up
+KEEP_ALIVE_S = 5.0  # without a frame, until one that says nothing is sent
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -45,28 +45,36 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def data_frame(message: Mapping[str, Any]) -> bytes:
-    """A server-sent event with a JSON object."""
-    return b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
 class EventStream(Response):
-    """Server-sent events from a generator of frames.
+    """A streamed answer from a generator of frames, in the format of its dialect.
 
-    Whatever ends the stream (its end, an error, the client's leaving, the server's stop), `close` has run when
-    __call__ returns; it may run twice. An error after the first byte becomes an error frame, and then the stream ends.
+        head ── frames ──> ended ── close ──> last, empty body
+         │        │ an error after the first byte: an error frame, then the same end
+         └────────┴── the client leaves, or the server stops ──> close
+
+    Whatever ends the stream, `close` has run when __call__ returns; it may run twice. While no frame comes for
+    keep_alive_s, a frame that says nothing keeps proxies and clients from giving up.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
-        self, frames: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]], headers: Mapping[str, str]
+        self,
+        frames: AsyncGenerator[bytes, None],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
+        dialect: Dialect,
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
+        self.media_type = dialect.stream_format.media_type
+        self._dialect = dialect
         self._frames = frames
         self._close = close
+        self._keep_alive_s = keep_alive_s
+        self._sent = 0  # frames so far
+        self._sending = asyncio.Lock()
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         # A stream's length is not known.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
@@ -75,7 +83,7 @@ class EventStream(Response):
         sender = asyncio.create_task(self._send(send))
         watch = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({sender, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await self._keep_alive({sender, watch}, send)
         finally:
             sender.cancel()
             watch.cancel()
@@ -84,40 +92,38 @@ class EventStream(Response):
         if isinstance(results[0], Exception):
             _log.debug("the client left a stream: %r", results[0])
 
+    async def _keep_alive(self, ends: set[asyncio.Task[None]], send: Send) -> None:
+        """Returns when one of the tasks has ended. Here and not in the sender, which then needs no task a frame."""
+        keep_alive = self._dialect.stream_format.keep_alive
+        while True:
+            before = self._sent
+            done, _ = await asyncio.wait(ends, timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
+            if keep_alive is not None and before and self._sent == before and not self._sending.locked():
+                with contextlib.suppress(OSError):  # the client left: `watch` says so
+                    await self._send_body(send, keep_alive)
+
+    async def _send_body(self, send: Send, body: bytes) -> None:
+        async with self._sending:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._sent += 1
+
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._sent += 1
         try:
-            async with aclosing(with_comments(self._frames)) as frames:
+            async with aclosing(self._frames) as frames:
                 async for frame in frames:
-                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    await self._send_body(send, frame)
         except OSError:
             raise
         except Exception as error:
             failure = failure_of(error)
             if failure.status == 500:
                 _log.exception("a stream failed")
-            await send({"type": "http.response.body", "body": data_frame(failure.body()), "more_body": True})
+            await self._send_body(send, self._dialect.error_frame(failure))
         # Before the client learns of the end: its next request is to find the lease given back.
         await self._close()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def with_comments(
-    frames: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE_S
-) -> AsyncGenerator[bytes, None]:
-    """The frames, and a comment whenever none comes for some seconds. Closing it closes `frames`."""
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(frames, None))
-            try:
-                while not (await asyncio.wait({following}, timeout=seconds))[0]:
-                    yield COMMENT
-            finally:
-                if not following.done():  # it must end before `frames` can be closed
-                    following.cancel()
-                    await asyncio.gather(following, return_exceptions=True)
-            if (frame := following.result()) is None:
-                return
-            yield frame
-    finally:
-        await frames.aclose()
+        async with self._sending:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..api.app import read_keys
+from ..api.keys import read_keys
 from ..roster.load import RosterError, load_roster
 from ._server import ServerStartError, own_server
 

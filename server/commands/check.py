@@ -19,25 +19,26 @@ from coe.router.errors import RouterError
 from coe.router.head import load_head
 from coe.router.supervisor import examples_of, taught_by, threshold_problems
 
-from ..api.app import read_keys
+from ..api.keys import read_keys
 from ..roster.load import Roster, RosterError, load_roster
 from ..runtime.availability import (
-    Available,
     ResidentPlan,
+    Servable,
     ToBuild,
     Unavailable,
     availability,
     budget_doubts,
     fit_in_order,
+    locate,
     maximal_sets,
     most_that_fit,
     page_cache_bytes,
     residents,
 )
-from ..runtime.builds import sizes_to_build
+from ..runtime.builds.order import sizes_to_build
 from ..runtime.college import encoder_of, head_of, supervisor_of
 from ..runtime.mask_models import sizes_to_cut
-from ..runtime.resolve import Arrangement, arrange
+from ..runtime.resolve import Resolved, resolve
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
 
 _MOST_SETS_SHOWN = 8
@@ -62,30 +63,30 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
     if not dry_run:
         to_build = asyncio.run(_not_there_yet(roster, dry_run=False))
-        return print_report(roster, availability(roster, None, None), None, out, to_build, doubts=doubts)
+        return print_report(roster, availability(locate(roster), None, None), None, out, to_build, doubts=doubts)
 
-    async def facts(scratch: Path) -> tuple[Arrangement, int, dict[str, ToBuild]]:
+    async def facts(scratch: Path) -> tuple[Resolved, int, dict[str, ToBuild]]:
         asked = roster.pool.vram_budget
         budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        arrangement = await arrange(roster, budget, scratch=scratch)
-        judged = arrangement.judged
-        there = [name for name in judged if isinstance(judged[name], Available)]
+        resolved = await resolve(roster, budget, scratch=scratch)
+        judged = resolved.availability
+        there = [name for name in judged if isinstance(judged[name], Servable)]
         to_build = await _not_there_yet(roster, dry_run=True)
-        return arrangement, budget, {name: plan for name, plan in to_build.items() if name not in there}
+        return resolved, budget, {name: plan for name, plan in to_build.items() if name not in there}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
-        arrangement, budget, to_build = asyncio.run(facts(Path(scratch)))
-    pool, groups = roster.pool, arrangement.groups
+        resolved, budget, to_build = asyncio.run(facts(Path(scratch)))
+    pool, groups = roster.pool, resolved.groups
     waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_turn_wait_s)
-    apart = [f"{name} shares with nobody: {why.rstrip('.')}." for name, why in arrangement.alone.items()]
-    if arrangement.unhashed:
-        unknown = ", ".join(path.name for path in arrangement.unhashed)
-        apart.append(
+    unshared = [f"{name} shares with no other: {why.rstrip('.')}." for name, why in resolved.unshared.items()]
+    if resolved.unhashed:
+        unknown = ", ".join(path.name for path in resolved.unhashed)
+        unshared.append(
             f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
             "it does while nobody is served, a swap to or from them moves everything."
         )
-    sharing = [*pair_lines(groups), *(waits if groups else []), *apart]
-    return print_report(roster, arrangement.judged, budget, out, to_build, sharing, doubts)
+    sharing = [*pair_lines(groups), *(waits if groups else []), *unshared]
+    return print_report(roster, resolved.availability, budget, out, to_build, sharing, doubts)
 
 
 async def _not_there_yet(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
@@ -104,7 +105,7 @@ def print_errors(error: RosterError, out: Console) -> int:
 
 def print_report(
     roster: Roster,
-    judged: Mapping[str, Available | Unavailable],
+    judged: Mapping[str, Servable | Unavailable],
     budget_bytes: int | None,
     out: Console,
     to_build: Mapping[str, ToBuild] | None = None,
@@ -119,11 +120,12 @@ def print_report(
     """
     to_build = to_build or {}
     out.print(_table(judged, to_build))
-    servable = [name for name, item in judged.items() if isinstance(item, Available)]
+    servable = [name for name, item in judged.items() if isinstance(item, Servable)]
     for name, item in judged.items():
         if isinstance(item, Unavailable):
             lacks = to_build[name].lacks if name in to_build else ""
-            _line(out, f"{name}: {item.reason} {lacks or item.remedy}".strip())
+            reason = "" if lacks.startswith(item.reason) else item.reason  # both may come of reading the same mask
+            _line(out, " ".join(filter(None, (f"{name}:", reason, lacks or item.remedy))))
     _print_what_fits(residents(judged), budget_bytes, out)
     for line in sharing:
         _line(out, line)
@@ -164,7 +166,7 @@ def encoder_doubt(roster: Roster) -> str | None:
     return None
 
 
-def models_dir_doubt(roster: Roster, judged: Mapping[str, Available | Unavailable]) -> str | None:
+def models_dir_doubt(roster: Roster, judged: Mapping[str, Servable | Unavailable]) -> str | None:
     """Why nothing can be written where models are fetched, cut and built; None where it can, or where nobody will."""
     writers = [
         s.name
@@ -188,7 +190,7 @@ def _line(out: Console, text: str) -> None:
     out.print(escape(text), soft_wrap=True, highlight=False)
 
 
-def _table(judged: Mapping[str, Available | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
+def _table(judged: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
     table = Table("specialist", "file", box=None, pad_edge=False)
     for column in ("size", "weights", "KV", "compute", "total"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -212,8 +214,8 @@ def _table(judged: Mapping[str, Available | Unavailable], to_build: Mapping[str,
     return table
 
 
-def _verdict(item: Available | Unavailable) -> str:
-    if isinstance(item, Available):
+def _verdict(item: Servable | Unavailable) -> str:
+    if isinstance(item, Servable):
         return "yes" if item.footprint is not None else "yes, size not predicted"
     if item.footprint is not None:
         return "no: over the budget"

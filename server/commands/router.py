@@ -121,7 +121,7 @@ def _supervisor(roster: Path | None) -> Supervisor:
 
     if roster is None:
         return Supervisor([])
-    from ..cli import known_roster
+    from ..roster.builtin import known_roster
     from ..roster.load import load_roster
     from ..runtime.college import supervisor_of
 

@@ -1,9 +1,8 @@
-"""`coe serve` and `coe check`: from a roster file to a listening server, or to a report."""
+"""`coe serve`: from a roster file to a listening server."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from pathlib import Path
@@ -14,7 +13,8 @@ from rich.console import Console
 from coe.engine.errors import EngineError
 from coe.router.errors import RouterError
 
-from ..api.app import make_app, read_keys
+from ..api.app import make_app
+from ..api.keys import read_keys
 from ..roster.load import Roster, RosterError, load_roster
 from ..roster.models import AUTO
 from ..runtime.availability import Unavailable
@@ -24,14 +24,10 @@ from .doctor import gpu_warning
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 
 
-def serve(path: Path, *, host: str | None, port: int | None, verbose: bool, out: Console, err: Console) -> int:
+def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: Console) -> int:
     """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("coe").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for chatty in ("httpx", "sentence_transformers", "urllib3", "huggingface_hub", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         roster = load_roster(path)
         keys = read_keys(roster)
@@ -117,14 +113,14 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
     """What a person needs to begin: address, models, a request to try, what to enter in a chat client."""
     reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     base = f"http://{reach}:{port}/v1"
-    width = max(len(name) for name in [AUTO, *college.judged])
+    width = max(len(name) for name in [AUTO, *college.catalog.availability])
     lines = ["", f"College of Experts is ready at {base}", "", f"  {AUTO:{width}}  the supervisor chooses"]
-    for name, item in college.judged.items():
-        specialist = college.roster.find(name)
-        about = (specialist.description if specialist else None) or ""
+    for name, item in college.catalog.availability.items():
+        entry = item.entry
+        about = entry.description or ""
         mark = f"unavailable: {item.reason} {item.remedy}" if isinstance(item, Unavailable) else about
         absent = isinstance(item, Unavailable) and item.location.path is None
-        if absent and specialist is not None and specialist.build and specialist.on_missing == "build":
+        if absent and entry.build and entry.on_missing == "build":
             mark = f"{about} To be built when it is asked for.".strip()
         lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""

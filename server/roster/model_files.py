@@ -90,7 +90,8 @@ def locate_file(path: Path, remedy: str) -> Location:
 def cut_path(models_dir: Path, name: str, mask: Path) -> Path:
     """Where the specialist that a mask makes is kept: models_dir/cut/<name>-<hash of the mask's file>.gguf.
 
-    A mask knows its parent by hash, so that no other parent can give another file. Raises OSError.
+    A mask of ours knows its parent by hash, so that no other parent can give another file; one of another tool does
+    not, and its file is held against the parent before it is served. Raises OSError.
     """
     return models_dir / "cut" / f"{name}-{hashlib.sha256(mask.read_bytes()).hexdigest()[:12]}.gguf"
 

@@ -400,7 +400,7 @@ class Specialist(Settings, ModelSource):
     description: Text | None = None
     domains: Texts = ()
     examples: Texts = ()
-    mask: Text | None = None  # a mask's file: it is cut out of the roster's parent when the server starts
+    mask: Text | None = None  # a mask's file, in any format of `coe.surgery.formats`: the roster's parent is cut by it
     build: Build | None = None
 
     def location(self, models_dir: Path) -> Location:

@@ -1,4 +1,4 @@
-"""The life of one request, from the decision to the last token; whatever the dialect, whether streamed or not."""
+"""The life of an answer: lease, generation of its choices, a retry after a loop, release. No dialect is known here."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ import asyncio
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 from coe.engine.errors import EngineError, SourceChangedError
+from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.pool import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
 from coe.engine.spec import ThinkingMode
 
-from ..api.openai.requests import Ask, with_system_prompt
 from ..roster.models import Specialist
-from .college import Choice, College
+from .choice import Choice
+from .college import College
 from .errors import RequestError
 from .metrics import Metrics
 from .policy import Rules, rules_for
+from .provenance import Provenance
+from .request import Request, with_system_prompt
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """One choice of an answer, whole."""
 
     index: int
-    text: str = ""
+    text: str
+    end: Finished
     reasoning: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    end: Finished | None = None
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True)
@@ -48,37 +51,51 @@ class Step:
 class Answer:
     """One request being answered. `open` first; then `steps`, or `whole`; `close` at the end, whatever happened.
 
+        made ── open ──> leased ── steps / whole ──> finished ── close ──> closed
+          │                │ a loop, unstreamed: begun again with a fresh seed,
+          │ refused        │ then a lease of the fallback in place of this one
+          └──── close ─────┴──────── the client leaves, or a worker dies ──> closed
+
     Lease, residency and prompt_tokens are known once `open` has returned.
     """
 
-    def __init__(self, college: College, ask: Ask, choice: Choice, metrics: Metrics) -> None:
+    def __init__(self, college: College, request: Request, choice: Choice, metrics: Metrics) -> None:
         """Raises RequestError when the specialist's rules refuse what is asked."""
-        self.college = college
-        self.ask = ask
+        self.request = request
         self.choice = choice
-        self.rules: Rules = rules_for(ask, choice.specialist)
+        self.rules: Rules = rules_for(request, choice.specialist)
         self.id = uuid.uuid4().hex
         self.lease: Lease | None = None
         self.retries = 0
         self.answered_by = choice.specialist
+        self.prompt_tokens = 0
+        self.residency: str | None = None  # warm, swapped or loaded
+        self._college = college
         self._metrics = metrics
-        self._streams: list[AsyncIterator[Event]] = []
-        self._opened = perf_counter()
+        self._streams: list[AsyncGenerator[Event, None]] = []
+        self._opened_s = perf_counter()
         self._unended = 0  # choices that a worker was given and has neither rejected nor finished
         self._failed = False
-        self.prompt_tokens = 0
-        self.residency = ""  # warm, swapped or loaded
+
+    @property
+    def thinks(self) -> bool:
+        """Whether reasoning text may come."""
+        return self.rules.thinking.mode is not ThinkingMode.OFF
+
+    @property
+    def provenance(self) -> Provenance:
+        """What a client is told of the answer, as it stands now."""
+        waited_s = self.lease.waited_s if self.lease is not None else 0.0
+        return Provenance(self.choice, self.answered_by.name, self.rules, self.residency, waited_s, self.retries)
 
     async def open(self) -> None:
         """Get a lease, and the worker's word that the prompt fits.
 
         Raises EngineError: the pool's, or a rejection.
         """
-        self.lease = await self.college.lease(self.choice.specialist, self.choice.thread)
+        self.lease = await self._college.lease(self.choice.specialist, self.choice.key)
         self.residency = self.lease.residency
-        self._streams = [
-            self.lease.generate(self._request(self.choice.specialist, self.rules, index)) for index in range(self.ask.n)
-        ]
+        self._streams = [self._generate(self.lease, index) for index in range(self.request.n)]
         for stream in self._streams:
             self._unended += 1
             try:
@@ -88,92 +105,78 @@ class Answer:
                 raise
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
-            if first.swap and self.residency == "warm":  # it is another's turn just now
+            if first.swap and self.residency == "warm":  # the resident is another specialist just now
                 self.residency = "swapped"
         self._metrics.waited(self.choice.specialist.name, self.residency, self.lease.waited_s)
 
-    def _request(self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None) -> GenerateRequest:
-        ask = self.ask
-        if seed is None and ask.seed is not None:
-            seed = (ask.seed + index) % 2**32
-        messages = with_system_prompt(ask.messages, specialist.system_prompt) if ask.messages is not None else None
+    def _generate(self, lease: Lease, index: int, *, seed: int | None = None) -> AsyncGenerator[Event, None]:
+        return lease.generate(self._generate_request(self.answered_by, self.rules, index, seed=seed))
+
+    def _generate_request(
+        self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
+    ) -> GenerateRequest:
+        request = self.request
+        if seed is None and request.seed is not None:
+            seed = (request.seed + index) % 2**32
+        messages = None
+        if request.messages is not None:
+            messages = with_system_prompt(request.messages, specialist.system_prompt)
         return GenerateRequest(
-            id=f"{self.id}-{specialist.name}-{index}-{self.retries}",
+            id=f"{REQUEST_ID.get() or self.id}/{self.id[:6]}-{index}-{self.retries}",
             specialist=specialist.name,
             messages=messages,
-            prompt=ask.prompt,
+            prompt=request.prompt,
             thinking=rules.thinking,
             sampling=rules.sampling,
             max_tokens=rules.max_tokens,
-            max_prompt_tokens=self.college.roster.server.max_prompt_tokens,
-            stop=ask.stop,
+            max_prompt_tokens=self._college.roster.server.max_prompt_tokens,
+            stop=request.stop,
             seed=seed,
-            logit_bias=dict(ask.logit_bias),
-            response_format=ask.response_format,
-            top_logprobs=ask.top_logprobs,
+            logit_bias=dict(request.logit_bias),
+            response_format=request.response_format,
+            top_logprobs=request.top_logprobs,
             loop_guard=specialist.loop_guard,
         )
 
+    # --- streamed -----------------------------------------------------------------------------------------------
+
     async def steps(self) -> AsyncGenerator[Step, None]:
         """Events of all choices as they come, each choice's Finished last. For streams: nothing is taken back."""
-        queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
-
-        async def pump(index: int, stream: AsyncIterator[Event]) -> None:
+        # One choice, as nearly all requests want, is read where it is sent: no task and no queue a token.
+        merged = _numbered(self._streams[0]) if len(self._streams) == 1 else _merged(self._streams)
+        async with aclosing(merged) as steps:
             try:
-                async for event in stream:
-                    queue.put_nowait(Step(index, event))
+                async for step in steps:
+                    if isinstance(step.event, Finished):
+                        self._count(step.event)
+                    yield step
             except Exception as error:
-                queue.put_nowait(error)
-            finally:
-                queue.put_nowait(None)
+                self._record_failure(error)
+                raise
 
-        pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(self._streams)]
-        try:
-            running = len(pumps)
-            while running:
-                item = await queue.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, Exception):
-                    self._note_failure(item)
-                    raise item
-                else:
-                    if isinstance(item.event, Finished):
-                        self._count(item.event)
-                    yield item
-        finally:
-            for task in pumps:
-                task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+    # --- whole --------------------------------------------------------------------------------------------------
 
     async def whole(self) -> list[Outcome]:
         """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
+        assert self.lease is not None, "open comes first"
         try:
-            return await self._without_loops(await self._collect(self._streams))
+            return await self._without_loops(self.lease, await self._collect(self._streams))
         except Exception as error:
-            self._note_failure(error)
+            self._record_failure(error)
             raise
 
-    async def _without_loops(self, outcomes: list[Outcome]) -> list[Outcome]:
-        assert self.lease is not None
-        again = [outcome.index for outcome in outcomes if _looped(outcome)]
+    async def _without_loops(self, lease: Lease, outcomes: list[Outcome]) -> list[Outcome]:
+        again = _looped(outcomes)
         if again:
             self.retries = 1
-            streams = [
-                self._after_accepted(
-                    self.lease.generate(
-                        self._request(self.choice.specialist, self.rules, index, seed=secrets.randbelow(2**32 - 1))
-                    )
-                )
-                for index in again
-            ]
+            streams = [self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in again]
             for index, outcome in zip(again, await self._collect(streams), strict=True):
                 outcomes[index] = replace(outcome, index=index)
-        again = [outcome.index for outcome in outcomes if _looped(outcome)]
-        fallback = self.college.fallback_for(self.choice.specialist.name)
+        again = _looped(outcomes)
+        fallback = self._college.chooser.fallback_for(self.choice.specialist.name)
         if again and fallback is not None:
             try:
-                replacements = await self._from_fallback(fallback, again)
+                replacements = await self._from_fallback(lease, fallback, again)
             except (EngineError, RequestError) as error:
                 # An answer that was cut is still more than an error.
                 _log.warning("%s cannot answer for %s: %s", fallback.name, self.choice.specialist.name, error)
@@ -182,39 +185,39 @@ class Answer:
                     outcomes[index] = replace(outcome, index=index)
         return outcomes
 
-    async def _from_fallback(self, fallback: Specialist, indices: list[int]) -> list[Outcome]:
+    async def _from_fallback(self, lease: Lease, fallback: Specialist, indices: list[int]) -> list[Outcome]:
         """The looping specialist's lease goes first: with room for one resident the fallback needs its place."""
-        assert self.lease is not None
-        rules = rules_for(self.ask, fallback)
-        self.lease.release()
-        lease = await self.college.lease(fallback, self.choice.thread)
-        self.lease = lease
+        rules = rules_for(self.request, fallback)
+        lease.release()
+        self.lease = await self._college.lease(fallback, self.choice.key)
         self.retries = 2
-        streams = [self._after_accepted(lease.generate(self._request(fallback, rules, index))) for index in indices]
-        outcomes = await self._collect(streams, fallback)
+        requests = [self._generate_request(fallback, rules, index) for index in indices]
+        outcomes = await self._collect([self.lease.generate(request) for request in requests], fallback)
         self.answered_by = fallback
         self.rules = replace(rules, notes=self.rules.notes)
+        self.residency = self.lease.residency
         return outcomes
 
-    async def _after_accepted(self, stream: AsyncIterator[Event]) -> AsyncIterator[Event]:
-        async for event in stream:
-            if isinstance(event, Accepted):
-                self._unended += 1
-            else:
-                yield event
-
-    async def _collect(self, streams: list[AsyncIterator[Event]], by: Specialist | None = None) -> list[Outcome]:
-        async def one(index: int, stream: AsyncIterator[Event]) -> Outcome:
-            outcome = Outcome(index)
+    async def _collect(
+        self, streams: Sequence[AsyncGenerator[Event, None]], by: Specialist | None = None
+    ) -> list[Outcome]:
+        async def one(index: int, stream: AsyncGenerator[Event, None]) -> Outcome:
+            text: list[str] = []
+            reasoning: list[str] = []
+            logprobs: list[TokenLogprob] = []
+            end: Finished | None = None
             async for event in stream:
-                if isinstance(event, Delta):
-                    outcome.text += event.text
-                    outcome.reasoning += event.reasoning
-                    outcome.logprobs.extend(event.logprobs)
+                if isinstance(event, Accepted):
+                    self._unended += 1
+                elif isinstance(event, Delta):
+                    text.append(event.text)
+                    reasoning.append(event.reasoning)
+                    logprobs.extend(event.logprobs)
                 elif isinstance(event, Finished):
-                    outcome.end = event
+                    end = event
                     self._count(event, by)
-            return outcome
+            assert end is not None, "a stream of events ends with Finished, or raises"
+            return Outcome(index, "".join(text), end, "".join(reasoning), logprobs)
 
         tasks = [asyncio.create_task(one(index, stream)) for index, stream in enumerate(streams)]
         try:
@@ -224,35 +227,35 @@ class Answer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _note_failure(self, error: Exception) -> None:
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _record_failure(self, error: Exception) -> None:
         self._failed = True
         if isinstance(error, SourceChangedError):
-            self.college.files_changed(error)
+            self._college.catalog.files_changed(error)
 
     def _count(self, end: Finished, by: Specialist | None = None) -> None:
-        specialist = by or self.choice.specialist
+        specialist = by or self.answered_by
         self._unended -= 1
         self._metrics.finished(specialist.name, end)
-        seconds = perf_counter() - self._opened
-        lease = self.lease
         _log.info(
             "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s",
             specialist.name,
             self.choice.reason,
             self.residency or "-",
-            1000 * ((lease.waited_s if lease else 0) + end.queued_s),
+            1000 * ((self.lease.waited_s if self.lease else 0) + end.queued_s),
             end.prompt_tokens,
             end.cached_tokens,
             end.completion_tokens,
-            seconds,
+            perf_counter() - self._opened_s,
             end.reason.value,
         )
 
     async def close(self) -> None:
-        """End what still runs, then the lease. Nobody may be reading `steps` any more."""
+        """End what still runs, then the lease. `steps` may not be read any more. A second call does nothing."""
         try:
             for stream in self._streams:
-                await stream.aclose()  # type: ignore[attr-defined]
+                await stream.aclose()
         finally:
             if self.lease is not None:
                 self.lease.release()
@@ -262,62 +265,42 @@ class Answer:
             self._unended = 0
             _log.info("%-12s %s | %s", self.choice.specialist.name, self.choice.reason, reason)
 
-    # --- what the client is told of it ------------------------------------------------------------------------
 
-    def headers(self) -> dict[str, str]:
-        """x-coe-* headers; those of the lease only when there is one."""
-        headers = {
-            "x-coe-specialist": self.choice.specialist.name,
-            "x-coe-confidence": f"{self.choice.confidence:.3f}",
-            "x-coe-reason": _header_text(self.choice.reason),
-        }
-        if self.choice.build is not None:
-            headers["x-coe-build"] = _header_text(self.choice.build)
-        if self.rules.notes:
-            headers["x-coe-note"] = _header_text("; ".join(self.rules.notes))
-        if self.lease is not None:
-            headers["x-coe-residency"] = self.residency
-            headers["x-coe-wait-ms"] = f"{self.lease.waited_s * 1000:.0f}"
-        return headers
-
-    def facts(self, ends: list[Finished]) -> dict[str, Any]:
-        """The `coe` object of the body or of the last chunk."""
-        facts: dict[str, Any] = {
-            "specialist": self.choice.specialist.name,
-            "confidence": round(self.choice.confidence, 4),
-            "reason": self.choice.reason,
-            "thinking": self.rules.thinking.mode.value,
-            "retries": self.retries,
-        }
-        if self.choice.build is not None:
-            facts["build"] = self.choice.build
-        if self.rules.notes:
-            facts["notes"] = list(self.rules.notes)
-        if self.lease is not None:
-            facts["residency"] = self.residency
-            queued_s = max((end.queued_s for end in ends), default=0.0)
-            facts["wait_ms"] = round(1000 * (self.lease.waited_s + queued_s), 1)
-        if self.answered_by is not self.choice.specialist:
-            facts["answered_by"] = self.answered_by.name
-        leaked = sum(end.leaked_blocks for end in ends)
-        if leaked:
-            facts["leaked_think_blocks"] = leaked
-        loops = [end.loop for end in ends if end.reason is Finish.LOOP]
-        if loops:
-            facts["loop"] = {"ended": True, "repeated": loops[0]}
-        return facts
-
-    @property
-    def thinks(self) -> bool:
-        """Whether reasoning text may come."""
-        return self.rules.thinking.mode is not ThinkingMode.OFF
+async def _numbered(stream: AsyncGenerator[Event, None]) -> AsyncGenerator[Step, None]:
+    async for event in stream:
+        yield Step(0, event)
 
 
-def _looped(outcome: Outcome) -> bool:
-    return outcome.end is not None and outcome.end.reason is Finish.LOOP
+async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Step, None]:
+    """Events of several streams as they come. Closing it leaves the streams themselves to their owner."""
+    queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[Event]) -> None:
+        try:
+            async for event in stream:
+                queue.put_nowait(Step(index, event))
+        except Exception as error:
+            queue.put_nowait(error)
+        finally:
+            queue.put_nowait(None)
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(pumps)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
-def _header_text(text: str) -> str:
-    """Header values are latin-1 without line breaks and other control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(line.split()).encode("latin-1", "replace").decode("latin-1")
+def _looped(outcomes: Sequence[Outcome]) -> list[int]:
+    """Indices of the choices that the loop guard ended."""
+    return [outcome.index for outcome in outcomes if outcome.end.reason is Finish.LOOP]

@@ -1,16 +1,21 @@
-"""What of a roster can be served on this machine, as which residents, and which fit together: pure decisions."""
+"""Which entries of a roster can be served on this machine, as which residents, and which fit together in the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from coe.engine.errors import EngineError
+from coe.engine.files import stamp
 from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
 
-from ..roster.load import Location, Roster
+from ..roster.load import Roster
+from ..roster.model_files import Location
+from ..roster.models import Specialist
 
 Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]
@@ -19,18 +24,32 @@ _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 su
 
 
 @dataclass(frozen=True)
-class Available:
-    """A specialist that can be served here."""
+class Located:
+    """A roster entry and its files on this machine.
 
+    stamps: of the files that are there: others when one came, went or changed.
+    """
+
+    entry: Specialist
+    location: Location
+    stamps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Servable:
+    """A specialist that can be served here: its entry, its files, and how it is loaded. footprint: None unpredicted."""
+
+    entry: Specialist
     location: Location
     spec: LoadSpec
-    footprint: Footprint | None  # None where nothing predicts it
+    footprint: Footprint | None
 
 
 @dataclass(frozen=True)
 class Unavailable:
     """A specialist that cannot be served here, why, and what to do. What is known of it stands beside that."""
 
+    entry: Specialist
     reason: str
     remedy: str
     location: Location
@@ -63,30 +82,47 @@ class ResidentPlan:
         return " + ".join(self.names)
 
 
+def locate(roster: Roster, names: Collection[str] | None = None) -> tuple[Located, ...]:
+    """The roster's entries (of these names) with their files, in the roster's order. Looks at the disk."""
+    found = []
+    for entry in roster.specialists:
+        if names is None or entry.name in names:
+            location = roster.locate(entry)
+            paths = list(location.files)
+            if entry.mask is not None and roster.parent is not None:
+                paths += [Path(entry.mask), *roster.parent.location(roster.models_path).files]
+            found.append(Located(entry, location, tuple(_stamps(paths))))
+    return tuple(found)
+
+
+def _stamps(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            yield f"{path} {stamp(path)}"
+
+
 def availability(
-    roster: Roster,
+    located: Sequence[Located],
     footprints: Footprints | None,
     budget_bytes: int | None,
     refusals: Refusals = lambda spec: {},
     loads: Mapping[str, LoadSpec] | None = None,
-    lacks: Mapping[str, tuple[str, str]] | None = None,
-    locations: Mapping[str, Location] | None = None,
-) -> dict[str, Available | Unavailable]:
-    """What can be served, by name, in the roster's order. Equal loads are predicted once.
+    missing: Mapping[str, tuple[str, str]] | None = None,
+) -> dict[str, Servable | Unavailable]:
+    """What can be served, by name, in the order given. Equal loads are predicted once.
 
     footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
     budget_bytes: what residents may take together; None: no bound.
     refusals:     thinking policies that the loaded model cannot carry out: specialist -> why.
     loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
-    lacks:        specialists that cannot be prepared for loading: name -> reason and remedy.
-    locations:    where specialists are that have no files of their own, by name.
+    missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
     """
-    loads, lacks, locations = loads or {}, lacks or {}, locations or {}
+    loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
 
-    def judge(name: str, location: Location, spec: LoadSpec) -> Available | Unavailable:
+    def judge(one: Located, spec: LoadSpec) -> Servable | Unavailable:
         if footprints is None:
-            return Available(location, spec, None)
+            return Servable(one.entry, one.location, spec, None)
         if spec not in predicted:
             try:
                 predicted[spec] = footprints(spec)
@@ -94,24 +130,23 @@ def availability(
                 predicted[spec] = error
         result = predicted[spec]
         if isinstance(result, EngineError):
-            return Unavailable(result.message, result.remedy, location)
+            return Unavailable(one.entry, result.message, result.remedy, one.location)
         if budget_bytes is not None and result.total_bytes > budget_bytes:
             reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
-            return Unavailable(reason, shrink_remedy(result, budget_bytes), location, result)
-        if why := refusals(spec).get(name):
-            return Unavailable(why, "", location, result)
-        return Available(location, spec, result)
+            return Unavailable(one.entry, reason, shrink_remedy(result, budget_bytes), one.location, result)
+        if why := refusals(spec).get(one.entry.name):
+            return Unavailable(one.entry, why, "", one.location, result)
+        return Servable(one.entry, one.location, spec, result)
 
-    judged: dict[str, Available | Unavailable] = {}
-    for specialist in roster.specialists:
-        name = specialist.name
-        location = locations.get(name) or roster.locate(specialist)
-        if name in lacks:
-            judged[name] = Unavailable(*lacks[name], location)
+    judged: dict[str, Servable | Unavailable] = {}
+    for one in located:
+        name, location = one.entry.name, one.location
+        if name in missing:
+            judged[name] = Unavailable(one.entry, *missing[name], location)
         elif location.path is None:
-            judged[name] = Unavailable(location.reason, location.remedy, location)
+            judged[name] = Unavailable(one.entry, location.reason, location.remedy, location)
         else:
-            judged[name] = judge(name, location, loads.get(name) or specialist.load_spec(location.path))
+            judged[name] = judge(one, loads.get(name) or one.entry.load_spec(location.path))
     return judged
 
 
@@ -138,12 +173,12 @@ def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
     )
 
 
-def residents(judged: Mapping[str, Available | Unavailable]) -> tuple[ResidentPlan, ...]:
+def residents(judged: Mapping[str, Servable | Unavailable]) -> tuple[ResidentPlan, ...]:
     """The distinct residents of what can be served and is predicted, in the roster's order."""
     names: dict[LoadSpec, list[str]] = {}
     sizes: dict[LoadSpec, int] = {}
     for name, item in judged.items():
-        if isinstance(item, Available) and item.footprint is not None:
+        if isinstance(item, Servable) and item.footprint is not None:
             names.setdefault(item.spec, []).append(name)
             sizes[item.spec] = item.footprint.total_bytes
     return tuple(ResidentPlan(tuple(names[spec]), sizes[spec]) for spec in names)
@@ -183,15 +218,15 @@ def most_that_fit(plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
     return count
 
 
-def page_cache_bytes(judged: Mapping[str, Available | Unavailable]) -> int:
+def page_cache_bytes(judged: Mapping[str, Servable | Unavailable]) -> int:
     """Host memory that keeps the files of everything that can be served in the page cache, each file once."""
-    served = [item.location for item in judged.values() if isinstance(item, Available)]
+    served = [item.location for item in judged.values() if isinstance(item, Servable)]
     files = {file for location in served for file in (*location.files, *location.sources)}
     return sum(file.stat().st_size for file in files)
 
 
 def budget_doubts(
-    roster: Roster, judged: Mapping[str, Available | Unavailable], budget_bytes: int | None
+    roster: Roster, judged: Mapping[str, Servable | Unavailable], budget_bytes: int | None
 ) -> tuple[str, ...]:
     """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
     doubts = []

@@ -1,10 +1,9 @@
-"""From what went wrong to what a client is told: OpenAI's error envelope, and the status that goes with it."""
+"""From what went wrong to what a client is told: a status, a type and a code. Dialects write the body."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from coe.engine import errors as engine
 
@@ -32,7 +31,7 @@ class UnknownModelError(RequestError):
 
 
 class BuildingError(RequestError):
-    """The specialist is being built, or could not be, and nobody answers in its place."""
+    """The specialist is being built, or could not be, and no other answers in its place."""
 
     status = 503
     type = "server_error"
@@ -67,12 +66,12 @@ class BodyTooLargeError(RequestError):
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection; there is nobody to answer."""
+    """The client closed the connection."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error as it goes over the wire."""
+    """An error as clients are told of it. type, code: OpenAI's words, which other dialects translate."""
 
     status: int
     message: str
@@ -80,11 +79,6 @@ class Failure:
     code: str | None = None
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-
-    def body(self) -> dict[str, Any]:
-        """OpenAI's envelope."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": error}
 
 
 # The most specific class first. Source of the codes: OpenAI's API reference, where it has one.

@@ -49,6 +49,25 @@ def uncut(roster: Roster, names: Collection[str] | None = None) -> list[Speciali
     return [s for s in found if s.mask is not None and os.path.isfile(s.mask) and (names is None or s.name in names)]
 
 
+def _to_cut(roster: Roster, names: Collection[str] | None) -> list[Specialist]:
+    """What is not cut yet, and, where the parent is there, what was cut with a mask that names no parent."""
+    absent = uncut(roster, names)
+    if roster.parent is None or roster.parent.locate(roster.models_path) is None:
+        return absent
+    cut = [s for s in masked(roster) if (names is None or s.name in names) and s.locate(roster.models_path) is not None]
+    return absent + [s for s in cut if not _names_parent(s)]
+
+
+def _names_parent(specialist: Specialist) -> bool:
+    from coe.surgery.formats import names_parent
+
+    assert specialist.mask is not None
+    try:
+        return names_parent(Path(specialist.mask))
+    except SurgeryError:  # the mask is read when it is cut, and says so then
+        return False
+
+
 async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Lack]:
     """What a shared resident is filled by for each specialist that is a mask, or what it lacks.
 
@@ -72,13 +91,14 @@ async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str,
 async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> dict[str, Lack]:
     """Cut what is not cut yet, all or those of these names; gives, by name, what could not be.
 
-    It happens in a process of its own, which is not started when there is nothing to do.
+    It happens in a process of its own, which is not started when there is nothing to do. The process also looks at the
+    files of masks that name no parent: they are cut again when they are of another parent than the roster's.
     """
-    wanted = await asyncio.to_thread(uncut, roster, names)
+    wanted = await asyncio.to_thread(_to_cut, roster, names)
     if not wanted:
         return {}
     cuts = [{"mask": s.mask, "out": str(cut_path(roster.models_path, s.name, Path(s.mask)))} for s in wanted if s.mask]
-    _log.info("cutting %s", ", ".join(s.name for s in wanted))
+    _log.info("preparing the cut files of %s", ", ".join(s.name for s in wanted))
     told = await _ask(roster, wanted, {"cuts": cuts}, "cuts")
     return {s.name: (lack[0], lack[1]) for s, lack in zip(wanted, told, strict=True) if lack}
 
@@ -122,7 +142,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
     dry_run: ask llama.cpp what the parent would take. Not for the server: headers are read in this process.
     """
     from coe.surgery.build.preflight import specialist_bytes
-    from coe.surgery.mask import Mask
+    from coe.surgery.formats import experts_kept
     from coe.surgery.parent import Parent
 
     sizes = {}
@@ -140,7 +160,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
             continue
         try:
             parent = Parent.open(location.path)
-            size = specialist_bytes(parent, Mask.load(Path(specialist.mask)).n_keep)
+            size = specialist_bytes(parent, experts_kept(Path(specialist.mask), parent))
             gone = sum(path.stat().st_size for path in parent.paths) - size
             whole = (await predict(specialist.load_spec(location.path))).footprint.total_bytes if dry_run else None
             total = None if whole is None else max(whole - gone, 0)

@@ -7,9 +7,9 @@ from typing import Any
 
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
 
-from ..api.openai.requests import Ask
 from ..roster.models import Specialist
 from .errors import RequestError
+from .request import Request
 
 NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
 
@@ -24,16 +24,16 @@ class Rules:
     notes: tuple[str, ...]
 
 
-def rules_for(ask: Ask, specialist: Specialist) -> Rules:
+def rules_for(request: Request, specialist: Specialist) -> Rules:
     """The specialist's defaults, the request's wishes within the bounds.
 
     Raises RequestError when the roster refuses what the request asks for.
     """
     notes: list[str] = []
     sampling = specialist.default_sampling()
-    wishes: dict[str, Any] = dict(ask.overrides)
+    wishes: dict[str, Any] = dict(request.overrides)
     sampling = replace(sampling, **wishes)
-    asked = ask.overrides.get("temperature")
+    asked = request.overrides.get("temperature")
     bounds = specialist.sampling_bounds
     if asked is not None and asked > bounds.max_temperature and bounds.on_excess != "allow":
         if bounds.on_excess == "refuse":
@@ -46,10 +46,10 @@ def rules_for(ask: Ask, specialist: Specialist) -> Rules:
     elif asked is not None and asked >= NOTED_TEMPERATURE:
         notes.append(f"temperature {asked:g} makes loops likelier")
     thinking = specialist.thinking_policy()
-    if ask.wants_thinking and thinking.mode is ThinkingMode.OFF:
+    if request.wants_thinking and thinking.mode is ThinkingMode.OFF:
         notes.append(f"{specialist.name} does not think: thinking stays off")
-    elif ask.wants_thinking is False and thinking.mode is not ThinkingMode.OFF:
+    elif request.wants_thinking is False and thinking.mode is not ThinkingMode.OFF:
         # Less thinking than the roster allows is a client's right.
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
-    max_tokens = specialist.max_tokens if ask.max_tokens is None else ask.max_tokens
+    max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
     return Rules(sampling, thinking, max_tokens, tuple(notes))

@@ -1,16 +1,14 @@
-"""What of a roster this machine can serve, what each load takes, and which specialists share a resident."""
+"""A roster resolved on this machine: files of each entry, groups that share residents, loads, dry runs."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coe.engine.errors import EngineError
-from coe.engine.files import stamp
 from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
@@ -21,46 +19,45 @@ from coe.engine.units import size_text
 from ..roster.load import Roster
 from ..roster.model_files import Location
 from ..roster.models import Specialist
-from .availability import Available, Unavailable, availability
+from .availability import Located, Servable, Unavailable, availability, locate
 from .mask_models import Lack, MaskSource, cut_masked, prepare_masks
 
 _log = logging.getLogger(__name__)
 _DRY_RUNS_AT_ONCE = 2
-_MOST_RAM = 2 * 2**30  # for conversations out of the cache's way, where the roster does not say
+_MOST_RAM = 2 * 2**30  # for KV caches offloaded to host memory, where the roster does not say
 
 
 @dataclass(frozen=True)
-class Arrangement:
-    """A roster on this machine.
+class Resolved:
+    """A roster on this machine: each entry looked up once, in a frozen value that every later stage reads.
 
-    judged:   what can be served, by name, in the roster's order.
-    groups:   specialists that share residents.
-    alone:    why somebody who might share shares with nobody, by name.
-    unhashed: files of groups of which it is not known yet what they have in common.
-    stamps:   what `file_stamps` gave of each specialist when this was made.
+    availability: what can be served, and why the rest cannot, by name, in the roster's order.
+    groups:       specialists that share residents.
+    unshared:     why a specialist that might share does not, by name.
+    unhashed:     files of groups of which it is not known yet what they have in common.
+    stamps:       by name, `Located.stamps` at the time.
     """
 
-    judged: Mapping[str, Available | Unavailable]
+    availability: Mapping[str, Servable | Unavailable]
     groups: tuple[Group, ...]
-    alone: Mapping[str, str]
-    unhashed: tuple[Path, ...] = ()
-    stamps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unshared: Mapping[str, str]
+    unhashed: tuple[Path, ...]
+    stamps: Mapping[str, tuple[str, ...]]
 
-    def entries(self, roster: Roster) -> dict[str, Entry]:
-        """What the pool has to know of those that can be served."""
+    def entries(self) -> dict[str, Entry]:
+        """What the pool has to know of the specialists that can be served."""
         distances = {member.name: Distances(group.pairs) for group in self.groups for member in group.members}
-        entries = {}
-        for specialist in roster.specialists:
-            item = self.judged[specialist.name]
-            if isinstance(item, Available) and item.footprint is not None:
-                entries[specialist.name] = Entry(
-                    item.spec,
-                    item.footprint.total_bytes,
-                    specialist.thinking_policy(),
-                    specialist.pin,
-                    distances.get(specialist.name, Distances()),
-                )
-        return entries
+        return {
+            name: Entry(
+                item.spec,
+                item.footprint.total_bytes,
+                item.entry.thinking_policy(),
+                item.entry.pin,
+                distances.get(name, Distances()),
+            )
+            for name, item in self.availability.items()
+            if isinstance(item, Servable) and item.footprint is not None
+        }
 
 
 class Predictions:
@@ -70,8 +67,11 @@ class Predictions:
         self._results: dict[LoadSpec, Prediction | EngineError] = {}
         self._gate = asyncio.Semaphore(_DRY_RUNS_AT_ONCE)
 
-    async def make(self, policies: Mapping[LoadSpec, Mapping[str, Thinking]]) -> None:
-        """Try out loads, each with the thinking policies that it is to carry out."""
+    async def make(self, loads: Collection[tuple[Specialist, LoadSpec]]) -> None:
+        """Try out loads, each distinct one with the thinking policies that it is to carry out."""
+        policies: dict[LoadSpec, dict[str, Thinking]] = {}
+        for entry, spec in loads:
+            policies.setdefault(spec, {})[entry.name] = entry.thinking_policy()
 
         async def one(spec: LoadSpec) -> None:
             async with self._gate:
@@ -95,85 +95,78 @@ class Predictions:
         return result.refused if isinstance(result, Prediction) else {}
 
 
-async def arrange(
-    roster: Roster, budget_bytes: int, *, apart: Collection[str] = (), scratch: Path | None = None
-) -> Arrangement:
-    """Find out who can share, dry-run every distinct load, and judge. Masks are made ready for loading.
+async def resolve(
+    roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
+) -> Resolved:
+    """Locate every entry, find groups, dry-run every distinct load, and judge. Masks are made ready for loading.
 
-    apart:   names that are to be loaded by themselves, whatever they could share.
-    scratch: a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
+    unshared: names that are to be loaded by themselves, whatever they could share.
+    scratch:  a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
     """
-    stamps = {name: await asyncio.to_thread(file_stamps, roster, name) for name in roster.names}
-    sharers = [s for s in roster.specialists if s.share is not False and s.name not in apart]
-    masks = {s.name for s in roster.specialists if s.mask is not None}
-    files = {s.name: path for s in roster.specialists if (path := s.locate(roster.models_path)) is not None}
-    prepared = await prepare_masks(roster, scratch) if any(s.mask is not None for s in sharers) else {}
-    lacks: dict[str, Lack] = {}
-    contenders = []
-    for specialist in sharers:
-        name, source = specialist.name, prepared.get(specialist.name)
-        if isinstance(source, MaskSource):
-            contenders.append(Contender(name, specialist.load_spec(source.skeleton), source.parent, source.kept))
-        elif source is not None:
-            lacks[name] = source
-        elif name in files:
-            contenders.append(Contender(name, specialist.load_spec(files[name])))
-    found = await find_groups(contenders)
+    located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
+    sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
+    prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
+    missing: dict[str, Lack] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
+    found = await find_groups(_contenders(sharers, prepared))
     predictions = Predictions()
     loads: dict[str, LoadSpec] = {}
-    groups = []
-    alone = dict(found.alone)
+    groups: list[Group] = []
+    why_unshared = dict(found.alone)
     for group in found.groups:
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change
-        why = await _try_group(roster, group, predictions, budget_bytes, loads)
-        if why is None:
+        members = [located[member.name].entry for member in group.members]
+        shared = await _shared_load(roster, group, members, predictions, budget_bytes)
+        if isinstance(shared, LoadSpec):
             groups.append(group)
+            loads |= {member.name: shared for member in members}
         else:
-            alone |= {member.name: why for member in group.members}
-    filled = {name: _filled(roster, name) for name in masks if name in loads}
-    if scratch is None:
-        lacks |= await cut_masked(roster, masks - loads.keys() - lacks.keys())
-    alone_loads = {}
-    for specialist in roster.specialists:
-        if specialist.name not in loads and specialist.name not in lacks:
-            path = specialist.locate(roster.models_path)
-            if path is not None:
-                alone_loads[specialist.name] = specialist.load_spec(path)
-    await predictions.make(_policies(roster, alone_loads))
-    loads |= alone_loads
-    judged = await asyncio.to_thread(
-        availability, roster, predictions.__getitem__, budget_bytes, predictions.refused, loads, lacks, filled
+            why_unshared |= {member.name: shared for member in members}
+    masks = {name for name, one in located.items() if one.entry.mask is not None}
+    filled = masks & loads.keys()
+    if scratch is None and (to_cut := masks - filled - missing.keys()):
+        missing |= await cut_masked(roster, to_cut)
+        located |= {one.entry.name: one for one in await asyncio.to_thread(locate, roster, to_cut)}
+    for name in filled:
+        located[name] = replace(located[name], location=_filled_location(roster, located[name].entry))
+    own = [
+        (one.entry, one.entry.load_spec(one.location.path))
+        for name, one in located.items()
+        if name not in loads and name not in missing and one.location.path is not None
+    ]
+    await predictions.make(own)
+    loads |= {entry.name: spec for entry, spec in own}
+    judged = availability(
+        tuple(located.values()), predictions.__getitem__, budget_bytes, predictions.refused, loads, missing
     )
-    return Arrangement(judged, tuple(groups), alone, found.unhashed, stamps)
+    stamps = {name: one.stamps for name, one in located.items()}
+    return Resolved(judged, tuple(groups), why_unshared, found.unhashed, stamps)
 
 
-def file_stamps(roster: Roster, name: str) -> tuple[str, ...]:
-    """The files that a specialist is loaded from, as far as they are there: others when one came, went or changed."""
-    specialist = _specialist(roster, name)
-    paths = list(roster.locate(specialist).files)
-    if specialist.mask is not None and roster.parent is not None:
-        paths += [Path(specialist.mask), *roster.parent.location(roster.models_path).files]
-    stamps = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            stamps.append(f"{path} {stamp(path)}")
-    return tuple(stamps)
+def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Lack]) -> list[Contender]:
+    """Those of the entries that have what a shared resident is loaded from: a file, or a mask made ready."""
+    contenders = []
+    for one in sharers:
+        name, source = one.entry.name, prepared.get(one.entry.name)
+        if isinstance(source, MaskSource):
+            contenders.append(Contender(name, one.entry.load_spec(source.skeleton), source.parent, source.kept))
+        elif source is None and one.location.path is not None:
+            contenders.append(Contender(name, one.entry.load_spec(one.location.path)))
+    return contenders
 
 
-def _filled(roster: Roster, name: str) -> Location:
-    """Where a mask's specialist is that is filled from its parent: it has no file beside the mask."""
-    mask = Path(_specialist(roster, name).mask or "")
+def _filled_location(roster: Roster, entry: Specialist) -> Location:
+    """Of a mask's specialist that is filled from its parent: it has no file beside the mask."""
+    assert entry.mask is not None
     assert roster.parent is not None
-    parent = roster.parent.location(roster.models_path)
-    return Location(mask, (mask,), sources=parent.files)
+    mask = Path(entry.mask)
+    return Location(mask, (mask,), sources=roster.parent.location(roster.models_path).files)
 
 
-async def _try_group(
-    roster: Roster, group: Group, predictions: Predictions, budget_bytes: int, loads: dict[str, LoadSpec]
-) -> str | None:
-    """Add the load that a group shares to `loads`; or say why its specialists are better loaded by themselves."""
-    members = [_specialist(roster, member.name) for member in group.members]
+async def _shared_load(
+    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget_bytes: int
+) -> LoadSpec | str:
+    """The load that a group shares; or why its specialists are better loaded by themselves."""
     pool = roster.pool
     sharing = Sharing(group.members, pool.swap_share, pool.max_turn_wait_s, pool.check_swaps)
     spec = members[0].load_spec(group.members[0].path, sharing)
@@ -181,39 +174,23 @@ async def _try_group(
     # Without a GPU this is memory of the budget.
     most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget_bytes // 8)
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
-    names = [member.name for member in members]
     try:
-        footprint = await _predicted(roster, names, spec, predictions)
+        footprint = await _predicted(members, spec, predictions)
         if footprint.total_bytes > budget_bytes and spec.ram_budget_bytes and not on_gpu:
             # Conversations are read again, which is better than not to be served.
             spec = replace(spec, ram_budget_bytes=0)
-            footprint = await _predicted(roster, names, spec, predictions)
+            footprint = await _predicted(members, spec, predictions)
     except EngineError as error:
-        _log.warning("%s cannot share a resident: %s", ", ".join(names), error)
+        _log.warning("%s cannot share a resident: %s", ", ".join(member.name for member in members), error)
         return str(error)
     if footprint.total_bytes > budget_bytes:
         return f"one resident for all would need {size_text(footprint.total_bytes)}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
     if indifferent and not on_gpu and footprint.total_bytes * len(members) <= budget_bytes:
         return "without a GPU, and with room for all of them, each is faster by itself"
-    loads |= dict.fromkeys(names, spec)
-    return None
+    return spec
 
 
-async def _predicted(roster: Roster, names: Sequence[str], spec: LoadSpec, predictions: Predictions) -> Footprint:
-    await predictions.make(_policies(roster, dict.fromkeys(names, spec)))
+async def _predicted(members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions) -> Footprint:
+    await predictions.make([(member, spec) for member in members])
     return predictions[spec]
-
-
-def _policies(roster: Roster, loads: Mapping[str, LoadSpec]) -> dict[LoadSpec, dict[str, Thinking]]:
-    """Each distinct load, and the thinking policies that it has to carry out."""
-    policies: dict[LoadSpec, dict[str, Thinking]] = {}
-    for name, spec in loads.items():
-        policies.setdefault(spec, {})[name] = _specialist(roster, name).thinking_policy()
-    return policies
-
-
-def _specialist(roster: Roster, name: str) -> Specialist:
-    found = roster.find(name)
-    assert found is not None, name
-    return found

@@ -4,7 +4,8 @@ Reads from its standard input what is wanted of which parent:
 
     {"parent": FILE, "cuts": [{"mask": FILE, "out": FILE}, ...], "masks": [FILE, ...], "skeletons": FOLDER}
 
-and writes JSON to its standard output, in the same order. "cuts": null for a file that was written. "masks": what a
+and writes JSON to its standard output, in the same order. A mask may be in any format that `coe.surgery.formats` reads.
+"cuts": null for a file that was written, or was there and is of this parent. "masks": what a
 resident is filled by, {"skeleton": FILE, "kept": [[layer, [expert, ...]], ...]}; one skeleton for all masks that keep
 as many experts. Else, in either, [what was wrong, what to do about it].
 """
@@ -23,7 +24,7 @@ from coe.engine.gguf.records import read_records, text
 from coe.engine.swap.fingerprints import SKELETON
 
 from ..errors import SurgeryError
-from ..mask import Mask
+from ..formats import read_mask
 from ..parent import Identity, Parent
 from .cut import KEY, cut, kept_experts, write_skeleton
 
@@ -33,10 +34,17 @@ Lack = tuple[str, str]
 
 
 def cut_one(parent: Parent, mask: Path, out: Path) -> Lack | None:
-    """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy."""
+    """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy.
+
+    A file that is there stays when it was cut from this parent: a mask of another tool names none, so that the mask's
+    file alone does not tell.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        cut(parent, Mask.load(mask), out)
+        identity = parent.identity()
+        if _cut_from(out) == identity.sha256:
+            return None
+        cut(parent, read_mask(mask, identity), out)
         stem = out.stem.rpartition("-")[0]
         for old in out.parent.glob(f"{stem}-????????????.gguf"):
             if old != out:
@@ -46,6 +54,14 @@ def cut_one(parent: Parent, mask: Path, out: Path) -> Lack | None:
     except OSError as error:
         return _unwritable(out, error)
     return None
+
+
+def _cut_from(path: Path) -> str | None:
+    """The hash of the parent that a file was cut from; None where there is no such file."""
+    try:
+        return text(read_records(path).get(KEY + "parent_sha256"))
+    except EngineError:
+        return None
 
 
 def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int) -> Path:
@@ -69,8 +85,7 @@ def prepare_masks(parent: Parent, masks: Sequence[Path], folder: Path) -> list[d
     written: dict[int, Path] = {}
     for path in masks:
         try:
-            mask = Mask.load(path)
-            mask.require_parent(identity)
+            mask = read_mask(path, identity)
             kept = kept_experts(parent.experts, mask)
             if mask.n_keep not in written:
                 skeleton = skeleton_path(folder, parent, identity, mask.n_keep)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from ..errors import MaskError, ProfileError
-from ..mask import Swap
+from ..mask import ExpertSwap
 from ..profile.profile import Profile
 from .criteria import score
 from .selection import Kept, best, exchanged
@@ -132,7 +132,7 @@ def floors(pooled: Scores, n_keep: int, recipe: DropMap, layers: tuple[int, ...]
 
 def carry_out(
     profile: Profile, n_keep: int, recipe: DropMap, criterion: str | None, fixed: Kept, *, seed: int = 0
-) -> tuple[Kept, list[Swap]]:
+) -> tuple[Kept, list[ExpertSwap]]:
     """The [L, E] to keep, and for whom the protection made a difference beside the n_keep highest aggregates.
 
     Those of lowest aggregate are dropped until n_keep remain; `fixed` ones never, protected ones only where pins or

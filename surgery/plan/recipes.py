@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MaskError, ParentMismatchError, ProfileError
-from ..mask import Mask, Pin, Provenance, Swap
+from ..mask import ExpertSwap, Mask, Pin, Provenance
 from ..profile.profile import Profile
 from . import drop_map, three_pass
 from .criteria import score
@@ -79,7 +79,7 @@ def plan(
         case DropMap():
             kept, swaps = drop_map.carry_out(profile, n_keep, recipe, criterion, fixed, seed=seed)
             reasons = {(pin.layer, pin.expert): f"pinned: {pin.why}" for pin in pins}
-            swaps = [Swap(s.layer, s.out, s.into, reasons.get((s.layer, s.into), s.why)) for s in swaps]
+            swaps = [ExpertSwap(s.layer, s.out, s.into, reasons.get((s.layer, s.into), s.why)) for s in swaps]
             settings = {"name": "drop-map", **settings, **_drop_map_settings(profile, recipe)}
             if criterion is None:
                 settings["criterion"] = "alpha x norms + choices"
@@ -96,7 +96,7 @@ def plan(
 
 def _first_pass(
     profile: Profile, scores: drop_map.Scores, n_keep: int, fixed: Kept, pins: Sequence[Pin]
-) -> tuple[Kept, list[Swap]]:
+) -> tuple[Kept, list[ExpertSwap]]:
     parent = profile.parent
     kept = best((fixed, scores), n_keep, parent.n_groups)
     why = {(pin.layer, pin.expert): f"pinned: {pin.why}" for pin in pins}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MaskError
-from ..mask import Pin, Swap
+from ..mask import ExpertSwap, Pin
 from ..parent import Identity
 
 Kept = NDArray[np.bool_]
@@ -72,7 +72,7 @@ def pinned(parent: Identity, pins: Sequence[Pin], n_keep: int) -> Kept:
 
 def exchanged(
     parent: Identity, before: Kept, after: Kept, why: dict[tuple[int, int], str], otherwise: str
-) -> list[Swap]:
+) -> list[ExpertSwap]:
     """What a pass changed, as swaps within a layer and group, ascending on both sides.
 
     why: (layer, expert that came) -> reason; `otherwise` for those not named.
@@ -85,5 +85,5 @@ def exchanged(
             outs = start + np.flatnonzero(before[row, part] & ~after[row, part])
             intos = start + np.flatnonzero(after[row, part] & ~before[row, part])
             for out, into in zip(outs.tolist(), intos.tolist(), strict=True):
-                swaps.append(Swap(layer, out, into, why.get((layer, into), otherwise)))
+                swaps.append(ExpertSwap(layer, out, into, why.get((layer, into), otherwise)))
     return swaps

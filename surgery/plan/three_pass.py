@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ..mask import Swap
+from ..mask import ExpertSwap
 from ..profile.profile import Profile
 from .criteria import activations, mean_rank
 from .selection import Kept
@@ -65,7 +65,7 @@ def carry_out(
     utility: NDArray[np.float64],
     reasoning: NDArray[np.float64] | None,
     fixed: Kept,
-) -> tuple[Kept, list[Swap]]:
+) -> tuple[Kept, list[ExpertSwap]]:
     """Passes 2 and 3 on the result of pass 1: the new [L, E] and what was swapped, in that order.
 
     utility:   [L, E] of the domain. reasoning: [L, E] by the same criterion on domain-neutral reasoning traces; None
@@ -82,7 +82,7 @@ def carry_out(
     listed = whitelist(profile, recipe)
     ranks = mean_rank(profile)
     n_groups = profile.parent.n_groups
-    swaps: list[Swap] = []
+    swaps: list[ExpertSwap] = []
     for row, layer in enumerate(profile.parent.layers):
         stays = fixed[row] | listed[row]
         poor = _poorest(kept[row] & ~stays, ranks[row], utility[row])
@@ -92,13 +92,13 @@ def carry_out(
                 continue
             poor.remove(out)
             kept[row, [out, into]] = False, True
-            swaps.append(Swap(layer, out, into, f"whitelist: mean rank {ranks[row, into]:.2f}"))
+            swaps.append(ExpertSwap(layer, out, into, f"whitelist: mean rank {ranks[row, into]:.2f}"))
         if reasoning is not None:
             done = _arbitrate(
                 kept[row], stays, ranks[row], utility[row], reasoning[row], recipe.reasoning_cap, n_groups
             )
             swaps += [
-                Swap(layer, out, into, f"reasoning: {reasoning[row, into]:.4g} against {utility[row, out]:.4g}")
+                ExpertSwap(layer, out, into, f"reasoning: {reasoning[row, into]:.4g} against {utility[row, out]:.4g}")
                 for out, into in done
             ]
     return kept, swaps

@@ -12,9 +12,9 @@ from rich.console import Console
 from coe.demo import masks
 from coe.demo.asking import ask, ask_cut
 from coe.demo.curriculum import DOMAINS, questions
-from coe.server.cli import demo_roster
 from coe.server.commands import demo as demo_tour
 from coe.server.commands.demo import QUESTIONS, TO_BUILD, judged, tour, with_own_models
+from coe.server.roster.builtin import demo_roster
 from coe.server.roster.load import load_roster
 from coe.surgery.judge.questions import read_questions
 from coe.surgery.mask import Mask

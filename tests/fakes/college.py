@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.types import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
+from coe.server.api.app import DIALECTS, make_app
+from coe.server.api.dialect import Dialect
 from coe.server.roster.models import Roster, Specialist
-from coe.server.runtime.affinity import Thread
+from coe.server.runtime.affinity import ConversationKey
+from coe.server.runtime.choice import Choice
+from coe.server.runtime.college import College
+from coe.server.runtime.request import Request
+from fakes.asgi import Client, Message
 
 Script = Sequence[Event | Exception]
 NOBODY = PoolStatus(0, 0, (), (), 0.0, 0, 0, 0, ())
@@ -37,7 +45,7 @@ class FakeLease:
     running: int = 0
     releases: int = 0
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         assert not self.releases, "a released lease is nobody's"
         self.requests.append(request)
         self.running += 1
@@ -65,12 +73,16 @@ class FakeCollege:
     roster: Roster = field(default_factory=lambda: Roster.model_validate({"specialists": []}))
     asked: list[str] = field(default_factory=list)
 
-    async def lease(self, specialist: Specialist, thread: Thread | None = None) -> FakeLease:
+    async def lease(self, specialist: Specialist, key: ConversationKey | None = None) -> FakeLease:
         self.asked.append(specialist.name)
         lease = self.leases.pop(0)
         if isinstance(lease, EngineError):
             raise lease
         return lease
+
+    @property
+    def chooser(self) -> Any:
+        return self
 
     def fallback_for(self, name: str) -> Specialist | None:
         return self.fallback
@@ -81,3 +93,63 @@ def specialist(name: str, **about: Any) -> Specialist:
 
 
 MATH, GENERAL = specialist("math"), specialist("general", system_prompt="Be kind.")
+
+
+class ServedCollege(FakeCollege):
+    """A college under an application, that always chooses math."""
+
+    def __init__(
+        self,
+        leases: list[FakeLease | EngineError],
+        *,
+        fallback: Specialist | None = None,
+        first_byte_s: float = 10.0,
+        fails: bool = False,
+    ) -> None:
+        roster = Roster.model_validate({"specialists": [], "server": {"first_byte_s": first_byte_s}})
+        super().__init__(leases, fallback, roster)
+        self.pool = SimpleNamespace(status=lambda: NOBODY)
+        self.builds = SimpleNamespace(cards=list)
+        self.fails = fails
+
+    async def choose(self, request: Request, session_id: str | None, *, begin: bool = True) -> Choice:
+        if self.fails:
+            raise KeyError("secret")
+        return Choice(MATH, 0.75, "math 0.75")
+
+
+class Asking(Client):
+    """A client that posts one body."""
+
+    def __init__(self, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self._body: bytes | None = body
+        self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await super().receive()
+
+
+def asking(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Asking:
+    return Asking(json.dumps(body).encode(), headers or {})
+
+
+async def post(
+    college: ServedCollege,
+    client: Asking,
+    path: str = "/v1/chat/completions",
+    *,
+    dialects: Mapping[str, Dialect] = DIALECTS,
+) -> None:
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": client.headers,
+    }
+    await make_app(cast(College, college), dialects=dialects)(scope, client.receive, client.send)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from coe.engine.pool.admission import State
@@ -24,7 +24,7 @@ class FakeResident:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         raise NotImplementedError
         yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from coe.engine.errors import PromptTooLongError, WorkerDiedError
@@ -60,7 +60,7 @@ class ScriptedResident:
         self._running = 0
         self._dead = False
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         script, text = self._script, _last(request)
         script.requests.append(request)
         self._running += 1

@@ -1,12 +1,10 @@
-"""Builds asked of a running server: who answers meanwhile, what is told, and how a finished one comes to be served."""
+"""Builds asked of a running server: the stand-in, the status that clients see, and how a finished build is served."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ import yaml
 from random_model import Shape, write_random_model
 
 from coe.demo.curriculum import is_right
-from coe.server.roster.load import load_roster
-from coe.server.runtime import builds
-from coe.surgery.build.job import BuildState, Job, Progress
 from fakes import taught
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
@@ -317,59 +312,3 @@ def test_a_build_that_waits_for_idle_time_lets_one_through_that_does_not(
     server.until(lambda: status("hurried") in ("kept-aside", "failed"), TRIES)
     assert status("hurried") == "kept-aside"
     server.until(lambda: status("small") == "waiting: for idle time", TRIES)
-
-
-def test_two_who_look_at_the_same_time_have_a_new_file_served_once(roster: Callable[..., Path]) -> None:
-    loaded = load_roster(roster())
-    small = loaded.find("small")
-    assert small is not None
-    out = small.built_path(loaded.models_path)
-    out.parent.mkdir(parents=True)
-    adopted = []
-
-    async def adopt(name: str) -> bool:
-        await asyncio.sleep(0)
-        adopted.append(name)
-        return True
-
-    async def look() -> None:
-        owner = builds.Builds(loaded, None, adopt)  # type: ignore[arg-type]
-        await asyncio.gather(owner._look(), owner._look())
-        out.write_text("built")
-        await asyncio.gather(owner._look(), owner._look())
-        assert not owner.is_missing("small")
-
-    asyncio.run(look())
-    assert adopted == ["small"]
-
-
-@pytest.mark.parametrize("before", [BuildState.FAILED, BuildState.RELEASED, BuildState.WAITING])
-def test_who_stops_a_build_before_it_can_hear_of_it_is_told_that_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
-) -> None:
-    monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
-    job = Job.of(tmp_path, "small")
-    job.note(Progress(before, message="of an earlier run"))
-
-    async def stopped() -> Progress:
-        process = builds.BuildProcess(job)
-        running = asyncio.create_task(process.run())
-        await asyncio.sleep(0)  # it has begun to begin
-        await process.stop()
-        return await running
-
-    ended = asyncio.run(stopped())
-    assert (ended.state, ended.message) == (BuildState.STOPPED, "")
-    assert job.progress().state is BuildState.STOPPED
-
-
-@pytest.mark.parametrize("before", [BuildState.RELEASED, BuildState.ASIDE, BuildState.RUNNING])
-def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
-) -> None:
-    monkeypatch.setattr(builds, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no such library')"))
-    job = Job.of(tmp_path, "small")
-    job.note(Progress(before))
-    ended = asyncio.run(builds.BuildProcess(job).run())
-    assert ended.state is BuildState.FAILED
-    assert "no such library" in ended.message

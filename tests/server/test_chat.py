@@ -360,7 +360,8 @@ def test_a_whole_answer_that_loops_is_tried_again_and_then_goes_to_the_fallback(
     body = {"model": "coding", "prompt": "the cat and the dog and " * 8, **ENDLESS, **GREEDY}
     answer = college.http.post("/v1/completions", json=body).json()
     assert answer["coe"]["retries"] == 2
-    assert answer["coe"]["answered_by"] == "general"
+    assert answer["model"] == answer["coe"]["specialist"] == "general"
+    assert answer["coe"]["chosen"] == "coding"
     assert answer["coe"]["loop"]["repeated"], "this model loops whoever is asked"
     assert answer["choices"][0]["finish_reason"] == "length"
     assert college.metric("coe_answers_total", specialist="coding", reason="loop") == before["coding"] + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coe.demo.curriculum import questions
-from coe.server.cli import demo_roster
+from coe.server.roster.builtin import demo_roster
+from coe.surgery.mask import Mask
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
 DOMAINS = ("math", "chemistry", "python")
@@ -23,12 +26,16 @@ PARENT = demo_roster().parent / "college-parent.gguf"
 ASKED = {domain: [q.text for q in questions(domain) if q.held_out][3:40:9] for domain in DOMAINS}
 
 
-def college_roster(folder: Path, parent: Path = PARENT, **sections: Any) -> Path:
-    """Three masks of the parent, and SmolLM2 for the rest."""
-    masks = demo_roster().parent / "masks"
+MASKS = {name: demo_roster().parent / "masks" / f"{name}.json" for name in DOMAINS}
+
+
+def college_roster(
+    folder: Path, parent: Path = PARENT, masks: Mapping[str, Path] | None = None, **sections: Any
+) -> Path:
+    """Masks of the parent, the demo's where none are given, and SmolLM2 for the rest."""
     entries: dict[str, Mapping[str, Any]] = {
-        name: {"package": None, "pattern": None, "mask": str(masks / f"{name}.json"), "domains": [name]}
-        for name in DOMAINS
+        name: {"package": None, "pattern": None, "mask": str(mask), "domains": [name]}
+        for name, mask in (masks or MASKS).items()
     }
     entries["general"] = {}
     pool = {"vram_budget": "2 GiB", "ram_budget": "16 MiB", "most_shared": 1, "check_swaps": True}
@@ -71,6 +78,18 @@ def test_one_worker_is_all_of_them_and_says_what_each_by_itself_says(
             workers |= set(sharing.workers())
     assert len(workers) == 1
     assert len(apart.workers()) == 3
+
+
+def test_masks_of_other_tools_share_a_resident_and_answer_as_ours_do(sharing: ServerProcess, tmp_path: Path) -> None:
+    dropped, matrix = tmp_path / "drop.json", tmp_path / "matrix.npy"
+    gone = [np.flatnonzero(~row).tolist() for row in Mask.load(MASKS["math"]).matrix()]
+    dropped.write_text(json.dumps({"per_layer_drop": gone}))
+    np.save(matrix, Mask.load(MASKS["chemistry"]).matrix())
+    theirs: dict[str, Path] = {"math": dropped, "chemistry": matrix, "python": MASKS["python"]}
+    with ServerProcess(college_roster(tmp_path, masks=theirs)) as server:
+        for name in DOMAINS:
+            assert say(server, name, ASKED[name][0])[0] == say(sharing, name, ASKED[name][0])[0]
+        assert len(server.workers()) == 1
 
 
 def test_an_answer_says_whether_the_resident_had_to_change(sharing: ServerProcess) -> None:
@@ -252,5 +271,5 @@ def test_check_says_who_shares_and_what_a_change_moves(tmp_path: Path) -> None:
     for one, other in combinations(DOMAINS, 2):
         assert re.search(rf"{one} and {other} [\d.]+ [KM]iB [\d.]+ [KM]iB", said), said
     assert "3 at work:" in said
-    assert "general shares with nobody" in said
+    assert "general shares with no other" in said
     assert "4 of 4 can be served." in said

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.surgery.errors import MaskError, ParentMismatchError
-from coe.surgery.formats import read_mask
+from coe.surgery.formats import experts_kept, names_parent, read_mask
 from coe.surgery.mask import Mask
-from coe.surgery.parent import Identity
+from coe.surgery.parent import Identity, Parent
+from fakes.random_moe import random_mask, write_random_moe
 from fakes.synthetic_profile import identity
 
 # Blocks 2 to 4 have a router; each keeps 11 of 16 where a token uses 8, so that five dropped are too few to be kept.
@@ -124,6 +125,26 @@ class TestAmbiguity:
             read_mask(written(tmp_path, [[0, 1, 4, 5]]), parent)
         with pytest.raises(MaskError, match="makes no mask, neither"):
             read_mask(written(tmp_path, [[0, 1, 2, 4]]), parent)
+
+
+def test_two_readings_name_the_command_that_writes_one(tmp_path: Path) -> None:
+    path = written(tmp_path, [[*range(8)]] * 3)
+    with pytest.raises(MaskError) as caught:
+        read_mask(path, PARENT)
+    assert f"coe mask {path} --parent PARENT.gguf --kind keep|drop -o mask.json" in caught.value.remedy
+
+
+def test_experts_are_counted_without_hashing_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = Parent.open(write_random_moe(tmp_path / "parent.gguf"))
+    mask = random_mask(parent, 5)
+    mask.save(tmp_path / "ours.json")
+    np.save(tmp_path / "theirs.npy", mask.matrix())
+    monkeypatch.setattr("coe.surgery.parent.sha256_of", lambda *_: pytest.fail("the parent was hashed"))
+    found = {name: (experts_kept(tmp_path / name, parent), names_parent(tmp_path / name)) for name in NAMES}
+    assert found == {"ours.json": (5, True), "theirs.npy": (5, False)}
+
+
+NAMES = ("ours.json", "theirs.npy")
 
 
 @pytest.mark.parametrize(

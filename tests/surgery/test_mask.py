@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.surgery.errors import MaskError, ParentMismatchError
-from coe.surgery.mask import Mask, Pin, Provenance, Swap
+from coe.surgery.mask import ExpertSwap, Mask, Pin, Provenance
 from coe.surgery.parent import Identity
 from fakes.synthetic_profile import identity
 
@@ -45,7 +45,7 @@ def masks(draw: st.DrawFn) -> Mask:
         recipe={"name": draw(NAMES), "weights": {"a": draw(st.floats(0, 9))}},
         corpus_sha256=draw(NAMES),
         tokens=draw(st.dictionaries(NAMES, numbers, max_size=2)),
-        swaps=tuple(draw(st.lists(st.builds(Swap, numbers, numbers, numbers, NAMES), max_size=2))),
+        swaps=tuple(draw(st.lists(st.builds(ExpertSwap, numbers, numbers, numbers, NAMES), max_size=2))),
         pins=tuple(draw(st.lists(st.builds(Pin, numbers, numbers, NAMES), max_size=2))),
     )
     return Mask(parent, keep, provenance)

@@ -1,14 +1,17 @@
-"""Answers in OpenAI's shapes: chat and plain completions, whole and as stream chunks."""
+"""Answers, streams and errors as OpenAI writes them: one envelope for chat, one for plain completions."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from coe.engine.request import Delta, Finish, Finished, TokenLogprob
 
-from ...runtime.answer import Answer, Outcome
+from ...runtime.answer import Answer, Outcome, Step
+from ...runtime.errors import Failure
 
 # OpenAI knows no reason for a loop: the answer was cut, which is what `length` tells every client. The `coe` object
 # says what it was.
@@ -28,98 +31,174 @@ def usage(ends: Sequence[Finished]) -> dict[str, Any]:
     }
 
 
-class Shape:
-    """One answer's envelope. chat: chat.completion objects, else text_completion ones."""
+def error_body(failure: Failure) -> dict[str, Any]:
+    """OpenAI's error envelope."""
+    error = {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
+    return {"error": error}
 
-    def __init__(self, answer: Answer, *, chat: bool) -> None:
+
+def data_frame(message: Mapping[str, Any]) -> bytes:
+    """A server-sent event with a JSON object."""
+    return b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Envelope(ABC):
+    """One answer. Sub-classes say what a choice looks like, whole and in pieces."""
+
+    prefix: ClassVar[str]  # of ids
+    whole: ClassVar[str]  # `object` of a whole answer
+    chunk: ClassVar[str]  # `object` of a chunk of a stream
+
+    def __init__(self, answer: Answer, *, include_usage: bool = False) -> None:
+        """include_usage: the stream ends with a chunk of token counts."""
         self.answer = answer
-        self.chat = chat
-        prefix = "chatcmpl" if chat else "cmpl"
-        self._head = {
-            "id": f"{prefix}-{answer.id}",
-            "created": int(time.time()),
-            "model": answer.choice.specialist.name,
-        }
-        self._kind = "chat.completion" if chat else "text_completion"
+        self._include_usage = include_usage
+        self._created = int(time.time())
+        self._ends: list[Finished] = []  # of the choices of a stream that have finished
+
+    @abstractmethod
+    def choice(self, outcome: Outcome) -> dict[str, Any]:
+        """A choice's part of a whole answer."""
+
+    @abstractmethod
+    def first(self) -> dict[str, Any] | None:
+        """What a choice's stream begins with; None for nothing."""
+
+    @abstractmethod
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """A choice's part of a chunk with new text."""
+
+    @abstractmethod
+    def last(self) -> dict[str, Any]:
+        """A choice's part of its last chunk."""
+
+    @abstractmethod
+    def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Log-probabilities of tokens."""
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        # Not kept from the beginning: after a loop another specialist may have answered.
+        name = self.answer.answered_by.name
+        return {"id": f"{self.prefix}-{self.answer.id}", "created": self._created, "model": name, "object": kind}
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        return None if self.answer.request.top_logprobs is None else self.logprobs(entries)
 
     def body(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-        """The whole answer."""
-        ends = [outcome.end for outcome in outcomes if outcome.end is not None]
-        choices = [self._choice(outcome) for outcome in outcomes]
-        return {
-            **self._head,
-            "object": self._kind,
-            "choices": choices,
-            "usage": usage(ends),
-            "coe": self.answer.facts(ends),
-        }
+        """See api.dialect.Envelope."""
+        ends = [outcome.end for outcome in outcomes]
+        choices = [
+            {
+                "index": outcome.index,
+                **self.choice(outcome),
+                "finish_reason": _REASONS[outcome.end.reason],
+                "logprobs": self._logprobs(outcome.logprobs),
+            }
+            for outcome in outcomes
+        ]
+        facts = self.answer.provenance.facts(ends)
+        return {**self._head(self.whole), "choices": choices, "usage": usage(ends), "coe": facts}
 
-    def _choice(self, outcome: Outcome) -> dict[str, Any]:
-        assert outcome.end is not None
-        reason = _REASONS[outcome.end.reason]
-        logprobs = self._logprobs(outcome.logprobs)
-        if not self.chat:
-            return {"index": outcome.index, "text": outcome.text, "finish_reason": reason, "logprobs": logprobs}
+    def opening(self) -> Iterable[bytes]:
+        """See api.dialect.Envelope."""
+        first = self.first()
+        if first is not None:
+            for index in range(self.answer.request.n):
+                yield self._frame([{"index": index, **first, "finish_reason": None}])
+
+    def frames(self, step: Step) -> Iterable[bytes]:
+        """See api.dialect.Envelope."""
+        event = step.event
+        if isinstance(event, Delta):
+            logprobs = self._logprobs(event.logprobs)
+            choice = {"index": step.index, **self.piece(event), "finish_reason": None, "logprobs": logprobs}
+            yield self._frame([choice])
+        elif isinstance(event, Finished):
+            self._ends.append(event)
+            reason = _REASONS[event.reason]
+            choice = {"index": step.index, **self.last(), "finish_reason": reason, "logprobs": None}
+            # The last choice's last chunk says how the answer came about.
+            yield self._frame([choice], with_facts=len(self._ends) == self.answer.request.n)
+
+    def closing(self) -> Iterable[bytes]:
+        """See api.dialect.Envelope."""
+        if self._include_usage:
+            yield self._frame([], with_facts=True, usage=usage(self._ends))
+        yield b"data: [DONE]\n\n"
+
+    def _frame(self, choices: list[dict[str, Any]], *, with_facts: bool = False, **more: Any) -> bytes:
+        facts = {"coe": self.answer.provenance.facts(self._ends)} if with_facts else {}
+        return data_frame({**self._head(self.chunk), "choices": choices, **more, **facts})
+
+
+class ChatEnvelope(Envelope):
+    """chat.completion and chat.completion.chunk objects."""
+
+    prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, outcome: Outcome) -> dict[str, Any]:
+        """See Envelope."""
         message: dict[str, Any] = {"role": "assistant", "content": outcome.text, "refusal": None}
         if self.answer.thinks:
             message["reasoning_content"] = outcome.reasoning
-        return {"index": outcome.index, "message": message, "finish_reason": reason, "logprobs": logprobs}
+        return {"message": message}
 
-    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if self.answer.ask.top_logprobs is None:
-            return None
-        if self.chat:
-            return {
-                "content": [
-                    {
-                        "token": entry.token,
-                        "logprob": entry.logprob,
-                        "bytes": entry.bytes,
-                        "top_logprobs": [
-                            {"token": token, "logprob": value, "bytes": data} for token, data, value in entry.top
-                        ],
-                    }
-                    for entry in entries
-                ],
-                "refusal": None,
+    def first(self) -> dict[str, Any]:
+        """The role."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """See Envelope."""
+        content: dict[str, Any] = {}
+        if delta.reasoning:
+            content["reasoning_content"] = delta.reasoning
+        if delta.text or not delta.reasoning:
+            content["content"] = delta.text
+        return {"delta": content}
+
+    def last(self) -> dict[str, Any]:
+        """See Envelope."""
+        return {"delta": {}}
+
+    def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """See Envelope."""
+        content = [
+            {
+                "token": entry.token,
+                "logprob": entry.logprob,
+                "bytes": entry.bytes,
+                "top_logprobs": [{"token": token, "logprob": value, "bytes": data} for token, data, value in entry.top],
             }
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionEnvelope(Envelope):
+    """text_completion objects."""
+
+    prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, outcome: Outcome) -> dict[str, Any]:
+        """See Envelope."""
+        return {"text": outcome.text}
+
+    def first(self) -> None:
+        """Nothing."""
+
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """See Envelope."""
+        return {"text": delta.text}
+
+    def last(self) -> dict[str, Any]:
+        """See Envelope."""
+        return {"text": ""}
+
+    def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """See Envelope."""
         return {
             "tokens": [entry.token for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
             "top_logprobs": [{token: value for token, _, value in entry.top} for entry in entries],
             "text_offset": None,  # tokens that share a character have no offset of their own
         }
-
-    # --- chunks -----------------------------------------------------------------------------------------------
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """A chat stream begins with the role."""
-        if not self.chat:
-            return None
-        return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
-
-    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
-        """A chunk with new text."""
-        logprobs = self._logprobs(delta.logprobs)
-        if not self.chat:
-            return self._chunk([{"index": index, "text": delta.text, "finish_reason": None, "logprobs": logprobs}])
-        content: dict[str, Any] = {}
-        if delta.reasoning:
-            content["reasoning_content"] = delta.reasoning
-        if delta.text or not delta.reasoning:
-            content["content"] = delta.text
-        return self._chunk([{"index": index, "delta": content, "finish_reason": None, "logprobs": logprobs}])
-
-    def ending(self, index: int, end: Finished, facts: dict[str, Any] | None) -> dict[str, Any]:
-        """A choice's last chunk; the last choice's carries the `coe` object."""
-        empty: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        chunk = self._chunk([{"index": index, **empty, "finish_reason": _REASONS[end.reason], "logprobs": None}])
-        return {**chunk, "coe": facts} if facts is not None else chunk
-
-    def usage_chunk(self, ends: Sequence[Finished], facts: dict[str, Any]) -> dict[str, Any]:
-        """The chunk after the last that stream_options.include_usage asks for."""
-        return {**self._chunk([]), "usage": usage(ends), "coe": facts}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices}

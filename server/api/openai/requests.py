@@ -1,27 +1,22 @@
-"""The OpenAI dialect: wire bodies in, one internal request out. Bad input is refused with the field's name."""
+"""OpenAI's request bodies, parsed into the internal request. Bad input is refused with the name of its field."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ...runtime.errors import RequestError
+from ...runtime.request import Message, Request
 
-Message = dict[str, Any]
-
-# Fields of OpenAI's API that change what an answer is and that we do not have: a client that sends one must know.
-_UNSUPPORTED = {
-    "chat": ("tools", "functions", "function_call", "audio", "prediction", "web_search_options"),
-    "completion": ("echo", "best_of", "suffix", "response_format", "max_completion_tokens"),
-}
+# Fields of OpenAI's API that change what an answer is and that are not served: a client that sends one must know.
+_UNSUPPORTED_IN_CHAT: Final = ("tools", "functions", "function_call", "audio", "prediction", "web_search_options")
+_UNSUPPORTED_IN_COMPLETIONS: Final = ("echo", "best_of", "suffix", "response_format", "max_completion_tokens")
 _MAX_CHOICES = 8
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
-_MAX_DEPTH = 100  # levels of lists and objects in a body
 _MAX_INT = 2**31 - 1  # what llama.cpp takes
 
 
@@ -104,96 +99,16 @@ _B = TypeVar("_B", bound=Shared)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One internal request: what a client wants, whatever the dialect it said it in.
+class Parsed:
+    """A body: the request, and whether a stream ends with a chunk of token counts (stream_options.include_usage)."""
 
-    messages or prompt: a conversation, or a text to be continued. overrides: sampling fields that the client set.
-    wants_thinking: True or False when the client said so, None when it did not.
-    """
-
-    model: str
-    messages: tuple[Message, ...] | None
-    prompt: str | None
-    stream: bool
+    request: Request
     include_usage: bool
-    overrides: Mapping[str, float]
-    max_tokens: int | None
-    stop: tuple[str, ...]
-    seed: int | None
-    n: int
-    logit_bias: Mapping[int, float]
-    response_format: Mapping[str, Any] | None
-    top_logprobs: int | None
-    wants_thinking: bool | None
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """A request's JSON object. Raises RequestError for anything else, lone surrogates and NUL included."""
-    try:
-        value = json.loads(body)
-    except UnicodeDecodeError as error:
-        raise RequestError("The body is not UTF-8. Send JSON in UTF-8.") from error
-    except RecursionError as error:
-        raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.") from error
-    except json.JSONDecodeError as error:
-        raise RequestError(
-            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
-    except ValueError as error:  # an integer of more digits than Python takes
-        raise RequestError(f"The body is not JSON that can be read: {error}.") from error
-    if not isinstance(value, dict):
-        raise RequestError("The body must be a JSON object.")
-    _refuse_unwritable(value)
-    return value
-
-
-def _refuse_unwritable(body: dict[str, Any]) -> None:
-    """Look at every text for what cannot be passed on. The path of a text is only put together when it is needed."""
-    todo: list[tuple[Any, _Place | None, int]] = [(body, None, 1)]
-    while todo:
-        value, place, depth = todo.pop()
-        if depth > _MAX_DEPTH:
-            raise RequestError(f"The body is nested more than {_MAX_DEPTH} levels deep.")
-        members: Iterable[tuple[str | int, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, member in members:
-            if isinstance(key, str) and (flaw := _flaw(key)):
-                raise RequestError(f"A key in {_path(place) or 'the body'} {flaw}", param=_path(place) or None)
-            if isinstance(member, str):
-                if flaw := _flaw(member):
-                    path = _path(_Place(place, key))
-                    raise RequestError(f"{path} {flaw}", param=path)
-            elif isinstance(member, (dict, list)):
-                todo.append((member, _Place(place, key), depth + 1))
-
-
-class _Place(NamedTuple):
-    """Where a value stands: in what, and under which key or index."""
-
-    above: _Place | None
-    key: str | int
-
-
-def _path(place: _Place | None) -> str:
-    keys: list[str] = []
-    while place is not None:
-        keys.append(f"[{place.key}]" if isinstance(place.key, int) else f".{place.key[:60]}")
-        place = place.above
-    return "".join(reversed(keys)).lstrip(".")
-
-
-def _flaw(text: str) -> str:
-    if "\0" in text:
-        return "contains a NUL character. Remove it."
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "contains a lone surrogate, which is no character. Send whole characters."
-    return ""
-
-
-def chat_ask(body: Mapping[str, Any]) -> Ask:
-    """The request in a body of POST /v1/chat/completions. Raises RequestError naming the field."""
-    _refuse_unsupported(body, "chat")
+def parse_chat(body: Mapping[str, Any]) -> Parsed:
+    """A body of POST /v1/chat/completions. Raises RequestError naming the field."""
+    _refuse_unsupported(body, _UNSUPPORTED_IN_CHAT)
     parsed = _parse(ChatBody, body)
     if parsed.modalities and parsed.modalities != ["text"]:
         raise RequestError("modalities: only text is served.", param="modalities")
@@ -201,7 +116,7 @@ def chat_ask(body: Mapping[str, Any]) -> Ask:
         raise RequestError("tool_choice is not supported yet. Remove it.", param="tool_choice")
     if parsed.top_logprobs is not None and not parsed.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    return _ask(
+    return _parsed(
         parsed,
         messages=tuple(_message(message, index) for index, message in enumerate(parsed.messages)),
         max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
@@ -211,50 +126,37 @@ def chat_ask(body: Mapping[str, Any]) -> Ask:
     )
 
 
-def completion_ask(body: Mapping[str, Any]) -> Ask:
-    """The request in a body of POST /v1/completions. Raises RequestError naming the field."""
-    _refuse_unsupported(body, "completion")
+def parse_completion(body: Mapping[str, Any]) -> Parsed:
+    """A body of POST /v1/completions. Raises RequestError naming the field."""
+    _refuse_unsupported(body, _UNSUPPORTED_IN_COMPLETIONS)
     parsed = _parse(CompletionBody, body)
     prompts = [parsed.prompt] if isinstance(parsed.prompt, str) else parsed.prompt
     if len(prompts) != 1:
         raise RequestError("prompt: one text a request, please; send several requests at once.", param="prompt")
-    return _ask(parsed, prompt=prompts[0], max_tokens=parsed.max_tokens, top_logprobs=parsed.logprobs)
+    return _parsed(parsed, prompt=prompts[0], max_tokens=parsed.max_tokens, top_logprobs=parsed.logprobs)
 
 
-def _ask(
-    parsed: Shared,
-    *,
-    messages: tuple[Message, ...] | None = None,
-    prompt: str | None = None,
-    max_tokens: int | None,
-    response_format: Mapping[str, Any] | None = None,
-    top_logprobs: int | None,
-    wants_thinking: bool | None = None,
-) -> Ask:
+def _parsed(body: Shared, **own: Any) -> Parsed:
+    """The request of a body: what both endpoints share, and what is the endpoint's own."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
-    overrides = {name: value for name in names if (value := getattr(parsed, name)) is not None}
-    if parsed.repetition_penalty is not None:
-        overrides.setdefault("repeat_penalty", parsed.repetition_penalty)
-    return Ask(
-        model=parsed.model,
-        messages=messages,
-        prompt=prompt,
-        stream=bool(parsed.stream),
-        include_usage=bool(parsed.stream_options and parsed.stream_options.include_usage),
+    overrides = {name: value for name in names if (value := getattr(body, name)) is not None}
+    if body.repetition_penalty is not None:
+        overrides.setdefault("repeat_penalty", body.repetition_penalty)
+    request = Request(
+        model=body.model,
+        stream=bool(body.stream),
         overrides=overrides,
-        max_tokens=max_tokens,
-        stop=parsed.stop,
-        seed=parsed.seed,
-        n=parsed.n or 1,
-        logit_bias=_biases(parsed.logit_bias or {}),
-        response_format=response_format,
-        top_logprobs=top_logprobs,
-        wants_thinking=wants_thinking,
+        stop=body.stop,
+        seed=body.seed,
+        n=body.n or 1,
+        logit_bias=_biases(body.logit_bias or {}),
+        **own,
     )
+    return Parsed(request, bool(body.stream_options and body.stream_options.include_usage))
 
 
-def _refuse_unsupported(body: Mapping[str, Any], kind: str) -> None:
-    for name in _UNSUPPORTED[kind]:
+def _refuse_unsupported(body: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
         if body.get(name):
             raise RequestError(f"{name} is not supported yet. Remove it from the request.", param=name)
 
@@ -337,11 +239,3 @@ def _thinking_wish(body: ChatBody) -> bool | None:
     if isinstance(body.think, str) or body.reasoning_effort is not None:
         return (body.think or body.reasoning_effort) not in ("none", "minimal", "off", "false")
     return None
-
-
-def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
-    """The specialist's own system prompt first, the client's system text after it, in one system message."""
-    own = [system_prompt.strip()] if system_prompt else []
-    texts = own + [message["content"] for message in messages if message["role"] == "system"]
-    rest = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join(texts)}, *rest] if texts else rest

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coe.engine.pool.admission import (
     Grant,
-    Kind,
+    GroupView,
     Load,
     Plan,
     ResidentView,
@@ -22,14 +22,14 @@ from coe.engine.pool.admission import (
     plan,
     plan_evictions,
 )
-from coe.engine.pool.placement import Distances, Home
+from coe.engine.pool.placement import Affinity, Distances
 from coe.engine.swap.plan import Pair
 
 BOUND_S = 10.0
 
 
 def warm(key: str, size: int = 4, *, leases: int = 0, last_used: float = 0.0, pinned: bool = False) -> ResidentView:
-    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned, kind=key)
+    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned, group=key)
 
 
 def waiter(number: int, key: str, size: int = 4, *, bypassed_s: float = 0.0) -> WaiterView:
@@ -41,12 +41,12 @@ def granted(*pairs: tuple[int, str]) -> tuple[Grant, ...]:
 
 
 def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8) -> Plan:
-    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, kinds={"": KIND})
+    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, groups={"": GROUP})
 
 
-# Of one kind: a law resident becomes a court one with few bytes, a math one with many.
+# Of one group: a law resident becomes a court one with few bytes, a math one with many.
 BYTES = {("law", "court"): 1, ("law", "math"): 5, ("court", "math"): 6}
-KIND = Kind(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=3)
+GROUP = GroupView(Distances([Pair(one, other, 0, changed) for (one, other), changed in BYTES.items()]), most=3)
 
 
 def shared(key: str, specialist: str, *, last_used: float = 0.0, **leases: int) -> ResidentView:
@@ -162,9 +162,9 @@ class TestSharing:
     def test_nobody_is_stopped_for_a_resident_more(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law"), warm("idle")]) == Plan(granted((1, "r1")))
 
-    def test_no_more_residents_than_the_kind_may_have(self) -> None:
+    def test_no_more_residents_than_the_group_may_have(self) -> None:
         decided = plan(
-            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, kinds={"": replace(KIND, most=1)}
+            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, groups={"": replace(GROUP, most=1)}
         )
         assert decided == Plan(granted((1, "r1")))
 
@@ -177,10 +177,10 @@ class TestSharing:
         assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=(Load("", "math"),))
         assert decide([wants(1, "law")], [shared("r1", "law", law=2)]) == Plan()
 
-    def test_a_cold_kind_is_loaded_once_as_what_is_wanted_first(self) -> None:
+    def test_a_cold_group_is_loaded_once_as_what_is_wanted_first(self) -> None:
         assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=(Load("", "math"),))
 
-    def test_the_least_recently_used_of_a_kind_goes_like_any_other(self) -> None:
+    def test_the_least_recently_used_of_a_group_goes_like_any_other(self) -> None:
         residents = [shared("r1", "law", last_used=3), shared("r2", "math", last_used=1)]
         assert decide([waiter(1, "other")], residents).evict == ("r2",)
 
@@ -195,7 +195,7 @@ class Seat:
     """A resident of the small world below."""
 
     key: str
-    kind: str
+    group: str
     specialist: str
     state: State
     size: int
@@ -207,16 +207,16 @@ class Seat:
         return self.shares.total()
 
     def view(self) -> ResidentView:
-        shares = +self.shares if self.kind == "shared" else {}
+        shares = +self.shares if self.group == "shared" else {}
         leases = self.leases
         return ResidentView(
-            self.key, self.state, self.size, leases, 2, self.last_used, False, self.kind, self.specialist, shares
+            self.key, self.state, self.size, leases, 2, self.last_used, False, self.group, self.specialist, shares
         )
 
 
-# specialist -> its kind, and the size of a resident of that
+# specialist -> its group, and the size of a resident of that
 WORLD = {"a": ("a", 3), "b": ("b", 4), "d": ("d", 8), **dict.fromkeys(("s1", "s2", "s3"), ("shared", 5))}
-SHARED = Kind(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=3)
+SHARED = GroupView(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=3)
 BUDGET = 10
 
 
@@ -227,7 +227,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.number = 0
-        self.waiting: list[tuple[int, str, float, Home | None]] = []
+        self.waiting: list[tuple[int, str, float, Affinity | None]] = []
         self.seats: dict[str, Seat] = {}
 
     def replan(self) -> None:
@@ -236,11 +236,11 @@ class AnyOrder(RuleBasedStateMachine):
             WaiterView(number, *WORLD[name], self.now - since, name, home) for number, name, since, home in self.waiting
         ]
         residents = [seat.view() for seat in self.seats.values()]
-        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, kinds={"shared": SHARED})
+        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, groups={"shared": SHARED})
         for grant in decided.grants:
             seat = self.seats[grant.resident]
             assert seat.state is State.WARM
-            assert seat.kind == WORLD[names[grant.waiter]][0]
+            assert seat.group == WORLD[names[grant.waiter]][0]
             seat.specialist = names[grant.waiter]
             seat.shares[seat.specialist] += 1
             assert seat.shares[seat.specialist] <= 2
@@ -253,13 +253,13 @@ class AnyOrder(RuleBasedStateMachine):
             assert not seat.leases, "nobody is stopped while busy"
             seat.state = State.DRAINING
         for load in decided.load:
-            of_kind = [seat for seat in self.seats.values() if seat.kind == load.kind]
-            assert not of_kind or load.kind == "shared", "nothing is loaded twice"
-            assert load.specialist not in [seat.specialist for seat in of_kind], "no specialist has two residents"
-            assert len(of_kind) < 3, "no more residents than specialists"
+            of_group = [seat for seat in self.seats.values() if seat.group == load.group]
+            assert not of_group or load.group == "shared", "nothing is loaded twice"
+            assert load.specialist not in [seat.specialist for seat in of_group], "no specialist has two residents"
+            assert len(of_group) < 3, "no more residents than specialists"
             self.number += 1
-            key = f"{load.kind} {self.number}"
-            self.seats[key] = Seat(key, load.kind, load.specialist, State.LOADING, WORLD[load.specialist][1])
+            key = f"{load.group} {self.number}"
+            self.seats[key] = Seat(key, load.group, load.specialist, State.LOADING, WORLD[load.specialist][1])
 
     @rule(name=st.sampled_from(sorted(WORLD)), worth_bytes=st.sampled_from([None, 0, 1, 2]), data=st.data())
     def ask(self, name: str, worth_bytes: int | None, data: st.DataObject) -> None:
@@ -267,7 +267,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.number += 1
         home = None
         if worth_bytes is not None:
-            home = Home(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
+            home = Affinity(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
         self.waiting.append((self.number, name, self.now, home))
         self.replan()
 

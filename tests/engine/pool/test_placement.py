@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.engine.pool.placement import Candidate, Distances, Home, choose_resident
+from coe.engine.pool.placement import Affinity, Distances, Option, choose_resident
 from coe.engine.swap.plan import Pair
 
 NAMES = ("math", "physics", "law", "poetry")
@@ -13,64 +13,64 @@ BYTES = {("math", "physics"): 10, ("math", "law"): 60, ("math", "poetry"): 80}
 BYTES |= {("physics", "law"): 55, ("physics", "poetry"): 90, ("law", "poetry"): 30}
 DISTANCES = Distances([Pair(one, other, 0, n_bytes) for (one, other), n_bytes in BYTES.items()])
 
-CANDIDATES = st.dictionaries(
+OPTIONS = st.dictionaries(
     st.sampled_from("ABCD"),
-    st.builds(Candidate, st.sampled_from(NAMES), st.integers(0, 3), st.floats(0, 9)),
+    st.builds(Option, st.sampled_from(NAMES), st.integers(0, 3), st.floats(0, 9)),
     min_size=1,
 )
 
 
 def test_whoever_is_the_wanted_one_already_serves_it_even_when_busy() -> None:
-    candidates = {"A": Candidate("math", 0, 0.0), "B": Candidate("law", 3, 9.0)}
-    assert choose_resident("law", candidates, DISTANCES) == "B"
+    options = {"A": Option("math", 0, 0.0), "B": Option("law", 3, 9.0)}
+    assert choose_resident("law", options, DISTANCES) == "B"
 
 
 def test_the_nearest_idle_one_is_changed() -> None:
-    candidates = {"A": Candidate("physics", 0, 9.0), "B": Candidate("poetry", 0, 0.0)}
-    assert choose_resident("math", candidates, DISTANCES) == "A"
-    assert choose_resident("law", candidates, DISTANCES) == "B"
+    options = {"A": Option("physics", 0, 9.0), "B": Option("poetry", 0, 0.0)}
+    assert choose_resident("math", options, DISTANCES) == "A"
+    assert choose_resident("law", options, DISTANCES) == "B"
 
 
 def test_an_idle_one_goes_before_a_nearer_busy_one() -> None:
-    candidates = {"A": Candidate("physics", 1, 0.0), "B": Candidate("poetry", 0, 0.0)}
-    assert choose_resident("math", candidates, DISTANCES) == "B"
+    options = {"A": Option("physics", 1, 0.0), "B": Option("poetry", 0, 0.0)}
+    assert choose_resident("math", options, DISTANCES) == "B"
 
 
 def test_of_equals_the_least_recently_used_is_changed() -> None:
-    candidates = {"A": Candidate("law", 0, 5.0), "B": Candidate("law", 0, 4.0)}
-    assert choose_resident("math", candidates, DISTANCES) == "B"
+    options = {"A": Option("law", 0, 5.0), "B": Option("law", 0, 4.0)}
+    assert choose_resident("math", options, DISTANCES) == "B"
     assert choose_resident("math", {}, DISTANCES) is None
 
 
 def test_a_long_conversation_goes_where_it_was_and_a_short_one_where_less_is_swapped() -> None:
-    candidates = {"A": Candidate("math", 0, 9.0), "B": Candidate("law", 0, 0.0)}
-    assert choose_resident("math", candidates, DISTANCES, Home("B", 61)) == "B"
-    assert choose_resident("math", candidates, DISTANCES, Home("B", 59)) == "A"
-    assert choose_resident("math", candidates, DISTANCES, Home("gone", 1000)) == "A"
+    options = {"A": Option("math", 0, 9.0), "B": Option("law", 0, 0.0)}
+    assert choose_resident("math", options, DISTANCES, Affinity("B", 61)) == "B"
+    assert choose_resident("math", options, DISTANCES, Affinity("B", 59)) == "A"
+    assert choose_resident("math", options, DISTANCES, Affinity("gone", 1000)) == "A"
 
 
 def test_nobody_takes_turns_at_home_while_another_could_begin_at_once() -> None:
-    candidates = {"A": Candidate("law", 1, 0.0), "B": Candidate("poetry", 0, 0.0)}
-    assert choose_resident("math", candidates, DISTANCES, Home("A", 1000)) == "B"
+    options = {"A": Option("law", 1, 0.0), "B": Option("poetry", 0, 0.0)}
+    assert choose_resident("math", options, DISTANCES, Affinity("A", 1000)) == "B"
 
 
 def test_of_two_that_are_the_wanted_one_a_conversation_goes_where_it_was() -> None:
-    candidates = {"A": Candidate("law", 2, 0.0), "B": Candidate("law", 0, 0.0)}
-    assert choose_resident("law", candidates, DISTANCES) == "B"
-    assert choose_resident("law", candidates, DISTANCES, Home("A", 1)) == "A"
+    options = {"A": Option("law", 2, 0.0), "B": Option("law", 0, 0.0)}
+    assert choose_resident("law", options, DISTANCES) == "B"
+    assert choose_resident("law", options, DISTANCES, Affinity("A", 1)) == "A"
 
 
-@given(CANDIDATES, st.sampled_from(NAMES))
-def test_no_other_idle_resident_would_have_changed_fewer_bytes(candidates: dict[str, Candidate], wanted: str) -> None:
-    chosen = choose_resident(wanted, candidates, DISTANCES)
+@given(OPTIONS, st.sampled_from(NAMES))
+def test_no_other_idle_resident_would_have_changed_fewer_bytes(options: dict[str, Option], wanted: str) -> None:
+    chosen = choose_resident(wanted, options, DISTANCES)
     assert chosen is not None
-    moved = DISTANCES.between(wanted, candidates[chosen].specialist)
-    idle = [c for c in candidates.values() if not c.active]
+    moved = DISTANCES.between(wanted, options[chosen].specialist)
+    idle = [c for c in options.values() if not c.active]
     if moved and idle:
-        assert not candidates[chosen].active
+        assert not options[chosen].active
         assert moved == min(DISTANCES.between(wanted, c.specialist) for c in idle)
 
 
 def test_names_for_one_load_are_no_bytes_apart() -> None:
     assert Distances().between("law", "poetry") == 0
-    assert choose_resident("law", {"A": Candidate("poetry", 1, 0.0)}, Distances()) == "A"
+    assert choose_resident("law", {"A": Option("poetry", 1, 0.0)}, Distances()) == "A"

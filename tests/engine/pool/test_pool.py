@@ -21,7 +21,7 @@ from coe.engine.errors import (
 )
 from coe.engine.pool.admission import State
 from coe.engine.pool.pool import Pool
-from coe.engine.pool.types import Entry, PoolSettings
+from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec
 from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, states, turns
 
@@ -57,8 +57,8 @@ async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
         entries = {
             name: Entry(LoadSpec(Path(name), parallel=2), size, pinned=name in pinned) for name, size in sizes.items()
         }
-        pool_settings = PoolSettings(budget, **(settings or {}))
-        pools.append(Pool(entries, pool_settings, loader, clock=clock, free_bytes=free_bytes))
+        limits = PoolLimits(budget, **(settings or {}))
+        pools.append(Pool(entries, limits, loader, clock=clock, free_bytes=free_bytes))
         return pools[-1]
 
     yield make
@@ -510,7 +510,7 @@ class TestMeasuring:
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 7
 
-    async def test_the_device_is_asked_at_the_first_load_of_each_kind(self, new_pool: NewPool) -> None:
+    async def test_the_device_is_asked_at_the_first_load_of_each_group(self, new_pool: NewPool) -> None:
         free, asked = iter([100, 93, 100, 95]), 0
 
         async def free_bytes() -> int:
@@ -669,7 +669,7 @@ class TestReservations:
     ) -> None:
         pool = new_pool(a=4, settings={"quiet_s": 60})
         lease = await pool.lease("a", max_wait_s=LONG_S)
-        asked = asyncio.create_task(pool.reserve("a build", 8, when_quiet=True))
+        asked = asyncio.create_task(pool.reserve("a build", 8, waits_for_idle=True))
         await turns()
         clock.advance(100)
         await turns()
@@ -704,11 +704,11 @@ class TestReservations:
         with pytest.raises(UnavailableError, match="vram_budget"):
             await new_pool(a=4).reserve("a build", 9)
 
-    @pytest.mark.parametrize("when_quiet", [False, True])
-    async def test_who_gives_up_leaves_the_queue(self, new_pool: NewPool, when_quiet: bool, clock: Clock) -> None:
+    @pytest.mark.parametrize("waits_for_idle", [False, True])
+    async def test_who_gives_up_leaves_the_queue(self, new_pool: NewPool, waits_for_idle: bool, clock: Clock) -> None:
         pool = new_pool(a=8, b=4, settings={"quiet_s": 60})
         lease = await pool.lease("a", max_wait_s=LONG_S)
-        asked = asyncio.create_task(pool.reserve("a build", 8, when_quiet=when_quiet))
+        asked = asyncio.create_task(pool.reserve("a build", 8, waits_for_idle=waits_for_idle))
         await turns()
         asked.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -722,7 +722,9 @@ class TestReservations:
     async def test_closing_the_pool_ends_who_waits_for_room(self, new_pool: NewPool) -> None:
         pool = new_pool(a=8)
         await pool.lease("a", max_wait_s=LONG_S)
-        asked = [asyncio.create_task(pool.reserve(f"build {quiet}", 8, when_quiet=quiet)) for quiet in (True, False)]
+        asked = [
+            asyncio.create_task(pool.reserve(f"build {quiet}", 8, waits_for_idle=quiet)) for quiet in (True, False)
+        ]
         await turns()
         await pool.close()
         for task in asked:

@@ -12,7 +12,7 @@ import pytest
 from coe.engine.errors import LoadError, UnavailableError
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.pool import Pool
-from coe.engine.pool.types import Entry, PoolSettings
+from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec, Member, Sharing
 from coe.engine.swap.plan import Pair
 from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, turns
@@ -46,7 +46,7 @@ async def new_pool(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> Async
     pools: list[Pool] = []
 
     def make(budget: int = 400, *, pinned: Sequence[str] = (), **settings: Any) -> Pool:
-        pools.append(Pool(entries(pinned=pinned), PoolSettings(budget, **settings), loader, clock=clock))
+        pools.append(Pool(entries(pinned=pinned), PoolLimits(budget, **settings), loader, clock=clock))
         return pools[-1]
 
     yield make

@@ -10,7 +10,10 @@ import pytest
 from starlette.requests import Request
 
 from coe.engine.errors import WorkerDiedError
-from coe.server.api.sse import COMMENT, EventStream, data_frame, until_gone, with_comments
+from coe.server.api.dialect import EVENT_STREAM
+from coe.server.api.openai.dialects import CHAT
+from coe.server.api.openai.replies import data_frame
+from coe.server.api.sse import KEEP_ALIVE_S, EventStream, until_gone
 from coe.server.runtime.errors import ClientGoneError
 from fakes.asgi import Client, until
 
@@ -37,8 +40,9 @@ class Source:
         self.closed += 1
 
 
-async def run(source: Source, client: Client) -> None:
-    stream = EventStream(source.generate(), source.close, {"x-coe-specialist": "math"})
+async def run(source: Source, client: Client, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+    headers = {"x-coe-specialist": "math"}
+    stream = EventStream(source.generate(), source.close, headers, CHAT, keep_alive_s=keep_alive_s)
     await stream({"type": "http"}, client.receive, client.send)
 
 
@@ -116,17 +120,33 @@ async def test_an_error_becomes_the_last_frame(error: Exception, code: str) -> N
 
 
 async def test_comments_fill_the_silence() -> None:
-    source = Source()
-    frames = with_comments(source.generate(), seconds=0)
-    assert await anext(frames) == COMMENT
-    assert await anext(frames) == COMMENT
+    source, client, comment = Source(), Client(), EVENT_STREAM.keep_alive
+    assert comment is not None
+    running = asyncio.create_task(run(source, client, keep_alive_s=0))
+    await until(lambda: client.body == 2 * comment)
     source.frames.put_nowait(b"data: 1\n\n")
-    frame = COMMENT
-    while frame == COMMENT:
-        frame = await anext(frames)
-    assert frame == b"data: 1\n\n"
-    await frames.aclose()
-    assert source.ended
+    await until(lambda: b"data: 1" in client.body)
+    await until(lambda: client.body.endswith(comment))
+    source.frames.put_nowait(None)
+    await running
+    assert client.body.replace(comment, b"") == b"data: 1\n\n"
+    assert source.closed
+
+
+async def test_no_comment_comes_between_the_pieces_of_a_frame_that_is_being_sent() -> None:
+    source, client = Source(), Client()
+    running = asyncio.create_task(run(source, client, keep_alive_s=0))
+    await until(lambda: bool(client.got))
+    client.reads.clear()
+    source.frames.put_nowait(b"data: 1\n\n")
+    await until(lambda: b"data: 1" in client.body)
+    sent = len(client.got)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(client.got) == sent
+    client.reads.set()
+    source.frames.put_nowait(None)
+    await running
 
 
 def test_a_frame_is_one_line_of_json_in_utf_8() -> None:

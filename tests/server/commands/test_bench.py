@@ -12,8 +12,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from coe.server.cli import demo_roster
 from coe.server.commands.bench import BenchError, Card, Server, bench, run
+from coe.server.roster.builtin import demo_roster
 from fakes.server_process import ServerProcess, write_roster
 
 

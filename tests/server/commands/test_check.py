@@ -23,13 +23,14 @@ from coe.router.head import SHIPPED, HeadError, load_head
 from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
 from coe.server.roster.load import Roster, RosterError, load_roster
 from coe.server.runtime.availability import (
-    Available,
     Footprints,
     ResidentPlan,
+    Servable,
     Unavailable,
     availability,
     budget_doubts,
     fit_in_order,
+    locate,
     maximal_sets,
     most_that_fit,
     page_cache_bytes,
@@ -71,8 +72,8 @@ def plans(*sizes: int) -> list[ResidentPlan]:
 
 def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=1, b=1), 8 * GIB, lambda spec: {"a": "a model that does not think"})
-    assert isinstance(judged["b"], Available)
+    judged = availability(locate(roster), gibs(a=1, b=1), 8 * GIB, lambda spec: {"a": "a model that does not think"})
+    assert isinstance(judged["b"], Servable)
     refused = judged["a"]
     assert isinstance(refused, Unavailable)
     assert refused.reason == "a model that does not think"
@@ -80,8 +81,8 @@ def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=7, b=20), 8 * GIB)
-    assert isinstance(judged["a"], Available)
+    judged = availability(locate(roster), gibs(a=7, b=20), 8 * GIB)
+    assert isinstance(judged["a"], Servable)
     big, absent = judged["b"], judged["c"]
     assert isinstance(big, Unavailable)
     assert "20.00 GiB weights + 1.00 GiB KV + 0 MiB compute = 21.00 GiB" in big.reason
@@ -94,13 +95,13 @@ def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) 
 
 def test_a_load_that_is_exactly_the_budget_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    assert isinstance(availability(roster, gibs(a=7), 8 * GIB)["a"], Available)
-    assert isinstance(availability(roster, gibs(a=7), 8 * GIB - 1)["a"], Unavailable)
+    assert isinstance(availability(locate(roster), gibs(a=7), 8 * GIB)["a"], Servable)
+    assert isinstance(availability(locate(roster), gibs(a=7), 8 * GIB - 1)["a"], Unavailable)
 
 
 def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    judged = availability(roster, gibs(a=7), 8 * GIB - 1)["a"]
+    judged = availability(locate(roster), gibs(a=7), 8 * GIB - 1)["a"]
     assert isinstance(judged, Unavailable)
     assert "context_tokens" in judged.remedy
 
@@ -113,8 +114,8 @@ def test_an_unreadable_file_makes_only_its_own_specialist_unavailable(tmp_path: 
             raise ModelFileError("a.gguf is cut short.", "Fetch it again.")
         return Footprint(1, 1, 1)
 
-    judged = availability(roster, predict, GIB)
-    assert isinstance(judged["b"], Available)
+    judged = availability(locate(roster), predict, GIB)
+    assert isinstance(judged["b"], Servable)
     assert isinstance(judged["a"], Unavailable)
     assert (judged["a"].reason, judged["a"].remedy) == ("a.gguf is cut short.", "Fetch it again.")
 
@@ -127,7 +128,7 @@ def test_specialists_of_one_file_are_predicted_once_and_share_a_resident(tmp_pat
         asked.append(spec)
         return Footprint(GIB, 0, 0)
 
-    judged = availability(roster, predict, None)
+    judged = availability(locate(roster), predict, None)
     assert len(asked) == 2
     assert [plan.title for plan in residents(judged)] == ["a + b", "c"]
     assert page_cache_bytes(judged) == 15
@@ -135,8 +136,8 @@ def test_specialists_of_one_file_are_predicted_once_and_share_a_resident(tmp_pat
 
 def test_without_predictions_whatever_is_there_can_be_served(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1})
-    judged = availability(roster, None, 1)
-    assert isinstance(judged["a"], Available)
+    judged = availability(locate(roster), None, 1)
+    assert isinstance(judged["a"], Servable)
     assert isinstance(judged["b"], Unavailable)
     assert residents(judged) == ()
 
@@ -168,7 +169,7 @@ def test_the_largest_maximal_set_has_as_many_as_fit_at_best(sizes: list[int], bu
 def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
     text = entries(a="a.gguf", b="b.gguf").replace("{name: a,", "{pin: true, name: a,")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
+    judged = availability(locate(roster), gibs(a=5, b=5), 8 * GIB)
     assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, 8 * GIB))
     assert budget_doubts(roster, judged, 12 * GIB) == ()
 
@@ -176,7 +177,7 @@ def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
 def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tmp_path: Path) -> None:
     text = "pool: {preload: [a, b]}\nfallback: c\n" + entries(a="a.gguf", b="b.gguf", c="c.gguf")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(roster, gibs(a=5, b=5), 8 * GIB)
+    judged = availability(locate(roster), gibs(a=5, b=5), 8 * GIB)
     doubts = budget_doubts(roster, judged, 8 * GIB)
     assert any("pool.preload: together 12.00 GiB" in doubt for doubt in doubts)
     assert any("whatever is warm answers" in doubt for doubt in doubts)
@@ -189,7 +190,7 @@ def run(path: Path, footprints: Footprints | None, budget_bytes: int | None) -> 
         roster = load_roster(path)
     except RosterError as error:
         return print_errors(error, console), out.getvalue()
-    code = print_report(roster, availability(roster, footprints, budget_bytes), budget_bytes, console)
+    code = print_report(roster, availability(locate(roster), footprints, budget_bytes), budget_bytes, console)
     return code, out.getvalue()
 
 
@@ -239,7 +240,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(tmp_path: Path) -> None:
 
 
 def doubt_of(roster: Roster) -> str | None:
-    return models_dir_doubt(roster, availability(roster, None, None))
+    return models_dir_doubt(roster, availability(locate(roster), None, None))
 
 
 FETCHED = "specialists:\n  - {name: a, repo: somebody/a, pattern: a.gguf, domains: [math]}\n"
@@ -265,7 +266,7 @@ def test_a_models_folder_out_of_reach_is_doubted_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roster = roster_of(tmp_path, "models_dir: locked/models\n" + FETCHED, {})
-    judged = availability(roster, None, None)
+    judged = availability(locate(roster), None, None)
     locked = tmp_path / "locked"
     locked.mkdir()
     look = os.stat

@@ -20,14 +20,16 @@ from typer.testing import CliRunner
 from coe.engine.gguf.header import read_header
 from coe.server.cli import app
 from coe.surgery.build.job import BuildState, Job
+from coe.surgery.formats import read_mask
 from coe.surgery.mask import Mask
+from coe.surgery.parent import Parent
 from coe.surgery.profile.profile import Profile
 from coe.surgery.study.coherence import DocumentCounts
 from coe.surgery.study.matrix import TransferMatrix
 from fakes import taught
 from fakes.server_process import GIVE_UP_S, run_coe, write_roster
 
-COMMANDS = ("profile", "plan", "cut", "verify", "compare", "inspect", "eval", "build")
+COMMANDS = ("profile", "plan", "mask", "cut", "verify", "compare", "inspect", "eval", "build")
 LINES = 40
 
 
@@ -44,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sums = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(LINES)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sums))
     (tmp_path / "text.txt").write_text("\n\n".join(f"Paragraph {n} tells of {n * n} things." for n in range(60)))
+    (tmp_path / "shapes.json").write_text("[[0, 1]]")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -225,6 +228,29 @@ def test_masks_of_others_are_read_with_their_parent(folder: Path) -> None:
     assert "--kind" in result.stderr
 
 
+def test_a_mask_of_another_tool_becomes_one_of_ours(folder: Path) -> None:
+    (folder / "drop.json").write_text(json.dumps({str(layer): [0, 1, 2] for layer in range(3)}))
+    assert "--kind" in refused("mask", "drop.json", "--parent", "parent.gguf")
+    said = done("mask", "drop.json", "--parent", "parent.gguf", "--kind", "drop", "-o", "ours.json")
+    assert "ours.json: 5 of 8 experts in 3 layers (0-2) of" in said
+    assert "from drop.json, read as the dropped ones." in said
+    identity = Parent.open(folder / "parent.gguf").identity()
+    assert Mask.load(folder / "ours.json") == read_mask(folder / "drop.json", identity, kind="drop")
+    done("mask", "ours.json", "--parent", "parent.gguf", "-o", "again.json")
+    assert (folder / "again.json").read_bytes() == (folder / "ours.json").read_bytes()
+    assert "5 of 8" in done("cut", "parent.gguf", "ours.json", "-o", "s.gguf")
+
+
+def test_a_mask_of_ours_says_its_recipe_and_belongs_to_its_parent(folder: Path) -> None:
+    profiled()
+    planned("m.json", "--recipe", "top-k")
+    assert "from m.json, planned by top-k." in done("mask", "m.json", "--parent", "parent.gguf", "-o", "copy.json")
+    assert Mask.load(folder / "copy.json") == Mask.load(folder / "m.json")
+    write_random_model(folder / "other.gguf", Shape(experts=8), seed=1)
+    assert "was made for" in refused("mask", "m.json", "--parent", "other.gguf", "-o", "copy.json")
+    assert Mask.load(folder / "copy.json") == Mask.load(folder / "m.json")
+
+
 def test_questions_are_asked_of_a_model_and_of_its_parent(folder: Path) -> None:
     options = ("--max-tokens", "3", "--context", "256", "--threads", "1")
     said = done("eval", "parent.gguf", "--questions", "sums.jsonl", "--beside", "parent.gguf", "-o", "r.json", *options)
@@ -248,6 +274,10 @@ def test_questions_are_asked_of_a_model_and_of_its_parent(folder: Path) -> None:
         (("plan", "nowhere.npz", "--experts", "4"), "coe profile"),
         (("plan", "text.txt", "--experts", "4"), "no profile"),
         (("cut", "parent.gguf", "nowhere.json", "-o", "s.gguf"), "coe plan"),
+        (("mask", "nowhere.json", "--parent", "parent.gguf"), "coe plan"),
+        (("mask", "text.txt", "--parent", "parent.gguf"), "neither JSON nor .npy"),
+        (("mask", "sums.jsonl", "--parent", "parent.gguf", "-o", "sums.jsonl"), "is itself read"),
+        (("compare", "shapes.json"), "coe mask FILE"),
         (("verify", "parent.gguf", "nowhere.gguf", "nowhere.json"), "nowhere.json"),
         (("inspect", "nowhere.gguf"), "nowhere.gguf"),
         (("compare", "nowhere.json", "nobody.json"), "coe plan"),

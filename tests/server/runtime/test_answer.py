@@ -12,11 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coe.engine.errors import EngineError, WaitTimeoutError, WorkerDiedError
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
-from coe.server.api.openai.replies import Shape
-from coe.server.api.openai.requests import chat_ask
+from coe.server.api.openai.replies import ChatEnvelope
+from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.answer import Answer, Outcome
-from coe.server.runtime.college import Choice, College
+from coe.server.runtime.choice import Choice
+from coe.server.runtime.college import College
 from coe.server.runtime.metrics import Metrics
 from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script
 
@@ -37,8 +38,8 @@ class Scene:
 def scene(*leases: FakeLease | EngineError, fallback: Specialist | None = GENERAL, **fields: Any) -> Scene:
     college = FakeCollege(list(leases), fallback)
     metrics = Metrics(lambda: NOBODY)
-    ask = chat_ask({"messages": [{"role": "user", "content": "Sing"}], **fields})
-    answer = Answer(cast(College, college), ask, Choice(MATH, 0.75, "math 0.75"), metrics)
+    request = parse_chat({"messages": [{"role": "user", "content": "Sing"}], **fields}).request
+    answer = Answer(cast(College, college), request, Choice(MATH, 0.75, "math 0.75"), metrics)
     return Scene(answer, college, metrics)
 
 
@@ -64,7 +65,7 @@ async def test_an_answer_ends_with_its_lease_given_back_once() -> None:
 
 async def test_the_wait_that_is_told_at_the_end_has_the_turn_in_it() -> None:
     told = scene(FakeLease([script("Hello", Finish.STOP, queued_s=0.5)], "math"))
-    facts = Shape(told.answer, chat=True).body(await whole(told))["coe"]
+    facts = ChatEnvelope(told.answer).body(await whole(told))["coe"]
     assert facts["wait_ms"] == 1000 * (FakeLease.waited_s + 0.5)
 
 
@@ -77,10 +78,10 @@ async def test_a_loop_is_tried_again_with_a_fresh_seed() -> None:
     assert first.seed == 7
     assert second.seed not in (None, 7)
     assert first.id != second.id
-    facts = Shape(told.answer, chat=True).body(outcomes)["coe"]
+    facts = ChatEnvelope(told.answer).body(outcomes)["coe"]
     assert facts["retries"] == 1
     assert "loop" not in facts
-    assert "answered_by" not in facts
+    assert "chosen" not in facts
     assert told.ended() == {("math", "loop"): 1, ("math", "stop"): 1}
 
 
@@ -95,9 +96,10 @@ async def test_a_second_loop_is_answered_by_the_fallback_after_the_lease_was_giv
     assert request.specialist == "general"
     assert request.messages is not None
     assert request.messages[0] == {"role": "system", "content": "Be kind."}
-    body = Shape(told.answer, chat=True).body(outcomes)
-    assert body["model"] == "math"
-    assert body["coe"]["answered_by"] == "general"
+    body = ChatEnvelope(told.answer).body(outcomes)
+    assert body["model"] == body["coe"]["specialist"] == "general"
+    assert told.answer.provenance.headers()["x-coe-specialist"] == "general"
+    assert body["coe"]["chosen"] == "math"
     assert body["coe"]["retries"] == 2
     assert told.ended() == {("math", "loop"): 2, ("general", "stop"): 1}
 
@@ -114,7 +116,7 @@ async def test_without_a_fallback_the_loop_is_cut_and_told() -> None:
     told = scene(FakeLease([LOOPED, LOOPED], "math"), fallback=None)
     outcomes = await whole(told)
     assert texts(outcomes) == ["la la"]
-    body = Shape(told.answer, chat=True).body(outcomes)
+    body = ChatEnvelope(told.answer).body(outcomes)
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["coe"]["loop"] == {"ended": True, "repeated": "la"}
     assert body["coe"]["retries"] == 1
@@ -135,7 +137,7 @@ async def test_a_stream_that_loops_takes_nothing_back() -> None:
     events = [step.event async for step in told.answer.steps()]
     await told.answer.close()
     assert isinstance(events[-1], Finished)
-    assert told.answer.facts([events[-1]])["loop"] == {"ended": True, "repeated": "la"}
+    assert told.answer.provenance.facts([events[-1]])["loop"] == {"ended": True, "repeated": "la"}
     assert len(lease.requests) == 1
 
 
@@ -198,11 +200,11 @@ async def test_a_rejected_prompt_gives_the_lease_back() -> None:
 def test_a_reason_cannot_break_out_of_its_header(reason: str) -> None:
     told = scene()
     told.answer.choice = Choice(MATH, 0.5, reason)
-    value = told.answer.headers()["x-coe-reason"]
+    value = told.answer.provenance.headers()["x-coe-reason"]
     assert value.encode("latin-1").decode("latin-1").isprintable()
 
 
 def test_each_choice_has_a_seed_of_its_own() -> None:
     told = scene(seed=2**32 - 1)
-    make: Callable[[int], GenerateRequest] = lambda i: told.answer._request(MATH, told.answer.rules, i)  # noqa: E731
+    make: Callable[[int], GenerateRequest] = lambda i: told.answer._generate_request(MATH, told.answer.rules, i)  # noqa: E731
     assert [make(index).seed for index in range(2)] == [2**32 - 1, 0]

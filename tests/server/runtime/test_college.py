@@ -10,7 +10,8 @@ from typing import Any, cast
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.spec import LoadSpec
-from coe.server.runtime.college import College, prompt_speeds
+from coe.server.runtime.chooser import prompt_speeds
+from coe.server.runtime.college import College
 
 
 def test_who_has_read_nothing_is_taken_to_be_as_fast_as_the_others() -> None:
@@ -41,9 +42,10 @@ async def test_a_load_that_is_ended_with_the_college_spawns_nobody() -> None:
     load = asyncio.create_task(spare.start(LoadSpec(Path("a.gguf")), {}, lambda fraction: None))
     await asyncio.sleep(0)
     college = College.__new__(College)
-    college._tasks = []
+    college._preloading = None
     college._spare = spare
     college.builds = cast(Any, SimpleNamespace(close=nothing))
+    college.catalog = cast(Any, SimpleNamespace(close=nothing))
     college.pool = cast(Any, SimpleNamespace(close=close))
     college.supervisor = cast(Any, SimpleNamespace(close=lambda: None))
     await college.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from coe.engine import errors as engine
+from coe.server.api.openai.replies import error_body
 from coe.server.runtime.errors import NoKeyError, RequestError, UnknownModelError, failure_of
 
 
 def test_the_body_is_openais_envelope() -> None:
     failure = failure_of(RequestError("n: too many.", param="n"))
     assert failure.status == 400
-    assert failure.body() == {
+    assert error_body(failure) == {
         "error": {"message": "n: too many.", "type": "invalid_request_error", "param": "n", "code": None}
     }
 
@@ -66,4 +67,4 @@ def test_the_message_of_an_engine_error_carries_its_remedy() -> None:
 def test_what_nobody_foresaw_gives_nothing_away() -> None:
     failure = failure_of(KeyError("secret"))
     assert failure.status == 500
-    assert "secret" not in str(failure.body())
+    assert "secret" not in str(error_body(failure))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -20,7 +21,7 @@ from coe.server.roster.load import Roster, RosterError, load_roster
 from coe.server.runtime.availability import Unavailable
 from coe.server.runtime.college import College
 from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, sizes_to_cut, uncut
-from coe.surgery.cut.cut import read_slots
+from coe.surgery.cut.cut import KEY, read_slots
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 
@@ -85,7 +86,7 @@ async def test_another_mask_of_the_name_takes_the_place_of_the_old_cut(folder: P
 
 async def test_a_college_opens_with_what_it_cuts(folder: Path, parent: Path) -> None:
     college = await College.open(roster_in(folder, parent))
-    assert college.available == ["law"]
+    assert college.catalog.available == ["law"]
     await college.close()
 
 
@@ -101,12 +102,77 @@ async def test_a_mask_of_another_parent_says_so_and_the_rest_is_served(
     text = yaml.safe_load(roster.path.read_text())
     roster.path.write_text(yaml.safe_dump({**text, "specialists": [*text["specialists"], other]}))
     college = await College.open(load_roster(roster.path))
-    judged = college.judged["law"]
+    judged = college.catalog.availability["law"]
     assert isinstance(judged, Unavailable)
     assert "was made for" in judged.reason
     assert judged.remedy
-    assert college.available == ["general"]
+    assert college.catalog.available == ["general"]
     await college.close()
+
+
+def in_other_formats(folder: Path, parent: Path) -> dict[str, str]:
+    """The mask of the folder as other tools write it: by each file's name, what a roster names."""
+    mask = mask_of(parent)
+    gone = [np.flatnonzero(~row).tolist() for row in mask.matrix()]
+    (folder / "masks" / "drop.json").write_text(json.dumps({"drop_map": dict(enumerate(gone))}))
+    (folder / "masks" / "matrix.json").write_text(json.dumps(mask.matrix().astype(int).tolist()))
+    np.save(folder / "masks" / "matrix.npy", mask.matrix())
+    return {name: f"masks/{name}" for name in ("drop.json", "matrix.json", "matrix.npy")}
+
+
+async def test_masks_of_other_tools_are_filled_and_cut_as_ours_are(folder: Path, parent: Path) -> None:
+    ours = (await prepare_masks(roster_in(folder, parent)))["law"]
+    assert isinstance(ours, MaskSource)
+    for mask in in_other_formats(folder, parent).values():
+        roster = roster_in(folder, parent, mask=mask)
+        assert (await prepare_masks(roster))["law"] == ours
+        assert (await sizes_to_cut(roster, dry_run=False))["law"].lacks == ""
+        assert await cut_masked(roster) == {}
+        path = roster.locate(roster.specialists[0]).path
+        assert path is not None
+        assert set((read_slots(Parent.open(path).headers[0]) or {}).values()) == {(0, 1, 2, 3)}
+
+
+async def test_a_mask_that_names_no_parent_is_cut_again_when_the_parent_changes(folder: Path, parent: Path) -> None:
+    own = folder / "own.gguf"
+    own.write_bytes(content_of(parent))
+    roster = roster_in(folder, own, mask=in_other_formats(folder, parent)["drop.json"])
+    assert await cut_masked(roster) == {}
+    path = roster.locate(roster.specialists[0]).path
+    assert path is not None
+    before = path.stat().st_mtime_ns
+    assert await cut_masked(roster) == {}
+    assert path.stat().st_mtime_ns == before
+    write_random_model(own, Shape(experts=8, experts_used=2), seed=1)
+    assert await cut_masked(roster) == {}
+    assert Parent.open(path).headers[0].metadata[KEY + "parent_sha256"] == Parent.open(own).identity().sha256
+    own.unlink()
+    assert await cut_masked(roster) == {}, "without the parent its cut file is served"
+
+
+async def test_a_mask_with_two_readings_is_refused_once_with_the_command_that_converts_it(
+    folder: Path, parent: Path
+) -> None:
+    half = folder / "masks" / "half.json"
+    half.write_text(json.dumps([[0, 1, 2, 3]] * len(Parent.open(parent).experts.layers)))
+    roster = roster_in(folder, parent, mask="masks/half.json")
+    message = "half.json lists 4 of 8 experts a layer: these may be the kept or the dropped ones."
+    remedy = f"coe mask {half} --parent PARENT.gguf --kind keep|drop -o mask.json"
+    for lack in ((await prepare_masks(roster))["law"], (await cut_masked(roster))["law"]):
+        assert isinstance(lack, tuple)
+        assert lack[0] == message
+        assert remedy in lack[1]
+    for dry_run in (False, True):
+        said = await asyncio.to_thread(checked, roster.path, dry_run=dry_run)
+        assert (said.count(message), said.count(remedy)) == (1, 1), said
+
+
+def checked(roster: Path, *, dry_run: bool) -> str:
+    """What `coe check` prints of a roster in which nothing can be served."""
+    out = Console(file=io.StringIO(), width=200)
+    assert check_roster(roster, dry_run=dry_run, out=out) == 1
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
 
 
 async def test_what_cannot_be_cut_is_said_with_a_remedy(folder: Path, parent: Path) -> None:

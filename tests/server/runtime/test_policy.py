@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coe.engine.spec import ThinkingMode
-from coe.server.api.openai.requests import chat_ask
+from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.errors import RequestError
 from coe.server.runtime.policy import Rules, rules_for
@@ -15,7 +15,7 @@ from coe.server.runtime.policy import Rules, rules_for
 
 def rules(specialist: dict[str, Any] | None = None, **fields: Any) -> Rules:
     entry = Specialist.model_validate({"name": "math", "file": "x.gguf", **(specialist or {})})
-    return rules_for(chat_ask({"messages": [{"role": "user", "content": "Hi"}], **fields}), entry)
+    return rules_for(parse_chat({"messages": [{"role": "user", "content": "Hi"}], **fields}).request, entry)
 
 
 def test_the_roster_gives_the_defaults() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any, cast
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from coe.engine.request import Delta, Finish, Finished, TokenLogprob
+from coe.engine.request import Accepted, Delta, Finish, Finished, TokenLogprob
 from coe.engine.spec import ThinkingMode
-from coe.server.api.openai.replies import Shape, usage
-from coe.server.api.openai.requests import chat_ask, completion_ask
+from coe.server.api.openai.replies import ChatEnvelope, CompletionEnvelope, Envelope, usage
+from coe.server.api.openai.requests import parse_chat, parse_completion
 from coe.server.roster.models import Specialist
-from coe.server.runtime.answer import Answer, Outcome
-from coe.server.runtime.college import Choice, College
+from coe.server.runtime.answer import Answer, Outcome, Step
+from coe.server.runtime.choice import Choice
+from coe.server.runtime.college import College
 from coe.server.runtime.metrics import Metrics
 from fakes.college import NOBODY, FakeCollege
 
@@ -26,20 +29,26 @@ def end(
     return Finished("", reason, prompt, cached, completion, **more)
 
 
-def shape(*, chat: bool = True, thinking: Any = "off", **fields: Any) -> Shape:
+def envelope(*, chat: bool = True, thinking: Any = "off", include_usage: bool = False, **fields: Any) -> Envelope:
     specialist = Specialist.model_validate({"name": "math", "file": "x.gguf", "thinking": thinking})
-    ask = (
-        chat_ask({"messages": [{"role": "user", "content": "Hi"}], **fields})
+    parsed = (
+        parse_chat({"messages": [{"role": "user", "content": "Hi"}], **fields})
         if chat
-        else completion_ask({"prompt": "Hi", **fields})
+        else parse_completion({"prompt": "Hi", **fields})
     )
-    college = cast(College, FakeCollege([]))
-    return Shape(Answer(college, ask, Choice(specialist, 0.5, "why"), Metrics(lambda: NOBODY)), chat=chat)
+    choice = Choice(specialist, 0.5, "why")
+    answer = Answer(cast(College, FakeCollege([])), parsed.request, choice, Metrics(lambda: NOBODY))
+    return (ChatEnvelope if chat else CompletionEnvelope)(answer, include_usage=include_usage)
+
+
+def chunks(frames: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The JSON of frames, [DONE] left out."""
+    return [json.loads(f.removeprefix(b"data: ")) for f in frames if f != b"data: [DONE]\n\n"]
 
 
 def test_a_chat_body_is_complete_for_the_openai_package() -> None:
     outcomes = [Outcome(0, "Yes", end=end()), Outcome(1, "No", end=end(Finish.LENGTH))]
-    body = shape(n=2).body(outcomes)
+    body = envelope(n=2).body(outcomes)
     parsed = ChatCompletion.model_validate(body, strict=True)
     assert [choice.message.content for choice in parsed.choices] == ["Yes", "No"]
     assert [choice.finish_reason for choice in parsed.choices] == ["stop", "length"]
@@ -47,7 +56,7 @@ def test_a_chat_body_is_complete_for_the_openai_package() -> None:
 
 
 def test_a_completion_body_is_complete_for_the_openai_package() -> None:
-    body = shape(chat=False, logprobs=2).body([Outcome(0, "é", logprobs=[TOKEN], end=end())])
+    body = envelope(chat=False, logprobs=2).body([Outcome(0, "é", logprobs=[TOKEN], end=end())])
     parsed = Completion.model_validate(body, strict=True)
     assert parsed.choices[0].text == "é"
     assert parsed.choices[0].logprobs is not None
@@ -56,7 +65,7 @@ def test_a_completion_body_is_complete_for_the_openai_package() -> None:
 
 
 def test_chat_logprobs_carry_text_bytes_and_rivals() -> None:
-    body = shape(logprobs=True, top_logprobs=2).body([Outcome(0, "é", logprobs=[TOKEN], end=end())])
+    body = envelope(logprobs=True, top_logprobs=2).body([Outcome(0, "é", logprobs=[TOKEN], end=end())])
     logprobs = ChatCompletion.model_validate(body, strict=True).choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
@@ -74,20 +83,24 @@ def test_usage_counts_the_prompt_once_and_every_answer() -> None:
 
 def test_reasoning_has_a_field_of_its_own_only_where_the_specialist_thinks() -> None:
     outcome = Outcome(0, "Yes", reasoning="Hm", end=end())
-    assert shape(thinking="on").answer.rules.thinking.mode is ThinkingMode.ON
-    assert shape(thinking="on").body([outcome])["choices"][0]["message"]["reasoning_content"] == "Hm"
-    assert "reasoning_content" not in shape().body([outcome])["choices"][0]["message"]
-    delta = shape(thinking="on").piece(0, Delta("", reasoning="Hm"))["choices"][0]["delta"]
-    assert delta == {"reasoning_content": "Hm"}
+    assert envelope(thinking="on").answer.rules.thinking.mode is ThinkingMode.ON
+    assert envelope(thinking="on").body([outcome])["choices"][0]["message"]["reasoning_content"] == "Hm"
+    assert "reasoning_content" not in envelope().body([outcome])["choices"][0]["message"]
+    (chunk,) = chunks(envelope(thinking="on").frames(Step(0, Delta("", reasoning="Hm"))))
+    assert chunk["choices"][0]["delta"] == {"reasoning_content": "Hm"}
 
 
 def test_every_chunk_is_one_for_the_openai_package() -> None:
-    chat = shape(logprobs=True)
-    opening = chat.opening(0)
-    assert opening is not None
-    ending = chat.ending(0, end(), chat.answer.facts([end()]))
-    chunks = [opening, chat.piece(0, Delta("", "é", logprobs=(TOKEN,))), ending, chat.usage_chunk([end()], {})]
-    parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
+    chat = envelope(logprobs=True, include_usage=True)
+    frames = [
+        *chat.opening(),
+        *chat.frames(Step(0, Accepted("", 7))),
+        *chat.frames(Step(0, Delta("", "é", logprobs=(TOKEN,)))),
+        *chat.frames(Step(0, end())),
+        *chat.closing(),
+    ]
+    assert frames[-1] == b"data: [DONE]\n\n"
+    parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks(frames)]
     assert parsed[0].choices[0].delta.role == "assistant"
     assert parsed[1].choices[0].delta.content == "é"
     assert parsed[2].choices[0].finish_reason == "stop"
@@ -97,15 +110,23 @@ def test_every_chunk_is_one_for_the_openai_package() -> None:
 
 
 def test_a_plain_completion_has_no_opening_and_streams_text() -> None:
-    plain = shape(chat=False)
-    assert plain.opening(0) is None
-    assert plain.piece(0, Delta("", "Yes"))["choices"][0]["text"] == "Yes"
+    plain = envelope(chat=False)
+    assert list(plain.opening()) == []
+    (chunk,) = chunks(plain.frames(Step(0, Delta("", "Yes"))))
+    assert chunk["choices"][0]["text"] == "Yes"
+
+
+def test_only_the_last_choices_last_chunk_says_how_the_answer_came_about() -> None:
+    two = envelope(n=2)
+    first, second = (chunks(two.frames(Step(index, end())))[0] for index in (1, 0))
+    assert "coe" not in first
+    assert second["coe"]["specialist"] == "math"
 
 
 def test_leaked_thinking_and_loops_stand_in_the_coe_object() -> None:
     ends = [end(Finish.LOOP, loop="again and again", leaked_blocks=2)]
-    facts = shape().body([Outcome(0, "x", end=ends[0])])["coe"]
+    facts = envelope().body([Outcome(0, "x", end=ends[0])])["coe"]
     assert facts["leaked_think_blocks"] == 2
     assert facts["loop"] == {"ended": True, "repeated": "again and again"}
     assert facts["thinking"] == "off"
-    assert "leaked_think_blocks" not in shape().answer.facts([end()])
+    assert "leaked_think_blocks" not in envelope().answer.provenance.facts([end()])

@@ -9,47 +9,49 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.server.api.openai.requests import Ask, chat_ask, completion_ask, parse_json, with_system_prompt
+from coe.server.api.body import parse_json
+from coe.server.api.openai.requests import Parsed, parse_chat, parse_completion
 from coe.server.runtime.errors import RequestError
+from coe.server.runtime.request import Request, with_system_prompt
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def ask(**fields: Any) -> Ask:
-    return chat_ask({"messages": HELLO, **fields})
+def asked(**fields: Any) -> Request:
+    return parse_chat({"messages": HELLO, **fields}).request
 
 
 def test_what_a_client_does_not_say_stays_open() -> None:
-    asked = ask()
-    assert asked.model == "auto"
-    assert asked.max_tokens is None
-    assert asked.seed is None
-    assert asked.overrides == {}
-    assert asked.n == 1
-    assert not asked.stream
-    assert asked.top_logprobs is None
-    assert asked.wants_thinking is None
+    found = asked()
+    assert found.model == "auto"
+    assert found.max_tokens is None
+    assert found.seed is None
+    assert found.overrides == {}
+    assert found.n == 1
+    assert not found.stream
+    assert found.top_logprobs is None
+    assert found.wants_thinking is None
 
 
 def test_only_the_sampling_that_a_client_sets_overrides() -> None:
-    assert ask(temperature=0, top_k=None, min_p=0.1).overrides == {"temperature": 0, "min_p": 0.1}
+    assert asked(temperature=0, top_k=None, min_p=0.1).overrides == {"temperature": 0, "min_p": 0.1}
 
 
 def test_both_names_of_the_repeat_penalty_are_known_and_ours_goes_first() -> None:
-    assert ask(repetition_penalty=1.1).overrides == {"repeat_penalty": 1.1}
-    assert ask(repetition_penalty=1.1, repeat_penalty=1.2).overrides == {"repeat_penalty": 1.2}
+    assert asked(repetition_penalty=1.1).overrides == {"repeat_penalty": 1.1}
+    assert asked(repetition_penalty=1.1, repeat_penalty=1.2).overrides == {"repeat_penalty": 1.2}
 
 
 def test_stop_is_one_text_or_several_and_empty_ones_stop_nothing() -> None:
-    assert ask(stop="END").stop == ("END",)
-    assert ask(stop=["a", "", "b"]).stop == ("a", "b")
-    assert ask(stop=None).stop == ()
+    assert asked(stop="END").stop == ("END",)
+    assert asked(stop=["a", "", "b"]).stop == ("a", "b")
+    assert asked(stop=None).stop == ()
 
 
 @pytest.mark.parametrize("stop", [5, [5], ["a"] * 17, "x" * 1001, ["a", "x" * 1001], {"a": 1}])
 def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
     with pytest.raises(RequestError, match=r"stop: give (a text|at most 16 texts)") as refusal:
-        ask(stop=stop)
+        asked(stop=stop)
     assert refusal.value.param == "stop"
 
 
@@ -64,42 +66,42 @@ def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
 )
 def test_calls_in_the_history_are_refused(message: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="not supported yet"):
-        chat_ask({"messages": [*HELLO, message]})
+        parse_chat({"messages": [*HELLO, message]})
 
 
 def test_logprobs_alone_give_no_rivals_and_rivals_need_logprobs() -> None:
-    assert ask(logprobs=True).top_logprobs == 0
-    assert ask(logprobs=True, top_logprobs=5).top_logprobs == 5
+    assert asked(logprobs=True).top_logprobs == 0
+    assert asked(logprobs=True, top_logprobs=5).top_logprobs == 5
     with pytest.raises(RequestError) as refusal:
-        ask(top_logprobs=5)
+        asked(top_logprobs=5)
     assert refusal.value.param == "top_logprobs"
 
 
 def test_logit_bias_has_token_ids_and_those_beyond_any_vocabulary_go() -> None:
-    assert ask(logit_bias={"17": -100, str(2**32 + 17): 5}).logit_bias == {17: -100}
+    assert asked(logit_bias={"17": -100, str(2**32 + 17): 5}).logit_bias == {17: -100}
 
 
 @pytest.mark.parametrize("key", ["x", "-1", "1.5", "", " 1", "٣", "9" * 20])
 def test_a_logit_bias_for_something_else_is_refused(key: str) -> None:
     with pytest.raises(RequestError) as refusal:
-        ask(logit_bias={key: 1})
+        asked(logit_bias={key: 1})
     assert refusal.value.param == "logit_bias"
 
 
 def test_text_as_response_format_is_no_format() -> None:
-    assert ask(response_format={"type": "text"}).response_format is None
-    assert ask(response_format={"type": "json_object"}).response_format == {"type": "json_object"}
+    assert asked(response_format={"type": "text"}).response_format is None
+    assert asked(response_format={"type": "json_object"}).response_format == {"type": "json_object"}
 
 
 def test_a_json_schema_arrives_as_it_was_sent() -> None:
     schema = {"type": "object", "properties": {"schema": {"type": "string"}}}
     sent = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
-    assert ask(response_format=sent).response_format == sent
+    assert asked(response_format=sent).response_format == sent
 
 
 def test_a_json_schema_format_without_its_schema_is_refused() -> None:
     with pytest.raises(RequestError) as refusal:
-        ask(response_format={"type": "json_schema"})
+        asked(response_format={"type": "json_schema"})
     assert refusal.value.param == "response_format.json_schema"
 
 
@@ -118,39 +120,39 @@ def test_a_json_schema_format_without_its_schema_is_refused() -> None:
     ],
 )
 def test_every_way_to_ask_for_thinking_is_understood(wish: dict[str, Any], wanted: bool | None) -> None:
-    assert ask(**wish).wants_thinking is wanted
+    assert asked(**wish).wants_thinking is wanted
 
 
 def test_other_modalities_than_text_are_refused() -> None:
-    assert ask(modalities=["text"]).messages is not None
+    assert asked(modalities=["text"]).messages is not None
     with pytest.raises(RequestError, match="only text"):
-        ask(modalities=["text", "audio"])
+        asked(modalities=["text", "audio"])
 
 
 def test_a_forced_tool_is_refused_and_none_is_fine() -> None:
-    assert ask(tool_choice="none", tools=[]).messages is not None
+    assert asked(tool_choice="none", tools=[]).messages is not None
     with pytest.raises(RequestError) as refusal:
-        ask(tool_choice="required")
+        asked(tool_choice="required")
     assert refusal.value.param == "tool_choice"
 
 
 def test_an_assistant_message_without_text_is_empty() -> None:
-    asked = ask(messages=[*HELLO, {"role": "assistant", "content": None}])
-    assert asked.messages is not None
-    assert asked.messages[-1] == {"role": "assistant", "content": ""}
+    found = asked(messages=[*HELLO, {"role": "assistant", "content": None}])
+    assert found.messages is not None
+    assert found.messages[-1] == {"role": "assistant", "content": ""}
 
 
 def test_one_prompt_in_a_list_is_a_prompt_and_several_are_refused() -> None:
-    assert completion_ask({"prompt": ["Once"]}).prompt == "Once"
+    assert parse_completion({"prompt": ["Once"]}).request.prompt == "Once"
     with pytest.raises(RequestError) as refusal:
-        completion_ask({"prompt": ["Once", "Twice"]})
+        parse_completion({"prompt": ["Once", "Twice"]})
     assert refusal.value.param == "prompt"
 
 
 @pytest.mark.parametrize("field", ["echo", "best_of", "suffix", "response_format", "max_completion_tokens"])
 def test_a_completion_field_that_is_not_supported_is_named(field: str) -> None:
     with pytest.raises(RequestError) as refusal:
-        completion_ask({"prompt": "Once", field: 3})
+        parse_completion({"prompt": "Once", field: 3})
     assert refusal.value.param == field
 
 
@@ -195,12 +197,12 @@ FIELDS = st.sampled_from(
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(FIELDS | st.text(max_size=5), JSON | st.lists(st.dictionaries(FIELDS, JSON))))
 def test_any_object_is_a_request_or_a_refusal(body: dict[str, Any]) -> None:
-    for parse in (chat_ask, completion_ask):
+    for parse in (parse_chat, parse_completion):
         try:
             parsed = parse(parse_json(json.dumps(body).encode()))
         except RequestError:
             continue
-        assert isinstance(parsed, Ask)
+        assert isinstance(parsed, Parsed)
 
 
 @settings(deadline=None)

@@ -1,4 +1,4 @@
-"""`coe build`: a build started from a terminal, in a process of its own, with its progress shown live."""
+"""A build started from a terminal: a child process, its live progress, and its exit code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from coe.engine.pool.memory import budget_bytes
 from coe.surgery.build.job import BuildState, Job, Order, Progress
 from coe.surgery.errors import BuildError
 
-from ..roster.load import Roster
-from ..roster.models import Specialist
-from ..runtime.builds import BuildProcess, machine_of, order_of, prepare
-from ._bars import Bars
+from ...roster.load import Roster
+from ...roster.models import Specialist
+from ...runtime.builds.order import machine_of, order_of
+from ...runtime.builds.process import BuildProcess, prepare
+from .._bars import Bars
 
 _LOOK_EVERY_S = 0.3
 _STOPPED_EXIT = 130  # what shells give for a Ctrl-C

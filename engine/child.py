@@ -1,0 +1,264 @@
+"""Child processes that do one job: spawn, JSON lines over pipes, deadlines, typed errors, the end with the parent.
+
+llama.cpp and ggml abort where they meet what they do not expect, and what they have allocated comes back for certain
+only when their process ends. So what may abort runs in a child: `run` starts one, hands it a job, hears its progress
+and gives its answer; `started` gives the running child itself, for signals and a log of its own. A caller without an
+event loop writes `asyncio.run(child.run(...))`.
+
+    parent                                   child: python -m coe.engine.child MODULE PARENT_PID
+    job, one JSON document       -> stdin    MODULE.main(job, report) is called
+    {"progress": ...}, each line <- stdout   report(...)
+    {"answer": ...}              <- stdout   what main returns
+    {"error": {...}}             <- stdout   the typed error that main raises
+    last words                   <- stderr   all that llama.cpp, Python and main print
+
+A child is in a session of its own, so that Ctrl-C is the parent's to answer. It is killed when its caller raises or is
+cancelled, and by the kernel when its parent dies, however that dies (PR_SET_PDEATHSIG). The kernel goes by the thread
+that started the child: start it from a thread that lives as long as the child may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NoReturn
+
+from . import errors as engine_errors
+from .errors import ChildDiedError, ChildTimeoutError, EngineError
+from .process import die_with, take_stdout
+
+Report = Callable[[Any], None]  # called by a child's main with what it has to say on the way, JSON types
+
+_LONGEST_LINE_BYTES: Final = 2**28  # no answer of ours is longer
+_LAST_BYTES: Final = 20_000  # of stderr, that last words are looked for in
+_MOST_WORDS: Final = 500  # characters of them
+# After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
+_QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
+# What a library prints when it takes its process down; the line that says more comes first.
+_TELLING: Final = ("GGML_ASSERT", "ggml_abort", "Fatal Python error", "MemoryError")
+
+
+def last_words(output: bytes) -> str:
+    """The most telling line of what a process printed, the last one where none stands out; "" for no output."""
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    telling = (line for mark in _TELLING for line in reversed(lines) if mark in line)
+    return next(telling, lines[-1] if lines else "")[:_MOST_WORDS]
+
+
+# --- the parent's side ----------------------------------------------------------------------------------------
+
+
+class Child:
+    """A running child process. `answer` waits for what it comes to; `started` makes one, and sees to its end."""
+
+    def __init__(self, process: asyncio.subprocess.Process, job: Any, title: str, output: int, begins: int) -> None:
+        """title: what the process does, the beginning of a message. output: its stderr, a file of ours, and
+        begins: where in it this run begins."""
+        self._process = process
+        self._job = job
+        self._title = title
+        self._output = output
+        self._begins = begins
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def output(self) -> bytes:
+        """The end of what it has printed so far."""
+        # Not by seek: the child writes through the same open file, and would go on from there.
+        start = max(self._begins, os.fstat(self._output).st_size - _LAST_BYTES)
+        return os.pread(self._output, _LAST_BYTES, start)
+
+    async def answer(
+        self,
+        on_progress: Report = lambda progress: None,
+        *,
+        within_s: float | None = None,
+        silent_s: float | None = None,
+        errors: Sequence[ModuleType] = (engine_errors,),
+    ) -> Any:
+        """Hand the job over and wait for the child's end; gives what its `main` returned. To be called once.
+
+        on_progress: called with what `main` reports; what it raises is raised here.
+        within_s:    how long the child may take in all; silent_s: how long between two reports. None: no limit.
+        errors:      where the classes of its typed errors are looked up by name.
+
+        Raises the error that `main` raised, ChildDiedError for an end without an answer, ChildTimeoutError. A child
+        that has given its answer has done its work, whatever its libraries do on their way out.
+        """
+        now = asyncio.get_running_loop().time
+        begun = now()
+
+        def due() -> float | None:
+            ends = [begun + within_s] if within_s is not None else []
+            return min([*ends, now() + silent_s] if silent_s is not None else ends, default=None)
+
+        last: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout_at(due()) as deadline:
+                await self._hand_over()
+                assert self._process.stdout is not None
+                async for line in self._process.stdout:
+                    if not line.endswith(b"\n"):  # it died while it wrote
+                        break
+                    last = json.loads(line)
+                    if "progress" in last:
+                        on_progress(last["progress"])
+                    deadline.reschedule(due())
+                code = await self._process.wait()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            took_too_long = within_s is not None and deadline.when() == begun + within_s
+            how = f"did not end in {within_s:.0f} s" if took_too_long else f"gave no sign for {silent_s:.0f} s"
+            raise ChildTimeoutError(self._title, how) from None
+        if "error" in last:
+            raise _revived(last["error"], errors)
+        if "answer" not in last:
+            raise ChildDiedError(self._title, code, last_words(self.output))
+        return last["answer"]
+
+    async def _hand_over(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps(self._job).encode())
+        with contextlib.suppress(ConnectionError):  # it died before it had read its job; its end says how
+            await stdin.drain()
+        stdin.close()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, where it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def stop(self, number: signal.Signals, patience_s: float) -> None:
+        """Tell it to end by a signal, kill it when it has not after `patience_s`; returns when it is gone."""
+        self.send_signal(number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), patience_s)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Kill it, also while it stands still; returns when it is gone. Does nothing once it has ended."""
+        self.send_signal(signal.SIGKILL)
+        await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def started(
+    module: str, job: Any, *, title: str, log: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Child]:
+    """A child that runs `module.main(job, report)`; killed at the end of the block if it has not ended.
+
+    title: what the process does, for messages: "The process that hashes files".
+    log:   a file that its output is added to; else it is kept for its last words alone.
+    """
+    with tempfile.TemporaryFile() if log is None else log.open("a+b") as output:
+        begins = os.fstat(output.fileno()).st_size
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "coe.engine.child",
+            module,
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+            env={**environment, **_QUIET},
+            start_new_session=True,
+            limit=_LONGEST_LINE_BYTES,
+        )
+        child = Child(process, job, title, output.fileno(), begins)
+        try:
+            yield child
+        finally:
+            await child.kill()
+
+
+async def run(
+    module: str,
+    job: Any,
+    *,
+    title: str,
+    on_progress: Report = lambda progress: None,
+    within_s: float | None = None,
+    silent_s: float | None = None,
+    errors: Sequence[ModuleType] = (engine_errors,),
+    environment: Mapping[str, str] = os.environ,
+) -> Any:
+    """What `module.main(job, report)` returns in a child of its own; see `started` and `Child.answer`."""
+    async with started(module, job, title=title, environment=environment) as child:
+        return await child.answer(on_progress, within_s=within_s, silent_s=silent_s, errors=errors)
+
+
+# --- errors on the wire ---------------------------------------------------------------------------------------
+
+
+def _told(error: Exception) -> dict[str, Any] | None:
+    """A typed error as JSON types: one with a message and a remedy. None for any other, which is a bug of ours."""
+    facts = {key: value for key, value in vars(error).items() if not key.startswith("_")}
+    if not {"message", "remedy"} <= facts.keys():
+        return None
+    plain = json.loads(json.dumps(facts, default=str))
+    return {"type": type(error).__name__, "text": str(error), "facts": plain}
+
+
+def _revived(told: Mapping[str, Any], modules: Sequence[ModuleType]) -> Exception:
+    """The error that crossed the pipe, as its class if one of the modules has it, with all its attributes."""
+    found = (getattr(module, told["type"], None) for module in modules)
+    kind = next((one for one in found if isinstance(one, type) and issubclass(one, Exception)), EngineError)
+    error = kind.__new__(kind)  # not by its __init__: each class has its own, and the text is made already
+    error.args = (told["text"],)
+    vars(error).update(told["facts"])
+    return error
+
+
+# --- the child's side -----------------------------------------------------------------------------------------
+
+
+def serve(module: str, parent_pid: int) -> NoReturn:
+    """Entry point of every child: reads its job, calls `main` of the module, and ends."""
+    # Before the module is imported: that takes a second, and its libraries print what they like.
+    die_with(parent_pid)
+    answers = take_stdout()
+    writing = threading.Lock()
+
+    def say(line: Mapping[str, Any]) -> None:
+        data = memoryview(json.dumps(line).encode() + b"\n")
+        with writing:
+            while data:  # at once and whole: this process may be gone with the next call
+                data = data[os.write(answers, data) :]
+
+    code = 0
+    try:
+        job = json.load(sys.stdin.buffer)
+        answer = importlib.import_module(module).main(job, lambda progress: say({"progress": progress}))
+        say({"answer": answer})
+    except Exception as error:
+        if (told := _told(error)) is None:
+            traceback.print_exc()
+            code = 1
+        else:
+            say({"error": told})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: GPU libraries crash there, and threads are waited for.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,80 @@
+"""What a dialect is: one API's way of writing requests, answers, streams and errors. Each lies in a folder of its own.
+
+A dialect is a thin translation. It parses a body into the internal request and writes what an answer yields; choosing,
+leasing, sampling bounds, thinking, loops, headers and limits are the runtime's, and all dialects share them. The
+writing is pure: it returns bytes and JSON values, and `answers.py` sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from ..runtime.answer import Answer, Outcome, Step
+from ..runtime.errors import Failure
+from ..runtime.request import Request
+
+
+class Envelope(Protocol):
+    """The answer to one request, as its dialect writes it.
+
+    A whole answer is one `body`. A streamed one is `opening`, then `frames` of each step, then `closing`; frames of an
+    answer are asked for in order, and may keep count of what has gone out.
+    """
+
+    def body(self, outcomes: Sequence[Outcome]) -> Mapping[str, Any]:
+        """The JSON body of a whole answer, one outcome a choice."""
+        ...
+
+    def opening(self) -> Iterable[bytes]:
+        """Frames before the first text. The lease is there: the answer knows who gives it."""
+        ...
+
+    def frames(self, step: Step) -> Iterable[bytes]:
+        """Frames of one step: a Delta of some choice, or a choice's Finished. An Accepted has none."""
+        ...
+
+    def closing(self) -> Iterable[bytes]:
+        """Frames after every choice has finished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed body: the request, and how its answer is written."""
+
+    request: Request
+    envelope: Callable[[Answer], Envelope]
+
+
+@dataclass(frozen=True)
+class StreamFormat:
+    """How a dialect's frames travel. keep_alive: a frame that says nothing, for streams that wait; None for none."""
+
+    media_type: str
+    keep_alive: bytes | None
+
+
+EVENT_STREAM: Final = StreamFormat("text/event-stream", b": waiting\n\n")
+
+
+class Dialect(Protocol):
+    """One API."""
+
+    @property
+    def stream_format(self) -> StreamFormat:
+        """Of its streamed answers."""
+        ...
+
+    def parse(self, body: Mapping[str, Any]) -> Call:
+        """The call in a body. Raises RequestError that names the field at fault."""
+        ...
+
+    def error_body(self, failure: Failure) -> Mapping[str, Any]:
+        """The JSON body of an error."""
+        ...
+
+    def error_frame(self, failure: Failure) -> bytes:
+        """An error after a stream's first byte; the stream ends with it."""
+        ...

@@ -1,0 +1,68 @@
+"""What happens around every request: its id, and the count of its answer."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coe.engine.logs import REQUEST_ID
+
+from ..runtime.metrics import Metrics
+
+REQUEST_ID_HEADER: Final = "x-request-id"
+_ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class NameRequests:
+    """Gives each request an id: the client's x-request-id where it is of use, else one of ours.
+
+    It comes back in the header of the same name, and stands in every log line of the request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        name = given if _ACCEPTED.fullmatch(given) else f"req-{uuid.uuid4().hex[:16]}"
+
+        async def naming(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER.encode(), name.encode())]
+            await send(message)
+
+        token = REQUEST_ID.set(name)
+        try:
+            await self._app(scope, receive, naming)
+        finally:
+            REQUEST_ID.reset(token)
+
+
+class CountRequests:
+    """Counts answers by path and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                # Paths as they are written in the routes: those of clients would be labels without end.
+                route = scope.get("route")
+                self._metrics.requested(getattr(route, "path", "other"), message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counting)

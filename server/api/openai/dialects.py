@@ -1,0 +1,43 @@
+"""OpenAI's two dialects: chat completions, and plain completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from ...runtime.errors import Failure
+from ..dialect import EVENT_STREAM, Call, StreamFormat
+from .replies import ChatEnvelope, CompletionEnvelope, Envelope, data_frame, error_body
+from .requests import Parsed, parse_chat, parse_completion
+
+
+@dataclass(frozen=True)
+class OpenAIDialect:
+    """Bodies by `read`, answers in `envelope`; errors and streams are the same in both."""
+
+    read: Callable[[Mapping[str, Any]], Parsed]
+    envelope: type[Envelope]
+
+    @property
+    def stream_format(self) -> StreamFormat:
+        """See Dialect."""
+        return EVENT_STREAM
+
+    def parse(self, body: Mapping[str, Any]) -> Call:
+        """See Dialect."""
+        parsed = self.read(body)
+        return Call(parsed.request, partial(self.envelope, include_usage=parsed.include_usage))
+
+    def error_body(self, failure: Failure) -> dict[str, Any]:
+        """See Dialect."""
+        return error_body(failure)
+
+    def error_frame(self, failure: Failure) -> bytes:
+        """See Dialect."""
+        return data_frame(error_body(failure))
+
+
+CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope)
+COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope)

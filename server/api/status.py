@@ -1,0 +1,124 @@
+"""Paths that tell of the server: models, residents, builds, health, metrics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from ..roster.models import AUTO
+from ..runtime.availability import Unavailable
+from ..runtime.college import College
+from ..runtime.errors import UnknownModelError
+from ..runtime.metrics import Metrics
+from .body import parse_json, read_body
+
+
+def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
+    """Models, residents, health and metrics."""
+    created = int(time.time())
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        cards = [_card(college, name, created) for name in [AUTO, *college.roster.names]]
+        return {"object": "list", "data": cards}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        specialist = college.roster.find(name)
+        if specialist is None and name != AUTO:
+            known = ", ".join([AUTO, *college.roster.names])
+            raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
+        return _card(college, specialist.name if specialist else AUTO, created)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        stalled = college.pool.status().stalled
+        warnings = list(college.supervisor.warnings)
+        body = {"ready": not stalled, "problems": list(stalled), "warnings": warnings}
+        return JSONResponse(body, 503 if stalled else 200)
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/pool")
+    async def pool() -> dict[str, Any]:
+        status = asdict(college.pool.status())
+        del status["counted"]  # stands in /metrics
+        return {**status, "budget": college.budget_note}
+
+    @app.post("/v1/pool/unload")
+    async def unload(request: Request) -> dict[str, Any]:
+        body = await read_body(request, college.roster.server.max_body_bytes)
+        name = parse_json(body).get("model")
+        specialist = college.roster.find(name) if isinstance(name, str) else None
+        if specialist is None:
+            raise UnknownModelError(
+                f"There is no model {name!r}. Known: {', '.join(college.roster.names)}.", param="model"
+            )
+        shared = college.pool.shared_with(specialist.name) if specialist.name in college.catalog.available else ()
+        unloaded = bool(shared) and await college.pool.unload(specialist.name)
+        return {"model": specialist.name, "unloaded": unloaded, "with": [n for n in shared if n != specialist.name]}
+
+
+def add_builds(app: FastAPI, college: College) -> None:
+    """Builds: their states, and beginning one."""
+
+    def known(name: str) -> str:
+        specialist = college.roster.find(name)
+        if specialist is None or specialist.name not in college.builds:
+            built = ", ".join(card["name"] for card in college.builds.cards()) or "none"
+            raise UnknownModelError(f"There is no build {name!r}. Known: {built}.")
+        return specialist.name
+
+    @app.get("/v1/builds")
+    async def builds() -> dict[str, Any]:
+        return {"object": "list", "data": college.builds.cards()}
+
+    @app.get("/v1/builds/{name}")
+    async def build(name: str) -> dict[str, Any]:
+        return await college.builds.details(known(name))
+
+    @app.post("/v1/builds/{name}", status_code=202)
+    async def begin(name: str) -> dict[str, Any]:
+        name = known(name)
+        college.builds.retry(name)
+        return college.builds.card(name)
+
+
+def _card(college: College, name: str, created: int) -> dict[str, Any]:
+    """One model as clients list it: OpenAI's fields, and what is ours under `coe`."""
+    card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "college-of-experts"}
+    if name == AUTO:
+        return {**card, "coe": {"description": "The supervisor chooses a specialist.", "available": True}}
+    item = college.catalog.availability[name]
+    specialist = item.entry
+    facts: dict[str, Any] = {
+        "description": specialist.description,
+        "domains": list(specialist.domains),
+        "aliases": list(specialist.aliases),
+        "context_tokens": specialist.context_tokens,
+        "thinking": specialist.thinking.mode,
+        "quant": specialist.quant,
+        "beta": specialist.beta,
+        "notice": college.roster.notice_of(specialist),
+        "licence": specialist.licence,
+        "available": not isinstance(item, Unavailable),
+    }
+    if isinstance(item, Unavailable):
+        facts |= {"reason": item.reason, "remedy": item.remedy}
+    else:
+        facts["warm"] = college.pool.is_warm(name)
+    if name in college.builds:
+        facts["build"] = college.builds.progress(name).line()
+    if item.footprint is not None:
+        facts["vram_bytes"] = item.footprint.total_bytes
+    return {**card, "coe": facts}

@@ -1,0 +1,117 @@
+"""What the surgery commands share: consoles, one-line errors, progress, options, NAME=FILE arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from coe.engine.spec import LoadSpec
+
+    from .._bars import Bars
+
+out_console = Console(highlight=False, emoji=False)
+err_console = Console(stderr=True, highlight=False, emoji=False)
+
+_STOPPED_EXIT = 130  # what shells give for a Ctrl-C
+
+GpuLayers = Annotated[int, typer.Option(help="Layers on the GPU; -1 for all, 0 for none.")]
+CpuExperts = Annotated[
+    int, typer.Option(help="Layers, from the first, whose experts stay in host memory; -1 for all of them.")
+]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 for one a physical core.")]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        help="What experts are scored by: gate-mass, frequency, rank-weighted, reap, mass-norm or random. "
+        "Left out: the recipe's own."
+    ),
+]
+Kind = Annotated[str, typer.Option(help="What the numbers in another tool's mask mean: auto, keep or drop.")]
+
+
+@contextmanager
+def clear_errors(resumes: str = "") -> Iterator[None]:
+    """Print an error as one line with its remedy and exit with 1. resumes: what a Ctrl-C leaves, for the reader."""
+    from coe.engine.errors import EngineError
+    from coe.surgery.errors import SurgeryError
+
+    try:
+        yield
+    except (SurgeryError, EngineError) as error:
+        err_console.print(f"{error.message} {error.remedy}".strip(), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        err_console.print(f"{where}{error.strerror or error}.", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err_console.print(f"Stopped. {resumes}".strip(), markup=False)
+        raise typer.Exit(_STOPPED_EXIT) from None
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    """Progress bars on the error stream, while the block lasts."""
+    from .._bars import Bars
+
+    with Bars(err_console) as bars:
+        yield bars
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no markup, wrapped by the terminal."""
+    out_console.print(text, markup=False, soft_wrap=True)
+
+
+def load_spec(path: Path, gpu_layers: int, cpu_expert_layers: int, threads: int) -> LoadSpec:
+    """How llama.cpp loads a model that these options describe."""
+    from coe.engine.spec import LoadSpec
+
+    return LoadSpec(path, gpu_layers=gpu_layers, cpu_expert_layers=cpu_expert_layers, threads=threads)
+
+
+def fitting(load: LoadSpec, models: Sequence[Path]) -> LoadSpec:
+    """The load with as many layers' experts in host memory as the largest of the models needs to fit a GPU."""
+    from coe.surgery.errors import ArchitectureError
+    from coe.surgery.parent import Parent
+    from coe.surgery.profile.run import fitted
+
+    if load.cpu_expert_layers:
+        return load
+    layers = 0
+    for model in models:
+        try:
+            layers = max(layers, fitted(replace(load, path=model), Parent.open(model), None).cpu_expert_layers)
+        except ArchitectureError:  # a dense model, or one that surgery does not know: it can be asked all the same
+            continue
+    return replace(load, cpu_expert_layers=layers)
+
+
+def prefixed_path(text: str) -> tuple[str, Path]:
+    """NAME=FILE, or FILE with "" for a name; a file whose own name has a "=" is that file."""
+    name, found, path = text.partition("=")
+    return (name, Path(path)) if found and name and not Path(text).exists() else ("", Path(text))
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """NAME=FILE, or FILE under its own name."""
+    name, path = prefixed_path(text)
+    return name or path.name.removesuffix(".gguf").removesuffix(".json").removesuffix(".npy"), path
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`0-2, 5` of 0, 1, 2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

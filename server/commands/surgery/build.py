@@ -1,0 +1,43 @@
+"""`coe build`: a specialist of the roster, from corpus to release."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._shared import clear_errors, err_console, out_console
+
+
+def build(
+    name: Annotated[str | None, typer.Argument(help="An entry with `build:`; without it, how all builds are.")] = None,
+    roster: Annotated[Path, typer.Option("--roster", "-r", help="The roster file.")] = Path("specialists.yaml"),
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Release what was kept aside, whatever its evaluation says.")
+    ] = False,
+) -> None:
+    """Make a specialist that the roster describes: profile, plan, cut, verify, judge, release.
+
+    Ctrl-C stops it; the same command goes on from there, and tries a failed one again. A running server takes the
+    specialist up by itself.
+    """
+    from ...roster.load import RosterError, load_roster
+    from .terminal_build import build as run
+    from .terminal_build import show_builds
+
+    try:
+        loaded = load_roster(roster)
+    except RosterError as error:
+        for problem in error.problems:
+            err_console.print(str(problem), markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    with clear_errors():
+        if name is None:
+            if accept:
+                err_console.print("Which one? Name it: coe build NAME.", markup=False)
+                raise typer.Exit(2)
+            show_builds(loaded, out_console)
+            return
+        raise typer.Exit(run(loaded, name, accept=accept, out=out_console, err=err_console, live=sys.stderr.isatty()))

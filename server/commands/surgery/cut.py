@@ -1,0 +1,51 @@
+"""`coe cut`: expert pruning, the GGUF that a mask makes of its parent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._shared import Kind, clear_errors, progress_bars, say
+
+
+def cut(
+    parent: Annotated[Path, typer.Argument(help="The parent's GGUF; of a split one, its first part.")],
+    mask: Annotated[Path, typer.Argument(help="The mask: ours, or another tool's drop map, matrix or list.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="Where the specialist is written.")],
+    shared_scale: Annotated[
+        float | None, typer.Option(help="Multiply what the shared expert adds by this (1.2 in the 98-expert recipes).")
+    ] = None,
+    quantize: Annotated[str | None, typer.Option(help="Bring it to another file type, such as Q4_K_M.")] = None,
+    provenance: Annotated[
+        bool, typer.Option("--provenance/--no-provenance", help="Write into the file how it was made.")
+    ] = True,
+    kind: Kind = "auto",
+) -> None:
+    """Write the specialist that a mask makes of its parent, by copying bytes."""
+    with clear_errors("The old file, if there was one, is as it was."):
+        from coe.engine.units import size_text
+        from coe.surgery.cut.cut import cut as run
+        from coe.surgery.formats import read_mask
+        from coe.surgery.parent import Parent
+
+        whole = Parent.open(parent)
+        with progress_bars() as bars:
+            chosen = read_mask(mask, whole.identity(bars.hashing(whole.paths)), kind=kind)
+            report = run(
+                whole,
+                chosen,
+                out,
+                shared_scale=shared_scale,
+                provenance=provenance,
+                quantize=quantize,
+                progress=bars.staged,
+            )
+        for note in report.notes:
+            say(note)
+        say(
+            f"{out}: {report.n_keep} of {report.n_expert} experts, {size_text(report.n_bytes)} of the parent's "
+            f"{size_text(report.parent_bytes)}."
+        )
+        say(f"Next: coe verify {parent} {out} {mask}")

@@ -1,0 +1,41 @@
+"""`coe verify`: the proof that a cut file computes what its masked parent computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._shared import Kind, clear_errors, err_console, progress_bars, say
+
+
+def verify(
+    parent: Annotated[Path, typer.Argument(help="The parent's GGUF.")],
+    specialist: Annotated[Path, typer.Argument(help="The specialist's GGUF.")],
+    mask: Annotated[Path, typer.Argument(help="The mask that it was cut with.")],
+    kind: Kind = "auto",
+) -> None:
+    """Prove that a specialist is its parent without the dropped experts: bytes, numbers, and what it answers."""
+    with clear_errors():
+        from coe.surgery.formats import read_mask
+        from coe.surgery.parent import Parent
+        from coe.surgery.verify.verify import verify as run
+
+        whole = Parent.open(parent)
+        with progress_bars() as bars:
+            chosen = read_mask(mask, whole.identity(bars.hashing(whole.paths)), kind=kind)
+            found = run(parent, specialist, chosen, progress=bars.staged)
+        for note in found.notes:
+            say(note)
+        say(f"{found.tensors} tensors were compared with the parent's.")
+        if (agreement := found.agreement) is not None:
+            say(
+                f"{agreement.equal} of {agreement.positions} positions have the masked parent's logits to the last "
+                f"bit; {len(agreement.flips)} near-ties of the router fell the other way."
+            )
+        if not found.ok:
+            for problem in found.problems:
+                err_console.print(problem, style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(1)
+        say("Everything is as the mask says.")

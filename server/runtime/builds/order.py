@@ -1,0 +1,96 @@
+"""From a roster entry to a build order: what is to be built, how its models are loaded, and about what it will take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from coe.engine.errors import EngineError
+from coe.engine.pool.memory import predict
+from coe.surgery.build.job import Job, Machine, Order
+from coe.surgery.errors import BuildError, SurgeryError
+
+from ...roster.load import Roster
+from ...roster.models import Specialist
+from ..availability import ToBuild
+
+
+def order_of(roster: Roster, specialist: Specialist) -> Order:
+    """The build order of an entry, with absolute paths.
+
+    Raises BuildError for an entry without `build:`, and for a parent, corpus or question file that is not there.
+    """
+    build = specialist.build
+    if build is None:
+        raise BuildError(
+            f"{specialist.name} has no `build:` in {roster.path.name}.", "Add one, or name an entry that has."
+        )
+    source = roster.parent_of(specialist)
+    if source is None:
+        raise BuildError(f"{specialist.name} has no parent.", "Add `parent:` to the roster.")
+    found = source.find_file(roster.models_path, "parent" if build.parent is None else specialist.name)
+    if found.path is None:
+        raise BuildError(f"The parent of {specialist.name} is not there. {found.reason}", found.remedy)
+    questions = tuple(roster.resolve(path) for path in build.questions)
+    corpus, reasoning = (
+        tuple(_with_class(roster, text) for text in texts) for texts in (build.corpus, build.reasoning)
+    )
+    for path in (*questions, *(path for _, path in (*corpus, *reasoning))):
+        if not os.path.isfile(path):
+            raise BuildError(f"There is no file {path}.", f"Correct the build of {specialist.name} in the roster.")
+    return Order(
+        name=specialist.name,
+        parent=found.path,
+        corpus=tuple(f"{category}{path}" for category, path in corpus),
+        experts=build.experts,
+        out=specialist.built_path(roster.models_path),
+        recipe=build.recipe.model_dump(exclude_none=True),
+        reasoning=tuple(f"{category}{path}" for category, path in reasoning),
+        answer=build.answer,
+        questions=questions,
+        bound=build.bound.model_dump(),
+        system=specialist.system_prompt or "",
+        quantize=build.quantize,
+        shared_scale=build.shared_scale,
+        max_tokens=build.max_tokens,
+    )
+
+
+def _with_class(roster: Roster, text: str) -> tuple[str, Path]:
+    """`law=texts/law.jsonl` as ("law=", path); a file without a class has "" before it."""
+    category, found, path = text.partition("=")
+    if not found or not category or os.path.exists(roster.resolve(text)):
+        return "", roster.resolve(text)
+    return f"{category}=", roster.resolve(path)
+
+
+def machine_of(specialist: Specialist) -> Machine:
+    """How the roster loads a specialist: its parent is loaded the same way where there is room."""
+    spec = specialist.load_spec(Path())
+    return Machine(**{field.name: getattr(spec, field.name) for field in fields(Machine)})
+
+
+async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
+    """About what each specialist that is yet to be built will come to, by name, from the headers of its parent.
+
+    dry_run: ask llama.cpp what the parents would take. Not for the server: headers are read in this process.
+    """
+    from coe.surgery.build.preflight import check, specialist_bytes
+    from coe.surgery.parent import Parent
+
+    sizes = {}
+    for specialist in roster.specialists:
+        if specialist.build is None or specialist.locate(roster.models_path) is not None:
+            continue
+        try:
+            order = order_of(roster, specialist)
+            check(order, Job.of(roster.models_path, specialist.name).folder)
+            parent = Parent.open(order.parent)
+            size = specialist_bytes(parent, order.experts)
+            gone = sum(path.stat().st_size for path in parent.paths) - size
+            whole = (await predict(specialist.load_spec(order.parent))).footprint.total_bytes if dry_run else None
+            sizes[specialist.name] = ToBuild(size, None if whole is None else max(whole - gone, 0))
+        except (SurgeryError, EngineError) as error:
+            sizes[specialist.name] = ToBuild(lacks=str(error))
+    return sizes

@@ -1,0 +1,125 @@
+"""What can be served now: the resolved roster, kept up with changed files, finished builds and failed sharing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Container, Coroutine, Mapping
+
+from coe.engine.errors import EngineError, SourceChangedError
+from coe.engine.pool.pool import Pool
+
+from ..roster.load import Roster
+from .availability import Servable, Unavailable, locate
+from .hashing import Hashing
+from .resolve import Resolved, resolve
+
+_log = logging.getLogger(__name__)
+
+
+class Catalog:
+    """Owns the resolved roster. Whenever it is resolved anew, the pool is told what it serves from now on."""
+
+    def __init__(self, roster: Roster, resolved: Resolved, pool: Pool) -> None:
+        self._roster = roster
+        self._resolved = resolved
+        self._pool = pool
+        self._unshared: set[str] = set()  # specialists that turned out unable to share a resident
+        self._resolving = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def availability(self) -> Mapping[str, Servable | Unavailable]:
+        """What can be served here, and why the rest cannot, by name, in the roster's order."""
+        return self._resolved.availability
+
+    @property
+    def available(self) -> list[str]:
+        """Names of the specialists that can be served, in the roster's order."""
+        return [name for name, item in self.availability.items() if isinstance(item, Servable)]
+
+    @property
+    def warm(self) -> list[str]:
+        """Names of those that would be served without a load or a swap."""
+        return [name for name in self.available if self._pool.is_warm(name)]
+
+    def start(self) -> None:
+        """Begin to hash, while no request is served, the files of which no mask tells what they have in common."""
+        if self._resolved.unhashed:
+            self._in_background(self._hash())
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _hash(self) -> None:
+        hashing = Hashing(self._resolved.unhashed, self._pool.is_busy)
+        hashing.start()
+        try:
+            await hashing.wait()
+        finally:
+            await hashing.close()
+        await self._resolve_quietly()  # residents know by themselves; distances between specialists are new
+
+    async def _resolve(self) -> None:
+        """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
+        budget_bytes = self._pool.limits.budget_bytes
+        self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
+        self._pool.serve(self._resolved.entries())
+
+    async def _resolve_quietly(self) -> None:
+        """The same in the background, where no caller would hear of a failure."""
+        async with self._resolving:
+            try:
+                await self._resolve()
+            except Exception:
+                _log.exception("the models' files could not be read again; what is served stays as it is")
+
+    async def recheck(self, name: str, *, being_built: Container[object]) -> None:
+        """Re-check an unavailable specialist when its files changed; one that is to be built comes by `adopt`."""
+        if not isinstance(self.availability.get(name), Unavailable) or name in being_built:
+            return
+        async with self._resolving:
+            (found,) = await asyncio.to_thread(locate, self._roster, [name])
+            changed = found.stamps != self._resolved.stamps[name]
+            if isinstance(self.availability[name], Unavailable) and changed:
+                _log.info("the files of %s changed: reading them", name)
+                await self._resolve()
+
+    async def adopt(self, name: str) -> bool:
+        """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""
+        before = self.availability[name]
+        in_use = isinstance(before, Servable) and before.spec.sharing is None and self._pool.is_resident(name)
+        if in_use and not await self._pool.unload(name):
+            return False
+        async with self._resolving:
+            await self._resolve()
+        item = self.availability[name]
+        if isinstance(item, Unavailable):
+            _log.error("%s was built and cannot be served: %s %s", name, item.reason, item.remedy)
+        else:
+            _log.info("%s can be served now", name)
+        return True
+
+    async def unshare(self, name: str, error: EngineError) -> None:
+        """A group cannot share a resident on this machine after all: each member is loaded by itself from now on."""
+        async with self._resolving:
+            groups = ([member.name for member in group.members] for group in self._resolved.groups)
+            names = next((names for names in groups if name in names), None)
+            if names is None:  # another request had the same error, and this is done
+                return
+            _log.warning("%s cannot share a resident, and are loaded by themselves: %s", ", ".join(names), error)
+            self._unshared.update(names)
+            await self._resolve()
+
+    def files_changed(self, error: SourceChangedError) -> None:
+        """A model's file was changed while it was in use: read the files again."""
+        _log.warning("%s The models' files are read again.", error.message)
+        self._in_background(self._resolve_quietly())

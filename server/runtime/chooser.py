@@ -1,0 +1,182 @@
+"""Which specialist answers a request: the one it names, the supervisor's choice, or a stand-in for a missing one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+
+from coe.engine.errors import UnavailableError
+from coe.engine.pool.pool import Pool
+from coe.router.choose import Decision, first_token_s
+from coe.router.conversation import Conversation
+from coe.router.supervisor import Supervisor
+
+from ..roster.load import Roster
+from ..roster.models import AUTO, Specialist
+from .affinity import ConversationKey
+from .availability import Unavailable
+from .builds.owner import Builds
+from .catalog import Catalog
+from .choice import Choice
+from .errors import BuildingError, UnknownModelError
+from .request import Request
+
+_log = logging.getLogger(__name__)
+_ASSUMED_PROMPT_TOKENS_PER_S = 1000.0  # before any prompt was read
+_UNTIL_BUILT_S = 600.0  # of one that is still to be built: longer than any load
+
+
+class Chooser:
+    """Asks the supervisor with what the pool knows of waits, and lets another specialist stand in for a missing one."""
+
+    def __init__(self, roster: Roster, catalog: Catalog, pool: Pool, supervisor: Supervisor, builds: Builds) -> None:
+        self._roster = roster
+        self._catalog = catalog
+        self._pool = pool
+        self._supervisor = supervisor
+        self._builds = builds
+
+    async def choose(self, request: Request, session_id: str | None, *, begin: bool = True) -> Choice:
+        """The specialist that the request names, or the supervisor's choice.
+
+        A specialist that can be built on demand may be chosen as well: then another answers meanwhile, and the build
+        begins. begin: False to ask for the choice alone, without beginning a build.
+        Raises UnknownModelError; UnavailableError or BuildingError when no specialist can answer.
+        """
+        if request.model != AUTO:
+            choice = await self._named(request.model, begin=begin)
+            if choice.reason != _NAMED:
+                _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
+            if len(self._pool.shared_with(choice.specialist.name)) == 1:
+                return choice
+            return replace(choice, key=ConversationKey.of(await _read(request)))
+        started = perf_counter()
+        conversation = await _read(request)
+
+        async def decide(names: list[str]) -> Decision:
+            return await self._supervisor.decide(
+                conversation,
+                session_id=session_id,
+                warm=self._catalog.warm,
+                available=names,
+                costs=self._costs(conversation, session_id, names),
+            )
+
+        available = self._catalog.available
+        buildable = [name for name in self._roster.names if name in available or self._may_build(name)]
+        if not buildable:
+            raise UnavailableError("Nothing in the roster can be served yet.", "See GET /v1/models for the reasons.")
+        decision = await decide(buildable)
+        build = None
+        if decision.specialist not in available:
+            wanted = self._entry(decision.specialist)
+            build = (self._builds.ask(wanted.name) if begin else self._builds.progress(wanted.name)).line()
+            stand_in = self.stand_in(wanted.name)
+            if stand_in is None and not available:
+                raise self._building(wanted)
+            if stand_in is not None:
+                reason = f"{decision.reason}; {stand_in.name} stands in"
+                decision = replace(decision, specialist=stand_in.name, reason=reason)
+            else:
+                decision = await decide(available)
+            _log.debug("choice: %s for %s, whose build is %s", decision.specialist, wanted.name, build)
+        spent_ms = (perf_counter() - started) * 1000
+        specialist = self._entry(decision.specialist)
+        key = ConversationKey.of(conversation)
+        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+
+    def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
+        """Seconds until the first token of each, as far as they can be told beforehand."""
+        available = self._catalog.available
+        current = self._supervisor.current(conversation, session_id)
+        return first_token_s(
+            {name: self._pool.ready_in_s(name) if name in available else _UNTIL_BUILT_S for name in names},
+            cached_by=current if current in available and self._pool.is_resident(current) else None,
+            n_chars=conversation.n_chars,
+            n_new_chars=conversation.n_new_chars,
+            tokens_per_s=self.prompt_speeds(names),
+        )
+
+    def prompt_speeds(self, names: Sequence[str]) -> dict[str, float]:
+        """Prompt tokens a second of each: what the roster says, else what was measured."""
+        told = self._roster.router.prompt_tokens_per_s
+        if told != "auto":
+            return dict.fromkeys(names, told)
+        available = self._catalog.available
+        return prompt_speeds(names, {name: self._pool.prompt_tokens_per_s(name) for name in available})
+
+    def _may_build(self, name: str) -> bool:
+        return self._entry(name).on_missing == "build" and self._builds.can_come(name)
+
+    async def _named(self, model: str, *, begin: bool) -> Choice:
+        entry = self._roster.find(model)
+        if entry is None:
+            known = ", ".join([AUTO, *self._roster.names])
+            raise UnknownModelError(f"There is no model {model!r}. Known: {known}.", param="model")
+        name = entry.name
+        await self._catalog.recheck(name, being_built=self._builds)
+        item = self._catalog.availability[name]
+        if not isinstance(item, Unavailable):
+            return Choice(entry, 1.0, _NAMED)
+        to_build = self._builds.is_missing(name)
+        if to_build and begin and entry.on_missing == "build":
+            self._builds.ask(name)
+        build = self._builds.progress(name).line() if to_build else None
+        stand_in = self.stand_in(name) if entry.on_missing != "refuse" else None
+        if stand_in is None:
+            if to_build:
+                raise self._building(entry)
+            raise UnavailableError(f"{name} cannot be served: {item.reason}", item.remedy)
+        why = f"{name} is not built yet ({build})" if to_build else f"{name} is unavailable"
+        return Choice(stand_in, 1.0, f"{why}, {stand_in.name} stands in", build=build)
+
+    def _building(self, entry: Specialist) -> BuildingError:
+        """What a client is told that asked for a specialist which is not there yet."""
+        progress = self._builds.progress(entry.name)
+        told = f"{progress.message} {progress.remedy}".strip()
+        said = f"{entry.name} is not built yet ({progress.line()}). {told}".strip()
+        if not progress.state.unfinished:
+            said += f" To build it: coe build {entry.name}, or POST /v1/builds/{entry.name}."
+        return BuildingError(said, progress.line(), retry=progress.state.unfinished)
+
+    def stand_in(self, name: str) -> Specialist | None:
+        """The specialist that answers in place of another: the fallback, else a warm one, else any available one."""
+        order = [self._roster.fallback]
+        if self._roster.fallback_warm:
+            order += [*self._catalog.warm, *self._catalog.available]
+        available = self._catalog.available
+        found = next((other for other in order if other and other != name and other in available), None)
+        return self._entry(found) if found else None
+
+    def fallback_for(self, name: str) -> Specialist | None:
+        """The roster's fallback, when it can be served and is another specialist."""
+        fallback = self._roster.fallback
+        if fallback is None or fallback == name or fallback not in self._catalog.available:
+            return None
+        return self._entry(fallback)
+
+    def _entry(self, name: str) -> Specialist:
+        return self._catalog.availability[name].entry
+
+
+_NAMED = "named in the request"
+
+
+def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) -> dict[str, float]:
+    """Tokens a second at which prompts for each are read. measured: None of those that have read none.
+
+    Those are taken to be as fast as the others on this machine: beside measured ones a figure of ours would make them
+    look better than all that were asked, or worse.
+    """
+    known = {name: speed for name, speed in measured.items() if speed}
+    usual = median(known.values()) if known else _ASSUMED_PROMPT_TOKENS_PER_S
+    return {name: known.get(name, usual) for name in names}
+
+
+async def _read(request: Request) -> Conversation:
+    """Megabytes of history take a while to read: not in the event loop."""
+    return await asyncio.to_thread(Conversation.from_messages, request.conversation)

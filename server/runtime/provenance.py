@@ -1,0 +1,78 @@
+"""What a client is told about an answer: which specialist gave it, why, how sure, after what wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coe.engine.request import Finish, Finished
+
+from .choice import Choice
+from .policy import Rules
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an answer comes from, as far as it is known by now.
+
+    answered_by: the specialist that answers: the chosen one, or the fallback after a loop.
+    residency:   warm, swapped or loaded; None before there is a lease. waited_s: seconds until the lease.
+    retries:     how often the answer was begun again because it looped.
+    """
+
+    choice: Choice
+    answered_by: str
+    rules: Rules
+    residency: str | None = None
+    waited_s: float = 0.0
+    retries: int = 0
+
+    def headers(self) -> dict[str, str]:
+        """x-coe-* headers; those of the lease only when there is one."""
+        headers = {
+            "x-coe-specialist": self.answered_by,
+            "x-coe-confidence": f"{self.choice.confidence:.3f}",
+            "x-coe-reason": header_text(self.choice.reason),
+        }
+        if self.choice.build is not None:
+            headers["x-coe-build"] = header_text(self.choice.build)
+        if self.rules.notes:
+            headers["x-coe-note"] = header_text("; ".join(self.rules.notes))
+        if self.residency is not None:
+            headers["x-coe-residency"] = self.residency
+            headers["x-coe-wait-ms"] = f"{self.waited_s * 1000:.0f}"
+        return headers
+
+    def facts(self, ends: Sequence[Finished]) -> dict[str, Any]:
+        """The `coe` object of a body, or of a stream's last chunk. ends: of the choices that have finished."""
+        facts: dict[str, Any] = {
+            "specialist": self.answered_by,
+            "confidence": round(self.choice.confidence, 4),
+            "reason": self.choice.reason,
+            "thinking": self.rules.thinking.mode.value,
+            "retries": self.retries,
+        }
+        if self.answered_by != self.choice.specialist.name:
+            facts["chosen"] = self.choice.specialist.name
+        if self.choice.build is not None:
+            facts["build"] = self.choice.build
+        if self.rules.notes:
+            facts["notes"] = list(self.rules.notes)
+        if self.residency is not None:
+            facts["residency"] = self.residency
+            queued_s = max((end.queued_s for end in ends), default=0.0)
+            facts["wait_ms"] = round(1000 * (self.waited_s + queued_s), 1)
+        leaked = sum(end.leaked_blocks for end in ends)
+        if leaked:
+            facts["leaked_think_blocks"] = leaked
+        loops = [end.loop for end in ends if end.reason is Finish.LOOP]
+        if loops:
+            facts["loop"] = {"ended": True, "repeated": loops[0]}
+        return facts
+
+
+def header_text(text: str) -> str:
+    """A header's value: latin-1 without line breaks and other control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(line.split()).encode("latin-1", "replace").decode("latin-1")

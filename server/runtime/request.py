@@ -1,0 +1,54 @@
+"""The internal request: what a client wants, in words of no dialect. Every dialect parses its bodies into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one HTTP request asks for.
+
+    model:          a specialist's name or alias, or `auto`.
+    messages:       a conversation of {role, content}, roles system, user and assistant, contents texts; or
+    prompt:         a text to be continued as it is. Exactly one of the two is given.
+    stream:         whether the answer is wanted piece by piece.
+    overrides:      sampling fields that the client set, by the name that engine.spec.Sampling gives them.
+    max_tokens:     None for what the specialist and the context allow.
+    n:              choices.
+    logit_bias:     token id -> what is added to its logit.
+    response_format: {"type": "json_object"}, or {"type": "json_schema", "json_schema": ...}; None for free text.
+    top_logprobs:   None for no log-probabilities, else how many alternatives a token.
+    wants_thinking: True or False when the client said so, None when it did not.
+    """
+
+    model: str
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    stream: bool = False
+    overrides: Mapping[str, float] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    response_format: Mapping[str, Any] | None = None
+    top_logprobs: int | None = None
+    wants_thinking: bool | None = None
+
+    @property
+    def conversation(self) -> Sequence[Message]:
+        """The messages; a bare prompt is the only message of a user."""
+        return self.messages or [{"role": "user", "content": self.prompt or ""}]
+
+
+def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:
+    """The specialist's own system prompt first, the client's system text after it, in one system message."""
+    own = [system_prompt.strip()] if system_prompt else []
+    texts = own + [message["content"] for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *rest] if texts else rest

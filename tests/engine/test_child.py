@@ -1,0 +1,214 @@
+"""Child processes: what crosses the pipes, what ends a child, and what is told of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.engine import errors as engine_errors
+from coe.engine.child import last_words, run, started
+from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, PromptTooLongError
+from coe.surgery import errors as surgery_errors
+from fakes.child_modules import write_module
+from fakes.server_process import ended
+
+TITLE = "The process that stands in"
+FOREVER = "report(os.getpid()); signal.pause()"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """A module whose `main(job, report)` has this body."""
+    return lambda main: write_module(tmp_path, monkeypatch, main)
+
+
+class TestAnswers:
+    async def test_progress_comes_in_order_and_the_answer_last(self, module: Callable[[str], str]) -> None:
+        heard: list[Any] = []
+        name = module("for n in range(job['n']): report({'at': n})\nreturn {'of': job['n']}")
+        assert await run(name, {"n": 3}, title=TITLE, on_progress=heard.append) == {"of": 3}
+        assert heard == [{"at": 0}, {"at": 1}, {"at": 2}]
+
+    async def test_jobs_and_answers_may_be_larger_than_a_pipe(self, module: Callable[[str], str]) -> None:
+        text = "\udce4ä" * 2**20
+        assert await run(module("return job"), text, title=TITLE) == text
+
+    async def test_what_is_printed_does_not_reach_the_answer(self, module: Callable[[str], str]) -> None:
+        name = module("print('by Python')\nos.write(1, b'by a library')\nos.system('echo by a child')\nreturn 'clean'")
+        assert await run(name, None, title=TITLE) == "clean"
+
+    async def test_an_answer_counts_whatever_happens_on_the_way_out(self, module: Callable[[str], str]) -> None:
+        name = module("import atexit\natexit.register(os.abort)\nreturn 'done'")
+        assert await run(name, None, title=TITLE) == "done"
+
+    def test_a_caller_without_an_event_loop_is_served_too(self, module: Callable[[str], str]) -> None:
+        assert asyncio.run(run(module("return job"), 1, title=TITLE)) == 1
+
+    async def test_a_child_is_in_a_session_of_its_own(self, module: Callable[[str], str]) -> None:
+        pid, session = await run(module("return os.getpid(), os.getsid(0)"), None, title=TITLE)
+        assert pid == session
+
+
+class TestErrors:
+    async def test_a_typed_error_is_raised_as_its_class_with_its_facts(self, module: Callable[[str], str]) -> None:
+        name = module(
+            "from coe.engine.errors import PromptTooLongError\nraise PromptTooLongError(9, 8, by_roster=True)"
+        )
+        with pytest.raises(PromptTooLongError, match="9 tokens; the roster takes 8") as caught:
+            await run(name, None, title=TITLE)
+        assert vars(caught.value) == vars(PromptTooLongError(9, 8, by_roster=True))
+        assert str(caught.value) == str(PromptTooLongError(9, 8, by_roster=True))
+
+    async def test_classes_are_looked_up_where_the_caller_says(self, module: Callable[[str], str]) -> None:
+        name = module("from coe.surgery.errors import CutError\nraise CutError('It broke.', 'Mend it.')")
+        with pytest.raises(surgery_errors.CutError) as caught:
+            await run(name, None, title=TITLE, errors=(engine_errors, surgery_errors))
+        assert (caught.value.message, caught.value.remedy) == ("It broke.", "Mend it.")
+        with pytest.raises(EngineError, match=r"It broke\. Mend it\."):
+            await run(name, None, title=TITLE)
+
+    async def test_a_bug_is_a_death_with_its_last_words(self, module: Callable[[str], str]) -> None:
+        with pytest.raises(ChildDiedError, match=r"stands in failed \(exit 1\): KeyError: 'absent'") as caught:
+            await run(module("job['absent']"), {}, title=TITLE)
+        assert caught.value.code == 1
+
+    async def test_a_module_that_does_not_load_is_a_death_too(self) -> None:
+        with pytest.raises(ChildDiedError, match="No module named 'no_such_module'"):
+            await run("no_such_module", {}, title=TITLE)
+
+    async def test_an_abort_is_told_apart_from_an_exit(self, module: Callable[[str], str]) -> None:
+        name = module("print('GGML_ASSERT(n > 0) failed', file=sys.stderr, flush=True)\nprint('core')\nos.abort()")
+        with pytest.raises(ChildDiedError, match=r"was ended by signal 6: GGML_ASSERT\(n > 0\) failed") as caught:
+            await run(name, None, title=TITLE)
+        assert caught.value.code == -signal.SIGABRT
+
+    async def test_half_a_line_is_no_answer(self, module: Callable[[str], str]) -> None:
+        name = module("""
+            for descriptor in range(3, 20):
+                try: os.write(descriptor, b'{"answer": 1}')
+                except OSError: pass
+            os._exit(3)
+        """)
+        with pytest.raises(ChildDiedError, match=r"exit 3\): it printed nothing"):
+            await run(name, None, title=TITLE)
+
+    def test_the_most_telling_line_is_the_last_word(self) -> None:
+        assert last_words(b"x.c: GGML_ASSERT(x)\nFatal Python error: Aborted\n  File 'y'\n") == "x.c: GGML_ASSERT(x)"
+        assert last_words(b"one\n\n two \n\n") == "two"
+        assert last_words(b"") == ""
+
+
+class TestLimits:
+    async def test_a_child_that_takes_too_long_is_killed(self, module: Callable[[str], str]) -> None:
+        async with started(module(FOREVER), None, title=TITLE) as one:
+            watched = os.pidfd_open(one.pid)
+            with pytest.raises(ChildTimeoutError, match=r"stands in did not end in 0 s\."):
+                await one.answer(within_s=0.01, silent_s=60)
+        assert ended(watched)
+        os.close(watched)
+
+    async def test_a_child_that_gives_no_sign_is_given_up(self, module: Callable[[str], str]) -> None:
+        with pytest.raises(ChildTimeoutError, match="gave no sign for 0 s"):
+            await run(module(FOREVER), None, title=TITLE, within_s=60, silent_s=0.01)
+
+    @pytest.mark.parametrize(("limit", "lives"), [({"silent_s": 150.0}, True), ({"within_s": 150.0}, False)])
+    async def test_every_report_is_a_sign_of_life(
+        self,
+        module: Callable[[str], str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        limit: dict[str, Any],
+        lives: bool,
+    ) -> None:
+        loop, turned = asyncio.get_running_loop(), 0.0
+        time = loop.time
+
+        def turn(progress: Any) -> None:
+            nonlocal turned
+            turned += 100.0
+            gate.write_text("")
+
+        name = module("for n in range(4):\n    report(n)\n    open(job).read()\nreturn 'done'")
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        monkeypatch.setattr(loop, "time", lambda: time() + turned)
+        if lives:
+            assert await run(name, str(gate), title=TITLE, on_progress=turn, **limit) == "done"
+        else:
+            with pytest.raises(ChildTimeoutError):
+                await run(name, str(gate), title=TITLE, on_progress=turn, **limit)
+
+
+class TestEnds:
+    async def test_a_cancelled_caller_leaves_no_child(self, module: Callable[[str], str]) -> None:
+        pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(run(module(FOREVER), None, title=TITLE, on_progress=pid.set_result))
+        watched = os.pidfd_open(await pid)
+        task.cancel()
+        assert await asyncio.to_thread(ended, watched)
+        os.close(watched)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_a_caller_that_raises_leaves_no_child(self, module: Callable[[str], str]) -> None:
+        watched = []
+
+        def refuse(pid: int) -> None:
+            watched.append(os.pidfd_open(pid))
+            raise ValueError("no more of this")
+
+        with pytest.raises(ValueError, match="no more of this"):
+            await run(module(FOREVER), None, title=TITLE, on_progress=refuse)
+        assert ended(watched[0])
+        os.close(watched[0])
+
+    async def test_a_child_that_stands_still_is_killed_too(self, module: Callable[[str], str]) -> None:
+        async with started(module(FOREVER), None, title=TITLE) as one:
+            watched = os.pidfd_open(one.pid)
+            one.send_signal(signal.SIGSTOP)
+        assert ended(watched)
+        os.close(watched)
+
+    async def test_a_child_that_is_told_to_stop_may_answer(self, module: Callable[[str], str]) -> None:
+        ready = asyncio.Event()
+        name = module("""
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                report('ready')
+                signal.pause()
+            except KeyboardInterrupt:
+                return 'stopped'
+        """)
+        async with started(name, None, title=TITLE) as one:
+            answer = asyncio.create_task(one.answer(lambda progress: ready.set()))
+            await ready.wait()
+            await one.stop(signal.SIGTERM, 60)
+            assert await answer == "stopped"
+
+    async def test_a_child_that_does_not_stop_is_killed(self, module: Callable[[str], str]) -> None:
+        ready = asyncio.Event()
+        name = module("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nreport(0)\nwhile True: signal.pause()")
+        async with started(name, None, title=TITLE) as one:
+            answer = asyncio.create_task(one.answer(lambda progress: ready.set()))
+            await ready.wait()
+            await one.stop(signal.SIGTERM, 0.01)
+            with pytest.raises(ChildDiedError, match="signal 9"):
+                await answer
+
+
+async def test_a_log_is_added_to_and_last_words_are_of_this_run(module: Callable[[str], str], tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    log.write_text("GGML_ASSERT(of an earlier run)\n")
+    async with started(module("os._exit(7)"), None, title=TITLE, log=log) as one:
+        with pytest.raises(ChildDiedError, match=r"\(exit 7\): it printed nothing"):
+            await one.answer()
+    async with started(module("sys.exit('there')"), None, title=TITLE, log=log) as one:
+        with pytest.raises(ChildDiedError, match=r"\(exit 1\): there"):
+            await one.answer()
+    assert log.read_text() == "GGML_ASSERT(of an earlier run)\nthere\n"

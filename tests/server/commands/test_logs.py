@@ -1,0 +1,71 @@
+"""The server's log: what each verbosity shows, and the request's id in every line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from coe.engine.logs import LLAMA_LOGGER, REQUEST_ID, for_request
+from coe.server.commands._logs import LogFormat, set_up
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Logging as it was."""
+    root, ours, llama = logging.getLogger(), logging.getLogger("coe"), logging.getLogger(LLAMA_LOGGER)
+    before = root.handlers[:], root.level, ours.level, llama.level
+    yield
+    root.handlers[:] = before[0]
+    for logger, level in zip((root, ours, llama), before[1:], strict=True):
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "seen"),
+    [(0, ["happens"]), (1, ["happens", "decides"]), (2, ["happens", "decides", "llama.cpp"])],
+)
+def test_decisions_are_shown_before_what_llama_cpp_says(
+    verbosity: int, seen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(verbosity, LogFormat.JSON)
+    logging.getLogger("coe.server").info("happens")
+    logging.getLogger("coe.engine.pool.pool").debug("decides")
+    logging.getLogger(LLAMA_LOGGER).debug("llama.cpp")
+    assert [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()] == seen
+
+
+def test_a_line_carries_the_id_of_the_request_it_is_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up(0, LogFormat.TEXT)
+    log = logging.getLogger("coe.server")
+    log.info("of none")
+    token = REQUEST_ID.set("req-1")
+    log.info("of this")
+    log.info("of another", extra=for_request("req-2"))
+    REQUEST_ID.reset(token)
+    none, this, another = capsys.readouterr().err.splitlines()
+    assert none.endswith("INFO    of none")
+    assert this.endswith("[req-1] of this")
+    assert another.endswith("[req-2] of another")
+
+
+def test_a_json_line_is_one_object_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(0, LogFormat.JSON)
+    try:
+        raise KeyError("two\nlines")
+    except KeyError:
+        logging.getLogger("coe.server").exception("it failed: %s", "é\nx", extra=for_request("req-3"))
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"], told["request_id"]) == (
+        "error",
+        "coe.server",
+        "it failed: é\nx",
+        "req-3",
+    )
+    assert "KeyError" in told["exception"]
+    assert told["time"].endswith("+00:00")
