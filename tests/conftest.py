@@ -41,11 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """The guard knows which test runs, from its first fixture's set-up on."""
-    _GUARD.item = item
-    try:
+    with _GUARD.watching(item):
         return (yield)
-    finally:
-        _GUARD.item = None
 
 
 @pytest.fixture(autouse=True)

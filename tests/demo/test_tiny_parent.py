@@ -33,6 +33,8 @@ from coe.surgery.judge.questions import Kind
 from coe.surgery.judge.scoring import score
 from fakes.local_engine import Answer, LocalEngine
 
+pytestmark = pytest.mark.slow  # torch
+
 PARENT = Path(export_module.__file__).with_name("college-parent.gguf")
 
 TEXTS = (

@@ -10,14 +10,17 @@ A test without a marker is fast, and `make test-fast` runs nothing else. What a 
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import llama_cpp.llama_cpp as lib
 import pytest
 
 MARKERS: Final = ("model", "server", "slow")
+_GRACE_S: Final = 2.0  # that a test has to fail by itself
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -50,28 +53,44 @@ class Guard:
     """Fails a fast test, or a fixture set up for it, that loads a model or starts a process of this project."""
 
     def __init__(self) -> None:
-        self.item: pytest.Item | None = None  # the test that runs
+        self._item: pytest.Item | None = None  # the test that runs
+        self._refused = ""
 
     def install(self) -> None:
         """Stand before llama.cpp's loading and before every process that Python starts, asyncio's too."""
         load, start = lib.llama_model_load_from_file, subprocess.Popen.__init__
 
         def guarded_load(path: bytes, params: Any) -> Any:
-            self._refuse("loads a model", "model")
+            self._check("loads a model", "model")
             return load(path, params)
 
         def guarded_start(process: subprocess.Popen[Any], args: Any, *rest: Any, **options: Any) -> None:
             if (module := _module_of(args)) is not None:
-                self._refuse(f"starts a process of {module}", "server, model or slow")
+                self._check(f"starts a process of {module}", "server, model or slow")
             start(process, args, *rest, **options)
 
         lib.llama_model_load_from_file = guarded_load
         subprocess.Popen.__init__ = guarded_start  # type: ignore[method-assign]
+        signal.signal(signal.SIGALRM, lambda *_: pytest.fail(self._refused))
 
-    def _refuse(self, what: str, marker: str) -> None:
-        if self.item is not None and is_fast(self.item):
-            # Not an Exception: code under test that catches those must not swallow it.
-            pytest.fail(f"A test without a marker {what}: mark it, or its fixture, {marker} (tests/fakes/weight.py).")
+    @contextmanager
+    def watching(self, item: pytest.Item) -> Iterator[None]:
+        """Set-up, call and teardown of a test lie within."""
+        self._item = item
+        try:
+            yield
+        finally:
+            self._item = None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _check(self, what: str, marker: str) -> None:
+        if self._item is None or not is_fast(self._item):
+            return
+        self._refused = f"A test without a marker {what}: mark it, or its fixture, {marker} (tests/fakes/weight.py)."
+        # What is raised may end a task for which the test waits: then the alarm fails the test.
+        signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
+        # Not an Exception: code under test that catches those must not swallow it.
+        pytest.fail(self._refused)
 
 
 def _module_of(args: Any) -> str | None:
