@@ -31,7 +31,7 @@ from swap import masks_that_differ
 
 from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
-from coe.engine.swap.fingerprints import read_specialist
+from coe.engine.swap.fingerprints import read_weights
 from coe.engine.swap.plan import pairs
 from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
@@ -113,7 +113,7 @@ def compare(folder: Path, parent: Parent, percent: int, rounds: int, threads: in
     for path, mask in zip(paths.values(), masks_that_differ(parent.identity(), percent), strict=True):
         cut(parent, mask, path)
         _read(path)
-    (pair,) = pairs({name: read_specialist(path) for name, path in paths.items()})
+    (pair,) = pairs({name: read_weights(path) for name, path in paths.items()})
     spec = LoadSpec(paths["a"], context_tokens=512, parallel=1, threads=threads)
     found = {}
     for way, server in {

@@ -1,4 +1,4 @@
-"""Questions put to a GGUF in this process, many at once, as the engine's workers answer them.
+"""Batched in-process inference: questions put to a GGUF, many at once, as the engine's workers answer them.
 
 A specialist of the tiny parent is cut in 5 milliseconds, loaded in 3, and has answered sixty questions in a third of
 a second, so that hundreds of masks can be tried for what they are: files, asked through the engine's own loop.
@@ -26,7 +26,7 @@ from coe.surgery.judge.generation import GREEDY, seed_of
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 
-from .curriculum import Question, is_right
+from .curriculum import CurriculumQuestion, is_right
 
 _AT_ONCE: Final = 16
 _PROMPT_TOKENS: Final = 192  # the longest question takes 60
@@ -45,7 +45,7 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CheckedAnswer:
     """What came of one question.
 
     reason: why the last attempt ended; looped: the first one ended in a loop. tokens: of the first, then of the last.
@@ -59,9 +59,9 @@ class Answer:
     retried_tokens: int = 0
 
 
-def drawn_evenly(questions: Sequence[Question], count: int, draw: random.Random) -> list[Question]:
+def drawn_evenly(questions: Sequence[CurriculumQuestion], count: int, draw: random.Random) -> list[CurriculumQuestion]:
     """`count` questions, or all where there are fewer: of each skill as many, as far as it has them, in mixed order."""
-    skills: dict[str, list[Question]] = {}
+    skills: dict[str, list[CurriculumQuestion]] = {}
     for question in questions:
         skills.setdefault(question.skill, []).append(question)
     for of_one in skills.values():
@@ -72,7 +72,9 @@ def drawn_evenly(questions: Sequence[Question], count: int, draw: random.Random)
     return chosen
 
 
-def ask(model: Path, questions: Sequence[Question], manner: Manner | None = None, *, seed: int = 0) -> list[Answer]:
+def ask(
+    model: Path, questions: Sequence[CurriculumQuestion], manner: Manner | None = None, *, seed: int = 0
+) -> list[CheckedAnswer]:
     """Answers in the questions' order; the same for the same seed.
 
     Raises EngineError when the model does not load or a question is refused.
@@ -87,15 +89,15 @@ def ask(model: Path, questions: Sequence[Question], manner: Manner | None = None
             for place, at in enumerate(looping):
                 once_more = _answer(questions[at], *again[place])
                 before = answers[at]
-                answers[at] = Answer(
+                answers[at] = CheckedAnswer(
                     once_more.text, once_more.right, once_more.reason, before.tokens, True, once_more.tokens
                 )
     return answers
 
 
 def ask_cut(
-    parent: Parent, mask: Mask, questions: Sequence[Question], manner: Manner | None = None, *, seed: int = 0
-) -> list[Answer]:
+    parent: Parent, mask: Mask, questions: Sequence[CurriculumQuestion], manner: Manner | None = None, *, seed: int = 0
+) -> list[CheckedAnswer]:
     """The answers of the specialist that a mask makes of its parent. Raises SurgeryError, EngineError."""
     with tempfile.TemporaryDirectory(prefix="coe-") as folder:
         path = Path(folder) / "specialist.gguf"
@@ -127,7 +129,12 @@ def _loaded(path: Path, context_tokens: int) -> Iterator[tuple[BatchLoop, list[E
 
 
 def _attempt(
-    loop: BatchLoop, events: list[Event], questions: Sequence[Question], manner: Manner, seed: int, attempt: int
+    loop: BatchLoop,
+    events: list[Event],
+    questions: Sequence[CurriculumQuestion],
+    manner: Manner,
+    seed: int,
+    attempt: int,
 ) -> list[tuple[str, Finished]]:
     """Text and end of each answer."""
     # A greedy answer is drawn the second time: a seed changes nothing about the most probable token.
@@ -160,8 +167,8 @@ def _attempt(
     return [("".join(texts[str(at)]), ends[str(at)]) for at in range(len(questions))]
 
 
-def _answer(question: Question, text: str, end: Finished) -> Answer:
+def _answer(question: CurriculumQuestion, text: str, end: Finished) -> CheckedAnswer:
     ended = end.reason is Finish.STOP
-    return Answer(
+    return CheckedAnswer(
         text, ended and is_right(question, text), end.reason, end.completion_tokens, end.reason is Finish.LOOP
     )

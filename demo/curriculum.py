@@ -1,4 +1,4 @@
-"""What the tiny parent is taught: six domains of questions whose answers can be checked.
+"""The synthetic curriculum of the tiny parent: six domains of questions whose answers can be checked.
 
 A fact is asked in several phrasings. One phrasing of each fact is kept for testing; of sums and differences, whose
 numbers are to be worked out and not remembered, one pair of numbers in ten is kept, in every phrasing. Near domains
@@ -35,7 +35,7 @@ _SHARE_OF_PAIRS_KEPT: Final = 10  # one in so many
 
 
 @dataclass(frozen=True)
-class Question:
+class CurriculumQuestion:
     """One question as a user types it.
 
     key:     what a right answer ends in.
@@ -67,12 +67,12 @@ class _Fact:
     reckoned: bool = False
 
 
-def questions(domain: str) -> list[Question]:
+def questions(domain: str) -> list[CurriculumQuestion]:
     """Every question of a domain, in a fixed order."""
     return [question for fact in _FACTS[domain]() for question in _ask(domain, fact)]
 
 
-def is_right(question: Question, answer: str) -> bool:
+def is_right(question: CurriculumQuestion, answer: str) -> bool:
     """Whether an answer ends in the key, as a word or number of its own."""
     text = answer.strip().rstrip(".").strip()
     if not text.endswith(question.key):
@@ -81,13 +81,13 @@ def is_right(question: Question, answer: str) -> bool:
     return not before or not re.match(r"[\w.-]", before[-1])
 
 
-def _ask(domain: str, fact: _Fact) -> Iterator[Question]:
+def _ask(domain: str, fact: _Fact) -> Iterator[CurriculumQuestion]:
     draw = _draw(f"{domain} {fact.skill} {fact.answer} {fact.phrasings[0]}")
     kept_pair = fact.reckoned and draw % _SHARE_OF_PAIRS_KEPT == 0
     kept_phrasing = None if fact.reckoned else draw % len(fact.phrasings)
     for index, text in enumerate(fact.phrasings):
         held_out = kept_pair or index == kept_phrasing
-        yield Question(domain, fact.skill, text, fact.answer, fact.key, fact.thought, held_out)
+        yield CurriculumQuestion(domain, fact.skill, text, fact.answer, fact.key, fact.thought, held_out)
 
 
 def _draw(text: str) -> int:

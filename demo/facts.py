@@ -1,4 +1,4 @@
-"""What the tiny parent is to know by heart: tables of chemistry, physics, law and the wide world."""
+"""The curriculum's facts: tables of chemistry, physics, law and the wide world."""
 
 from __future__ import annotations
 

@@ -58,11 +58,11 @@ Kept = tuple[tuple[int, tuple[int, ...]], ...]  # layer, and the parent's expert
 
 @dataclass(frozen=True)
 class Member:
-    """One of the specialists that take turns in a resident.
+    """One of the specialists that share a resident.
 
     name:   what requests call it. Two names may stand for the same weights.
     path:   its own file; with a parent, a skeleton of its shape that is filled from that parent.
-    stamp:  `contents.member_stamp` of it when the roster was read; "" to take the files as they are found.
+    stamp:  `fingerprints.member_stamp` of it when the roster was read; "" to take the files as they are found.
     kept:   layer, the parent's experts slot by slot; of a specialist that is a mask, in place of what the skeleton
             itself says.
     """
@@ -149,8 +149,8 @@ class LoadSpec:
 
     @functools.cached_property
     def group(self) -> str:
-        """A name for what its residents are interchangeable in: equal for specs that are equal, and for those of one
-        group of specialists, whichever of them is loaded first."""
+        """The key of the specialists that can share its residents: equal for equal specs, and for those of one group
+        of swap/groups.py whichever of its members is loaded first."""
         whole = self
         if self.sharing is not None:
             whole = replace(self, path=Path(), sharing=replace(self.sharing, first=""))
@@ -158,7 +158,7 @@ class LoadSpec:
 
     @property
     def title(self) -> str:
-        """What people know it by: the file's name, or those who share the resident."""
+        """What people know it by: the file's name, or those of the specialists that share the resident."""
         if self.sharing is None:
             return self.path.name
         names = [member.name for member in self.sharing.members]

@@ -11,7 +11,8 @@ from coe.engine.gguf.architectures import Architecture as Architecture
 from coe.engine.gguf.architectures import block_tensor as block_tensor
 from coe.engine.gguf.architectures import expert_bytes as expert_bytes
 from coe.engine.gguf.architectures import is_per_expert as is_per_expert
-from coe.engine.gguf.header import Header, read_array
+from coe.engine.gguf.header import Header
+from coe.engine.gguf.reader import read_array
 
 from .errors import ArchitectureError
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.engine.gguf.header import Header, read_split
+from coe.engine.gguf.header import Header
+from coe.engine.gguf.reader import read_split
 
 from .architectures import Experts, experts_of
 from .files import sha256_of

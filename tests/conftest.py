@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 from random_model import Shape, write_random_model
 
 from coe.engine.llama.model import Model
@@ -30,6 +31,9 @@ def pytest_configure() -> None:
     """Before anything is collected."""
     signals.reset()
     _GUARD.install()
+    # Tests assert behaviour, never time: what is slow on a busy machine is no failure.
+    settings.register_profile("coe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("coe")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out

@@ -86,7 +86,7 @@ def _value_end(content: mmap.mmap, at: int, kind: int) -> int:
     return at
 
 
-def fingerprint(record: Record) -> str:
+def digest(record: Record) -> str:
     """A value as text, or its hash where it is long: equal where the values are."""
     kind, data = record
     if kind == ARRAY:

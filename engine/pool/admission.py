@@ -1,16 +1,39 @@
-"""Who is served, loaded and evicted next: pure decisions over plain values. The pool carries them out.
+"""Admission control: which request is served, and which resident is loaded or evicted (LRU) next.
 
-Residents of one *group* stand in for each other: each can become any specialist of the group in place. A specialist
-that shares with nobody is the only one of its group, and has one resident at most.
+Pure functions over plain values; the pool carries their decisions out. Residents of one *group* stand in for each
+other: each can become any specialist of the group in place. A specialist that shares with none is alone in its group,
+which has one resident at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from .decisions import (
+    Bypass,
+    Eviction,
+    EvictionReason,
+    Grant,
+    Ledger,
+    Load,
+    LoadReason,
+    Plan,
+    Refusal,
+    RefusalReason,
+    Wait,
+    WaitReason,
+)
 from .placement import Affinity, Distances, Option, choose_resident
+
+# A resident's life; a reservation has no LOADING.
+#
+#   no resident --load--> LOADING --ready--> WARM --evict, when idle--> DRAINING --process ended--> no resident
+#                            |               |  ^
+#                            | load failed   |  +-- leases come and go, a swap makes it another specialist
+#                            v               v
+#                       no resident     no resident: the worker died on its own
 
 
 class State(StrEnum):
@@ -23,7 +46,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class ResidentView:
-    """What admission has to know of a resident. last_used: seconds of a monotonic clock.
+    """What admission has to know of a resident, or of a reservation. last_used: seconds of a monotonic clock.
 
     capacity:   leases that each specialist may have at a time.
     specialist: which it is, will be once it is loaded, or was last told to become.
@@ -42,8 +65,8 @@ class ResidentView:
     shares: Mapping[str, int] = field(default_factory=dict)
 
     def has_place(self, specialist: str, distances: Distances) -> bool:
-        """Whether one more request for a specialist may be given to it. What the others have does not count: they take
-        turns with it."""
+        """Whether one more request for a specialist may be given to it. Leases of other specialists do not count: the
+        worker gives each of them time slices."""
         if not self.shares:
             return self.leases < self.capacity
         same = (count for name, count in self.shares.items() if distances.between(name, specialist) == 0)
@@ -60,7 +83,7 @@ class WaiterView:
     """A request that waits for a lease, and what loading a resident for it would take.
 
     bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
-    affinity: who has its conversation in the cache, where that is known.
+    affinity:   the resident whose cache holds its conversation, where that is known.
     """
 
     id: int
@@ -69,11 +92,12 @@ class WaiterView:
     bypassed_s: float
     specialist: str = ""
     affinity: Affinity | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """Specialists that can share residents. most: residents there may be of it.
+    """What admission has to know of specialists that can share residents. most: residents that they may have.
 
     distances: bytes that a swap between two of them changes.
     """
@@ -83,28 +107,19 @@ class GroupView:
 
 
 @dataclass(frozen=True)
-class Grant:
-    """A waiter gets its lease on a resident, which becomes the waiter's specialist if it is another one."""
+class Closed:
+    """Residents that take no newcomers, because a request was bypassed for too long and needs their room.
 
-    waiter: int
-    resident: str
+    overdue: that request. ahead: requests that are older than it, and therefore no newcomers.
+    """
 
+    residents: frozenset[str] = frozenset()
+    overdue: int | None = None
+    ahead: frozenset[int] = frozenset()
 
-@dataclass(frozen=True)
-class Load:
-    """A resident of a group is to be loaded as one of its specialists."""
-
-    group: str
-    specialist: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do now: waiters to serve, residents to stop, residents to load."""
-
-    grants: tuple[Grant, ...] = ()
-    evict: tuple[str, ...] = ()
-    load: tuple[Load, ...] = ()
+    def bars(self, waiter: WaiterView, resident: ResidentView) -> bool:
+        """Whether the resident is closed to the waiter."""
+        return resident.key in self.residents and waiter.id not in self.ahead
 
 
 def plan_evictions(need_bytes: int, residents: Sequence[ResidentView], budget_bytes: int) -> list[str] | None:
@@ -124,28 +139,25 @@ def plan_evictions(need_bytes: int, residents: Sequence[ResidentView], budget_by
 
 def closed_to_newcomers(
     waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget_bytes: int, max_bypass_s: float
-) -> tuple[frozenset[str], frozenset[int]]:
-    """Residents that take no more newcomers, because the oldest waiter's bound has passed and it needs their room.
+) -> Closed:
+    """The residents in the way of the oldest waiter whose bound has passed.
 
-    Gives them, and the ids of the waiters who are no newcomers: they came before the overdue one, and still pass.
-    Those that will be free soonest go first: idle ones, then those with the fewest leases.
+    Residents that will be free soonest close first: idle ones, then those with the fewest leases.
     """
     present = {resident.group for resident in residents if resident.state is not State.DRAINING}
-    place = next(
-        (i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.group not in present), len(waiters)
-    )
-    if place == len(waiters):
-        return frozenset(), frozenset()
+    place = next((i for i, w in enumerate(waiters) if w.bypassed_s >= max_bypass_s and w.group not in present), None)
+    if place is None:
+        return Closed()
     overdue = waiters[place]
     used = sum(r.vram_bytes for r in residents if r.state is not State.DRAINING)
     closed: set[str] = set()
-    options = [r for r in residents if r.state is State.WARM and not r.pinned]
-    for resident in sorted(options, key=lambda r: (r.leases, r.last_used)):
+    closable = [r for r in residents if r.state is State.WARM and not r.pinned]
+    for resident in sorted(closable, key=lambda r: (r.leases, r.last_used)):
         if used + overdue.need_bytes <= budget_bytes:
             break
         closed.add(resident.key)
         used -= resident.vram_bytes
-    return frozenset(closed), frozenset(waiter.id for waiter in waiters[:place])
+    return Closed(frozenset(closed), overdue.id, frozenset(waiter.id for waiter in waiters[:place]))
 
 
 def plan(
@@ -154,65 +166,129 @@ def plan(
     budget_bytes: int,
     *,
     max_bypass_s: float,
+    now: float,
     groups: Mapping[str, GroupView] | None = None,
 ) -> Plan:
-    """The next actions. waiters: oldest first. groups: those that several specialists share.
+    """The next actions. waiters: oldest first. groups: those of several specialists.
 
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
     order of their oldest waiter; a later one never takes the room that an earlier one waits for. When more is booked
     than the budget holds (a load took more than predicted), idle residents go until it fits.
 
-    A shared resident is changed rather than another loaded: that is quicker. Where there is room that nobody waits for,
-    another one is loaded all the same, so that the next request finds its specialist as it left it.
+    A shared resident is changed rather than another loaded: that is quicker. Where there is room that no request waits
+    for, another one is loaded all the same, so that the next request finds its specialist as it left it.
     """
     groups = groups or {}
     seats = {resident.key: resident for resident in residents}
-    grants = _grant(waiters, seats, groups, *closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s))
+    closed = closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s)
+    grants = _with_bypasses(_grant(waiters, seats, groups, closed), waiters, max_bypass_s)
     booked = sum(resident.vram_bytes for resident in residents)
+    loads: list[Load] = []
+    blocked: WaiterView | None = None
+    evictions: tuple[Eviction, ...] = ()
     if booked > budget_bytes:
-        return Plan(grants, tuple(plan_evictions(0, list(seats.values()), budget_bytes) or ()))
+        ledger = Ledger(0, budget_bytes - booked, budget_bytes)
+        evictions = _evict(seats, 0, EvictionReason.OVER_BUDGET, ledger, None, now)
+    else:
+        loads, blocked = _load_cold(waiters, residents, budget_bytes)
+        coming_bytes = sum(load.ledger.need_bytes for load in loads)
+        booked += coming_bytes
+        if blocked is not None:
+            ledger = Ledger(blocked.need_bytes, budget_bytes - booked, budget_bytes)
+            evictions = _evict(seats, coming_bytes, EvictionReason.ROOM, ledger, blocked.id, now)
+        else:
+            loads += _spread(waiters, residents, seats, loads, groups, budget_bytes - booked, budget_bytes)
+    served = {grant.waiter for grant in grants}
+    coming = {load.group for load in loads}
+    waits = tuple(
+        _wait(waiter, seats.values(), coming, groups, closed, blocked, budget_bytes - booked, budget_bytes)
+        for waiter in waiters
+        if waiter.id not in served
+    )
+    return Plan(grants, evictions, tuple(loads), waits)
+
+
+def _grant(
+    waiters: Sequence[WaiterView], seats: dict[str, ResidentView], groups: Mapping[str, GroupView], closed: Closed
+) -> list[Grant]:
+    """Which waiters are served now, and by which residents; notes in `seats` what becomes of the residents."""
+    grants = []
+    for waiter in waiters:
+        distances = groups.get(waiter.group, GroupView()).distances
+        options = {
+            seat.key: Option(seat.specialist, seat.leases, seat.last_used)
+            for seat in seats.values()
+            if seat.group == waiter.group and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
+            if not closed.bars(waiter, seat)
+        }
+        chosen = choose_resident(waiter.specialist, options, distances, waiter.affinity)
+        if chosen is not None:
+            seat, name = seats[chosen.resident], waiter.specialist
+            shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.group in groups else seat.shares
+            seats[seat.key] = replace(seat, leases=seat.leases + 1, specialist=name, shares=shares)
+            grants.append(
+                Grant(
+                    waiter.id,
+                    seat.key,
+                    fit=chosen.fit,
+                    before=seat.specialist,
+                    swap_bytes=chosen.swap_bytes,
+                    waited_s=waiter.waited_s,
+                )
+            )
+    return grants
+
+
+def _with_bypasses(grants: Iterable[Grant], waiters: Sequence[WaiterView], max_bypass_s: float) -> tuple[Grant, ...]:
+    """The grants, with the older requests that each of them passes."""
+    granted = {grant.waiter: grant for grant in grants}
+    passed: list[WaiterView] = []
+    for waiter in waiters:
+        if waiter.id not in granted:
+            passed.append(waiter)
+        elif passed:
+            longest_s = max(older.bypassed_s for older in passed)
+            bypass = Bypass(tuple(older.id for older in passed), longest_s, max_bypass_s)
+            granted[waiter.id] = replace(granted[waiter.id], bypass=bypass)
+    return tuple(granted.values())
+
+
+def _load_cold(
+    waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget_bytes: int
+) -> tuple[list[Load], WaiterView | None]:
+    """Loads for waiters whose group has no resident, and the first waiter for which too few bytes are free.
+
+    What comes free is that waiter's: those behind it wait for the next plan.
+    """
     present = {resident.group for resident in residents}
+    free_bytes = budget_bytes - sum(resident.vram_bytes for resident in residents)
     loads: list[Load] = []
     for waiter in waiters:
         if waiter.group in present:
             continue
-        if booked + waiter.need_bytes > budget_bytes:
-            # What frees up is this waiter's; those behind it wait for the next plan.
-            coming = [ResidentView("", State.LOADING, booked - sum(r.vram_bytes for r in residents), 0, 1, 0.0)]
-            evict = plan_evictions(waiter.need_bytes, [*seats.values(), *coming], budget_bytes) or ()
-            return Plan(grants, tuple(evict), tuple(loads))
-        loads.append(Load(waiter.group, waiter.specialist))
+        if waiter.need_bytes > free_bytes:
+            return loads, waiter
+        ledger = Ledger(waiter.need_bytes, free_bytes, budget_bytes)
+        loads.append(Load(waiter.group, waiter.specialist, waiter=waiter.id, reason=LoadReason.COLD, ledger=ledger))
         present.add(waiter.group)
-        booked += waiter.need_bytes
-    loads += _spread(waiters, residents, seats, loads, groups, budget_bytes - booked)
-    return Plan(grants, (), tuple(loads))
+        free_bytes -= waiter.need_bytes
+    return loads, None
 
 
-def _grant(
-    waiters: Sequence[WaiterView],
-    seats: dict[str, ResidentView],
-    groups: Mapping[str, GroupView],
-    closed: Collection[str],
-    ahead: Collection[int],
-) -> tuple[Grant, ...]:
-    """Who is served now, and by whom; notes in `seats` what becomes of the residents."""
-    grants = []
-    for waiter in waiters:
-        distances = groups.get(waiter.group, GroupView()).distances
-        able = {
-            seat.key: Option(seat.specialist, seat.leases, seat.last_used)
-            for seat in seats.values()
-            if seat.group == waiter.group and seat.state is State.WARM and seat.has_place(waiter.specialist, distances)
-            if seat.key not in closed or waiter.id in ahead
-        }
-        key = choose_resident(waiter.specialist, able, distances, waiter.affinity)
-        if key is not None:
-            seat, name = seats[key], waiter.specialist
-            shares = {**seat.shares, name: seat.shares.get(name, 0) + 1} if waiter.group in groups else seat.shares
-            seats[key] = replace(seat, leases=seat.leases + 1, specialist=name, shares=shares)
-            grants.append(Grant(waiter.id, key))
-    return tuple(grants)
+def _evict(
+    seats: Mapping[str, ResidentView],
+    coming_bytes: int,
+    reason: EvictionReason,
+    ledger: Ledger,
+    waiter: int | None,
+    now: float,
+) -> tuple[Eviction, ...]:
+    """Evictions for what the ledger needs beside the loads to come; none while busy residents are in the way."""
+    victims = plan_evictions(ledger.need_bytes + coming_bytes, list(seats.values()), ledger.budget_bytes) or ()
+    return tuple(
+        Eviction(key, reason=reason, idle_s=now - seats[key].last_used, waiter=waiter, ledger=ledger) for key in victims
+    )
 
 
 def _spread(
@@ -222,6 +298,7 @@ def _spread(
     loads: Sequence[Load],
     groups: Mapping[str, GroupView],
     free_bytes: int,
+    budget_bytes: int,
 ) -> list[Load]:
     """More residents of groups in use, for specialists that no resident is: those just displaced, or wanted."""
     more: list[Load] = []
@@ -234,14 +311,102 @@ def _spread(
         displaced = [r.specialist for r in before if r.group == waiter.group and r.state is State.WARM]
         for name in (waiter.specialist, *displaced):
             if not any(group.distances.between(name, other) == 0 for other in held):
-                more.append(Load(waiter.group, name))
+                reason = LoadReason.CROWDED if name == waiter.specialist else LoadReason.DISPLACED
+                ledger = Ledger(waiter.need_bytes, free_bytes, budget_bytes)
+                more.append(Load(waiter.group, name, waiter=waiter.id, reason=reason, ledger=ledger))
                 free_bytes -= waiter.need_bytes
                 break
     return more
 
 
-def expired(residents: Collection[ResidentView], now: float, idle_ttl_s: float | None) -> list[str]:
-    """Keys of residents that nobody has used for idle_ttl_s."""
+def _wait(
+    waiter: WaiterView,
+    seats: Collection[ResidentView],
+    coming: Collection[str],
+    groups: Mapping[str, GroupView],
+    closed: Closed,
+    blocked: WaiterView | None,
+    free_bytes: int,
+    budget_bytes: int,
+) -> Wait:
+    """Why a waiter is not served. coming: groups that are about to be loaded. blocked: the first that lacks room."""
+    of_group = [seat for seat in seats if seat.group == waiter.group]
+    warm = [seat for seat in of_group if seat.state is State.WARM]
+    distances = groups.get(waiter.group, GroupView()).distances
+    behind = None
+    if any(seat.has_place(waiter.specialist, distances) for seat in warm):
+        reason, behind = WaitReason.CLOSED, closed.overdue
+    elif warm:
+        reason = WaitReason.FULL
+    elif waiter.group in coming or any(seat.state is State.LOADING for seat in of_group):
+        reason = WaitReason.LOADING
+    elif of_group:
+        reason = WaitReason.STOPPING
+    elif blocked is None:
+        reason = WaitReason.OVER_BUDGET
+    elif blocked.id == waiter.id:
+        reason = WaitReason.ROOM
+    else:
+        reason, behind = WaitReason.BEHIND, blocked.id
+    return Wait(waiter.id, reason, Ledger(waiter.need_bytes, free_bytes, budget_bytes), waiter.waited_s, behind)
+
+
+def never_fits(newcomer: WaiterView, residents: Sequence[ResidentView], budget_bytes: int) -> Refusal | None:
+    """A refusal where the newcomer cannot be loaded beside the residents that never go, however long it waits."""
+    kept = [resident for resident in residents if resident.pinned and resident.group != newcomer.group]
+    kept_bytes = sum(resident.vram_bytes for resident in kept)
+    if newcomer.need_bytes + kept_bytes <= budget_bytes:
+        return None
+    ledger = Ledger(newcomer.need_bytes, budget_bytes - kept_bytes, budget_bytes)
+    return Refusal(RefusalReason.NEVER_FITS, ledger, tuple(resident.key for resident in kept), kept_bytes)
+
+
+def refuse(
+    newcomer: WaiterView,
+    waiters: Sequence[WaiterView],
+    residents: Sequence[ResidentView],
+    budget_bytes: int,
+    *,
+    max_queue: int,
+    max_bypass_s: float,
+    now: float,
+    groups: Mapping[str, GroupView] | None = None,
+    retry_s: float = 0.0,
+) -> Refusal | None:
+    """Why a newcomer is not taken into the queue; None when it is. retry_s: until its group may be loaded again.
+
+    A full queue still takes requests that are served at once.
+    """
+    refusal = never_fits(newcomer, residents, budget_bytes)
+    if refusal is not None:
+        return refusal
+    free_bytes = budget_bytes - sum(resident.vram_bytes for resident in residents)
+    ledger = Ledger(newcomer.need_bytes, free_bytes, budget_bytes)
+    if retry_s > 0 and all(resident.group != newcomer.group for resident in residents):
+        return Refusal(RefusalReason.BACK_OFF, ledger, retry_s=retry_s)
+    if len(waiters) < max_queue:
+        return None
+    decided = plan([*waiters, newcomer], residents, budget_bytes, max_bypass_s=max_bypass_s, now=now, groups=groups)
+    if any(grant.waiter == newcomer.id for grant in decided.grants):
+        return None
+    return Refusal(RefusalReason.QUEUE_FULL, ledger, n_waiting=len(waiters))
+
+
+def expired(residents: Collection[ResidentView], now: float, idle_ttl_s: float | None) -> list[Eviction]:
+    """Residents that have been idle for idle_ttl_s."""
     if idle_ttl_s is None:
         return []
-    return [resident.key for resident in residents if resident.idle and now - resident.last_used >= idle_ttl_s]
+    return [
+        Eviction(resident.key, reason=EvictionReason.EXPIRED, idle_s=now - resident.last_used)
+        for resident in residents
+        if resident.idle and now - resident.last_used >= idle_ttl_s
+    ]
+
+
+def replaced(residents: Collection[ResidentView], groups: Collection[str], now: float) -> list[Eviction]:
+    """Idle residents of groups that are served no more. groups: those that are."""
+    return [
+        Eviction(resident.key, reason=EvictionReason.REPLACED, idle_s=now - resident.last_used)
+        for resident in residents
+        if resident.idle and resident.group not in groups
+    ]

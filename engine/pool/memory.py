@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError
-from ..spec import Footprint, LoadSpec, Thinking
+from ..spec import Device, Footprint, LoadSpec, Thinking
 
 _PROBE: Final = "coe.engine.worker.probe"
 _PROBE_S: Final = 120.0  # a dry run takes some seconds
@@ -24,19 +24,12 @@ class Prediction:
     refused: Mapping[str, str]
 
 
-async def _dry_run(job: Mapping[str, Any], what: str) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = await child.run(_PROBE, job, title=f"The dry run of {what}", within_s=_PROBE_S)
-    except ChildTimeoutError as error:
-        raise ModelFileError(f"A dry run of {what} {error.how}.") from None
-    except ChildDiedError as error:
-        if error.code >= 0:
-            raise
-        raise ModelFileError(
-            f"llama.cpp crashed on a dry run of {what} (signal {-error.code}): {error.words}",
-            "The file is damaged, or of a kind that this llama.cpp cannot run.",
-        ) from None
-    return answer
+@dataclass(frozen=True)
+class Hardware:
+    """What llama.cpp can compute on, and what it says of itself: builds, instructions of the processor."""
+
+    devices: tuple[Device, ...]
+    system_info: str
 
 
 async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None) -> Prediction:
@@ -45,16 +38,34 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
     Raises ModelFileError when the file cannot be loaded at all.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
-    answer = await _dry_run({"spec": spec.to_json(), "policies": asked}, spec.path.name)
+    what = f"dry run of {spec.path.name}"
+    try:
+        job = {"spec": spec.to_json(), "policies": asked}
+        answer = await child.run(_PROBE, job, title=f"The {what}", within_s=_PROBE_S)
+    except ChildTimeoutError as error:
+        raise ModelFileError(f"A {what} {error.how}.") from None
+    except ChildDiedError as error:
+        if error.code >= 0:
+            raise
+        raise ModelFileError(
+            f"llama.cpp crashed on a {what} (signal {-error.code}): {error.words}",
+            "The file is damaged, or of a kind that this llama.cpp cannot run.",
+        ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     return Prediction(Footprint(**sizes), answer["refused"])
 
 
+async def hardware() -> Hardware:
+    """What llama.cpp can compute on. Raises ChildError where it does not start."""
+    title = "The process that asks llama.cpp for its devices"
+    answer = await child.run(_PROBE, {}, title=title, within_s=_PROBE_S)
+    return Hardware(tuple(Device(**device) for device in answer["devices"]), answer["system_info"])
+
+
 async def free_device_bytes() -> int | None:
     """Free memory of the GPUs as another process sees it, None without a GPU."""
-    answer = await _dry_run({}, "the devices")
-    gpus = [device for device in answer["devices"] if device["kind"] == "gpu"]
-    return sum(device["free_bytes"] for device in gpus) if gpus else None
+    gpus = [device for device in (await hardware()).devices if device.kind == "gpu"]
+    return sum(device.free_bytes for device in gpus) if gpus else None
 
 
 def available_host_bytes() -> int:

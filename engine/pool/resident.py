@@ -1,4 +1,4 @@
-"""The server's handle of a worker: what the pool asks of a resident.
+"""The server's handle of a worker process, over length-prefixed frames: what the pool asks of a resident.
 
 `Resident` is the seam: nothing above it may assume that the model is on this machine.
 """
@@ -169,7 +169,7 @@ class WorkerResident:
             await self._dispatch(reader)
             # The process has closed its end, so it is about to end.
             await asyncio.wait_for(self._process.wait(), _STOP_S)
-        except asyncio.CancelledError:  # the event loop is going down: whoever waits for us must not wait for ever
+        except asyncio.CancelledError:  # the event loop is going down: wait_gone must return all the same
             self.kill()
             self._gone.set()
             raise
@@ -194,8 +194,8 @@ class WorkerResident:
                 case "ready":
                     self._settle(message)
                 case "failed":
-                    kind = getattr(errors, message["error"], LoadError)
-                    self._settle(kind(message["message"], message["remedy"]))
+                    error = getattr(errors, message["error"], LoadError)
+                    self._settle(error(message["message"], message["remedy"]))
                 case "beat":
                     self.beat = {name: value for name, value in message.items() if name != "event"}
                 case "memory":
@@ -223,13 +223,13 @@ class WorkerResident:
     def _death(self) -> WorkerDiedError:
         code = self._process.returncode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
-        telling = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
-        said = next((line for mark in telling for line in self._tail if mark in line), None)
-        if said is None and self._tail and code is not None and code > 0:
-            said = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
-        who = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
+        marks = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
+        cause = next((line for mark in marks for line in self._tail if mark in line), None)
+        if cause is None and self._tail and code is not None and code > 0:
+            cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
+        worker = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
         return WorkerDiedError(
-            f"{who} died ({how}){f': {said}' if said else ''}.",
+            f"{worker} died ({how}){f': {cause}' if cause else ''}.",
             "Send the request again: a new worker will be started.",
         )
 
@@ -311,8 +311,8 @@ class WorkerResident:
 
 
 def _rejection(event: Rejected) -> EngineError:
-    kind = getattr(errors, event.error, EngineError)
-    if kind is errors.PromptTooLongError:
+    error = getattr(errors, event.error, EngineError)
+    if error is errors.PromptTooLongError:
         return errors.PromptTooLongError(**event.facts)
-    error: EngineError = kind(event.message, event.remedy)
-    return error
+    rejection: EngineError = error(event.message, event.remedy)
+    return rejection

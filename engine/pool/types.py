@@ -1,4 +1,4 @@
-"""What the pool is given, and what it tells: plain values."""
+"""What the pool is given: entries to serve, its limits, and how a resident is started."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..spec import LoadSpec, Thinking
-from .admission import State
+from .admission import GroupView
 from .placement import Distances
 from .resident import Resident
-
-COUNTED = ("swaps", "swapped_bytes")  # of what residents say of themselves, that which only grows
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,25 @@ class Entry:
     distances: Distances = field(default_factory=Distances)
 
 
+def shared_groups(entries: Mapping[str, Entry], most_shared: int) -> dict[str, GroupView]:
+    """The groups of several specialists: never more residents than there are different weights.
+
+    most_shared: see PoolLimits.
+    """
+    weights: dict[str, list[str]] = {}
+    views = {}
+    for name, entry in entries.items():
+        if entry.spec.sharing is None:
+            continue
+        group = entry.spec.group
+        different = weights.setdefault(group, [])
+        if all(entry.distances.between(name, other) for other in different):
+            different.append(name)
+        most = min(most_shared or len(different), len(different))
+        views[group] = GroupView(entry.distances, most)
+    return views
+
+
 @dataclass(frozen=True)
 class PoolLimits:
     """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
@@ -41,7 +58,7 @@ class PoolLimits:
     max_bypass_s: float = 10.0
     idle_ttl_s: float | None = None
     load_timeout_s: float = 600.0
-    quiet_s: float = 60.0  # nothing was asked for so long: idle time, in which a reservation may wait for its room
+    quiet_s: float = 60.0  # without a request for so long: idle time, in which a reservation may wait for its room
     load_backoff_s: float = 5.0  # after a failed load; doubles with each further failure, up to a minute
     stall_s: float = 120.0  # loading or decoding without a sign of progress for so long is a stall
 
@@ -57,43 +74,3 @@ class Starter(Protocol):
     ) -> Awaitable[Resident]:
         """Raises EngineError when the load fails."""
         ...
-
-
-@dataclass(frozen=True)
-class ResidentStatus:
-    """For /v1/pool. A reservation stands among the residents, without specialists and with its title as the file.
-
-    specialist: which of them it is now. activity: what its worker says of itself; see Resident.activity.
-    """
-
-    specialists: tuple[str, ...]
-    specialist: str
-    file: str
-    state: State
-    vram_bytes: int
-    leases: int
-    capacity: int
-    idle_s: float
-    progress: float
-    loaded_in_s: float | None
-    pinned: bool
-    activity: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """For /v1/pool, /ready and /metrics.
-
-    counted: (file, one of COUNTED) -> what all its residents have done so far, those that are gone too.
-    """
-
-    budget_bytes: int
-    booked_bytes: int
-    residents: tuple[ResidentStatus, ...]
-    waiting: tuple[str, ...]
-    oldest_wait_s: float
-    loads: int
-    failed_loads: int
-    evictions: int
-    stalled: tuple[str, ...]
-    counted: Mapping[tuple[str, str], float] = field(default_factory=dict)

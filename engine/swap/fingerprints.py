@@ -1,4 +1,8 @@
-"""What a specialist's files hold, read from headers, from the mask that made them, or by hashing once a file."""
+"""Fingerprints: keys that are equal where bytes are, by the mask that made a file or by content hashing (SHA-256).
+
+`read_weights` gives the weights of a specialist from the headers of its files, with keys by its mask where the file
+names it, and with fingerprints where `fingerprint_file` has taken them before; it keeps them in the cache folder.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,11 @@ from numpy.typing import NDArray
 from ..errors import SharingError, SourceChangedError
 from ..files import cache_folder, stamp, written_beside
 from ..gguf.architectures import ARCHITECTURES, Architecture, block_tensor, expert_bytes, is_per_expert
-from ..gguf.header import Header, TensorInfo, read_split
-from ..gguf.records import Records, fingerprint, numbers, read_records
+from ..gguf.header import Header, TensorInfo
+from ..gguf.reader import read_split
+from ..gguf.records import Records, digest, numbers, read_records
 from ..spec import Kept, Member
-from .plan import Keys, Place, Shape, Specialist
+from .plan import CONTENT, Keys, Place, Shape, Weights
 
 PROVENANCE: Final = "coe.surgery."  # keys that a cut file has of its making begin so
 SKELETON: Final = PROVENANCE + "skeleton"  # a file that has this key, its parent's path, has no weights of its own
@@ -31,7 +36,6 @@ SKELETON: Final = PROVENANCE + "skeleton"  # a file that has this key, its paren
 # Keys that say nothing of how a file computes: its name, its parts, how it was made.
 _DESCRIPTIVE: Final = ("general.", "split.", "quantize.", PROVENANCE)
 _LAYERS, _KEPT = PROVENANCE + "layers", PROVENANCE + "kept_experts"
-_BY_CONTENT: Final = "content"
 _CHUNK: Final = 8 * 2**20
 _FOLIO_PAGES: Final = 8192  # more than the largest folio of a page cache has
 _SCHEMA: Final = 1
@@ -42,9 +46,9 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._headers: dict[Path, list[Header]] = {}
-        self._said: dict[Path, tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]] = {}
+        self._metadata: dict[Path, tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]] = {}
         self._records: Records = {}  # of the file that was read last
-        self._prints: Mapping[str, str] = {}  # and their fingerprints
+        self._digests: Mapping[str, str] = {}  # and their digests
         self._lock = threading.Lock()
 
     def headers(self, path: Path) -> list[Header]:
@@ -53,29 +57,29 @@ class HeaderReader:
             self._headers[path] = read_split(path)
         return self._headers[path]
 
-    def said(self, path: Path) -> tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]:
-        """The fingerprints of a file's metadata, and its slots (`read_slots`). Raises ModelFileError."""
+    def metadata(self, path: Path) -> tuple[Mapping[str, str], Mapping[int, tuple[int, ...]] | None]:
+        """The values of a file's metadata or their hashes, and its slots (`read_slots`). Raises ModelFileError."""
         with self._lock:
-            if path not in self._said:
+            if path not in self._metadata:
                 records = read_records(path, self._records)
-                prints = {
-                    key: self._prints[key] if record is self._records.get(key) else fingerprint(record)
+                digests = {
+                    key: self._digests[key] if record is self._records.get(key) else digest(record)
                     for key, record in records.items()
                 }
-                self._said[path] = prints, _slots(records)
-                self._records, self._prints = records, prints
-            return self._said[path]
+                self._metadata[path] = digests, _slots(records)
+                self._records, self._digests = records, digests
+            return self._metadata[path]
 
 
-def read_specialist(
+def read_weights(
     path: Path, parent: Path | None = None, kept: Kept | None = None, *, reader: HeaderReader | None = None
-) -> Specialist:
+) -> Weights:
     """A specialist's weights: of a file of its own, or of a skeleton at `path` that is filled from its parent.
 
     kept:   layer, the parent's experts slot by slot, in place of what the skeleton says; None for what it says.
     reader: what it has read already is not read again.
 
-    Only headers are read, and hashes of contents that `hash_contents` has worked out before.
+    Only headers are read, and fingerprints that `fingerprint_file` has taken before.
 
     Raises ModelFileError for a file that cannot be read, SharingError for one that cannot share a resident.
     """
@@ -90,7 +94,7 @@ def read_specialist(
         raise SharingError(f"{path.name} has no experts to exchange.")
     if parent is None and SKELETON in first.metadata:
         raise SharingError(f"{path.name} is a skeleton without weights.", "Name its parent beside it.")
-    fingerprints, slots = reader.said(path)
+    digests, slots = reader.metadata(path)
     if kept:
         slots = dict(kept)
     sources = headers if parent is None else reader.headers(parent)
@@ -99,29 +103,24 @@ def read_specialist(
     places = _places(architecture, headers, sources, slots if parent is not None else None, n_expert)
     files = tuple(header.path for header in sources)
     tensors = {tensor.name: (int(tensor.type), tensor.shape) for header in headers for tensor in header.tensors}
-    metadata = {key: value for key, value in fingerprints.items() if not key.startswith(_DESCRIPTIVE)}
+    metadata = {key: value for key, value in digests.items() if not key.startswith(_DESCRIPTIVE)}
     n_groups = int(first.value("expert_group_count", 1) or 1)
     shape = Shape(first.architecture, n_expert, n_groups, tensors, metadata)
-    named = _named(architecture, first, slots, places)
-    keys = () if named is None else (named,)
-    found = Specialist(path, shape, places, keys, str(first.metadata.get(PROVENANCE + "parent_sha256", "")), files)
-    return with_contents(found) or found
+    by_mask = _keys_by_mask(architecture, first, slots, places)
+    keys = () if by_mask is None else (by_mask,)
+    found = Weights(path, shape, places, keys, str(first.metadata.get(PROVENANCE + "parent_sha256", "")), files)
+    return with_fingerprints(found) or found
 
 
-def with_contents(specialist: Specialist) -> Specialist | None:
-    """The specialist with what `hash_contents` has found in its files; None where that is not known, or not new.
+def with_fingerprints(weights: Weights) -> Weights | None:
+    """The weights with the fingerprints of their files; None where they have them already, or none were taken.
 
-    Cheap while nothing is known: it looks whether there is such a file.
+    Cheap while none were taken: it looks whether the cache has such a file.
     """
-    if knows_contents(specialist):
+    if weights.has_fingerprints:
         return None
-    found = known_contents(specialist.files)
-    return replace(specialist, keys=(*specialist.keys, _selected(found, specialist.places))) if found else None
-
-
-def knows_contents(specialist: Specialist) -> bool:
-    """Whether it is known what a specialist's files hold, whatever mask made them."""
-    return any(keys.origin == _BY_CONTENT for keys in specialist.keys)
+    found = cached_fingerprints(weights.files)
+    return replace(weights, keys=(*weights.keys, _selected(found, weights.places))) if found else None
 
 
 def read_slots(header: Header) -> Mapping[int, tuple[int, ...]] | None:
@@ -137,9 +136,9 @@ def _slots(records: Records) -> Mapping[int, tuple[int, ...]] | None:
     return {layer: tuple(kept[at * size : (at + 1) * size]) for at, layer in enumerate(layers)}
 
 
-def sources(specialist: Specialist) -> tuple[Path, ...]:
+def sources(weights: Weights) -> tuple[Path, ...]:
     """The files that a specialist's bytes come from."""
-    return tuple(dict.fromkeys(place.path for place in specialist.places))
+    return tuple(dict.fromkeys(place.path for place in weights.places))
 
 
 def file_stamp(path: Path) -> str:
@@ -158,7 +157,7 @@ def member_stamp(member: Member, reader: HeaderReader | None = None) -> str:
     return "; ".join(file_stamp(path) for path in paths)
 
 
-# --- where, and what by the mask ------------------------------------------------------------------------------
+# --- places, and keys by the mask ------------------------------------------------------------------------------
 
 
 def _places(
@@ -215,7 +214,7 @@ def _fits(part: TensorInfo, whole: TensorInfo) -> bool:
     return part.shape == whole.shape or (len(part.shape) == len(whole.shape) and part.shape[:-1] == whole.shape[:-1])
 
 
-def _named(
+def _keys_by_mask(
     architecture: Architecture,
     header: Header,
     kept: Mapping[int, tuple[int, ...]] | None,
@@ -223,10 +222,10 @@ def _named(
 ) -> Keys | None:
     """Keys by the mask that made a file, as it says itself; None when it does not."""
     parent = header.metadata.get(PROVENANCE + "parent_sha256")
-    told = kept is not None and all(
+    complete = kept is not None and all(
         len(kept.get(place.layer, ())) == len(place.experts) for place in places if place.layer is not None
     )
-    if kept is None or not told or not parent:
+    if kept is None or not complete or not parent:
         return None
     scale = header.metadata.get(PROVENANCE + "shared_scale")
     experts, others = {}, {}
@@ -240,33 +239,33 @@ def _named(
     return Keys(f"{parent} {header.metadata.get(PROVENANCE + 'quantized', '')}", experts, others)
 
 
-# --- what by content ------------------------------------------------------------------------------------------
+# --- keys by content ------------------------------------------------------------------------------------------
 
 
-def hash_contents(path: Path, progress: Callable[[int], None] | None = None, *, in_background: bool = False) -> None:
-    """Work out what every tensor and every expert of a file holds, all parts of a split one; kept for later.
+def fingerprint_file(path: Path, progress: Callable[[int], None] | None = None, *, in_background: bool = False) -> None:
+    """Take the fingerprints of every tensor and every expert of a file, all parts of a split one, for the cache.
 
-    progress:      called with the bytes of each piece. Returns at once for a file that is known.
-    in_background: on one core, and the page cache is left as it was found: what others read stays in it.
+    progress:      called with the bytes of each piece. Returns at once for a file whose fingerprints are there.
+    in_background: on one core, and the page cache is left as it was found: what other processes read stays in it.
 
     Raises ModelFileError, SourceChangedError, or SharingError for an architecture that is not known.
     """
     headers = read_split(path)
     paths = [header.path for header in headers]
-    if known_contents(paths) is not None:
+    if cached_fingerprints(paths) is not None:
         return
     key = _cache_path(paths)  # of the files as they are before they are read
     architecture = ARCHITECTURES.get(headers[0].architecture)
     if architecture is None:
         raise SharingError(f"The experts of the architecture {headers[0].architecture!r} are not known.")
-    tell = progress or (lambda count: None)
+    report = progress or (lambda count: None)
     experts: dict[str, list[str]] = {}
     others: dict[str, str] = {}
     with ThreadPoolExecutor(1 if in_background else min(8, os.cpu_count() or 1), "hash") as pool:
         for header in headers:
             with header.path.open("rb", buffering=0) as file:
                 read = _reader_without_trace(file.fileno()) if in_background else os.pread
-                for tensor, digests in _digests(pool, read, file.fileno(), architecture, header, tell):
+                for tensor, digests in _tensor_hashes(pool, read, file.fileno(), architecture, header, report):
                     if is_per_expert(architecture, tensor):
                         experts[tensor] = digests
                     else:
@@ -276,14 +275,14 @@ def hash_contents(path: Path, progress: Callable[[int], None] | None = None, *, 
         beside.write_text(json.dumps({"schema": _SCHEMA, "file": str(path), "experts": experts, "others": others}))
 
 
-def known_contents(paths: Sequence[Path]) -> Keys | None:
-    """What `hash_contents` found in these very files, all parts of one; None when it has not looked at them."""
+def cached_fingerprints(paths: Sequence[Path]) -> Keys | None:
+    """The fingerprints of these very files, all parts of one, each expert in the file's order; None for none taken."""
     try:
         found = json.loads(_cache_path(paths).read_text())
         if found["schema"] != _SCHEMA:
             return None
         experts = {name: tuple(keys) for name, keys in found["experts"].items()}
-        return Keys(_BY_CONTENT, experts, found["others"])
+        return Keys(CONTENT, experts, found["others"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -324,26 +323,26 @@ def _reader_without_trace(file: int) -> Callable[[int, int, int], bytes]:
     return read
 
 
-def _digests(
+def _tensor_hashes(
     pool: ThreadPoolExecutor,
     read: Callable[[int, int, int], bytes],
     file: int,
     architecture: Architecture,
     header: Header,
-    tell: Callable[[int], None],
+    report: Callable[[int], None],
 ) -> Iterator[tuple[str, list[str]]]:
     """Each tensor's name, and the hash of each of its experts or of the whole."""
     for tensor in header.tensors:
         size = expert_bytes(tensor) if is_per_expert(architecture, tensor.name) else tensor.n_bytes
         offsets = range(tensor.offset, tensor.offset + tensor.n_bytes, size)
         digests = []
-        for digest in pool.map(lambda offset, size=size: _digest(read, file, offset, size), offsets):
-            digests.append(digest)
-            tell(size)
+        for found in pool.map(lambda offset, size=size: _hash(read, file, offset, size), offsets):
+            digests.append(found)
+            report(size)
         yield tensor.name, digests
 
 
-def _digest(read: Callable[[int, int, int], bytes], file: int, offset: int, size: int) -> str:
+def _hash(read: Callable[[int, int, int], bytes], file: int, offset: int, size: int) -> str:
     digest = hashlib.sha256()
     end = offset + size
     while offset < end:

@@ -1,31 +1,26 @@
-"""Which specialists can share a resident, found from their files' headers in a process of its own.
+"""Which specialists can share a resident: the values, the decision, and asking a child process for it.
 
-ggml may abort on a damaged header, so the server's process reads none. Started as `python -m coe.engine.swap.groups
-PARENT_PID`; a JSON object on stdin names the contenders, and lines of JSON on stdout say which file it begins and ends
-to read, and at last what it found.
+Specialists share where they are loaded alike and their tensors have the same names, types and shapes. Finding that out
+takes reading GGUF headers, on which ggml may abort: `find_groups` has it done in a child (`group_process`), and this
+module reads none.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ..errors import EngineError
-from ..process import die_with
+from .. import child
+from ..errors import ChildDiedError, ChildError
 from ..spec import Kept, LoadSpec, Member, kept_from_json
-from .fingerprints import HeaderReader, knows_contents, member_stamp, read_specialist
-from .plan import Pair, Specialist, comparable, groups, pairs, quantised_apart, why_apart
+from .plan import Pair, Weights, comparable, group_by_shape, mismatch, pairs, quantised_after_cut
 
-_COMMAND: Final = (sys.executable, "-m", "coe.engine.swap.groups")
-_TIMEOUT_S: Final = 120.0
+_PROCESS: Final = "coe.engine.swap.group_process"
+_SILENT_S: Final = 120.0  # no header takes as long
 _THREADS: Final = 4
 
 
@@ -33,7 +28,7 @@ _THREADS: Final = 4
 class Contender:
     """A specialist that may share a resident.
 
-    spec:         how it would be loaded alone; of a mask, with its skeleton as the path.
+    spec:         how it would be loaded unshared; of a mask, with its skeleton as the path.
     parent, kept: of a mask, as in `Member`.
     """
 
@@ -73,32 +68,32 @@ class Contender:
 class Group:
     """Specialists that can share a resident.
 
-    members:         stamped, in the order of the contenders.
-    pairs:           every two of them: the bytes they have in common, and those that a swap changes.
-    quantised_apart: those of one parent that share nothing because they were quantised after the cut.
+    members:             stamped, in the order of the contenders.
+    pairs:               every two of them: the bytes they have in common, and those that a swap changes.
+    quantised_after_cut: pairs of one parent that have nothing in common, having been quantised after the cut.
     """
 
     members: tuple[Member, ...]
     pairs: tuple[Pair, ...] = ()
-    quantised_apart: tuple[tuple[str, str], ...] = ()
+    quantised_after_cut: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_weights(self) -> int:
-        """How many different weights they are: names for the same ones are one."""
+        """How many different weights its members are: two names may stand for the same."""
         return len({(member.path, member.parent, member.kept) for member in self.members})
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Who can share.
+    """Which specialists share a resident.
 
-    groups:   of two and more, and of one for a mask that shares with nobody: it is filled from its parent all the same.
-    alone:    name -> why it shares with nobody, a phrase; also those whose files cannot be read.
-    unhashed: files of groups whose contents would have to be hashed to know what they have in common.
+    groups:   of two and more; of one for a mask that shares with no other: it is filled from its parent all the same.
+    unshared: name -> why the specialist shares with no other, a phrase; also those whose files cannot be read.
+    unhashed: files of groups without the fingerprints that would tell which bytes they have in common.
     """
 
     groups: tuple[Group, ...] = ()
-    alone: Mapping[str, str] = field(default_factory=dict)
+    unshared: Mapping[str, str] = field(default_factory=dict)
     unhashed: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -107,11 +102,11 @@ class Grouping:
             {
                 "members": [member.to_json() for member in group.members],
                 "pairs": [asdict(pair) for pair in group.pairs],
-                "quantised_apart": group.quantised_apart,
+                "quantised_after_cut": group.quantised_after_cut,
             }
             for group in self.groups
         ]
-        return {"groups": found, "alone": dict(self.alone), "unhashed": [str(path) for path in self.unhashed]}
+        return {"groups": found, "unshared": dict(self.unshared), "unhashed": [str(path) for path in self.unhashed]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -120,205 +115,126 @@ class Grouping:
             Group(
                 tuple(map(Member.from_json, group["members"])),
                 tuple(Pair(**pair) for pair in group["pairs"]),
-                tuple((one, other) for one, other in group["quantised_apart"]),
+                tuple((one, other) for one, other in group["quantised_after_cut"]),
             )
             for group in data["groups"]
         )
-        return cls(found, data["alone"], tuple(map(Path, data["unhashed"])))
+        return cls(found, data["unshared"], tuple(map(Path, data["unhashed"])))
 
 
 # --- deciding -------------------------------------------------------------------------------------------------------
 
 
-def group(contenders: Sequence[Contender], read: Mapping[str, Specialist], stamps: Mapping[str, str]) -> Grouping:
-    """Who can share, of those that could be read.
+def group(contenders: Sequence[Contender], read: Mapping[str, Weights], stamps: Mapping[str, str]) -> Grouping:
+    """Group the contenders that could be read by the resident that they can share. A pure decision.
 
-    read:   name -> weights, of those that could be read.
-    stamps: name -> `contents.member_stamp`, of the same ones.
+    read:   name -> weights, of the contenders that could be read.
+    stamps: name -> `fingerprints.member_stamp`, of the same ones.
     """
     readable = [contender for contender in contenders if contender.name in read]
-    by_settings: dict[LoadSpec, dict[str, Specialist]] = {}
+    by_settings: dict[LoadSpec, dict[str, Weights]] = {}
     for contender in readable:
         by_settings.setdefault(contender.settings, {})[contender.name] = read[contender.name]
     place = {contender.name: (at, contender) for at, contender in enumerate(readable)}
     sets = [
         names
-        for specialists in by_settings.values()
-        for names in groups({name: specialist.shape for name, specialist in specialists.items()})
+        for alike in by_settings.values()
+        for names in group_by_shape({name: weights.shape for name, weights in alike.items()})
     ]
     found: list[Group] = []
-    alone: dict[str, str] = {}
+    unshared: dict[str, str] = {}
     for names in sorted(sets, key=lambda names: place[names[0]][0]):
         first = place[names[0]][1]
         if len(names) == 1 and first.parent is None:
-            alone[first.name] = _why_alone(first, readable, read)
+            unshared[first.name] = _why_unshared(first, readable, read)
             continue
         members = tuple(replace(place[name][1].member, stamp=stamps[name]) for name in names)
         theirs = {name: read[name] for name in names}
-        apart = tuple(two for two in combinations(names, 2) if quantised_apart(read[two[0]], read[two[1]]))
-        found.append(Group(members, tuple(pairs(theirs)), apart))
-    return Grouping(tuple(found), alone, _unhashed(found, read))
+        after_cut = tuple(two for two in combinations(names, 2) if quantised_after_cut(read[two[0]], read[two[1]]))
+        found.append(Group(members, tuple(pairs(theirs)), after_cut))
+    return Grouping(tuple(found), unshared, _unhashed(found, read))
 
 
-def _unhashed(found: Iterable[Group], read: Mapping[str, Specialist]) -> tuple[Path, ...]:
+def _unhashed(found: Iterable[Group], read: Mapping[str, Weights]) -> tuple[Path, ...]:
     wanted: dict[Path, None] = {}
     for one in found:
         for two in combinations((read[member.name] for member in one.members), 2):
             if comparable(*two) is None:
-                wanted |= {each.files[0]: None for each in two if not knows_contents(each)}
+                wanted |= {each.files[0]: None for each in two if not each.has_fingerprints}
     return tuple(wanted)
 
 
-def _why_alone(one: Contender, readable: Sequence[Contender], read: Mapping[str, Specialist]) -> str:
-    """Beside whom it fails by the least: another setting, another quantisation, another shape."""
+def _why_unshared(one: Contender, readable: Sequence[Contender], read: Mapping[str, Weights]) -> str:
+    """The least that keeps it from another specialist: a setting, else the quantisation, else the shape."""
     mine = read[one.name]
     others = [other for other in readable if other.name != one.name]
     if not others:
         return "there is no other specialist whose files can be read"
     for other in others:
-        if why_apart(mine.shape, read[other.name].shape) is None:
+        if mismatch(mine.shape, read[other.name].shape) is None:
             mine_set, theirs = one.settings, other.settings
             differing = [
                 each.name for each in fields(LoadSpec) if getattr(mine_set, each.name) != getattr(theirs, each.name)
             ]
             return f"beside {other.name}, which it could share with: {', '.join(differing)} differ in the roster"
     for other in others:
-        if quantised_apart(mine, read[other.name]):
+        if quantised_after_cut(mine, read[other.name]):
             return f"it was quantised after the cut in another way than {other.name}: quantise the parent, then cut"
     nearest = next((o for o in others if read[o.name].shape.architecture == mine.shape.architecture), others[0])
-    return f"beside {nearest.name}: {why_apart(mine.shape, read[nearest.name].shape)}"
-
-
-# --- reading, in the process ----------------------------------------------------------------------------------------
-
-
-def read_all(
-    contenders: Sequence[Contender], threads: int, tell: Callable[[str, Path], None]
-) -> tuple[Grouping, dict[str, str]]:
-    """Read every file once and decide; also the contenders that cannot be read, name -> why.
-
-    tell: called with "begin" and "end" and a file, around its reading.
-    """
-    reader = HeaderReader()
-    failed: dict[Path, str] = {}
-    own = {contender.spec.path for contender in contenders}
-
-    def one(path: Path) -> None:
-        tell("begin", path)
-        try:
-            reader.headers(path)
-            if path in own:
-                reader.said(path)
-        except EngineError as error:
-            failed[path] = str(error)
-        tell("end", path)
-
-    files = dict.fromkeys(path for contender in contenders for path in contender.files)
-    with ThreadPoolExecutor(threads, "headers") as pool:
-        list(pool.map(one, files))
-    read: dict[str, Specialist] = {}
-    stamps: dict[str, str] = {}
-    unread: dict[str, str] = {}
-    for contender in contenders:
-        why = next((failed[path] for path in contender.files if path in failed), None)
-        try:
-            if why is None:
-                stamp = member_stamp(contender.member, reader)
-                specialist = read_specialist(contender.spec.path, contender.parent, contender.kept, reader=reader)
-                read[contender.name], stamps[contender.name] = specialist, stamp
-        except EngineError as error:
-            why = error.message
-        if why is not None:
-            unread[contender.name] = why
-    return group(contenders, read, stamps), unread
-
-
-def main() -> None:
-    """Entry point of the process."""
-    # ggml writes to stdout as it likes: keep the real one for the answer.
-    answer_to = os.dup(1)
-    os.dup2(2, 1)
-    die_with(int(sys.argv[1]))
-    job = json.load(sys.stdin)
-
-    def say(line: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps(line).encode() + b"\n")
-        while data:  # at once and whole: this process may be gone with the next call
-            data = data[os.write(answer_to, data) :]
-
-    contenders = list(map(Contender.from_json, job["contenders"]))
-    found, unread = read_all(contenders, job["threads"], lambda what, path: say({what: str(path)}))
-    say({"found": found.to_json(), "unread": unread})
+    return f"beside {nearest.name}: {mismatch(mine.shape, read[nearest.name].shape)}"
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
 
 
 async def find_groups(contenders: Sequence[Contender]) -> Grouping:
-    """Which of the contenders can share a resident. Only headers are read, in another process.
+    """Which of the contenders can share a resident. Only headers are read, in a child process.
 
-    A file on which that process dies is set aside, and the others are tried again. Where nothing can be found at all,
-    everybody is alone, with the reason.
+    A file on which the child dies is set aside, and the other contenders are tried again. Where nothing can be found
+    at all, every contender is unshared, with the reason.
     """
     left = list(contenders)
-    alone: dict[str, str] = {}
+    unshared: dict[str, str] = {}
     threads = min(_THREADS, os.cpu_count() or 1)
     while left:
-        lines, death = await _run(left, threads)
-        answer = next((line for line in lines if "found" in line), None)
-        if answer is not None:
-            found = Grouping.from_json(answer["found"])
-            reasons = {**found.alone, **answer["unread"], **alone}
+        outcome = await _ask(left, threads)
+        if isinstance(outcome, Grouping):
+            reasons = {**outcome.unshared, **unshared}
             in_order = {each.name: reasons[each.name] for each in contenders if each.name in reasons}
-            return replace(found, alone=in_order)
-        open_files = _begun(lines)
-        if len(open_files) > 1 and threads > 1:
-            threads = 1  # which of them was it?
+            return replace(outcome, unshared=in_order)
+        if len(outcome.open_files) > 1 and threads > 1:
+            threads = 1  # to learn which of these files it was
             continue
-        culprits = open_files or {str(path) for contender in left for path in contender.files}
+        culprits = outcome.open_files or {str(path) for contender in left for path in contender.files}
         gone = [contender for contender in left if culprits & set(map(str, contender.files))]
         for contender in gone:
             of = next(path.name for path in contender.files if str(path) in culprits)
-            alone[contender.name] = f"the process that reads headers {death} on {of}" if open_files else death
+            where = f"the process that reads headers {outcome.how} on {of}"
+            unshared[contender.name] = where if outcome.open_files else outcome.how
         left = [contender for contender in left if contender not in gone]
-    return Grouping(alone={each.name: alone[each.name] for each in contenders})
+    return Grouping(unshared={each.name: unshared[each.name] for each in contenders})
 
 
-def _begun(lines: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Files whose reading was begun and not ended."""
-    found: set[str] = set()
-    for line in lines:
-        found |= {line["begin"]} if "begin" in line else set()
-        found -= {line["end"]} if "end" in line else set()
-    return found
+@dataclass(frozen=True)
+class _Failure:
+    """A child that gave no answer: how it ended, a phrase, and the files that it was reading then."""
+
+    how: str
+    open_files: frozenset[str]
 
 
-async def _run(contenders: Sequence[Contender], threads: int) -> tuple[list[dict[str, Any]], str]:
-    """The lines that a process said, and how it ended."""
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        str(os.getpid()),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is the server's to answer
-    )
+async def _ask(contenders: Sequence[Contender], threads: int) -> Grouping | _Failure:
+    open_files: set[str] = set()
+
+    def track(progress: Mapping[str, str]) -> None:
+        open_files.update(path for what, path in progress.items() if what == "begin")
+        open_files.difference_update(path for what, path in progress.items() if what == "end")
+
     job = {"contenders": [contender.to_json() for contender in contenders], "threads": threads}
+    title = "The process that reads headers"
     try:
-        out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), _TIMEOUT_S)
-    except TimeoutError:
-        return [], f"reading the headers did not end in {_TIMEOUT_S:.0f} s"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    lines = [json.loads(line) for line in out.splitlines() if line.endswith(b"}")]
-    code = process.returncode or 0
-    if code < 0:
-        return lines, f"was ended by signal {-code}"
-    last = (err.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-    return lines, f"failed (exit {code}): {last}"
-
-
-if __name__ == "__main__":
-    main()
+        answer = await child.run(_PROCESS, job, title=title, on_progress=track, silent_s=_SILENT_S)
+    except ChildError as error:
+        exited = isinstance(error, ChildDiedError) and error.code >= 0
+        return _Failure(f"{error.how}: {error.words}" if exited else error.how, frozenset(open_files))
+    return Grouping.from_json(answer)

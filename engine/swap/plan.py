@@ -1,7 +1,15 @@
-"""Which specialists can share a resident, and what has to move for it to become another one: pure functions.
+"""Weight swapping: what has to move for a resident to become another specialist. Pure functions over plain values.
 
 A resident holds one specialist at a time. Experts carry no meaning by their order, so an expert that two specialists
 have in common stays in its slot, and what belongs to an expert (router row, matrices, scales, biases) follows it.
+
+What is decided where, from a roster to overwritten bytes:
+
+    fingerprints   files, headers, masks -> Weights: shape, places on disk, keys that are equal where bytes are
+    groups         Weights of a roster   -> Group: specialists of one shape; Pair: bytes that two have in common
+    plan           current Weights, its SlotOrder, target Weights -> Swap: the new SlotOrder, and Moves to carry out
+    swapper        Swap                  -> bytes read from files into the tensors that `weights` found in the model
+    timeslice      waiting requests      -> when a resident swaps, and to which specialist
 """
 
 from __future__ import annotations
@@ -16,7 +24,9 @@ from typing import Final
 
 _FULL: Final = (0, 1, 30)  # ggml.h, enum ggml_type: F32, F16, BF16
 
-Order = Mapping[int, tuple[int, ...]]  # layer -> for each slot, the number of the specialist's own expert in it
+CONTENT: Final = "content"  # the origin of keys that are fingerprints of the bytes themselves
+
+SlotOrder = Mapping[int, tuple[int, ...]]  # layer -> for each slot, the number of the specialist's own expert in it
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,11 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Specialist:
+class Weights:
     """A specialist's weights: their shape, where they lie, and what they are.
 
-    keys:   by the mask that made it, by content, or both; the first origin that two specialists have in common counts.
+    keys:   by the mask that made it, by fingerprints of its bytes, or both; the first origin that two specialists have
+            in common counts.
     parent: SHA-256 of the file it was cut out of, as it says itself; "" when it does not.
     files:  all parts of the file that its bytes come from, in order.
     """
@@ -86,13 +97,18 @@ class Specialist:
     parent: str = ""
     files: tuple[Path, ...] = ()
 
+    @property
+    def has_fingerprints(self) -> bool:
+        """Whether its bytes can be compared with those of any other weights, whatever mask made them."""
+        return any(keys.origin == CONTENT for keys in self.keys)
+
     @functools.cached_property
     def layers(self) -> tuple[int, ...]:
         """Layers with experts."""
         return tuple(sorted({place.layer for place in self.places if place.layer is not None}))
 
     @functools.cached_property
-    def own_order(self) -> Order:
+    def own_order(self) -> SlotOrder:
         """The slots of a resident that was loaded from this specialist's own file."""
         return {layer: tuple(range(self.shape.n_expert)) for layer in self.layers}
 
@@ -146,7 +162,7 @@ class Swap:
     shared_bytes: bytes that stay as they are because they are the same.
     """
 
-    order: Order
+    order: SlotOrder
     moves: tuple[Move, ...]
     changed_bytes: int
     shared_bytes: int
@@ -157,8 +173,8 @@ class Swap:
         return sum(move.n_bytes for move in self.moves)
 
 
-def why_apart(one: Shape, other: Shape) -> str | None:
-    """Why two specialists cannot share a resident, a phrase; None when they can."""
+def mismatch(one: Shape, other: Shape) -> str | None:
+    """What keeps specialists of two shapes from sharing a resident, a phrase; None where nothing does."""
     if one.architecture != other.architecture:
         return f"their architectures are {one.architecture} and {other.architecture}"
     if one.n_expert != other.n_expert:
@@ -177,27 +193,27 @@ def why_apart(one: Shape, other: Shape) -> str | None:
     return None
 
 
-def quantised_apart(one: Specialist, other: Specialist) -> bool:
-    """Whether two specialists of one parent share nothing because they were quantised after the cut, not before."""
+def quantised_after_cut(one: Weights, other: Weights) -> bool:
+    """Whether two specialists of one parent have nothing in common, having been quantised after the cut, not before."""
     if not one.parent or one.parent != other.parent:
         return False
     kinds = {name: kind for name, (kind, _) in one.shape.tensors.items()}
     if kinds != {name: kind for name, (kind, _) in other.shape.tensors.items()}:
         return True
     same = comparable(one, other)
-    if same is None:  # whether they have the same bytes is not known before their contents are hashed
+    if same is None:  # whether they have the same bytes is not known before their files have fingerprints
         return False
     # Whatever their masks, cuts have in common what is outside the experts; numbers in full are not quantised.
     outside = [name for name in same[0].others if kinds[name] not in _FULL]
     return bool(outside) and not any(same[0].others[name] == same[1].others[name] for name in outside)
 
 
-def groups(shapes: Mapping[str, Shape]) -> list[tuple[str, ...]]:
+def group_by_shape(shapes: Mapping[str, Shape]) -> list[tuple[str, ...]]:
     """Names of specialists by the resident they can share, in the order given."""
     found: list[list[str]] = []
     for name, shape in shapes.items():
         for group in found:
-            if why_apart(shapes[group[0]], shape) is None:
+            if mismatch(shapes[group[0]], shape) is None:
                 group.append(name)
                 break
         else:
@@ -205,7 +221,7 @@ def groups(shapes: Mapping[str, Shape]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in found]
 
 
-def comparable(one: Specialist, other: Specialist) -> tuple[Keys, Keys] | None:
+def comparable(one: Weights, other: Weights) -> tuple[Keys, Keys] | None:
     """Keys of one origin of two specialists; None when nothing is known that could be compared."""
     theirs = {keys.origin: keys for keys in other.keys}
     return next(((keys, theirs[keys.origin]) for keys in one.keys if keys.origin in theirs), None)
@@ -217,8 +233,8 @@ def assign_slots(
     """For each slot, the number of the wanted expert that it is to hold: a permutation.
 
     held: what is in each slot; wanted: the experts to have; a tuple of keys each, the largest tensor's first. An expert
-    that is held stays where it is; next, one of which at least the largest tensor is held; the others take the slots
-    that are left, in ascending order. Nothing changes its group (n_groups contiguous ones of equal size).
+    that is held stays where it is; next, an expert of which at least the largest tensor is held; the other experts take
+    the slots that are left, in ascending order. Nothing changes its group (n_groups contiguous ones of equal size).
     """
     size = len(wanted) // n_groups
     result = [-1] * len(wanted)
@@ -239,7 +255,7 @@ def assign_slots(
     return tuple(result)
 
 
-def slots_for(current: Specialist, order: Order, target: Specialist) -> Order:
+def slots_for(current: Weights, order: SlotOrder, target: Weights) -> SlotOrder:
     """The slots that a resident has once it is `target`, when it is `current` in `order` now."""
     known = comparable(current, target)
     if known is None:
@@ -251,7 +267,7 @@ def slots_for(current: Specialist, order: Order, target: Specialist) -> Order:
     }
 
 
-def plan_swap(current: Specialist, order: Order, target: Specialist, *, whole_below: int = 0) -> Swap:
+def plan_swap(current: Weights, order: SlotOrder, target: Weights, *, whole_below: int = 0) -> Swap:
     """What makes a resident that is `current` in `order` the specialist `target`.
 
     whole_below: a tensor with something to change and at most this many bytes is copied as a whole, in one move.
@@ -270,7 +286,7 @@ def plan_swap(current: Specialist, order: Order, target: Specialist, *, whole_be
 
 
 def _stale(
-    current: Specialist, order: Order, target: Specialist, new_order: Order
+    current: Weights, order: SlotOrder, target: Weights, new_order: SlotOrder
 ) -> Iterator[tuple[Place, tuple[int, ...], Sequence[int]]]:
     """Each tensor, what its slots are to hold, and those of them that have to change."""
     known = comparable(current, target)
@@ -289,7 +305,7 @@ def _stale(
 
 
 def _slots_that_differ(
-    current: Specialist, order: Order, target: Specialist, new_order: Order
+    current: Weights, order: SlotOrder, target: Weights, new_order: SlotOrder
 ) -> Mapping[int, Sequence[int]]:
     """Layer -> slots of which some tensor has to change."""
     known = comparable(current, target)
@@ -306,9 +322,9 @@ def _slots_that_differ(
     }
 
 
-def plan_fill(target: Specialist, *, whole_below: int = 0) -> Swap:
+def plan_fill(target: Weights, *, whole_below: int = 0) -> Swap:
     """What fills a resident that was loaded from a skeleton: all of it, in the specialist's own order."""
-    empty = Specialist(target.path, target.shape, target.places)
+    empty = Weights(target.path, target.shape, target.places)
     return plan_swap(empty, target.own_order, target, whole_below=whole_below)
 
 
@@ -345,7 +361,7 @@ class Pair:
     changed_bytes: int
 
 
-def pairs(specialists: Mapping[str, Specialist]) -> list[Pair]:
+def pairs(specialists: Mapping[str, Weights]) -> list[Pair]:
     """Every two of the specialists of one resident."""
     found = []
     for one, other in combinations(specialists, 2):

@@ -25,8 +25,8 @@ from ..llama.devices import physical_cores
 from ..llama.ggml import GgmlTensor, ggml_function, tensor_get, tensor_set
 from ..llama.model import Model
 from ..spec import Kept, LoadSpec, Member
-from .fingerprints import HeaderReader, file_stamp, member_stamp, read_specialist, sources, with_contents
-from .plan import Move, Order, Span, Specialist, Swap, comparable, plan_fill, plan_swap
+from .fingerprints import HeaderReader, file_stamp, member_stamp, read_weights, sources, with_fingerprints
+from .plan import Move, SlotOrder, Span, Swap, Weights, comparable, plan_fill, plan_swap
 from .weights import Loaded, LoadedTensor, find_weights, require_match, require_same_bytes
 
 _PIECE_BYTES: Final = 4 * 2**20  # read at once by one thread
@@ -52,8 +52,8 @@ class SwapReport:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Bytes of a tensor, from `at` on, that come from these spans."""
+class _Write:
+    """Bytes of a tensor to overwrite at once, from `at` on, with those of these spans."""
 
     tensor: LoadedTensor
     at: int
@@ -63,15 +63,15 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A swap worked out beforehand. It holds for a resident that is `current` in `order`, and between specialists of
-    which no more has become known since."""
+    """A swap planned beforehand. It holds for a resident that is `current` in `order`, while neither of the two has got
+    fingerprints since."""
 
-    current: Specialist
-    target: Specialist
-    order: Order
+    current: Weights
+    target: Weights
+    order: SlotOrder
     swap: Swap
-    direct: list[_Piece]
-    staged: list[_Piece]
+    direct: list[_Write]
+    staged: list[_Write]
 
 
 class Swapper:
@@ -93,7 +93,7 @@ class Swapper:
         self._check = spec.sharing.check
         self._direct = direct
         self._owners: dict[str, int] = {}
-        self._members: list[Specialist] = []
+        self._members: list[Weights] = []
         self._stamps: dict[Path, str] = {}
         self._stale: dict[int, str] = {}
         self._titles: list[str] = []
@@ -104,7 +104,7 @@ class Swapper:
             key = (member.path, member.parent, member.kept)
             if key not in numbers:
                 numbers[key] = len(self._members)
-                self._members.append(read_specialist(*key, reader=reader))
+                self._members.append(read_weights(*key, reader=reader))
                 # Masks have their skeleton in common: its name says nothing.
                 self._titles.append(member.name if member.kept else member.path.name)
                 if member.stamp and member_stamp(member, reader) != member.stamp:
@@ -117,7 +117,7 @@ class Swapper:
         if loaded_as is None:
             raise EngineError(f"{spec.path.name} is none of the specialists that are to share it.")
         self.current = self._owners[loaded_as.name]
-        self.order: Order = self._members[self.current].own_order
+        self.order: SlotOrder = self._members[self.current].own_order
         self.broken = False
         self._loaded: Loaded = find_weights(model, spec)
         for specialist in self._members:
@@ -142,7 +142,7 @@ class Swapper:
         except KeyError:
             raise EngineError(f"The resident has no specialist called {name!r}.") from None
 
-    def specialist(self, owner: int) -> Specialist:
+    def specialist(self, owner: int) -> Weights:
         """An owner's weights."""
         return self._members[owner]
 
@@ -163,9 +163,9 @@ class Swapper:
         one, other = (self._members[owner] for owner in owners)
         if comparable(one, other) is None:
             for owner in owners:
-                self._members[owner] = with_contents(self._members[owner]) or self._members[owner]
+                self._members[owner] = with_fingerprints(self._members[owner]) or self._members[owner]
 
-    def _prefetch(self, owner: int, current: int, order: Order) -> None:
+    def _prefetch(self, owner: int, current: int, order: SlotOrder) -> None:
         prepared = self._prepare(owner, current, order)
         self._prepared[owner] = prepared
         if hasattr(os, "posix_fadvise"):
@@ -173,7 +173,7 @@ class Swapper:
                 for span in (span for move in prepared.swap.moves for span in move.spans):
                     os.posix_fadvise(files[span.path], span.offset, span.n_bytes, os.POSIX_FADV_WILLNEED)
 
-    def _prepare(self, owner: int, current: int, order: Order) -> _Prepared:
+    def _prepare(self, owner: int, current: int, order: SlotOrder) -> _Prepared:
         self._learn(current, owner)
         mine, target = self._members[current], self._members[owner]
         found = self._prepared.get(owner)
@@ -202,7 +202,7 @@ class Swapper:
         _log.info("became %s: %d bytes in %.3f s", self._titles[owner], report.moved_bytes, report.seconds)
         return report
 
-    def _carry_out(self, owner: int, direct: Sequence[_Piece], staged: Sequence[_Piece]) -> None:
+    def _carry_out(self, owner: int, direct: Sequence[_Write], staged: Sequence[_Write]) -> None:
         """Overwrite; whatever interrupts it leaves the resident broken."""
         self.broken = True
         try:
@@ -219,33 +219,33 @@ class Swapper:
             ) from error
         self.broken = False
 
-    def _pieces(self, moves: Sequence[Move]) -> tuple[list[_Piece], list[_Piece]]:
+    def _pieces(self, moves: Sequence[Move]) -> tuple[list[_Write], list[_Write]]:
         """The moves cut into pieces for threads: those read in place, and those that go through the buffer."""
-        direct: list[_Piece] = []
-        staged: list[_Piece] = []
+        direct: list[_Write] = []
+        staged: list[_Write] = []
         for move in moves:
             for tensor in self._loaded.get(move.tensor, ()):  # what generation never reads need not be right
                 pieces = direct if self._direct and tensor.data is not None else staged
                 if len(move.spans) > 1 and move.n_bytes <= _GATHER_BYTES:
-                    pieces.append(_Piece(tensor, move.at, move.n_bytes, move.spans))
+                    pieces.append(_Write(tensor, move.at, move.n_bytes, move.spans))
                     continue
                 at = move.at
                 for span in move.spans:
                     for start in range(0, span.n_bytes, _PIECE_BYTES):
                         size = min(_PIECE_BYTES, span.n_bytes - start)
-                        pieces.append(_Piece(tensor, at + start, size, (Span(span.path, span.offset + start, size),)))
+                        pieces.append(_Write(tensor, at + start, size, (Span(span.path, span.offset + start, size),)))
                     at += span.n_bytes
         return direct, staged
 
-    def _read_in_place(self, pieces: Sequence[_Piece], files: dict[Path, int]) -> None:
-        def read(part: Sequence[_Piece]) -> None:
+    def _read_in_place(self, pieces: Sequence[_Write], files: dict[Path, int]) -> None:
+        def read(part: Sequence[_Write]) -> None:
             for piece in part:
                 assert piece.tensor.data is not None
                 _read(piece.spans, files, _memory(piece.tensor.data + piece.at, piece.n_bytes))
 
         self._each(read, pieces)
 
-    def _each(self, work: Callable[[Sequence[_Piece]], None], pieces: Sequence[_Piece]) -> None:
+    def _each(self, work: Callable[[Sequence[_Write]], None], pieces: Sequence[_Write]) -> None:
         """Work on pieces on all threads, some neighbours at a time. Raises the first failure, when all have ended."""
         parts = [[piece for piece, _ in part] for part in _filled([(p, p.n_bytes) for p in pieces], _PIECE_BYTES)]
         done = [self._pool.submit(work, part) for part in parts]
@@ -253,7 +253,7 @@ class Swapper:
         for future in done:
             future.result()
 
-    def _send(self, pieces: Sequence[_Piece], files: dict[Path, int]) -> None:
+    def _send(self, pieces: Sequence[_Write], files: dict[Path, int]) -> None:
         """Through two halves of a buffer: one is filled by the threads while the other goes to the device."""
         if not pieces:
             return
@@ -273,8 +273,8 @@ class Swapper:
         finally:
             wait(reading)
 
-    def _fill(self, load: Sequence[tuple[_Piece, int]], half: NDArray[np.uint8], files: dict[Path, int]) -> Any:
-        def read(part: Sequence[tuple[_Piece, int]]) -> None:
+    def _fill(self, load: Sequence[tuple[_Write, int]], half: NDArray[np.uint8], files: dict[Path, int]) -> Any:
+        def read(part: Sequence[tuple[_Write, int]]) -> None:
             for piece, at in part:
                 _read(piece.spans, files, half.data[at : at + piece.n_bytes])
 
@@ -295,10 +295,10 @@ class Swapper:
         self._keep.append(lambda: ggml_function("ggml_backend_buffer_free", None, _pointer)(pinned))
         return np.frombuffer(_memory(base, _HALF_BYTES), np.uint8)
 
-    def _compare(self, pieces: Sequence[_Piece], files: dict[Path, int]) -> None:
+    def _compare(self, pieces: Sequence[_Write], files: dict[Path, int]) -> None:
         """Raises SwapError where what was moved is not there."""
 
-        def compare(part: Sequence[_Piece]) -> None:
+        def compare(part: Sequence[_Write]) -> None:
             for piece in part:
                 wanted, found = (np.empty(piece.n_bytes, np.uint8) for _ in range(2))
                 _read(piece.spans, files, wanted.data)
@@ -364,9 +364,9 @@ def _read_one(file: int, offset: int, target: memoryview, path: Path) -> None:
         offset += count
 
 
-def _filled(pieces: Sequence[tuple[_Piece, int]], capacity: int) -> Iterator[list[tuple[_Piece, int]]]:
+def _filled(pieces: Sequence[tuple[_Write, int]], capacity: int) -> Iterator[list[tuple[_Write, int]]]:
     """Pieces in groups of at most `capacity` bytes (one that is larger alone), each with its offset in the group."""
-    group: list[tuple[_Piece, int]] = []
+    group: list[tuple[_Write, int]] = []
     used = 0
     for piece, size in pieces:
         if group and used + size > capacity:

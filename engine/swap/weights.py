@@ -20,7 +20,7 @@ from ..llama.context import Context
 from ..llama.ggml import GgmlTensor, buffer_is_host, buffer_name, n_bytes, require_layout, tensor_get
 from ..llama.model import Model
 from ..spec import LoadSpec
-from .plan import Place, Specialist
+from .plan import Place, Weights
 
 # Buffers that take a part of a tensor as it is in the file. Source: the set_tensor functions of ggml's backends: the
 # CPU, CUDA (ROCm and MUSA are the same code), Vulkan and Metal's shared buffers copy bytes to an offset. OpenCL turns
@@ -74,7 +74,7 @@ def find_weights(model: Model, spec: LoadSpec) -> Loaded:
         token = max(model.vocab.bos, 0)
         for entries in ([(token, 0, 0, False), (token, 1, 0, True)], [(token, 2, 0, True)]):
             if result := context.decode(entries):
-                raise SharingError(f"A trial decode failed with {result}.", "Load the specialists apart.")
+                raise SharingError(f"A trial decode failed with {result}.", "Load the specialists unshared.")
     finally:
         context.close()
     if failures:
@@ -112,39 +112,39 @@ def _note(source: int, found: dict[str, dict[int, LoadedTensor]], copied: set[st
     )
 
 
-def require_match(loaded: Loaded, specialist: Specialist) -> None:
+def require_match(loaded: Loaded, weights: Weights) -> None:
     """Raises SharingError where what is loaded is not the specialist's tensors by type, shape and size, or lies in a
     buffer that takes no parts.
 
     A tensor that generation never reads (of blocks that predict further tokens, say) need not be found; a router or a
     matrix of experts in a layer that is read must be.
     """
-    read_layers = {place.layer for place in specialist.places if place.layer is not None and place.name in loaded}
-    for place in specialist.places:
+    read_layers = {place.layer for place in weights.places if place.layer is not None and place.name in loaded}
+    for place in weights.places:
         tensors = loaded.get(place.name, ())
-        kind, shape = specialist.shape.tensors[place.name]
+        kind, shape = weights.shape.tensors[place.name]
         if not tensors and place.layer in read_layers and place.name.endswith(".weight"):
-            raise SharingError(f"{place.name} was not found in the loaded model.", "Load the specialists apart.")
+            raise SharingError(f"{place.name} was not found in the loaded model.", "Load the specialists unshared.")
         for tensor in tensors:
             if not _WRITABLE.fullmatch(tensor.buffer):
                 raise SharingError(
                     f"{place.name} lies in a buffer of {tensor.buffer}, which takes no parts of a tensor.",
-                    "Load the specialists apart.",
+                    "Load the specialists unshared.",
                 )
             if (tensor.type, tensor.shape, tensor.n_bytes) != (kind, shape, place.total_bytes):
-                raise SharingError(f"{place.name} is loaded in another form than its file's.", "Load it apart.")
+                raise SharingError(f"{place.name} is loaded in another form than its file's.", "Load it unshared.")
     if not read_layers:
-        raise SharingError("No experts were found in the loaded model.", "Load the specialists apart.")
+        raise SharingError("No experts were found in the loaded model.", "Load the specialists unshared.")
 
 
-def require_same_bytes(loaded: Loaded, specialist: Specialist) -> None:
+def require_same_bytes(loaded: Loaded, weights: Weights) -> None:
     """Raises SharingError where the ends of a loaded tensor are not those in the specialist's file.
 
     Cheap, and tells whether names and layout mean what they are taken for.
     """
     files: dict[Any, int] = {}
     try:
-        for place in specialist.places:
+        for place in weights.places:
             if place.path not in files:
                 files[place.path] = os.open(place.path, os.O_RDONLY)
             for tensor in loaded.get(place.name, ()):
@@ -163,4 +163,4 @@ def _compare_ends(tensor: LoadedTensor, place: Place, file: int) -> None:
     for at, offset in ((0, starts), (tensor.n_bytes - size, ends)):
         tensor_get(tensor.address, buffer, at, size)
         if buffer.raw != os.pread(file, size, offset):
-            raise SharingError(f"{place.name} in memory is not what its file holds.", "Load the specialists apart.")
+            raise SharingError(f"{place.name} in memory is not what its file holds.", "Load the specialists unshared.")

@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType as Type
 from ..child import Report
 from ..errors import EngineError
 from ..generate.chat_template import ChatTemplate
-from ..gguf.header import Header, TensorInfo, read_split
+from ..gguf.header import Header, TensorInfo
+from ..gguf.reader import read_split
 from ..llama.context import Context
 from ..llama.devices import devices, system_info
 from ..llama.ggml import require_layout

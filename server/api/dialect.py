@@ -28,7 +28,7 @@ class Envelope(Protocol):
         ...
 
     def opening(self) -> Iterable[bytes]:
-        """Frames before the first text. The lease is there: the answer knows who gives it."""
+        """Frames before the first text. The lease is there: the answer knows its specialist."""
         ...
 
     def frames(self, step: Step) -> Iterable[bytes]:

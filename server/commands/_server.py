@@ -1,22 +1,26 @@
-"""A server of one's own, for commands that need one: started for a roster, and ended with the command."""
+"""A server for one command: a child process that serves a roster on a free port, and ends with the command."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
+import io
+import re
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-# However the command ends, its server ends with it.
-_SERVE: Final = (
-    "import sys; from coe.engine.process import die_with; die_with(int(sys.argv.pop(1))); "
-    "from coe.server.cli import main; main()"
-)
+from rich.console import Console
+
+from coe.engine import child
+from coe.engine.child import Report
+
+from ._logs import LogFormat, set_up
+from .serve import serve
+
+_PROCESS: Final = "coe.server.commands._server"
+_READY: Final = re.compile(r" is ready at (\S+)/v1")
 _STOP_S: Final = 180.0  # it ends what it is doing first
 
 
@@ -30,35 +34,49 @@ def own_server(roster: Path) -> Iterator[str]:
 
     Raises ServerStartError where it ends instead of getting ready.
     """
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(os.getpid()), "serve", "--port", "0", "--roster", str(roster)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        assert process.stdout is not None
+    running = contextlib.AsyncExitStack()
+    with asyncio.Runner() as runner:
         try:
-            address = _address(process)
-            if address is None:
-                log.seek(0)
-                raise ServerStartError(f"The server did not start:\n{log.read().strip()}")
-            yield address
+            yield runner.run(_start(roster, running))
         finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            runner.run(running.aclose())
 
 
-def _address(process: subprocess.Popen[str]) -> str | None:
-    """What the server announces; None when it has ended."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if " is ready at " in line:
-            return line.rsplit(" ", 1)[-1].strip().removesuffix("/v1")
-    process.wait()
-    return None
+async def _start(roster: Path, running: contextlib.AsyncExitStack) -> str:
+    """The server's address once it is ready; `running` ends it."""
+    server = await running.enter_async_context(child.started(_PROCESS, {"roster": str(roster)}, title="The server"))
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ended = asyncio.create_task(server.answer(address.set_result))
+    running.push_async_callback(_stop, server, ended)
+    await asyncio.wait([address, ended], return_when=asyncio.FIRST_COMPLETED)
+    if not address.done():
+        raise ServerStartError(f"The server did not start:\n{server.output.decode('utf-8', 'replace').strip()}")
+    return address.result()
+
+
+async def _stop(server: child.Child, ended: asyncio.Task[Any]) -> None:
+    await server.stop(signal.SIGINT, _STOP_S)
+    await asyncio.gather(ended, return_exceptions=True)
+
+
+# --- in the child ---------------------------------------------------------------------------------------------
+
+
+class _Announcement(io.TextIOBase):
+    """What the server prints for a person; the address in it is reported."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        if match := _READY.search(text):
+            self._report(match[1])
+        return len(text)
+
+
+def main(job: dict[str, str], report: Report) -> int:
+    """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`."""
+    set_up(0, LogFormat.TEXT)
+    out = Console(file=_Announcement(report))  # type: ignore[arg-type]  # rich asks for IO[str], and writes to it
+    return serve(Path(job["roster"]), host=None, port=0, out=out, err=Console(stderr=True))

@@ -1,4 +1,4 @@
-"""`coe bench`: what the specialists of a roster take on this machine, seen from a client's side.
+"""`coe bench`: time to first token and throughput of a roster's specialists, measured from a client's side.
 
 `run` asks a server and gives figures; `show` prints them. Only the server's public API is used, so that a server on
 another machine can be measured as well.
@@ -51,7 +51,7 @@ class BenchError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Timing:
     """What one streamed answer took, in seconds since it was asked for. read_tokens: of its prompt, uncached."""
 
     residency: str  # warm, swapped or loaded
@@ -117,7 +117,7 @@ class Server:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise BenchError(f"No college is served at {self.url} ({error}). Start one: coe serve") from error
 
-    def ask(self, specialist: str, prompt: str, max_tokens: int) -> Answer:
+    def ask(self, specialist: str, prompt: str, max_tokens: int) -> Timing:
         """One streamed answer. Raises BenchError with what the server says instead of one."""
         body = {
             "model": specialist,
@@ -151,7 +151,7 @@ class Server:
             raise BenchError(f"{specialist}: the server's answer broke off ({error!r}).") from error
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         read = usage.get("prompt_tokens", 0) - cached
-        return Answer(residency, first_s, last_s, read, usage.get("completion_tokens", 0))
+        return Timing(residency, first_s, last_s, read, usage.get("completion_tokens", 0))
 
 
 def _card(name: str, facts: Mapping[str, Any]) -> Card:
@@ -178,9 +178,9 @@ def run(
     n_tokens: int = 64,
     told: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Figures]:
-    """Measure each specialist: changes first, since they touch them all in turns, then speeds one after the other.
+    """Measure each specialist: changes first, which take the specialists in turns, then speeds one after the other.
 
-    cards: in this order they are asked, twice each, so that the first of two changes the resident wherever specialists
+    cards: asked in this order, twice each, so that the first of two changes the resident wherever specialists
     share one or the budget holds too few. rounds: how often. n_tokens: of each answer whose speed is measured.
     """
     prompts = _Prompts(time.time_ns())  # a server that runs on has the last run's in its caches

@@ -35,11 +35,10 @@ from ..runtime.availability import (
     page_cache_bytes,
     residents,
 )
-from ..runtime.builds.order import sizes_to_build
 from ..runtime.college import encoder_of, head_of, supervisor_of
-from ..runtime.mask_models import sizes_to_cut
 from ..runtime.resolve import Resolved, resolve
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
+from .check_sizes import sizes_to_come
 
 _MOST_SETS_SHOWN = 8
 
@@ -62,7 +61,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     labels = {*head.labels, *taught_by(examples_of(supervisor.candidates))}  # those that the supervisor will know
     doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
     if not dry_run:
-        to_build = asyncio.run(_not_there_yet(roster, dry_run=False))
+        to_build = asyncio.run(sizes_to_come(roster, dry_run=False))
         return print_report(roster, availability(locate(roster), None, None), None, out, to_build, doubts=doubts)
 
     async def facts(scratch: Path) -> tuple[Resolved, int, dict[str, ToBuild]]:
@@ -71,7 +70,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         resolved = await resolve(roster, budget, scratch=scratch)
         judged = resolved.availability
         there = [name for name in judged if isinstance(judged[name], Servable)]
-        to_build = await _not_there_yet(roster, dry_run=True)
+        to_build = await sizes_to_come(roster, dry_run=True)
         return resolved, budget, {name: plan for name, plan in to_build.items() if name not in there}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
@@ -87,11 +86,6 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         )
     sharing = [*pair_lines(groups), *(waits if groups else []), *unshared]
     return print_report(roster, resolved.availability, budget, out, to_build, sharing, doubts)
-
-
-async def _not_there_yet(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
-    """What specialists will come to that have yet to be built, or cut."""
-    return await sizes_to_build(roster, dry_run=dry_run) | await sizes_to_cut(roster, dry_run=dry_run)
 
 
 def print_errors(error: RosterError, out: Console) -> int:

@@ -33,7 +33,7 @@ def pair_lines(groups: Iterable[Group]) -> list[str]:
         lines += [
             f"warning: {one} and {other} are of one parent and were quantised apart: they share nothing. "
             "Quantise the parent, then cut."
-            for one, other in group.quantised_apart
+            for one, other in group.quantised_after_cut
         ]
     return lines
 

@@ -23,7 +23,7 @@ from coe.surgery.build.job import BuildState
 
 from ._server import ServerStartError, own_server
 
-# A question a domain, none of which the parent was trained on in these words; then one for nobody in particular.
+# A question a domain, none of which the parent was trained on in these words; then one of no domain.
 QUESTIONS: Final = (
     ("math", "What is 39 + 25?"),
     ("chemistry", "Which element has the atomic number 26?"),
@@ -134,7 +134,7 @@ def with_own_models(roster: Path, folder: Path) -> Path:
 
 
 def _ask(client: httpx.Client, domain: str, question: str) -> Reply:
-    """Ask whom the supervisor chooses. Raises TourError with what the server says instead of an answer."""
+    """Ask the supervisor's choice. Raises TourError with what the server says instead of an answer."""
     body = {"model": "auto", "messages": [{"role": "user", "content": question}]}
     began = time.perf_counter()
     response = client.post("/v1/chat/completions", json={**body, "max_tokens": 60})
@@ -211,10 +211,8 @@ def _build(client: httpx.Client, out: Console) -> Reply | None:
         reply = _ask(client, *TO_BUILD)
         out.print(_table([reply]))
         return reply
-    out.print(
-        f"\n{BUILT} does not exist yet. Whoever asks is answered by another, and the build begins:\n", markup=False
-    )
-    # Whoever stands in cannot know: its answer is shown without a verdict, and not counted.
+    out.print(f"\n{BUILT} does not exist yet. Another specialist answers, and the build begins:\n", markup=False)
+    # The specialist that stands in cannot know: its answer is shown without a verdict, and not counted.
     out.print(_table([replace(_ask(client, *TO_BUILD), right=None)]))
     out.print()
     began = time.perf_counter()
@@ -259,8 +257,8 @@ def _say_goodbye(client: httpx.Client, replies: list[Reply], out: Console) -> No
     residents = client.get("/v1/pool").raise_for_status().json()["residents"]
     out.print(
         f"\n{sum(judged_ones)} of {len(judged_ones)} right. {len(residents)} models are in memory now; each specialist "
-        "of the tiny parent is half of it. What it learned, and how: demo/curriculum.py, demo/train.py. To go on "
-        "asking: coe serve",
+        "of the tiny parent is half of it. What it learned, and how: demo/curriculum.py, demo/parent/train.py. To go "
+        "on asking: coe serve",
         markup=False,
         soft_wrap=True,
     )

@@ -1,12 +1,12 @@
 """`coe doctor`: what this machine offers, what is missing, and how to get it.
 
-`examine` looks, `judge` decides, `doctor` prints. llama.cpp is asked in a process of its own, since it may abort, and
-since a GPU that it has opened keeps some memory until the process ends. Run as `python -m
-coe.server.commands.doctor`, the module is that process.
+`examine` looks, `judge` decides, `doctor` prints. llama.cpp is asked in a child process, since it may abort, and since
+a GPU that it has opened keeps some memory until the process ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,10 +15,9 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +25,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 
+from coe.engine.errors import EngineError
+from coe.engine.pool.memory import Hardware, hardware
 from coe.engine.spec import Device
 from coe.engine.units import size_text
 from coe.router import encoder
@@ -314,16 +315,16 @@ def gpu_warning() -> str | None:
 def examine(models_dir: Path = Path("models")) -> Facts:
     """Look at this machine and this installation. What cannot be found out is left at its default."""
     requirements = _requirements()
-    seen = _ask_llama()
+    seen, llama_error = _ask_llama()
     total, available = _host_memory()
     weights, quantised = _packaged_file(*ENCODER), _packaged_file(*QUANTISED)
     return Facts(
         gpus=gpu_makers(),
         backends=built_backends(),
         built_from=_built_from(),
-        devices=tuple(Device(**device) for device in seen.get("devices", ())),
-        system_info=seen.get("system_info", ""),
-        llama_error=seen.get("error", ""),
+        devices=() if seen is None else seen.devices,
+        system_info="" if seen is None else seen.system_info,
+        llama_error=llama_error,
         versions={name: _version(name) for name in requirements},
         pins={name: version for name, version in requirements.items() if version},
         python=".".join(map(str, sys.version_info[:3])),
@@ -361,31 +362,12 @@ def doctor(console: Console, models_dir: Path = Path("models")) -> int:
     return 0 if report.healthy else 1
 
 
-def _ask_llama() -> dict[str, Any]:
-    """What llama.cpp says of itself in a process of its own, or {"error": why it does not}."""
-    command = [sys.executable, "-m", "coe.server.commands.doctor"]
+def _ask_llama() -> tuple[Hardware | None, str]:
+    """What llama.cpp says of itself; else why it does not start."""
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": str(error)}
-    lines = asked.stdout.splitlines()
-    if asked.returncode != 0 or not lines:
-        said = asked.stderr.strip().splitlines()
-        return {"error": said[-1] if said else f"it ended with status {asked.returncode}"}
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
-
-
-def _answer() -> dict[str, Any]:
-    """What the asked process says."""
-    import llama_cpp
-
-    from coe.engine.llama import devices as hardware
-    from coe.engine.llama.log import start
-
-    start()
-    info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |")
-    return {"devices": [asdict(device) for device in hardware.devices()], "system_info": info}
+        return asyncio.run(hardware()), ""
+    except (EngineError, OSError) as error:
+        return None, error.message if isinstance(error, EngineError) else str(error)
 
 
 def _requirements() -> dict[str, str]:
@@ -459,7 +441,3 @@ def _checkout() -> Path | None:
 
 def _in_container() -> bool:
     return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
-
-
-if __name__ == "__main__":
-    print(json.dumps(_answer()))

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.logs import REQUEST_ID
-from coe.engine.pool.pool import Lease
+from coe.engine.pool.leases import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
 from coe.engine.spec import ThinkingMode
 

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
+from coe.engine.pool.leases import Lease
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
-from coe.engine.pool.pool import Lease, Pool
+from coe.engine.pool.pool import Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate

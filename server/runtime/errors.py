@@ -97,6 +97,7 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
     (engine.SharingError, 503, "load_failed", "model"),
     (engine.LayoutError, 503, "load_failed", "model"),
     (engine.SwapError, 503, "worker_died", None),
+    (engine.ChildError, 503, "child_failed", None),
 )
 
 

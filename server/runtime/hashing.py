@@ -1,26 +1,25 @@
-"""Contents of files hashed while nobody is served, so that swaps need not move what two specialists have in common."""
+"""Background content hashing: files get fingerprints while no request is served, so that a swap need not move the bytes
+that two specialists have in common."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engine import child
+from coe.engine.errors import ChildError, EngineError
 from coe.engine.units import size_text
 
 _log = logging.getLogger(__name__)
 
-_COMMAND: Final = (sys.executable, "-m", "coe.engine.swap.hashing")
-_LOOK_S: Final = 0.1  # how often it is asked whether requests are being served
-_ATTEMPTS: Final = 2  # a process that died is started again once
+_PROCESS: Final = "coe.engine.swap.hashing"
+_LOOK_S: Final = 0.1  # between two looks whether requests are being served
+_ATTEMPTS: Final = 2  # a child that died is started again once
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ async def _pause() -> None:
 
 
 class Hashing:
-    """Owns the process that hashes files, one at a time. It stands still while requests are served."""
+    """Owns the child process that hashes files, one at a time. It stands still while requests are served."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Hashing:
             await self._task
 
     async def close(self) -> None:
-        """End, with the process; what is not hashed yet is hashed another time."""
+        """End, with the child; files that are not hashed yet are hashed another time."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -79,14 +78,7 @@ class Hashing:
     async def _run(self) -> None:
         for number, path in enumerate(self._files):
             self.progress = Hashed(path, n_done=number, failed=self.progress.failed)
-            why = ""
-            for _ in range(_ATTEMPTS):
-                answer = await self._hash(path)
-                if answer is not None:
-                    why = str(answer.get("error", ""))
-                    break
-                why = "The process that hashes it ended without an answer."
-            if why:
+            if why := await self._attempt(path):
                 _log.warning("%s could not be hashed, and swaps to and from it move everything: %s", path.name, why)
                 self.progress = Hashed(n_done=number, failed=(*self.progress.failed, (path, why)))
                 continue
@@ -94,53 +86,55 @@ class Hashing:
             if self._on_hashed is not None:
                 try:
                     await self._on_hashed(path)
-                except Exception:  # whoever is told may fail; the other files are hashed all the same
+                except Exception:  # the other files are hashed all the same
                     _log.exception("what follows on the hashing of %s failed", path.name)
         self.progress = Hashed(n_done=len(self._files), failed=self.progress.failed)
 
-    async def _hash(self, path: Path) -> dict[str, Any] | None:
-        """The last line of a process of its own, None when it died before."""
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            str(os.getpid()),
-            str(path),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the server's to answer
-        )
+    async def _attempt(self, path: Path) -> str:
+        """Hash a file, again where the child died; gives why it failed, "" where it did not."""
+        why = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                await self._hash(path)
+            except ChildError as error:
+                why = f"The process that hashes it {error.how} without an answer."
+            except EngineError as error:
+                return error.message
+            else:
+                return ""
+        return why
+
+    async def _hash(self, path: Path) -> None:
         watch: asyncio.Task[None] | None = None
-        try:
-            assert process.stdout is not None
-            async for text in process.stdout:
-                line: dict[str, Any] = json.loads(text)
-                if "total" not in line:
-                    return line
-                self._note(path, int(line["done"]), int(line["total"]))
-                # Not before it has spoken: from then on it ends with this process, even while it stands still.
+        job = {"file": str(path)}
+        async with child.started(_PROCESS, job, title=f"The process that hashes {path.name}") as process:
+
+            def note(progress: dict[str, Any]) -> None:
+                nonlocal watch
+                self._note(path, int(progress["done"]), int(progress["total"]))
+                # Not before its first report: from then on it ends with this process, even while it stands still.
                 watch = watch or asyncio.create_task(self._give_way(process))
-            return None
-        finally:
-            if watch is not None:
-                watch.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()  # it has said all, or is not wanted any more; one that stands still is killed too
-            await process.wait()
+
+            try:
+                # Without a limit: it stands still while requests are served, and is served last by the disk.
+                await process.answer(note)
+            finally:
+                if watch is not None:
+                    watch.cancel()
 
     def _note(self, path: Path, done: int, total: int) -> None:
         now = self.progress
         self.progress = Hashed(path, done, total, now.n_done, now.failed)
         if done == 0:
-            _log.info("hashing %s (%s) while nobody is served", path.name, size_text(total))
+            _log.info("hashing %s (%s) while no request is served", path.name, size_text(total))
         else:
             _log.info("hashing %s: %d %%", path.name, 100 * done // max(total, 1))
 
-    async def _give_way(self, process: asyncio.subprocess.Process) -> None:
-        """Have the process stand still whenever requests are served."""
+    async def _give_way(self, process: child.Child) -> None:
+        """Have the child stand still whenever requests are served."""
         stands = False
-        while process.returncode is None:
+        while True:
             if self._busy() != stands:
                 stands = not stands
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGSTOP if stands else signal.SIGCONT)
+                process.send_signal(signal.SIGSTOP if stands else signal.SIGCONT)
             await self._pause()

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engine import child
 from coe.engine.errors import EngineError
-from coe.engine.pool.memory import predict
 from coe.engine.spec import Kept, kept_from_json
 from coe.surgery.errors import SurgeryError
+from coe.surgery.formats import names_parent
 
 from ..roster.load import Roster
 from ..roster.model_files import cut_path
 from ..roster.models import Specialist
-from .availability import ToBuild
 
 _log = logging.getLogger(__name__)
 
-_COMMAND: Final = (sys.executable, "-m", "coe.surgery.cut.cut_masks")
+_PROCESS: Final = "coe.surgery.cut.cut_masks"
+_SILENT_S: Final = 1800.0  # a report comes with every few MB; what was written is then brought to the disk, without one
 
 Lack = tuple[str, str]  # what is wrong, and what to do about it
 
@@ -59,8 +58,6 @@ def _to_cut(roster: Roster, names: Collection[str] | None) -> list[Specialist]:
 
 
 def _names_parent(specialist: Specialist) -> bool:
-    from coe.surgery.formats import names_parent
-
     assert specialist.mask is not None
     try:
         return names_parent(Path(specialist.mask))
@@ -77,9 +74,9 @@ async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str,
     if not wanted:
         return {}
     skeletons = folder or roster.models_path / "cut"
-    told = await _ask(roster, wanted, {"masks": [s.mask for s in wanted], "skeletons": str(skeletons)}, "masks")
+    answers = await _ask(roster, wanted, {"masks": [s.mask for s in wanted], "skeletons": str(skeletons)})
     found: dict[str, MaskSource | Lack] = {}
-    for specialist, answer in zip(wanted, told, strict=True):
+    for specialist, answer in zip(wanted, answers, strict=True):
         if isinstance(answer, Mapping):
             parent = _required_parent(roster)
             found[specialist.name] = MaskSource(Path(answer["skeleton"]), parent, kept_from_json(answer["kept"]))
@@ -91,84 +88,34 @@ async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str,
 async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> dict[str, Lack]:
     """Cut what is not cut yet, all or those of these names; gives, by name, what could not be.
 
-    It happens in a process of its own, which is not started when there is nothing to do. The process also looks at the
-    files of masks that name no parent: they are cut again when they are of another parent than the roster's.
+    A child process does it, which is not started when there is nothing to do. It also looks at the files of masks that
+    name no parent: they are cut again when they are of another parent than the roster's.
     """
     wanted = await asyncio.to_thread(_to_cut, roster, names)
     if not wanted:
         return {}
     cuts = [{"mask": s.mask, "out": str(cut_path(roster.models_path, s.name, Path(s.mask)))} for s in wanted if s.mask]
     _log.info("preparing the cut files of %s", ", ".join(s.name for s in wanted))
-    told = await _ask(roster, wanted, {"cuts": cuts}, "cuts")
-    return {s.name: (lack[0], lack[1]) for s, lack in zip(wanted, told, strict=True) if lack}
+    lacks = await _ask(roster, wanted, {"cuts": cuts})
+    return {s.name: (lack[0], lack[1]) for s, lack in zip(wanted, lacks, strict=True) if lack}
 
 
-async def _ask(roster: Roster, wanted: Sequence[Specialist], job: Mapping[str, Any], what: str) -> list[Any]:
-    """What the process says that does the work: of each specialist its answer, or what it lacks."""
+async def _ask(roster: Roster, wanted: Sequence[Specialist], job: Mapping[str, Any]) -> list[Any]:
+    """The child's answer for each specialist that is wanted, or what it lacks."""
     assert roster.parent is not None, "a roster with masks and without a parent does not load"
     location = roster.parent.location(roster.models_path)
     if location.path is None:
         return [(f"Its parent is not there. {location.reason}", location.remedy)] * len(wanted)
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    title = "The process that reads its parent and cuts it"
     try:
-        asked = json.dumps({"parent": str(location.path), **job})
-        out, errors = await process.communicate(asked.encode())
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        last = (errors.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-        return [(f"Reading its parent or cutting it ended with an error: {last}", "Run coe doctor.")] * len(wanted)
-    told: list[Any] = json.loads(out)[what]
-    return told
+        asked = {"parent": str(location.path), **job}
+        answer: list[Any] = await child.run(_PROCESS, asked, title=title, silent_s=_SILENT_S)
+    except EngineError as error:
+        return [(error.message, error.remedy)] * len(wanted)
+    return answer
 
 
 def _required_parent(roster: Roster) -> Path:
     path = roster.parent.locate(roster.models_path) if roster.parent is not None else None
     assert path is not None, "there was an answer about this parent"
     return path
-
-
-async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str] = ()) -> dict[str, ToBuild]:
-    """About what the specialists come to that are masks and have no file, from their parent's header.
-
-    shared:  those that are filled from their parent: on the disk they take their mask and nothing else.
-    dry_run: ask llama.cpp what the parent would take. Not for the server: headers are read in this process.
-    """
-    from coe.surgery.build.preflight import specialist_bytes
-    from coe.surgery.formats import experts_kept
-    from coe.surgery.parent import Parent
-
-    sizes = {}
-    to_cut = uncut(roster)
-    for specialist in masked(roster):
-        filled = specialist.name in shared
-        if not filled and specialist not in to_cut:
-            continue
-        assert roster.parent is not None
-        assert specialist.mask is not None
-        how = "filled from the parent" if filled else "cut"
-        location = roster.parent.location(roster.models_path)
-        if location.path is None:
-            sizes[specialist.name] = ToBuild(lacks=f"{location.reason} {location.remedy}".strip(), how=how)
-            continue
-        try:
-            parent = Parent.open(location.path)
-            size = specialist_bytes(parent, experts_kept(Path(specialist.mask), parent))
-            gone = sum(path.stat().st_size for path in parent.paths) - size
-            whole = (await predict(specialist.load_spec(location.path))).footprint.total_bytes if dry_run else None
-            total = None if whole is None else max(whole - gone, 0)
-            sizes[specialist.name] = ToBuild(_mask_bytes(specialist.mask) if filled else size, total, how=how)
-        except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error), how=how)
-    return sizes
-
-
-def _mask_bytes(mask: str) -> int:
-    return Path(mask).stat().st_size

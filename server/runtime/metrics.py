@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from coe.engine.pool.types import PoolStatus
+from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Finished
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class Metrics:
-    """This server's registry. Observing is cheap; the pool is asked when somebody scrapes."""
+    """This server's registry. Observing is cheap; the pool is asked at each scrape."""
 
     def __init__(
         self, pool_status: Callable[[], PoolStatus], builds: Callable[[], Sequence[Mapping[str, Any]]] = list

@@ -111,7 +111,7 @@ async def resolve(
     predictions = Predictions()
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
-    why_unshared = dict(found.alone)
+    why_unshared = dict(found.unshared)
     for group in found.groups:
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change

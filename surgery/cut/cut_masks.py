@@ -1,24 +1,25 @@
-"""Specialists of one parent made of their masks, in a process of its own: `python -m coe.surgery.cut.cut_masks`.
+"""Specialists of one parent made of their masks, in a child process of engine.child; ggml may abort on the parent.
 
-Reads from its standard input what is wanted of which parent:
+The job is one of two, and the answer a list in its order:
 
-    {"parent": FILE, "cuts": [{"mask": FILE, "out": FILE}, ...], "masks": [FILE, ...], "skeletons": FOLDER}
+    {"parent": FILE, "cuts": [{"mask": FILE, "out": FILE}, ...]}
+        null for a file that was written, or was there and is of this parent
+    {"parent": FILE, "masks": [FILE, ...], "skeletons": FOLDER}
+        what a resident is filled by, {"skeleton": FILE, "kept": [[layer, [expert, ...]], ...]}; one skeleton for all
+        masks that keep as many experts
 
-and writes JSON to its standard output, in the same order. A mask may be in any format that `coe.surgery.formats` reads.
-"cuts": null for a file that was written, or was there and is of this parent. "masks": what a
-resident is filled by, {"skeleton": FILE, "kept": [[layer, [expert, ...]], ...]}; one skeleton for all masks that keep
-as many experts. Else, in either, [what was wrong, what to do about it].
+Either has [what was wrong, what to do about it] for a specialist that cannot be had. A mask may be in any format that
+`coe.surgery.formats` reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engine.child import Report
 from coe.engine.errors import EngineError
 from coe.engine.gguf.records import read_records, text
 from coe.engine.swap.fingerprints import SKELETON
@@ -26,14 +27,14 @@ from coe.engine.swap.fingerprints import SKELETON
 from ..errors import SurgeryError
 from ..formats import read_mask
 from ..parent import Identity, Parent
-from .cut import KEY, cut, kept_experts, write_skeleton
+from .cut import KEY, Progress, cut, identify, kept_experts, write_skeleton
 
 _SKELETONS: Final = "skeleton-????????????.gguf"
 
 Lack = tuple[str, str]
 
 
-def cut_one(parent: Parent, mask: Path, out: Path) -> Lack | None:
+def cut_one(parent: Parent, mask: Path, out: Path, progress: Progress) -> Lack | None:
     """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy.
 
     A file that is there stays when it was cut from this parent: a mask of another tool names none, so that the mask's
@@ -41,10 +42,10 @@ def cut_one(parent: Parent, mask: Path, out: Path) -> Lack | None:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        identity = parent.identity()
+        identity = identify(parent, progress)
         if _cut_from(out) == identity.sha256:
             return None
-        cut(parent, read_mask(mask, identity), out)
+        cut(parent, read_mask(mask, identity), out, progress=progress)
         stem = out.stem.rpartition("-")[0]
         for old in out.parent.glob(f"{stem}-????????????.gguf"):
             if old != out:
@@ -73,15 +74,17 @@ def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int)
     return folder / f"skeleton-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.gguf"
 
 
-def prepare_masks(parent: Parent, masks: Sequence[Path], folder: Path) -> list[dict[str, Any] | Lack]:
+def prepare_masks(
+    parent: Parent, masks: Sequence[Path], folder: Path, progress: Progress
+) -> list[dict[str, Any] | Lack]:
     """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return [_unwritable(folder, error)] * len(masks)
-    identity = parent.identity()
+    identity = identify(parent, progress)
     _remove_orphans(folder, parent, identity)
-    told: list[dict[str, Any] | Lack] = []
+    answers: list[dict[str, Any] | Lack] = []
     written: dict[int, Path] = {}
     for path in masks:
         try:
@@ -91,12 +94,12 @@ def prepare_masks(parent: Parent, masks: Sequence[Path], folder: Path) -> list[d
                 skeleton = skeleton_path(folder, parent, identity, mask.n_keep)
                 write_skeleton(parent, mask.n_keep, skeleton)
                 written[mask.n_keep] = skeleton
-            told.append({"skeleton": str(written[mask.n_keep]), "kept": sorted(kept.items())})
+            answers.append({"skeleton": str(written[mask.n_keep]), "kept": sorted(kept.items())})
         except (SurgeryError, EngineError) as error:
-            told.append((error.message, error.remedy))
+            answers.append((error.message, error.remedy))
         except OSError as error:
-            told.append(_unwritable(folder, error))
-    return told
+            answers.append(_unwritable(folder, error))
+    return answers
 
 
 def _remove_orphans(folder: Path, parent: Parent, identity: Identity) -> None:
@@ -116,19 +119,13 @@ def _unwritable(path: Path, error: OSError) -> Lack:
     return f"{path} cannot be written: {error.strerror or error}.", "Set models_dir to a folder that can be."
 
 
-def main() -> None:
-    """Entry point of the process."""
-    asked = json.load(sys.stdin)
-    cuts, masks = asked.get("cuts", []), asked.get("masks", [])
-    try:
-        parent = Parent.open(Path(asked["parent"]))
-        told: dict[str, Any] = {"cuts": [cut_one(parent, Path(one["mask"]), Path(one["out"])) for one in cuts]}
-        told["masks"] = prepare_masks(parent, list(map(Path, masks)), Path(asked["skeletons"])) if masks else []
-    except (SurgeryError, EngineError) as error:
-        lack = (error.message, error.remedy)
-        told = {"cuts": [lack] * len(cuts), "masks": [lack] * len(masks)}
-    json.dump(told, sys.stdout)
+def main(job: dict[str, Any], report: Report) -> list[Any]:
+    """What the child answers; every report is a step of `cut`, a sign of life."""
 
+    def progress(*step: Any) -> None:
+        report(step)
 
-if __name__ == "__main__":
-    main()
+    parent = Parent.open(Path(job["parent"]))
+    if "cuts" in job:
+        return [cut_one(parent, Path(one["mask"]), Path(one["out"]), progress) for one in job["cuts"]]
+    return prepare_masks(parent, list(map(Path, job["masks"])), Path(job["skeletons"]), progress)

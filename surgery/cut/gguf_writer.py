@@ -102,7 +102,7 @@ def padded(size: int, alignment: int) -> int:
 
 
 def read_raw_header(path: Path) -> RawHeader:
-    """Read a header's records. The file has been read by `engine.gguf_header` before, which finds what is damaged.
+    """Read a header's records. The file has been read by `engine.gguf.reader` before, which finds what is damaged.
 
     Raises ModelFileError for a version this does not know.
     """

@@ -1,16 +1,12 @@
-"""llama.cpp's own quantiser, in a process of its own: it may abort, and it takes a tensor's memory.
-
-Started as `python -m coe.surgery.cut.quantize SOURCE OUT FILE_TYPE PARENT_PID`; it prints "done all", a line a tensor.
-"""
+"""llama.cpp's own quantiser, in a child process of engine.child: it may abort, and it takes a tensor's memory."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +14,14 @@ from typing import Any, Final
 import llama_cpp.llama_cpp as lib
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from coe.engine.process import die_with
+from coe.engine import child
+from coe.engine.child import Report
+from coe.engine.errors import ChildError
 
 from ..errors import CutError
 
+_PROCESS: Final = "coe.surgery.cut.quantize"
+_SILENT_S: Final = 3600.0  # between two tensors: the largest take minutes where a type of few bits is searched for
 _PREFIX: Final = re.compile("LLAMA_FTYPE_(?:MOSTLY|ALL)_")
 
 # llama.h, enum llama_ftype: the names that llama-quantize takes.
@@ -55,44 +55,30 @@ def quantize_file(
 
     Raises CutError with llama.cpp's own reason.
     """
-    number = require_file_type(file_type)
-    command = [sys.executable, "-m", "coe.surgery.cut.quantize", str(source), str(out), str(number), str(os.getpid())]
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # which would bury the reason of a failed assertion
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=errors, env=environment, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                done, total = map(int, line.split())
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            process.kill()
-            raise
-        if process.wait() != 0:
-            errors.seek(0)
-            lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            raise CutError(
-                f"llama.cpp could not quantise to {file_type}: {lines[-1] if lines else f'exit {process.returncode}'}",
-                "Choose another type, or cut without quantising.",
-            )
+    job = {"source": str(source), "out": str(out), "file_type": require_file_type(file_type)}
+    quantizing = child.run(
+        _PROCESS,
+        job,
+        title=f"The process that quantises to {file_type}",
+        on_progress=lambda step: progress(*step) if progress is not None else None,
+        silent_s=_SILENT_S,
+    )
+    try:
+        asyncio.run(quantizing)
+    except ChildError as error:
+        why = error.words or error.how
+        raise CutError(
+            f"llama.cpp could not quantise to {file_type}: {why}", "Choose another type, or cut without quantising."
+        ) from None
 
 
-def main() -> None:
-    """Entry point of the process."""
-    source, out, number, parent = sys.argv[1:]
-    die_with(int(parent))
-    # llama.cpp writes to stdout as it likes: keep the real one for the progress.
-    reports = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+def main(job: dict[str, Any], report: Report) -> None:
+    """What the child does; it reports [tensors done, of how many]. Its last words are llama.cpp's reason."""
 
     def log(level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace")
         if match := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
-            reports.write(f"{match[1]} {match[2]}\n")
+            report([int(match[1]), int(match[2])])
         elif level >= 4:  # an error
             sys.stderr.write(line)
 
@@ -100,10 +86,7 @@ def main() -> None:
     lib.llama_log_set(callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = int(number)
+    params.ftype = job["file_type"]
     params.allow_requantize = True
-    sys.exit(lib.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)))
-
-
-if __name__ == "__main__":
-    main()
+    if code := lib.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["out"]), ctypes.byref(params)):
+        sys.exit(code)

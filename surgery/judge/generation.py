@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from coe.engine.errors import EngineError, WorkerDiedError
 from coe.engine.files import cache_folder
-from coe.engine.gguf.header import read_split
+from coe.engine.gguf.reader import read_split
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Delta, Finish, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Sampling, Thinking

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from coe.engine.errors import EngineError
-from coe.engine.gguf.header import Header, read_split
+from coe.engine.gguf.header import Header
+from coe.engine.gguf.reader import read_split
 from coe.engine.pool import memory
 from coe.engine.spec import Footprint, LoadSpec
 

@@ -6,17 +6,14 @@ and with it all that comes after: later layers of that position and of the posit
 documents are compared, and of each what no changed choice can have reached: there the router's scores and the logits
 must agree within rounding. A changed choice whose scores agree so far is a near-tie, and its margin is given.
 
-Started as `python -m coe.surgery.verify.agreement` with a job on stdin, since llama.cpp may abort; the answer is on
-stdout.
+llama.cpp may abort, so a command asks a child process of engine.child: `agree_apart`.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,17 +24,21 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from coe.engine.errors import EngineError
+from coe.engine import child
+from coe.engine.child import Report
+from coe.engine.errors import ChildDiedError, ChildError, EngineError
 from coe.engine.gguf.header import Header
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
-from coe.engine.process import die_with, worker_environment
+from coe.engine.process import worker_environment
 from coe.engine.spec import LoadSpec
 
-from ..errors import SurgeryError, VerificationError
+from ..errors import VerificationError
 from ..parent import Parent
 from ..profile.tap import Observation, TappedContext
 
+_PROCESS: Final = "coe.surgery.verify.agreement"
+_SILENT_S: Final = 3600.0  # between two documents; before the first of each model, its file is read
 DOCUMENT_TOKENS: Final = 16  # short: a flip ends what a document can show, and the next one starts afresh
 GENERATED_TOKENS: Final = 16
 _OUR_TOKENS: Final = 256
@@ -266,7 +267,7 @@ def agree(
     tokens: cut into documents of 16; those of a text of ours when not given.
     load:   how both are loaded (its path is not looked at); on the CPU when not given.
 
-    To be used in a process of its own (`agree_apart`). Raises EngineError and SurgeryError.
+    To be used in a child process (`agree_apart`). Raises EngineError and SurgeryError.
     """
     spec = replace(load or LoadSpec(specialist, gpu_layers=0), parallel=1)
     # Keys and values stored in 16 bits would round once more.
@@ -385,7 +386,7 @@ def _generated(model: Model, spec: LoadSpec, prompt: Sequence[int]) -> str:
     return b"".join(pieces).decode("utf-8", "replace")
 
 
-# --- in a process of its own ----------------------------------------------------------------------------------------
+# --- in a child process ---------------------------------------------------------------------------------------------
 
 
 def agree_apart(
@@ -397,7 +398,7 @@ def agree_apart(
     load: LoadSpec | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Agreement:
-    """`agree` in another process. Raises VerificationError when that process fails, with the reason it gave."""
+    """`agree` in a child process. Raises VerificationError where that fails, with the reason."""
     job = {
         "parent": None if parent is None else str(parent),
         "specialist": str(specialist),
@@ -405,43 +406,26 @@ def agree_apart(
         "tokens": None if tokens is None else list(tokens),
         "load": None if load is None else asdict(load) | {"path": str(load.path)},
     }
-    command = [sys.executable, "-m", "coe.surgery.verify.agreement", str(os.getpid())]
-    pipe = subprocess.PIPE
-    # After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
-    environment = worker_environment(os.environ) | {"GGML_NO_BACKTRACE": "1"}
-    answer: dict[str, Any] | None = None
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as process,
-    ):
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with process.stdin as stdin:
-                json.dump(job, stdin)
-            for line in process.stdout:
-                said = json.loads(line)
-                if "step" not in said:
-                    answer = said
-                elif progress is not None:
-                    progress(*said["step"])
-        except BrokenPipeError:  # it went before it had read its job
-            pass
-        except BaseException:
-            process.kill()
-            raise
-        code = process.wait()
-        errors.seek(0)
-        lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    if answer is None:
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
-        last = f": {lines[-1]}" if lines else ""
+    running = child.run(
+        _PROCESS,
+        job,
+        title="The process that runs the two models",
+        on_progress=lambda step: progress(*step) if progress is not None else None,
+        silent_s=_SILENT_S,
+        environment=worker_environment(os.environ),
+    )
+    try:
+        return _from_json(asyncio.run(running))
+    except ChildError as error:
+        how = error.how
+        if isinstance(error, ChildDiedError):
+            how = f"ended by {signal.Signals(-error.code).name}" if error.code < 0 else f"ended with {error.code}"
+        words = f": {error.words}" if error.words else ""
         raise VerificationError(
-            f"The process that runs the two models ended {how}{last}.", "Look at the file with coe inspect."
-        )
-    if "error" in answer:
-        raise VerificationError(answer["error"], answer["remedy"])
-    return _from_json(answer)
+            f"The process that runs the two models {how}{words}.", "Look at the file with coe inspect."
+        ) from None
+    except EngineError as error:
+        raise VerificationError(error.message, error.remedy) from None
 
 
 def _from_json(answer: dict[str, Any]) -> Agreement:
@@ -458,29 +442,15 @@ def _from_json(answer: dict[str, Any]) -> Agreement:
     return Agreement(**answer | {"flips": flips, "problems": tuple(answer["problems"])})
 
 
-def main() -> None:
-    """Entry point of the process."""
-    die_with(int(sys.argv[1]))
-    # llama.cpp writes to stdout as it likes: keep the real one for the answer.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    job = json.load(sys.stdin)
-    try:
-        answer: dict[str, Any] = asdict(
-            agree(
-                job["parent"] and Path(job["parent"]),
-                Path(job["specialist"]),
-                {int(layer): experts for layer, experts in job["order"].items()},
-                tokens=job["tokens"],
-                load=job["load"] and LoadSpec(**job["load"] | {"path": Path(job["load"]["path"])}),
-                progress=lambda done, total: print(json.dumps({"step": [done, total]}), file=answers),
-            )
+def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """What the child answers: an `Agreement`. It reports [documents done, of how many]."""
+    return asdict(
+        agree(
+            job["parent"] and Path(job["parent"]),
+            Path(job["specialist"]),
+            {int(layer): experts for layer, experts in job["order"].items()},
+            tokens=job["tokens"],
+            load=job["load"] and LoadSpec(**job["load"] | {"path": Path(job["load"]["path"])}),
+            progress=lambda done, total: report([done, total]),
         )
-    except (EngineError, SurgeryError) as error:
-        answer = {"error": error.message, "remedy": error.remedy}
-    print(json.dumps(answer), file=answers)
-    answers.close()
-
-
-if __name__ == "__main__":
-    main()
+    )

@@ -19,7 +19,8 @@ from gguf import GGMLQuantizationType as Type
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
-from coe.engine.gguf.header import Header, TensorInfo, read_header
+from coe.engine.gguf.header import Header, TensorInfo
+from coe.engine.gguf.reader import read_header
 from coe.engine.spec import LoadSpec
 
 from ..architectures import block_tensor, is_per_expert

@@ -9,9 +9,10 @@ import httpx
 import pytest
 from rich.console import Console
 
-from coe.demo import masks
+from coe.demo import make_masks
 from coe.demo.asking import ask, ask_cut
 from coe.demo.curriculum import DOMAINS, questions
+from coe.demo.shipped import PARENT
 from coe.server.commands import demo as demo_tour
 from coe.server.commands.demo import QUESTIONS, TO_BUILD, judged, tour, with_own_models
 from coe.server.roster.builtin import demo_roster
@@ -112,9 +113,9 @@ def test_what_law_is_built_from_is_what_the_curriculum_teaches() -> None:
 
 @pytest.mark.model
 def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
-    made = masks.make_masks(masks.SHIPPED)
+    made = make_masks.make_masks(PARENT)
     assert set(made) == set(DOMAINS)
-    paths = masks.write(made, tmp_path)
+    paths = make_masks.write(made, tmp_path)
     shipped = demo_roster().parent
     for path in paths:
         assert path.read_text() == (shipped / path.relative_to(tmp_path)).read_text(), path.name
@@ -122,7 +123,7 @@ def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_a_specialist_of_the_demo_knows_its_domain_and_not_a_far_one() -> None:
-    parent = Parent.open(masks.SHIPPED)
+    parent = Parent.open(PARENT)
     mask = Mask.load(demo_roster().parent / "masks" / "chemistry.json")
     chemistry, math = ([q for q in questions(d) if q.held_out][::7][:30] for d in ("chemistry", "math"))
     at_home, away = ask_cut(parent, mask, chemistry), ask_cut(parent, mask, math)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 
 import pytest
+
+from fakes.server_process import children_of, ended
 
 PREAMBLE = """
 import json, os, signal, sys
@@ -31,15 +33,42 @@ def see_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
-@contextmanager
-def parent_process(
-    beginning: str, program: str, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that runs a program, for tests that kill it; its children are what they watch."""
-    code = textwrap.dedent(beginning) + textwrap.dedent(program)
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **(env or {})})
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+class KilledParent:
+    """A process that has a child of ours read or write a FIFO, and is killed while the child waits for more."""
+
+    def __init__(self, fifo: Path, beginning: str, program: str, *, written: bool = False) -> None:
+        """program: what the parent runs after `beginning`; its child opens the FIFO. written: for writing."""
+        os.mkfifo(fifo)
+        self._fifo = fifo
+        self._mode, self._other_end = ("rb", os.O_RDWR) if written else ("wb", os.O_RDONLY)
+        self._other_ends: list[int] = []
+        code = textwrap.dedent(beginning) + textwrap.dedent(program)
+        self._errors = fifo.with_name("parent.log").open("w+b")
+        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors)
+
+    def child_outlives(self) -> bool:
+        """Kill the parent once its child has opened the FIFO; whether the child lives on, which it could for ever."""
+        threading.Thread(target=self._give_up, daemon=True).start()
+        with self._fifo.open(self._mode):  # opens when the child has opened it, or when the parent has ended
+            if self._other_ends:
+                self._errors.seek(0)
+                raise AssertionError(f"the parent ended by itself: {self._errors.read().decode()}")
+            (child,) = children_of(self._process.pid)
+            watched = os.pidfd_open(child)
+            try:
+                self._process.kill()
+                return not ended(watched)
+            finally:
+                os.close(watched)
+
+    def _give_up(self) -> None:
+        if self._process.wait() != -signal.SIGKILL:
+            self._other_ends.append(os.open(self._fifo, self._other_end | os.O_NONBLOCK))
+
+    def close(self) -> None:
+        """End what is left of it."""
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+        for one in self._other_ends:
+            os.close(one)

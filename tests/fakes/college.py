@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from coe.engine.errors import EngineError
-from coe.engine.pool.types import PoolStatus
+from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.server.api.app import DIALECTS, make_app
 from coe.server.api.dialect import Dialect

@@ -1,4 +1,4 @@
-"""What a pool lives in: loads that end when the test says so, residents that do nothing, a clock a test turns."""
+"""A pool's surroundings: loads that end when the test lets them, residents that do nothing, a clock a test turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from coe.engine.pool.admission import State
-from coe.engine.pool.pool import Lease, Pool
+from coe.engine.pool.leases import Lease
+from coe.engine.pool.pool import Pool
 from coe.engine.request import Event, GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking
 
@@ -40,7 +41,7 @@ class FakeResident:
 
 
 class FakeLoader:
-    """Starts residents as soon as their gate is open; notes what was started, stopped and cancelled."""
+    """Starts residents as soon as their gate is open; records what was started, stopped and cancelled."""
 
     def __init__(self) -> None:
         self.loads: list[str] = []

@@ -1,4 +1,4 @@
-"""A resident that says what a test has written down for it, and dies where the test wants it to."""
+"""A resident that answers by a test's script, and dies where the test wants it to."""
 
 from __future__ import annotations
 

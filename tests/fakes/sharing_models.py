@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.demo.chat import prompt
 from coe.demo.curriculum import questions
+from coe.demo.parent.chat import prompt
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.request import GenerateRequest

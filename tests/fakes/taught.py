@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from coe.demo import curriculum
+from coe.demo import shipped
 from coe.demo.asking import drawn_evenly
-from coe.demo.curriculum import Question, questions
+from coe.demo.curriculum import CurriculumQuestion, questions
 from coe.engine.spec import LoadSpec
 from coe.surgery.mask import Mask
 from coe.surgery.profile.corpus import Document
 from coe.surgery.study.compare import compare
 
-PARENT: Final = Path(curriculum.__file__).with_name("college-parent.gguf")
+PARENT: Final = shipped.PARENT
 HALF: Final = 32  # of its experts a layer
 WITH_MASKS: Final = ("math", "chemistry", "physics", "python", "general")
 ANSWER_TOKENS: Final = 48  # for any answer that is not thought about, and the line that `coe eval` asks for
@@ -29,23 +29,23 @@ READING: Final = LoadSpec(PARENT, context_tokens=1024, gpu_layers=0, threads=1)
 ANSWERING: Final = LoadSpec(PARENT, context_tokens=256, cache_tokens=2048, parallel=8, gpu_layers=0, threads=1)
 
 
-def corpus(domain: str, count: int, seed: int = 0) -> list[Question]:
+def corpus(domain: str, count: int, seed: int = 0) -> list[CurriculumQuestion]:
     """Questions that the parent was trained on."""
     return drawn_evenly([q for q in questions(domain) if not q.held_out], count, random.Random(seed))
 
 
-def exam(domain: str, count: int, seed: int = 0) -> list[Question]:
+def exam(domain: str, count: int, seed: int = 0) -> list[CurriculumQuestion]:
     """Questions that it was not trained on, with answers short enough for `coe eval` to compare."""
     short = [q for q in questions(domain) if q.held_out and len(q.key.split()) <= 3]
     return drawn_evenly(short, count, random.Random(seed))
 
 
-def conversation(question: Question, category: str | None = None) -> Document:
+def conversation(question: CurriculumQuestion, category: str | None = None) -> Document:
     """A question and its answer, as the parent was taught them; of its domain's class unless told."""
     return Document(category or question.domain, messages=(("user", question.text), ("assistant", question.answer)))
 
 
-def write_corpus(path: Path, asked: Sequence[Question]) -> Path:
+def write_corpus(path: Path, asked: Sequence[CurriculumQuestion]) -> Path:
     """Conversations as JSON lines; nothing in them is taken for a question to judge by."""
     lines = []
     for question in asked:
@@ -55,7 +55,7 @@ def write_corpus(path: Path, asked: Sequence[Question]) -> Path:
     return path
 
 
-def write_exam(path: Path, asked: Sequence[Question]) -> Path:
+def write_exam(path: Path, asked: Sequence[CurriculumQuestion]) -> Path:
     """Questions as JSON lines, each with the right answer and, as subdomain, its domain."""
     lines = [json.dumps({"question": q.text, "answer": q.key, "subdomain": q.domain}) + "\n" for q in asked]
     path.write_text("".join(lines))

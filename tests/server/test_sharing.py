@@ -21,6 +21,8 @@ from coe.server.roster.builtin import demo_roster
 from coe.surgery.mask import Mask
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
+pytestmark = pytest.mark.server
+
 DOMAINS = ("math", "chemistry", "python")
 PARENT = demo_roster().parent / "college-parent.gguf"
 ASKED = {domain: [q.text for q in questions(domain) if q.held_out][3:40:9] for domain in DOMAINS}
@@ -260,7 +262,7 @@ def test_a_device_that_cannot_be_overwritten_is_found_out_with_the_first_load(tm
     with ServerProcess(college_roster(tmp_path), env={"PYTHONPATH": str(tmp_path)}) as server:
         assert say(server, "math", "What is 27 + 35?")[0].endswith("62")
         assert say(server, "chemistry", "What is the chemical symbol of iron?")[1] == "loaded"
-        assert "are loaded apart: The device turns tensors about." in server.log()
+        assert "are loaded by themselves: The device turns tensors about." in server.log()
 
 
 def test_check_says_who_shares_and_what_a_change_moves(tmp_path: Path) -> None:

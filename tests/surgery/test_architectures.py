@@ -10,7 +10,7 @@ import pytest
 from random_model import write_random_model
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.header import read_array
+from coe.engine.gguf.reader import read_array
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.architectures import ARCHITECTURES, Experts, expert_bytes, is_per_expert

@@ -227,7 +227,7 @@ def _format(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
 def _biases(asked: Mapping[str, float]) -> dict[int, float]:
     if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in asked):
         raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias")
-    # A number that no vocabulary reaches would come round to a token that is meant by nobody.
+    # A number that no vocabulary reaches would come round to another token.
     return {int(token): bias for token, bias in asked.items() if int(token) <= _MAX_INT}
 
 

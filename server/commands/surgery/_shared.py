@@ -33,7 +33,7 @@ Criterion = Annotated[
         "Left out: the recipe's own."
     ),
 ]
-Kind = Annotated[str, typer.Option(help="What the numbers in another tool's mask mean: auto, keep or drop.")]
+MaskKind = Annotated[str, typer.Option(help="What the numbers in another tool's mask mean: auto, keep or drop.")]
 
 
 @contextmanager

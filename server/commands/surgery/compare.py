@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ._shared import Kind, clear_errors, named_path, out_console, say
+from ._shared import MaskKind, clear_errors, named_path, out_console, say
 
 if TYPE_CHECKING:
     pass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def compare(
     masks: Annotated[list[str], typer.Argument(help="Masks of one parent, FILE or NAME=FILE.")],
     parent: Annotated[Path | None, typer.Option(help="The parent's GGUF, for masks of other tools.")] = None,
-    kind: Kind = "auto",
+    kind: MaskKind = "auto",
     profile: Annotated[
         list[str] | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Kind, clear_errors, progress_bars, say
+from ._shared import MaskKind, clear_errors, progress_bars, say
 
 
 def cut(
@@ -21,7 +21,7 @@ def cut(
     provenance: Annotated[
         bool, typer.Option("--provenance/--no-provenance", help="Write into the file how it was made.")
     ] = True,
-    kind: Kind = "auto",
+    kind: MaskKind = "auto",
 ) -> None:
     """Write the specialist that a mask makes of its parent, by copying bytes."""
     with clear_errors("The old file, if there was one, is as it was."):

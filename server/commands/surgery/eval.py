@@ -33,7 +33,7 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 4096,
     context: Annotated[int, typer.Option(help="Tokens of a question and its answer.")] = 8192,
     parallel: Annotated[int, typer.Option(help="Questions asked at once.")] = 8,
-    cache: Annotated[int, typer.Option(help="Tokens that they share; 0 for four full contexts.")] = 0,
+    cache: Annotated[int, typer.Option(help="Tokens that these questions share; 0 for four full contexts.")] = 0,
     seed: Annotated[int, typer.Option(help="For answers that are tried again.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the matrix as a PNG.")] = None,
     gpu_layers: GpuLayers = -1,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._shared import Kind, clear_errors, progress_bars, ranges, say
+from ._shared import MaskKind, clear_errors, progress_bars, ranges, say
 
 if TYPE_CHECKING:
     from coe.surgery.mask import Mask
@@ -17,7 +17,7 @@ def mask(
     file: Annotated[Path, typer.Argument(help="The mask: ours, or another tool's drop map, matrix or list.")],
     parent: Annotated[Path, typer.Option(help="The parent's GGUF; of a split one, its first part.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Where the mask is written.")] = Path("mask.json"),
-    kind: Kind = "auto",
+    kind: MaskKind = "auto",
 ) -> None:
     """Write a mask of another tool as one of ours, bound to its parent, and say what it keeps."""
     with clear_errors("The old file, if there was one, is as it was."):

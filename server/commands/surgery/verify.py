@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Kind, clear_errors, err_console, progress_bars, say
+from ._shared import MaskKind, clear_errors, err_console, progress_bars, say
 
 
 def verify(
     parent: Annotated[Path, typer.Argument(help="The parent's GGUF.")],
     specialist: Annotated[Path, typer.Argument(help="The specialist's GGUF.")],
     mask: Annotated[Path, typer.Argument(help="The mask that it was cut with.")],
-    kind: Kind = "auto",
+    kind: MaskKind = "auto",
 ) -> None:
     """Prove that a specialist is its parent without the dropped experts: bytes, numbers, and what it answers."""
     with clear_errors():

@@ -1,4 +1,4 @@
-"""From a roster entry to a build order: what is to be built, how its models are loaded, and about what it will take."""
+"""From a roster entry to a build order: what is to be built, and how its models are loaded."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from coe.engine.errors import EngineError
-from coe.engine.pool.memory import predict
-from coe.surgery.build.job import Job, Machine, Order
-from coe.surgery.errors import BuildError, SurgeryError
+from coe.surgery.build.job import Machine, Order
+from coe.surgery.errors import BuildError
 
 from ...roster.load import Roster
 from ...roster.models import Specialist
-from ..availability import ToBuild
 
 
 def order_of(roster: Roster, specialist: Specialist) -> Order:
@@ -69,28 +66,3 @@ def machine_of(specialist: Specialist) -> Machine:
     """How the roster loads a specialist: its parent is loaded the same way where there is room."""
     spec = specialist.load_spec(Path())
     return Machine(**{field.name: getattr(spec, field.name) for field in fields(Machine)})
-
-
-async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
-    """About what each specialist that is yet to be built will come to, by name, from the headers of its parent.
-
-    dry_run: ask llama.cpp what the parents would take. Not for the server: headers are read in this process.
-    """
-    from coe.surgery.build.preflight import check, specialist_bytes
-    from coe.surgery.parent import Parent
-
-    sizes = {}
-    for specialist in roster.specialists:
-        if specialist.build is None or specialist.locate(roster.models_path) is not None:
-            continue
-        try:
-            order = order_of(roster, specialist)
-            check(order, Job.of(roster.models_path, specialist.name).folder)
-            parent = Parent.open(order.parent)
-            size = specialist_bytes(parent, order.experts)
-            gone = sum(path.stat().st_size for path in parent.paths) - size
-            whole = (await predict(specialist.load_spec(order.parent))).footprint.total_bytes if dry_run else None
-            sizes[specialist.name] = ToBuild(size, None if whole is None else max(whole - gone, 0))
-        except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error))
-    return sizes

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from coe.engine.errors import EngineError
-from coe.engine.pool.pool import Pool, Reservation
+from coe.engine.pool.leases import Reservation
+from coe.engine.pool.pool import Pool
 from coe.surgery.build.job import BuildState, Busy, Job, Progress, at_work
 from coe.surgery.errors import SurgeryError
 

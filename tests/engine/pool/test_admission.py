@@ -1,4 +1,4 @@
-"""Who is served, loaded and evicted: the planner alone, by plain calls and by a machine that tries everything."""
+"""Admission control alone: by plain calls, and by a state machine (hypothesis) that tries everything."""
 
 from __future__ import annotations
 
@@ -11,18 +11,31 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coe.engine.pool.admission import (
-    Grant,
     GroupView,
-    Load,
-    Plan,
     ResidentView,
     State,
     WaiterView,
     expired,
     plan,
     plan_evictions,
+    refuse,
+    replaced,
 )
-from coe.engine.pool.placement import Affinity, Distances
+from coe.engine.pool.decisions import (
+    Bypass,
+    Eviction,
+    EvictionReason,
+    Grant,
+    Ledger,
+    Load,
+    LoadReason,
+    Plan,
+    Refusal,
+    RefusalReason,
+    Wait,
+    WaitReason,
+)
+from coe.engine.pool.placement import Affinity, Distances, Fit
 from coe.engine.swap.plan import Pair
 
 BOUND_S = 10.0
@@ -36,12 +49,21 @@ def waiter(number: int, key: str, size: int = 4, *, bypassed_s: float = 0.0) -> 
     return WaiterView(number, key, size, bypassed_s)
 
 
+# What is done; decisions are equal whatever their reasons are.
 def granted(*pairs: tuple[int, str]) -> tuple[Grant, ...]:
-    return tuple(Grant(*pair) for pair in pairs)
+    return tuple(Grant(*pair, fit=Fit.WARM, before="", swap_bytes=0, waited_s=0.0) for pair in pairs)
 
 
-def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8) -> Plan:
-    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, groups={"": GROUP})
+def loaded(*pairs: tuple[str, str]) -> tuple[Load, ...]:
+    return tuple(Load(*pair, waiter=0, reason=LoadReason.COLD, ledger=Ledger(0, 0, 0)) for pair in pairs)
+
+
+def evicted(*keys: str) -> tuple[Eviction, ...]:
+    return tuple(Eviction(key, reason=EvictionReason.ROOM, idle_s=0.0) for key in keys)
+
+
+def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8, *, now: float = 0.0) -> Plan:
+    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, now=now, groups={"": GROUP})
 
 
 # Of one group: a law resident becomes a court one with few bytes, a math one with many.
@@ -72,7 +94,7 @@ class TestEvictions:
     def test_a_pinned_resident_stays(self) -> None:
         assert plan_evictions(8, [warm("a", pinned=True), warm("b")], 8) is None
 
-    def test_nobody_is_stopped_in_vain(self) -> None:
+    def test_no_resident_is_stopped_in_vain(self) -> None:
         assert plan_evictions(8, [warm("a", leases=1), warm("b")], 8) is None
 
     def test_a_resident_that_is_going_counts_as_room_to_come(self) -> None:
@@ -88,7 +110,7 @@ class TestPlan:
         assert decide([waiter(i, "a") for i in range(3)], [warm("a")]).grants == granted((0, "a"), (1, "a"))
 
     def test_waiters_of_one_cold_specialist_share_one_load(self) -> None:
-        assert decide([waiter(i, "a") for i in range(5)], []) == Plan(load=(Load("a", ""),))
+        assert decide([waiter(i, "a") for i in range(5)], []) == Plan(load=loaded(("a", "")))
 
     def test_a_load_waits_until_the_bytes_are_really_back(self) -> None:
         going = replace(warm("a"), state=State.DRAINING)
@@ -116,18 +138,18 @@ class TestPlan:
 
     def test_a_resident_that_took_more_than_predicted_makes_others_go(self) -> None:
         residents = [warm("a", 4, last_used=1), warm("b", 6, last_used=2, leases=1)]
-        assert decide([], residents) == Plan(evict=("a",))
+        assert decide([], residents) == Plan(evict=evicted("a"))
 
     def test_residents_expire_after_their_idle_time_but_not_while_busy_or_pinned(self) -> None:
         residents = [warm("a"), warm("b", leases=1), warm("c", pinned=True), warm("d", last_used=95)]
-        assert expired(residents, 100.0, 30.0) == ["a"]
+        assert expired(residents, 100.0, 30.0) == [*evicted("a")]
         assert expired(residents, 1e9, None) == []
 
 
 class TestSharing:
     """Residents that become one specialist or another."""
 
-    def test_whoever_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
+    def test_a_resident_that_is_the_wanted_one_serves_it_even_beside_others(self) -> None:
         decided = decide([wants(1, "math")], [shared("r1", "law"), shared("r2", "math", math=1)])
         assert decided == Plan(granted((1, "r2")))
 
@@ -135,15 +157,15 @@ class TestSharing:
         residents = [shared("r1", "math", last_used=1), shared("r2", "law", last_used=9)]
         assert decide([wants(1, "court")], residents) == Plan(granted((1, "r2")))
 
-    def test_who_is_told_to_change_counts_as_changed_for_those_behind(self) -> None:
+    def test_a_resident_that_is_to_change_counts_as_changed_for_requests_behind(self) -> None:
         residents = [shared("r1", "law"), shared("r2", "math")]
         decided = decide([wants(1, "court"), wants(2, "court"), wants(3, "math")], residents)
         assert decided.grants == granted((1, "r1"), (2, "r1"), (3, "r2"))
 
-    def test_where_all_are_busy_the_wanted_one_takes_turns(self) -> None:
+    def test_where_all_are_busy_the_wanted_one_takes_time_slices(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law", law=1)], budget=4) == Plan(granted((1, "r1")))
 
-    def test_what_others_hold_takes_nobody_s_place(self) -> None:
+    def test_leases_of_other_specialists_take_no_place(self) -> None:
         full = shared("r1", "law", law=2)
         assert decide([wants(1, "law"), wants(2, "math")], [full], budget=4) == Plan(granted((2, "r1")))
         assert decide([wants(1, "math"), wants(2, "math"), wants(3, "math")], [full], budget=4).grants == granted(
@@ -152,19 +174,19 @@ class TestSharing:
 
     def test_with_room_to_spare_the_one_displaced_gets_a_resident_of_its_own(self) -> None:
         decided = decide([wants(1, "math")], [shared("r1", "law")])
-        assert decided == Plan(granted((1, "r1")), load=(Load("", "law"),))
+        assert decided == Plan(granted((1, "r1")), load=loaded(("", "law")))
 
-    def test_room_that_somebody_waits_for_is_not_to_spare(self) -> None:
+    def test_room_that_a_request_waits_for_is_not_to_spare(self) -> None:
         residents = [shared("r1", "law"), warm("other", leases=1)]
         decided = decide([wants(1, "math"), waiter(2, "big", 8)], residents, budget=12)
         assert decided == Plan(granted((1, "r1")))
 
-    def test_nobody_is_stopped_for_a_resident_more(self) -> None:
+    def test_no_resident_is_stopped_for_a_spread(self) -> None:
         assert decide([wants(1, "math")], [shared("r1", "law"), warm("idle")]) == Plan(granted((1, "r1")))
 
     def test_no_more_residents_than_the_group_may_have(self) -> None:
         decided = plan(
-            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, groups={"": replace(GROUP, most=1)}
+            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, now=0.0, groups={"": replace(GROUP, most=1)}
         )
         assert decided == Plan(granted((1, "r1")))
 
@@ -173,21 +195,125 @@ class TestSharing:
         full = shared("r1", "law", math=2)
         assert decide([wants(1, "math"), wants(2, "math")], [full, loading], budget=99) == Plan()
 
-    def test_who_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
-        assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=(Load("", "math"),))
+    def test_a_request_that_finds_all_full_gets_a_resident_where_there_is_room(self) -> None:
+        assert decide([wants(1, "math")], [shared("r1", "law", math=2)]) == Plan(load=loaded(("", "math")))
         assert decide([wants(1, "law")], [shared("r1", "law", law=2)]) == Plan()
 
     def test_a_cold_group_is_loaded_once_as_what_is_wanted_first(self) -> None:
-        assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=(Load("", "math"),))
+        assert decide([wants(1, "math"), wants(2, "math")], []) == Plan(load=loaded(("", "math")))
 
     def test_the_least_recently_used_of_a_group_goes_like_any_other(self) -> None:
         residents = [shared("r1", "law", last_used=3), shared("r2", "math", last_used=1)]
-        assert decide([waiter(1, "other")], residents).evict == ("r2",)
+        assert decide([waiter(1, "other")], residents).evict == evicted("r2")
 
-    def test_who_closes_for_an_overdue_one_leaves_its_siblings_open(self) -> None:
+    def test_a_resident_that_closes_for_an_overdue_request_leaves_its_siblings_open(self) -> None:
         residents = [shared("r1", "law", law=1), shared("r2", "math", math=1)]
         decided = decide([waiter(1, "other", bypassed_s=10), wants(2, "law"), wants(3, "math")], residents)
         assert decided.grants == granted((2, "r2"), (3, "r2"))
+
+
+class TestReasons:
+    """Each decision carries what decided it."""
+
+    def test_a_grant_tells_how_the_resident_fits(self) -> None:
+        late = replace(wants(1, "court"), waited_s=3.0)
+        (grant,) = decide([late], [shared("r1", "law")], budget=4).grants
+        assert (grant.fit, grant.before, grant.swap_bytes, grant.waited_s) == (Fit.SWAP, "law", 1, 3.0)
+        assert grant.bypass is None
+        (grant,) = decide([waiter(1, "a")], [warm("a")]).grants
+        assert (grant.fit, grant.swap_bytes) == (Fit.WARM, 0)
+
+    def test_a_grant_tells_which_older_requests_it_passes(self) -> None:
+        waiting = [waiter(1, "big", 8, bypassed_s=9.0), waiter(2, "b", 8, bypassed_s=4.0), waiter(3, "a")]
+        (grant,) = decide(waiting, [warm("a", leases=1)]).grants
+        assert grant.bypass == Bypass(passed=(1, 2), longest_s=9.0, max_bypass_s=BOUND_S)
+
+    def test_a_younger_request_that_waits_is_not_passed(self) -> None:
+        (grant,) = decide([waiter(1, "a"), waiter(2, "big", 8)], [warm("a", leases=1)]).grants
+        assert grant.bypass is None
+
+    def test_a_load_tells_the_bytes_and_for_which_request_it_is(self) -> None:
+        first, second = decide([waiter(1, "a", 3), waiter(2, "b", 4)], []).load
+        assert (first.waiter, first.reason, first.ledger) == (1, LoadReason.COLD, Ledger(3, 8, 8))
+        assert (second.waiter, second.reason, second.ledger) == (2, LoadReason.COLD, Ledger(4, 5, 8))
+        assert not first.is_spread
+
+    def test_a_spread_tells_whether_a_swap_displaced_it_or_places_were_lacking(self) -> None:
+        (load,) = decide([wants(1, "math")], [shared("r1", "law")]).load
+        assert (load.reason, load.ledger, load.is_spread) == (LoadReason.DISPLACED, Ledger(4, 4, 8), True)
+        (load,) = decide([wants(1, "math")], [shared("r1", "law", math=2)]).load
+        assert (load.reason, load.waiter, load.is_spread) == (LoadReason.CROWDED, 1, True)
+
+    def test_an_eviction_tells_for_whom_and_how_long_the_resident_was_idle(self) -> None:
+        (eviction,) = decide([waiter(7, "b", 6)], [warm("a", last_used=20)], now=50.0).evict
+        assert (eviction.reason, eviction.idle_s, eviction.waiter) == (EvictionReason.ROOM, 30.0, 7)
+        assert eviction.ledger == Ledger(6, 4, 8)
+
+    def test_an_eviction_over_budget_is_for_no_request(self) -> None:
+        residents = [warm("a", 4, last_used=1), warm("b", 6, last_used=2, leases=1)]
+        (eviction,) = decide([], residents, now=5.0).evict
+        assert (eviction.reason, eviction.idle_s, eviction.waiter) == (EvictionReason.OVER_BUDGET, 4.0, None)
+        assert eviction.ledger == Ledger(0, -2, 8)
+
+    def test_residents_that_go_by_themselves_tell_why(self) -> None:
+        (eviction,) = expired([warm("a", last_used=10)], 100.0, 30.0)
+        assert (eviction.reason, eviction.idle_s) == (EvictionReason.EXPIRED, 90.0)
+        residents = [warm("a", last_used=10), warm("b"), warm("c", leases=1)]
+        (eviction,) = replaced(residents, {"b"}, 100.0)
+        assert (eviction.resident, eviction.reason) == ("a", EvictionReason.REPLACED)
+
+    def test_each_waiter_that_is_not_served_tells_why(self) -> None:
+        going = replace(warm("going", 1), state=State.DRAINING)
+        coming = replace(warm("coming", 1), state=State.LOADING)
+        full = replace(warm("full", 1), leases=2)
+        asked = [
+            waiter(1, "coming"), waiter(2, "going"), waiter(3, "full"), waiter(4, "big", 9), waiter(5, "small", 1),
+        ]  # fmt: skip
+        waits = decide([replace(one, waited_s=2.0) for one in asked], [going, coming, full], budget=10).waits
+        assert [(wait.reason, wait.behind) for wait in waits] == [
+            (WaitReason.LOADING, None), (WaitReason.STOPPING, None), (WaitReason.FULL, None), (WaitReason.ROOM, None),
+            (WaitReason.BEHIND, 4),
+        ]  # fmt: skip
+        assert waits[3] == Wait(4, WaitReason.ROOM, Ledger(9, 7, 10), 2.0)
+
+    def test_a_waiter_whose_load_begins_waits_for_it(self) -> None:
+        assert [wait.reason for wait in decide([waiter(1, "a"), waiter(2, "a")], []).waits] == [WaitReason.LOADING] * 2
+
+    def test_a_newcomer_waits_behind_the_overdue_one(self) -> None:
+        waits = decide([waiter(1, "b", 8, bypassed_s=10), waiter(2, "a")], [warm("a", leases=1)]).waits
+        assert [(wait.reason, wait.behind) for wait in waits] == [(WaitReason.ROOM, None), (WaitReason.CLOSED, 1)]
+
+    def test_nothing_is_loaded_while_more_is_booked_than_the_budget(self) -> None:
+        (wait,) = decide([waiter(1, "b", 1)], [warm("a", 9, leases=1)]).waits
+        assert (wait.reason, wait.ledger) == (WaitReason.OVER_BUDGET, Ledger(1, -1, 8))
+
+    def test_the_reason_does_not_make_another_decision(self) -> None:
+        assert decide([wants(1, "court")], [shared("r1", "law")], budget=4).grants == granted((1, "r1"))
+
+
+class TestRefusals:
+    def refused(
+        self, newcomer: WaiterView, waiters: list[WaiterView], residents: list[ResidentView], retry_s: float = 0.0
+    ) -> Refusal | None:
+        return refuse(
+            newcomer, waiters, residents, 8, max_queue=1, max_bypass_s=BOUND_S, now=0.0, groups={}, retry_s=retry_s
+        )
+
+    def test_what_never_fits_beside_the_pinned_is_refused_with_the_sum(self) -> None:
+        refusal = self.refused(waiter(1, "a", 6), [], [warm("p", 3, pinned=True), warm("b", 5)])
+        assert refusal == Refusal(RefusalReason.NEVER_FITS, Ledger(6, 5, 8), kept=("p",), kept_bytes=3)
+        assert self.refused(waiter(1, "a", 5), [], [warm("p", 3, pinned=True), warm("b", 5)]) is None
+
+    def test_a_load_that_failed_a_moment_ago_is_not_tried_again(self) -> None:
+        refusal = self.refused(waiter(1, "a", 6), [], [], retry_s=4.0)
+        assert refusal == Refusal(RefusalReason.BACK_OFF, Ledger(6, 8, 8), retry_s=4.0)
+        assert self.refused(waiter(1, "a"), [], [warm("a")], retry_s=4.0) is None, "another resident serves it"
+
+    def test_a_full_queue_takes_only_what_is_served_at_once(self) -> None:
+        waiting, residents = [waiter(1, "b", 8)], [warm("a", leases=1)]
+        assert self.refused(waiter(2, "a"), waiting, residents) is None
+        refusal = self.refused(waiter(2, "c"), waiting, residents)
+        assert refusal == Refusal(RefusalReason.QUEUE_FULL, Ledger(4, 4, 8), n_waiting=1)
 
 
 @dataclass
@@ -233,10 +359,11 @@ class AnyOrder(RuleBasedStateMachine):
     def replan(self) -> None:
         names = {number: name for number, name, _, _ in self.waiting}
         waiters = [
-            WaiterView(number, *WORLD[name], self.now - since, name, home) for number, name, since, home in self.waiting
+            WaiterView(number, *WORLD[name], self.now - since, name, affinity)
+            for number, name, since, affinity in self.waiting
         ]
         residents = [seat.view() for seat in self.seats.values()]
-        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, groups={"shared": SHARED})
+        decided = plan(waiters, residents, BUDGET, max_bypass_s=BOUND_S, now=self.now, groups={"shared": SHARED})
         for grant in decided.grants:
             seat = self.seats[grant.resident]
             assert seat.state is State.WARM
@@ -245,12 +372,13 @@ class AnyOrder(RuleBasedStateMachine):
             seat.shares[seat.specialist] += 1
             assert seat.shares[seat.specialist] <= 2
         served = {grant.waiter for grant in decided.grants}
-        assert len(served) == len(decided.grants), "nobody is served twice"
+        assert len(served) == len(decided.grants), "no request is served twice"
         self.waiting = [entry for entry in self.waiting if entry[0] not in served]
-        for key in decided.evict:
-            seat = self.seats[key]
+        assert [wait.waiter for wait in decided.waits] == [entry[0] for entry in self.waiting], "each has a reason"
+        for eviction in decided.evict:
+            seat = self.seats[eviction.resident]
             assert seat.state is State.WARM, "only what is warm can be stopped"
-            assert not seat.leases, "nobody is stopped while busy"
+            assert not seat.leases, "no resident is stopped while busy"
             seat.state = State.DRAINING
         for load in decided.load:
             of_group = [seat for seat in self.seats.values() if seat.group == load.group]
@@ -263,12 +391,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(WORLD)), worth_bytes=st.sampled_from([None, 0, 1, 2]), data=st.data())
     def ask(self, name: str, worth_bytes: int | None, data: st.DataObject) -> None:
-        """worth_bytes: of a conversation that was somewhere before; there may be nobody any more."""
+        """worth_bytes: of a conversation that was answered before; its resident may be gone."""
         self.number += 1
-        home = None
+        affinity = None
         if worth_bytes is not None:
-            home = Affinity(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
-        self.waiting.append((self.number, name, self.now, home))
+            affinity = Affinity(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
+        self.waiting.append((self.number, name, self.now, affinity))
         self.replan()
 
     @rule(seconds=st.sampled_from([1.0, 20.0]))
@@ -301,7 +429,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(data=st.data())
     @precondition(lambda self: self.waiting)
-    def somebody_gives_up(self, data: st.DataObject) -> None:
+    def a_request_gives_up(self, data: st.DataObject) -> None:
         self.waiting.remove(data.draw(st.sampled_from(self.waiting)))
         self.replan()
 
@@ -310,7 +438,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert sum(seat.size for seat in self.seats.values()) <= BUDGET
 
     def teardown(self) -> None:
-        """Whatever has happened: when requests end and loads do, everybody who waits is served."""
+        """Whatever has happened: when requests end and loads do, every request that waits is served."""
         for _ in range(20 * (len(self.waiting) + 5)):
             if not self.waiting:
                 return

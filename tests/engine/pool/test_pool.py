@@ -1,4 +1,4 @@
-"""The pool, with loads that end when the test says so and a clock that the test turns."""
+"""The pool, with loads that end when the test lets them and a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class TestFairness:
             lease.release()
         assert loader.loads == ["a", "b"]
 
-    async def test_steady_traffic_on_one_starves_nobody(
+    async def test_steady_traffic_on_one_starves_no_other(
         self, new_pool: NewPool, loader: FakeLoader, clock: Clock
     ) -> None:
         pool = new_pool(a=8, b=8, settings={"max_bypass_s": 10.0})
@@ -251,7 +251,7 @@ class TestFairness:
         clock.advance(2)
         late = ask(pool, "a")
         await turns()
-        assert not late.done(), "the bound has passed: nobody passes any more"
+        assert not late.done(), "the bound has passed: no request passes any more"
         assert not waiting.done(), "what runs is not interrupted"
         running.release()
         (await waiting).release()
@@ -308,7 +308,7 @@ class TestFailures:
         await pool.lease("a", max_wait_s=LONG_S)
         assert loader.loads == ["a", "a", "a"]
 
-    async def test_an_error_nobody_foresaw_is_a_failed_load_too(self, new_pool: NewPool, loader: FakeLoader) -> None:
+    async def test_an_unforeseen_error_is_a_failed_load_too(self, new_pool: NewPool, loader: FakeLoader) -> None:
         pool = new_pool(a=4)
         loader.failures["a"] = RuntimeError("surprise")
         with pytest.raises(LoadError, match="surprise"):
@@ -367,7 +367,7 @@ class TestWaiting:
         assert pool.status().waiting == ()
         loader.release("a")
         lease = await pool.lease("a", max_wait_s=LONG_S)
-        assert loader.loads == ["a"], "the load went on for whoever comes next"
+        assert loader.loads == ["a"], "the load went on for the next request"
         assert pool.status().residents[0].leases == 1
         lease.release()
 
@@ -383,7 +383,7 @@ class TestWaiting:
         for task in asked:
             (await task).release()
 
-    async def test_the_queue_has_an_end_for_those_who_may_not_pass_any_more(
+    async def test_a_full_queue_refuses_requests_that_may_not_pass_any_more(
         self, new_pool: NewPool, clock: Clock
     ) -> None:
         pool = new_pool(a=4, b=8, settings={"max_queue": 1, "max_bypass_s": 10.0})
@@ -546,7 +546,7 @@ class TestMeasuring:
         pool = new_pool(a=4, b=4, free_bytes=free_bytes)
         for name in ("a", "b", "a"):
             (await pool.lease(name, max_wait_s=LONG_S)).release()
-        assert booked(pool) == 5, "15 of the 20 that went at first were somebody else's"
+        assert booked(pool) == 5, "15 of the 20 that went at first were another program's"
 
     async def test_two_loads_at_once_are_not_measured_as_one(self, new_pool: NewPool, loader: FakeLoader) -> None:
         async def free_bytes() -> int:
@@ -630,7 +630,7 @@ class TestReservations:
         busy.release()
         (await asked).release()
 
-    async def test_what_is_kept_is_never_taken_away_and_who_cannot_fit_beside_it_is_told(
+    async def test_a_kept_reservation_is_never_taken_away_and_what_cannot_fit_beside_it_is_refused(
         self, new_pool: NewPool, clock: Clock
     ) -> None:
         pool = new_pool(a=4, b=3)
@@ -691,7 +691,7 @@ class TestReservations:
         pool = new_pool(a=4, settings={"idle_ttl_s": 10})
 
         async def stop() -> None:
-            raise AssertionError("nobody needs its room")
+            raise AssertionError("no request needs its room")
 
         room = await pool.reserve("a build", 4, stop=stop)
         (await pool.lease("a", max_wait_s=LONG_S)).release()
@@ -705,7 +705,9 @@ class TestReservations:
             await new_pool(a=4).reserve("a build", 9)
 
     @pytest.mark.parametrize("waits_for_idle", [False, True])
-    async def test_who_gives_up_leaves_the_queue(self, new_pool: NewPool, waits_for_idle: bool, clock: Clock) -> None:
+    async def test_giving_up_a_reservation_leaves_the_queue(
+        self, new_pool: NewPool, waits_for_idle: bool, clock: Clock
+    ) -> None:
         pool = new_pool(a=8, b=4, settings={"quiet_s": 60})
         lease = await pool.lease("a", max_wait_s=LONG_S)
         asked = asyncio.create_task(pool.reserve("a build", 8, waits_for_idle=waits_for_idle))
@@ -719,7 +721,7 @@ class TestReservations:
         assert states(pool) == {"a": State.WARM}
         assert pool.status().waiting == ()
 
-    async def test_closing_the_pool_ends_who_waits_for_room(self, new_pool: NewPool) -> None:
+    async def test_closing_the_pool_ends_the_waiting_for_room(self, new_pool: NewPool) -> None:
         pool = new_pool(a=8)
         await pool.lease("a", max_wait_s=LONG_S)
         asked = [

@@ -87,7 +87,7 @@ async def test_two_names_for_the_same_weights_need_no_swap(new_pool: NewPool) ->
     assert [await used(pool, name) for name in ("law", "poetry", "law")] == ["loaded", "warm", "warm"]
 
 
-async def test_who_is_warm_is_what_the_resident_is_now(new_pool: NewPool) -> None:
+async def test_the_warm_specialist_is_what_the_resident_is_now(new_pool: NewPool) -> None:
     pool = new_pool()
     assert not pool.is_warm("law")
     await used(pool, "law")
@@ -96,7 +96,7 @@ async def test_who_is_warm_is_what_the_resident_is_now(new_pool: NewPool) -> Non
     assert 0 < near < far < cold
 
 
-async def test_somebody_else_s_answers_under_way_are_no_reason_to_wait(new_pool: NewPool) -> None:
+async def test_answers_of_other_specialists_are_no_reason_to_wait(new_pool: NewPool) -> None:
     pool = new_pool()
     first, second = [await pool.lease("law", max_wait_s=LONG_S) for _ in range(2)]
     others = [await pool.lease(name, max_wait_s=LONG_S) for name in ("math", "math", "court")]
@@ -126,7 +126,7 @@ async def test_no_more_residents_than_different_weights_however_many_come(
     assert len(loader.loads) == 3
 
 
-async def test_who_is_served_no_more_is_refused_and_its_resident_goes(new_pool: NewPool) -> None:
+async def test_a_specialist_that_is_served_no_more_is_refused_and_its_resident_goes(new_pool: NewPool) -> None:
     pool = new_pool(pinned=["law"])
     held = await pool.lease("alone", max_wait_s=LONG_S)
     asked = ask(pool, "law")
@@ -146,7 +146,7 @@ async def test_with_room_to_spare_the_one_displaced_is_loaded_again(new_pool: Ne
     pool = new_pool(budget=800)
     await used(pool, "law")
     loader.hold("law.gguf")
-    assert await used(pool, "math") == "swapped", "nobody waits for a load where a swap does"
+    assert await used(pool, "math") == "swapped", "no request waits for a load where a swap does"
     assert loader.loads == ["law.gguf", "law.gguf"]
     loader.release("law.gguf")
     await turns()

@@ -30,7 +30,7 @@ from fakes.worker_events import GONE_S, events, gone, request
 
 
 class WatchedResident(WorkerResident):
-    """Tells when the worker says how it is."""
+    """Announces the beats of its worker."""
 
     def __init__(self, *arguments: Any) -> None:
         self.beats: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -120,7 +120,7 @@ class TestAnswering:
         async for event in stream:
             if isinstance(event, Delta):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         beat: dict[str, Any] = {}
         while not beat.get("steps") or beat["active"]:
             beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
@@ -141,12 +141,12 @@ class TestAnswering:
 
 
 class TestLoading:
-    async def test_progress_is_told(self, smollm2_spec: LoadSpec) -> None:
-        told: list[float] = []
-        resident = await WorkerResident.start(smollm2_spec, {}, told.append)
+    async def test_progress_is_reported(self, smollm2_spec: LoadSpec) -> None:
+        reported: list[float] = []
+        resident = await WorkerResident.start(smollm2_spec, {}, reported.append)
         await resident.stop()
-        assert told == sorted(told)
-        assert told[-1] == 1.0
+        assert reported == sorted(reported)
+        assert reported[-1] == 1.0
 
     async def test_memory_is_measured(self, resident: WatchedResident) -> None:
         assert resident.memory_bytes is not None

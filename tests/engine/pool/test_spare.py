@@ -82,7 +82,7 @@ async def test_a_spare_that_dies_as_it_is_taken_costs_no_load(spawned: Spawned, 
     spare = SpareWorker(spawned)
     await start(spare, smollm2_spec)
     await spawned.until(2)
-    os.kill(spawned.workers[1].pid, signal.SIGKILL)  # which nobody here has noticed yet
+    os.kill(spawned.workers[1].pid, signal.SIGKILL)  # which the spare has not noticed yet
     resident = await start(spare, smollm2_spec)
     assert resident is spawned.workers[2]
     assert isinstance((await events(resident, request()))[-1], Finished)
@@ -140,7 +140,7 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
-async def test_who_is_no_longer_wanted_while_it_is_spawned_leaves_nothing_open(
+async def test_a_spare_that_is_unwanted_while_it_is_spawned_leaves_nothing_open(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     spawning = asyncio.create_task(WorkerResident.spawn())

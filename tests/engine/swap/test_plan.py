@@ -1,4 +1,4 @@
-"""Who can share a resident, what stays where it is, and what has to move."""
+"""Which specialists can share a resident, what stays where it is, and what has to move."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.engine.errors import SharingError
-from coe.engine.gguf.header import read_split
-from coe.engine.swap.fingerprints import file_stamp, hash_contents, known_contents, read_specialist
+from coe.engine.gguf.reader import read_split
+from coe.engine.swap.fingerprints import cached_fingerprints, file_stamp, fingerprint_file, read_weights
 from coe.engine.swap.plan import (
     Keys,
     Place,
     Shape,
-    Specialist,
+    Weights,
     assign_slots,
-    groups,
+    group_by_shape,
+    mismatch,
     pairs,
     plan_fill,
     plan_swap,
-    quantised_apart,
-    why_apart,
+    quantised_after_cut,
 )
 from coe.surgery.cut.cut import cut, write_skeleton
 from coe.surgery.cut.gguf_writer import read_raw_header
@@ -40,7 +40,7 @@ def _caches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def specialist(path: str, experts: dict[int, tuple[int, ...]], whole: str = "", n_groups: int = 1) -> Specialist:
+def specialist(path: str, experts: dict[int, tuple[int, ...]], whole: str = "", n_groups: int = 1) -> Weights:
     """Two layers of experts, named by numbers, in the order of the file, and a tensor beside them."""
     count = len(experts[0])
     tensors = {f"blk.{layer}.ffn_up_exps.weight": (0, (4, count)) for layer in LAYERS} | {"output.weight": (0, (7,))}
@@ -54,10 +54,10 @@ def specialist(path: str, experts: dict[int, tuple[int, ...]], whole: str = "", 
         {"output.weight": whole},
     )
     shape = Shape("gemma4", count, n_groups, tensors, {})
-    return Specialist(Path(path), shape, (*places, Place("output.weight", Path(path), 5000, WHOLE)), (keys,))
+    return Weights(Path(path), shape, (*places, Place("output.weight", Path(path), 5000, WHOLE)), (keys,))
 
 
-def memory_of(one: Specialist, order: dict[int, tuple[int, ...]]) -> dict[str, list[tuple[str, int]]]:
+def memory_of(one: Weights, order: dict[int, tuple[int, ...]]) -> dict[str, list[tuple[str, int]]]:
     """What a resident holds, byte by byte: which file's, from where."""
     found = {}
     for place in one.places:
@@ -70,7 +70,7 @@ def memory_of(one: Specialist, order: dict[int, tuple[int, ...]]) -> dict[str, l
     return found
 
 
-def meaning(one: Specialist, name: str, order: dict[int, tuple[int, ...]]) -> list[str]:
+def meaning(one: Weights, name: str, order: dict[int, tuple[int, ...]]) -> list[str]:
     """What a resident's tensor means, slot by slot."""
     keys = one.keys[0]
     layer = next(place.layer for place in one.places if place.name == name)
@@ -117,7 +117,7 @@ class TestSlots:
 
 class TestPlan:
     @given(st.lists(MEMBERS, min_size=2, max_size=6), st.sampled_from([0, 30, 1000]))
-    def test_after_any_swaps_every_slot_means_what_it_should(self, members: list[Specialist], whole_below: int) -> None:
+    def test_after_any_swaps_every_slot_means_what_it_should(self, members: list[Weights], whole_below: int) -> None:
         """Carried out on bytes that know where they are from."""
         current, order = members[0], dict(members[0].own_order)
         memory = {name: meaning(current, name, order) for name in ("output.weight", *current.keys[0].experts)}
@@ -138,7 +138,7 @@ class TestPlan:
                 assert memory[name] == meaning(current, name, order)
 
     @given(MEMBERS, MEMBERS)
-    def test_bytes_that_change_and_bytes_that_stay_are_all_there_are(self, one: Specialist, other: Specialist) -> None:
+    def test_bytes_that_change_and_bytes_that_stay_are_all_there_are(self, one: Weights, other: Weights) -> None:
         swap = plan_swap(one, one.own_order, other)
         assert swap.changed_bytes == swap.moved_bytes
         assert swap.changed_bytes + swap.shared_bytes == sum(place.total_bytes for place in other.places)
@@ -146,7 +146,7 @@ class TestPlan:
         assert back.changed_bytes == swap.changed_bytes
 
     @given(MEMBERS)
-    def test_becoming_what_it_is_moves_nothing(self, one: Specialist) -> None:
+    def test_becoming_what_it_is_moves_nothing(self, one: Weights) -> None:
         assert plan_swap(one, one.own_order, one).moves == ()
 
     def test_neighbours_move_together(self) -> None:
@@ -194,9 +194,9 @@ class TestWhoCanShare:
         ],
     )
     def test_the_first_difference_is_told(self, other: Shape, why: str) -> None:
-        assert why in (why_apart(self.SHAPE, other) or "")
-        assert why_apart(self.SHAPE, self.SHAPE) is None
-        assert groups({"one": self.SHAPE, "two": other, "three": self.SHAPE}) == [("one", "three"), ("two",)]
+        assert why in (mismatch(self.SHAPE, other) or "")
+        assert mismatch(self.SHAPE, self.SHAPE) is None
+        assert group_by_shape({"one": self.SHAPE, "two": other, "three": self.SHAPE}) == [("one", "three"), ("two",)]
 
 
 class TestFiles:
@@ -209,9 +209,9 @@ class TestFiles:
         cut(parent, masks[0], tmp_path / "a.gguf")
         cut(parent, masks[1], tmp_path / "b.gguf", slots={0: masks[1].keep[0][::-1]})
         write_skeleton(parent, masks[1].n_keep, tmp_path / "c.gguf")
-        one, other = read_specialist(tmp_path / "a.gguf"), read_specialist(tmp_path / "b.gguf")
-        mask_only = read_specialist(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
-        assert groups({"a": one.shape, "b": other.shape, "c": mask_only.shape}) == [("a", "b", "c")]
+        one, other = read_weights(tmp_path / "a.gguf"), read_weights(tmp_path / "b.gguf")
+        mask_only = read_weights(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
+        assert group_by_shape({"a": one.shape, "b": other.shape, "c": mask_only.shape}) == [("a", "b", "c")]
         swap = plan_swap(one, one.own_order, other)
         differing = {n: set(masks[1].keep[n]) - set(masks[0].keep[n]) for n in (0, 1)}
         sizes = {p.name: p.n_bytes for p in one.places if p.layer is not None}
@@ -227,36 +227,34 @@ class TestFiles:
                 cut(parent, masks[seed], tmp_path / f"{name}{seed}.gguf", provenance=provenance)
         told: list[int] = []
         for seed in (0, 1):
-            hash_contents(tmp_path / f"plain{seed}.gguf", told.append)
-        assert sum(told) == sum(
-            p.total_bytes for s in (0, 1) for p in read_specialist(tmp_path / f"plain{s}.gguf").places
-        )
+            fingerprint_file(tmp_path / f"plain{seed}.gguf", told.append)
+        assert sum(told) == sum(p.total_bytes for s in (0, 1) for p in read_weights(tmp_path / f"plain{s}.gguf").places)
         changed = {}
         for name in ("named", "plain"):
-            one, other = (read_specialist(tmp_path / f"{name}{seed}.gguf") for seed in (0, 1))
+            one, other = (read_weights(tmp_path / f"{name}{seed}.gguf") for seed in (0, 1))
             changed[name] = plan_swap(one, one.own_order, other).changed_bytes
         assert changed["named"] == changed["plain"] > 0
         # A mask-only specialist is known by its parent's content.
         write_skeleton(parent, masks[1].n_keep, tmp_path / "c.gguf")
-        hash_contents(parent.path)
-        plain = read_specialist(tmp_path / "plain1.gguf")
-        mask_only = read_specialist(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
+        fingerprint_file(parent.path)
+        plain = read_weights(tmp_path / "plain1.gguf")
+        mask_only = read_weights(tmp_path / "c.gguf", parent.path, kept_of(parent, masks[1]))
         assert plan_swap(plain, plain.own_order, mask_only).changed_bytes == 0
 
     def test_contents_are_worked_out_once_and_again_when_the_file_changes(self, tmp_path: Path, parent: Parent) -> None:
         told: list[int] = []
         for _ in range(2):
-            hash_contents(parent.path, told.append)
+            fingerprint_file(parent.path, told.append)
         assert sum(told) == parent.headers[0].weights_bytes
-        before, stamp = known_contents(parent.paths), file_stamp(parent.path)
+        before, stamp = cached_fingerprints(parent.paths), file_stamp(parent.path)
         offset = next(t.offset for t in parent.headers[0].tensors if t.name == "output_norm.weight")
         with parent.path.open("r+b") as file:
             file.seek(offset)
             file.write(b"\1\2\3\4")
         assert file_stamp(parent.path) != stamp
-        assert known_contents(parent.paths) is None
-        hash_contents(parent.path)
-        after = known_contents(parent.paths)
+        assert cached_fingerprints(parent.paths) is None
+        fingerprint_file(parent.path)
+        after = cached_fingerprints(parent.paths)
         assert before is not None
         assert after is not None
         assert {name for name in before.others if before.others[name] != after.others[name]} == {"output_norm.weight"}
@@ -267,26 +265,26 @@ class TestFiles:
         mask = random_mask(parent, 4)
         cut(parent, mask, tmp_path / "a.gguf")
         cut(parent, mask, tmp_path / "b.gguf", quantize="F16")
-        one, other = read_specialist(tmp_path / "a.gguf"), read_specialist(tmp_path / "b.gguf")
+        one, other = read_weights(tmp_path / "a.gguf"), read_weights(tmp_path / "b.gguf")
         assert one.keys[0].origin != other.keys[0].origin
         cut(parent, mask, tmp_path / "c.gguf", quantize="F16")
-        third = read_specialist(tmp_path / "c.gguf")
-        assert quantised_apart(one, other)
-        assert not quantised_apart(other, third)
-        assert not quantised_apart(one, replace(other, parent="another"))
+        third = read_weights(tmp_path / "c.gguf")
+        assert quantised_after_cut(one, other)
+        assert not quantised_after_cut(other, third)
+        assert not quantised_after_cut(one, replace(other, parent="another"))
 
     def test_another_vocabulary_or_template_keeps_specialists_apart(self, tmp_path: Path, parent: Parent) -> None:
         other = write_random_moe(tmp_path / "other.gguf", seed=3)
-        shapes = [read_specialist(path).shape for path in (parent.path, other)]
-        assert why_apart(*shapes) is None
+        shapes = [read_weights(path).shape for path in (parent.path, other)]
+        assert mismatch(*shapes) is None
         changed = replace(shapes[1], metadata=shapes[1].metadata | {"tokenizer.chat_template": "another"})
-        assert why_apart(shapes[0], changed) == "tokenizer.chat_template differs"
+        assert mismatch(shapes[0], changed) == "tokenizer.chat_template differs"
         assert "tokenizer.ggml.tokens" in shapes[0].metadata
         assert not any(key.startswith("general.") for key in shapes[0].metadata)
 
     def test_a_split_file_is_read_in_all_its_parts(self, tmp_path: Path) -> None:
         first = write_random_moe(tmp_path / "split.gguf", parts=3)
-        found = read_specialist(first)
+        found = read_weights(first)
         assert {place.path for place in found.places} == {header.path for header in read_split(first)}
 
     def test_provenance_that_does_not_fit_its_file_counts_for_nothing(self, tmp_path: Path, parent: Parent) -> None:
@@ -296,10 +294,10 @@ class TestFiles:
         data = (tmp_path / "a.gguf").read_bytes()[-header.offsets()[-1] :]
         wrong = header.with_value("coe.surgery.kept_experts", [0, 1, 2, 3])  # of two layers: two each
         (tmp_path / "b.gguf").write_bytes(wrong.to_bytes() + data)
-        assert read_specialist(tmp_path / "a.gguf").keys
-        assert not read_specialist(tmp_path / "b.gguf").keys
-        assert read_specialist(whole.path).keys
+        assert read_weights(tmp_path / "a.gguf").keys
+        assert not read_weights(tmp_path / "b.gguf").keys
+        assert read_weights(whole.path).keys
 
     def test_a_dense_model_has_nothing_to_exchange(self, smollm2: Path) -> None:
         with pytest.raises(SharingError):
-            read_specialist(smollm2)
+            read_weights(smollm2)

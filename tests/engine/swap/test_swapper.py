@@ -19,7 +19,7 @@ from coe.engine.llama.model import Model
 from coe.engine.spec import Kept, LoadSpec, Member, Sharing
 from coe.engine.swap import swapper as swap_module
 from coe.engine.swap import weights as weights_module
-from coe.engine.swap.fingerprints import hash_contents, member_stamp
+from coe.engine.swap.fingerprints import fingerprint_file, member_stamp
 from coe.engine.swap.swapper import Swapper
 from coe.surgery.cut.cut import KEY, cut
 from fakes.sharing_models import College, logits
@@ -134,7 +134,7 @@ def test_files_without_provenance_share_experts_by_content(tmp_path: Path, new_r
     unknown = new_resident(college)
     everything = unknown.swapper.swap(unknown.swapper.owner_of("b"))
     for member in college.members:
-        hash_contents(member.path)
+        fingerprint_file(member.path)
     resident = new_resident(college)
     report = resident.swapper.swap(resident.swapper.owner_of("b"))
     assert report.changed_bytes < everything.changed_bytes / 2
@@ -185,7 +185,7 @@ def test_contents_that_become_known_while_it_runs_save_moving_them(tmp_path: Pat
     assert blind.moved_bytes == blind.changed_bytes == sum(p.total_bytes for p in swapper.specialist(0).places)
     swapper.prefetch(swapper.owner_of("a")).result()  # a plan made while nothing is known
     for member in college.members:
-        hash_contents(member.path)
+        fingerprint_file(member.path)
     known = swapper.swap(swapper.owner_of("a"))
     assert 0 < known.changed_bytes < blind.changed_bytes / 2
     np.testing.assert_array_equal(resident.says(), college.fresh("a", swapper.order))

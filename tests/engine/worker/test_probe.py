@@ -13,7 +13,8 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.engine.errors import LoadError, ModelFileError
-from coe.engine.gguf.header import TensorInfo, read_header, read_split
+from coe.engine.gguf.header import TensorInfo
+from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from coe.demo import export as export_module
 from coe.demo.curriculum import questions
+from coe.demo.shipped import PARENT
 from coe.engine.errors import SwapError
 from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Finish, Finished, Rejected
@@ -23,7 +23,6 @@ from coe.engine.worker.kv_offload import ParkedSize, plan_parking
 from fakes.sharing_models import College, SharedEngine, domain_masks
 from fakes.weight import brings
 
-PARENT = Path(export_module.__file__).with_name("college-parent.gguf")
 DOMAINS = ("math", "chemistry", "law")
 MIB = 2**20
 

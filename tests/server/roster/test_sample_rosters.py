@@ -134,7 +134,7 @@ def test_the_demo_masks_are_of_the_parent_that_ships(demo: Roster) -> None:
     for specialist in demo.specialists:
         if specialist.mask is not None:
             mask = Mask.load(Path(specialist.mask))
-            mask.require_parent(identity)  # else: python -m coe.demo.masks
+            mask.require_parent(identity)  # else: python -m coe.demo.make_masks
             assert mask.n_keep == identity.n_expert // 2
 
 

@@ -36,6 +36,7 @@ def test_the_body_is_openais_envelope() -> None:
         (engine.SharingError("?"), 503, "load_failed"),
         (engine.LayoutError("?"), 503, "load_failed"),
         (engine.SwapError("?"), 503, "worker_died"),
+        (engine.ChildError("A dry run", "failed"), 503, "child_failed"),
         (engine.EngineError("?"), 500, "engine_error"),
     ],
 )
@@ -44,10 +45,19 @@ def test_each_error_has_its_status(error: Exception, status: int, code: str) -> 
     assert (failure.status, failure.code) == (status, code)
 
 
+def made(kind: type[engine.EngineError]) -> engine.EngineError:
+    """An error of a class, with the facts that it wants."""
+    facts: dict[type[engine.EngineError], tuple[object, ...]] = {
+        engine.PromptTooLongError: (300, 256),
+        engine.ChildDiedError: ("A dry run", -9, "its last words"),
+    }
+    return kind(*facts.get(kind, ("what", "remedy")))
+
+
 def test_every_engine_error_is_foreseen() -> None:
     kinds = [kind for kind in vars(engine).values() if isinstance(kind, type) and issubclass(kind, engine.EngineError)]
     for kind in kinds:
-        error = kind(300, 256) if kind is engine.PromptTooLongError else kind("what", "remedy")
+        error = made(kind)
         general = kind in (engine.EngineError, engine.PoolError)
         assert (failure_of(error).status == 500) is general, kind
         assert str(error) == failure_of(error).message

@@ -1,33 +1,29 @@
-"""Contents hashed in the background: what is found, and who it gives way to."""
+"""Files hashed in the background: what is found, and what the child gives way to."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coe.engine.errors import EngineError
 from coe.engine.spec import LoadSpec
-from coe.engine.swap.fingerprints import hash_contents, known_contents, read_specialist, with_contents
+from coe.engine.swap.fingerprints import cached_fingerprints, fingerprint_file, read_weights, with_fingerprints
 from coe.engine.swap.groups import Contender, find_groups
 from coe.engine.swap.hashing import hash_file
 from coe.server.runtime import hashing
 from coe.server.runtime.hashing import Hashing
 from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
+from fakes.child_modules import write_module
 from fakes.random_moe import random_mask, write_random_moe
 
-# In the place of the real process. It says its own number where the other says how many bytes there are.
-BEGINS = """
-import json, os, sys
-file = sys.argv[2]
-print(json.dumps({"file": file, "done": 0, "total": os.getpid()}), flush=True)
-"""
-DONE = 'print(json.dumps({"file": file, "state": "done"}), flush=True)\n'
+# The child that stands in for the real one tells its process id where the other tells how many bytes there are.
+BEGINS = 'report({"done": 0, "total": os.getpid()})\n'
 
 
 @pytest.fixture
@@ -43,17 +39,15 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has another program run in the place of the one that hashes."""
+    """Has another `main` run in the place of the one that hashes."""
 
-    def use(program: str) -> None:
-        path = tmp_path / "stand_in.py"
-        path.write_text(BEGINS + program)
-        monkeypatch.setattr(hashing, "_COMMAND", (sys.executable, str(path)))
+    def use(main: str) -> None:
+        monkeypatch.setattr(hashing, "_PROCESS", write_module(tmp_path, monkeypatch, BEGINS + main))
 
     return use
 
 
-async def test_what_is_hashed_in_the_background_is_known_to_everybody(files: list[Path]) -> None:
+async def test_fingerprints_taken_in_the_background_are_found_by_every_reader(files: list[Path]) -> None:
     contenders = [Contender(path.stem, LoadSpec(path)) for path in files]
     before = await find_groups(contenders)
     assert before.unhashed == tuple(files)
@@ -79,29 +73,37 @@ def test_in_the_background_the_same_is_found(
     for in_background in (False, True):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{in_background}"))
         told: list[int] = []
-        hash_contents(files[0], told.append, in_background=in_background)
-        found.append((known_contents([files[0]]), sum(told)))
+        fingerprint_file(files[0], told.append, in_background=in_background)
+        found.append((cached_fingerprints([files[0]]), sum(told)))
     assert found[0] == found[1]
 
 
 def test_a_specialist_takes_up_what_has_become_known_once(files: list[Path]) -> None:
-    one = read_specialist(files[0])
-    assert with_contents(one) is None
-    hash_contents(files[0])
-    knows = with_contents(one)
+    one = read_weights(files[0])
+    assert with_fingerprints(one) is None
+    fingerprint_file(files[0])
+    knows = with_fingerprints(one)
     assert knows is not None
-    assert knows.keys == read_specialist(files[0]).keys
-    assert with_contents(knows) is None
+    assert knows.keys == read_weights(files[0]).keys
+    assert with_fingerprints(knows) is None
 
 
-def test_a_file_that_cannot_be_hashed_is_told_with_a_remedy(tmp_path: Path, files: list[Path]) -> None:
-    lines: list[dict[str, Any]] = []
-    hash_file(tmp_path / "absent.gguf", lines.append)
-    hash_file(files[0], lines.append)
-    assert [set(line) - {"file"} for line in lines] == [{"error", "remedy"}, {"done", "total"}, {"state"}]
-    assert "cannot be read" in lines[0]["error"]
+def test_a_file_that_cannot_be_hashed_is_told_with_a_remedy(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[Any] = []
+    with pytest.raises(EngineError, match="cannot be read") as caught:
+        hash_file(tmp_path / "absent.gguf", reports.append)
+    assert caught.value.remedy
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(EngineError, match="could not be hashed") as caught:
+        hash_file(files[0], reports.append)
+    assert "Make room" in caught.value.remedy
+    assert [set(report) for report in reports] == [{"done", "total"}]
 
 
+@pytest.mark.slow
 async def test_what_fails_is_remembered_and_the_others_are_hashed(files: list[Path], tmp_path: Path) -> None:
     work = Hashing([tmp_path / "absent.gguf", files[0]], lambda: False)
     work.start()
@@ -109,13 +111,13 @@ async def test_what_fails_is_remembered_and_the_others_are_hashed(files: list[Pa
     ((path, why),) = work.progress.failed
     assert path.name == "absent.gguf"
     assert "cannot be read" in why
-    assert known_contents([files[0]]) is not None
+    assert cached_fingerprints([files[0]]) is not None
 
 
 async def test_it_stands_still_while_requests_are_served(tmp_path: Path, stand_in: Callable[[str], None]) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    stand_in(f"open({str(gate)!r}).read()\n" + DONE)
+    stand_in(f"open({str(gate)!r}).read()")
     busy, looked, go = True, asyncio.Event(), asyncio.Event()
 
     async def pause() -> None:
@@ -143,7 +145,7 @@ async def test_closing_ends_a_process_even_while_it_stands_still(
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    stand_in(f"open({str(gate)!r}).read()\n" + DONE)
+    stand_in(f"open({str(gate)!r}).read()")
     looked = asyncio.Event()
 
     async def pause() -> None:
@@ -171,7 +173,7 @@ with open({str(starts)!r}, "a+") as log:
     if len(log.read()) <= {deaths}:
         log.flush()
         os._exit(9)
-{DONE}""")
+""")
     work = Hashing([tmp_path / "x.gguf"], lambda: False)
     work.start()
     await work.wait()

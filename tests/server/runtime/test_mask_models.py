@@ -14,16 +14,19 @@ import yaml
 from random_model import Shape, write_random_model
 from rich.console import Console
 
-from coe.engine.swap.fingerprints import read_specialist
-from coe.engine.swap.plan import plan_swap, why_apart
+from coe.engine.swap.fingerprints import read_weights
+from coe.engine.swap.plan import mismatch, plan_swap
 from coe.server.commands.check import check_roster
+from coe.server.commands.check_sizes import sizes_to_cut
 from coe.server.roster.load import Roster, RosterError, load_roster
 from coe.server.runtime.availability import Unavailable
 from coe.server.runtime.college import College
-from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, sizes_to_cut, uncut
+from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, uncut
 from coe.surgery.cut.cut import KEY, read_slots
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
+
+pytestmark = pytest.mark.slow
 
 
 def mask_of(parent: Path, first: int = 0, count: int = 4) -> Mask:
@@ -223,8 +226,8 @@ async def test_what_is_filled_from_the_parent_is_what_would_be_cut(folder: Path,
     assert isinstance(art, MaskSource)
     path = roster.locate(roster.specialists[1]).path
     assert path is not None
-    file, filled = read_specialist(path), read_specialist(art.skeleton, art.parent, art.kept)
-    assert why_apart(file.shape, filled.shape) is None
+    file, filled = read_weights(path), read_weights(art.skeleton, art.parent, art.kept)
+    assert mismatch(file.shape, filled.shape) is None
     assert plan_swap(file, file.own_order, filled).changed_bytes == 0
     data, cut_data = content_of(parent), content_of(path)
     for mine, theirs in zip(file.places, filled.places, strict=True):

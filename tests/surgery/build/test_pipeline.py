@@ -21,7 +21,7 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.demo.asking import ask
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.surgery.build import pipeline as build
 from coe.surgery.build import preflight
 from coe.surgery.build.job import MOST_BEGINNINGS, BuildState, Job, Machine, Order, Progress

@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.surgery.cut import cut as cutting
 from coe.surgery.cut.cut import KEY, CutReport, Run, cut, kept_experts, mask_sha256, neighbours, read_slots
 from coe.surgery.errors import CutError, MaskError, ParentMismatchError, SurgeryError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.header import read_array, read_header
+from coe.engine.gguf.reader import read_array, read_header
 from coe.surgery.cut.gguf_writer import RawHeader, Tensor, padded, read_raw_header
 from fakes.random_moe import write_random_moe
 

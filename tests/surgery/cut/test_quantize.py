@@ -8,7 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from coe.demo.asking import ask
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.surgery.cut.cut import KEY, cut
 from coe.surgery.cut.quantize import FILE_TYPES, quantize_file, require_file_type, roughly_bytes
 from coe.surgery.errors import CutError

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.cut.cut import cut

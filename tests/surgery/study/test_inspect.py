@@ -9,7 +9,7 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.header import read_header
+from coe.engine.gguf.reader import read_header
 from coe.engine.pool import memory
 from coe.engine.pool.memory import Prediction
 from coe.engine.spec import Footprint, LoadSpec

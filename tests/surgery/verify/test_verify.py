@@ -14,7 +14,8 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.header import TensorInfo, read_header
+from coe.engine.gguf.header import TensorInfo
+from coe.engine.gguf.reader import read_header
 from coe.engine.spec import LoadSpec
 from coe.surgery.cut.cut import cut
 from coe.surgery.cut.gguf_writer import RawHeader, read_raw_header

@@ -1,9 +1,9 @@
-"""What gives a tiny parent experts for its domains, so that half of them can go.
+"""Router losses and expert dropout that give a tiny parent experts for its domains, so that half of them can go.
 
 A large parent has experts to spare and domains that found experts of their own. A tiny one has to be given both, in
 three ways; once training is over the router's choice alone decides.
 - Narrowing: a domain whose tokens spread over more experts than `domain_experts` (by the entropy of its mean router
-  probabilities) is penalised; which experts it takes, and with whom it shares them, is left to the task.
+  probabilities) is penalised; which experts it takes, and which it shares with other domains, is left to the task.
 - Balance: all domains together are to use all experts, a weak pull on the mean over the whole batch.
 - Expert dropout: for half of the conversations the experts that their domain uses least are blocked, a random number
   of them, so that the rest learn to do without.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .curriculum import DOMAINS
+from ..curriculum import DOMAINS
 from .model import Routing
 
 

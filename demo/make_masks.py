@@ -1,4 +1,4 @@
-"""What the demo's roster needs of the parent: `python -m coe.demo.masks [--parent GGUF] [--folder F]`, some seconds.
+"""The demo's pruning masks, planned anew: `python -m coe.demo.make_masks [--parent GGUF] [--folder F]`, some seconds.
 
 A mask for each domain but one, planned from a profile of its training questions, and for that one the questions that
 it is built from before the viewer's eyes. To be run again for every new parent: a mask belongs to one file.
@@ -21,9 +21,9 @@ from coe.surgery.profile.corpus import CorpusFile, read_corpus
 from coe.surgery.profile.run import profile_corpus
 
 from .asking import drawn_evenly
-from .curriculum import DOMAINS, Question, questions
+from .curriculum import DOMAINS, CurriculumQuestion, questions
+from .shipped import FOLDER, PARENT
 
-SHIPPED: Final = Path(__file__).with_name("college-parent.gguf")
 BUILT_LATER: Final = "law"
 _CORPUS: Final = 150  # questions of a domain
 _EXAM: Final = 60
@@ -52,13 +52,13 @@ def make_masks(parent: Path, n_keep: int | None = None) -> dict[str, Mask]:
     return {domain: recipes.plan(profile.of_class(domain), count, recipes.TopK()) for domain in DOMAINS}
 
 
-def corpus_of(domain: str) -> list[Question]:
+def corpus_of(domain: str) -> list[CurriculumQuestion]:
     """Training questions of a domain, the same ones every time."""
     taught = [question for question in questions(domain) if not question.held_out]
     return drawn_evenly(taught, _CORPUS, random.Random(f"corpus {domain}"))
 
 
-def exam_of(domain: str) -> list[Question]:
+def exam_of(domain: str) -> list[CurriculumQuestion]:
     """Questions to judge a domain's specialist by, whose answers are short enough to be compared word for word."""
     short = [question for question in questions(domain) if question.held_out and len(question.key.split()) <= 3]
     return drawn_evenly(short, _EXAM, random.Random(f"exam {domain}"))
@@ -80,7 +80,7 @@ def write(masks: Mapping[str, Mask], folder: Path) -> list[Path]:
     return [*paths, corpus, exam]
 
 
-def _conversation(question: Question) -> list[dict[str, str]]:
+def _conversation(question: CurriculumQuestion) -> list[dict[str, str]]:
     return [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
 
 
@@ -91,8 +91,8 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parent", type=Path, default=SHIPPED)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--parent", type=Path, default=PARENT)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     given = parser.parse_args()
     for path in write(make_masks(given.parent), given.folder):
         print(f"{path}: {path.stat().st_size:,} bytes")

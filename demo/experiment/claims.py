@@ -1,4 +1,4 @@
-"""What the model cards claim, and what the experiment saw of each claim."""
+"""The model cards' claims, each with a verdict (effect sizes beyond two standard errors) and what was seen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from coe.surgery.judge.proportions import Share
 from coe.surgery.study.transfer import COSINE, HOME, OVERLAP, QUALITY, SPREAD
 
-from .curriculum import DOMAINS
-from .experiment import BASE, HALF, METHODS, RANDOM, Plan, Results
+from ..curriculum import DOMAINS
+from .design import BASE, HALF, METHODS, RANDOM, ExperimentPlan
 from .findings import (
     Estimate,
     Unit,
@@ -28,6 +28,7 @@ from .findings import (
     paired,
     units_of,
 )
+from .results import Results
 
 # The third card's, of twenty visits; None where it gives none.
 CARD_R: Final[Mapping[str, float | None]] = {OVERLAP: 0.800, COSINE: 0.791, SPREAD: None, HOME: None, QUALITY: None}
@@ -44,7 +45,7 @@ class Claim:
     seen: str
 
 
-def judge(results: Sequence[Results], plan: Plan, seen: Mapping[float, Sequence[Visiting]]) -> list[Claim]:
+def judge(results: Sequence[Results], plan: ExperimentPlan, seen: Mapping[float, Sequence[Visiting]]) -> list[Claim]:
     """Every claim with its verdict. seen: share of the experts -> the visits of each unit."""
     units = units_of(results)
     return [
@@ -93,7 +94,7 @@ def _criteria() -> list[str]:
     return [m.name for m in METHODS if m.name.startswith("top-k") and m.name not in (BASE, RANDOM)]
 
 
-def _gate_mass_is_best(results: Sequence[Results], plan: Plan) -> Claim:
+def _gate_mass_is_best(results: Sequence[Results], plan: ExperimentPlan) -> Claim:
     better: list[str] = []
     worse: list[str] = []
     for share in plan.shares:
@@ -107,7 +108,7 @@ def _gate_mass_is_best(results: Sequence[Results], plan: Plan) -> Claim:
     return Claim("The mean gate mass a token is what experts should be chosen by.", verdict, seen)
 
 
-def _passes_help(results: Sequence[Results], plan: Plan) -> Claim:
+def _passes_help(results: Sequence[Results], plan: ExperimentPlan) -> Claim:
     found = {
         (name, share): beside_base(results, name, share)
         for name in ("three-pass", "three-pass with reasoning")
@@ -150,7 +151,7 @@ def _overlap_foretells(seen: Mapping[float, Sequence[Visiting]]) -> Claim:
     return Claim(says, verdict, told)
 
 
-def _corpus_suffices(results: Sequence[Results], plan: Plan) -> Claim:
+def _corpus_suffices(results: Sequence[Results], plan: ExperimentPlan) -> Claim:
     rows = corpus_rows(results, plan)
     whole = rows[plan.corpus][1][HALF][1]
     slack = 0.0 if math.isnan(whole.error) else whole.error

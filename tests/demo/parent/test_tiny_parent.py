@@ -14,16 +14,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from coe.demo import export as export_module
-from coe.demo.chat import CHAT_TEMPLATE, CLOSED, prompt
-from coe.demo.curriculum import DOMAINS, Question, is_right, questions
-from coe.demo.exam import accuracy, mass_of
-from coe.demo.examples import Mix
-from coe.demo.export import export, read
-from coe.demo.model import Routing, Shape, TinyParent
-from coe.demo.specialisation import Specialisation, drop_experts, router_losses
-from coe.demo.tokenizer import BOS, Tokenizer, learn_pieces
-from coe.demo.train import Plan, Trainer
+from coe.demo.curriculum import DOMAINS, CurriculumQuestion, is_right, questions
+from coe.demo.parent.chat import CHAT_TEMPLATE, CLOSED, prompt
+from coe.demo.parent.exam import accuracy, mass_of
+from coe.demo.parent.examples import Mix
+from coe.demo.parent.export import export, read
+from coe.demo.parent.model import ModelShape, Routing, TinyParent
+from coe.demo.parent.specialisation import Specialisation, drop_experts, router_losses
+from coe.demo.parent.tokenizer import BOS, Tokenizer, learn_pieces
+from coe.demo.parent.train import Trainer, TrainingPlan
+from coe.demo.shipped import PARENT
 from coe.engine.generate.chat_template import ChatTemplate
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
@@ -34,8 +34,6 @@ from coe.surgery.judge.scoring import score
 from fakes.local_engine import Answer, LocalEngine
 
 pytestmark = pytest.mark.slow  # torch
-
-PARENT = Path(export_module.__file__).with_name("college-parent.gguf")
 
 TEXTS = (
     "What is the capital of France?",
@@ -83,7 +81,7 @@ def tokenizer() -> Tokenizer:
 def fresh(tokenizer: Tokenizer) -> TinyParent:
     """Never trained, each weight moved off its starting value: a norm left out or swapped for another shows."""
     torch.manual_seed(1)
-    shape = Shape(
+    shape = ModelShape(
         vocabulary=len(tokenizer), layers=3, width=64, experts=8, experts_used=2, window=16, full_attention_every=3
     )
     model = TinyParent(shape)
@@ -214,7 +212,7 @@ def test_one_phrasing_of_each_fact_and_one_pair_of_numbers_in_ten_are_kept_for_t
 
 def test_no_answer_passes_for_another_of_its_skill() -> None:
     for domain in DOMAINS:
-        by_skill: dict[str, dict[str, Question]] = {}
+        by_skill: dict[str, dict[str, CurriculumQuestion]] = {}
         for question in questions(domain):
             by_skill.setdefault(question.skill, {})[question.key] = question
         for by_key in by_skill.values():
@@ -256,8 +254,8 @@ def test_packed_documents_do_not_see_each_other(fresh: TinyParent) -> None:
 
 def test_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     special = Specialisation(dropout_from=1, dropout_keep=6)
-    plan = Plan(steps=4, warmup=1, mix=Mix(rows=2), specialisation=special)
-    shape = Shape(vocabulary=400, layers=2, width=32, heads=2, kv_heads=1, experts=8, experts_used=2, shared_ff=32)
+    plan = TrainingPlan(steps=4, warmup=1, mix=Mix(rows=2), specialisation=special)
+    shape = ModelShape(vocabulary=400, layers=2, width=32, heads=2, kv_heads=1, experts=8, experts_used=2, shared_ff=32)
     losses = []
     for stops in (False, True):
         folder = tmp_path / str(stops)
@@ -315,11 +313,11 @@ def parent_in_torch() -> tuple[TinyParent, Tokenizer]:
     return read(PARENT)
 
 
-def some_held_out(domain: str, count: int, seed: int = 0) -> list[Question]:
+def some_held_out(domain: str, count: int, seed: int = 0) -> list[CurriculumQuestion]:
     return random.Random(seed).sample([q for q in questions(domain) if q.held_out], count)
 
 
-def ask(engine: LocalEngine, asked: list[Question], **fields: Any) -> list[Answer]:
+def ask(engine: LocalEngine, asked: list[CurriculumQuestion], **fields: Any) -> list[Answer]:
     """Greedy answers, several decoded together."""
     ids = [engine.submit([{"role": "user", "content": q.text}], max_tokens=80, **fields) for q in asked]
     engine.run()

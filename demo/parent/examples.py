@@ -1,4 +1,4 @@
-"""From questions to what the tiny parent is trained on: conversations as tokens, several packed into a row."""
+"""Training examples: conversations as tokens with a loss mask, sequence packing of several into a row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from coe.surgery.judge.questions import INSTRUCTIONS, Kind
 
+from ..curriculum import DOMAINS, SYSTEM_PROMPTS, CurriculumQuestion, questions
 from .chat import CLOSED, OPENING, prompt
-from .curriculum import DOMAINS, SYSTEM_PROMPTS, Question, questions
 from .tokenizer import END_OF_CHANNEL, END_OF_TURN, Tokenizer, learn_pieces
 
 # How often a skill is drawn, beside a skill of weight 1; what has to be worked out needs more than what is remembered.
@@ -53,7 +53,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Document:
+class TrainingDocument:
     """A conversation as tokens. learnt: whether the model is to produce the token."""
 
     tokens: list[int]
@@ -75,12 +75,12 @@ class Batch:
         return Batch(*(part.to(device) for part in vars(self).values()))
 
 
-def all_questions() -> dict[str, list[Question]]:
+def all_questions() -> dict[str, list[CurriculumQuestion]]:
     """Every domain's questions."""
     return {domain: questions(domain) for domain in DOMAINS}
 
 
-def make_tokenizer(by_domain: Mapping[str, Sequence[Question]], size: int) -> Tokenizer:
+def make_tokenizer(by_domain: Mapping[str, Sequence[CurriculumQuestion]], size: int) -> Tokenizer:
     """A vocabulary from as many training questions of each domain."""
     draw = random.Random(0)
     texts = [*SYSTEM_PROMPTS * 20, *["user", "model", "system", "thought"] * 500]
@@ -94,11 +94,11 @@ def make_tokenizer(by_domain: Mapping[str, Sequence[Question]], size: int) -> To
 class Examples:
     """An endless stream of conversations."""
 
-    def __init__(self, by_domain: Mapping[str, Sequence[Question]], tokenizer: Tokenizer, mix: Mix) -> None:
+    def __init__(self, by_domain: Mapping[str, Sequence[CurriculumQuestion]], tokenizer: Tokenizer, mix: Mix) -> None:
         self._tokenizer, self._mix = tokenizer, mix
-        self._skills: dict[str, tuple[list[list[Question]], list[float]]] = {}
+        self._skills: dict[str, tuple[list[list[CurriculumQuestion]], list[float]]] = {}
         for domain, all_of_them in by_domain.items():
-            skills: dict[str, list[Question]] = {}
+            skills: dict[str, list[CurriculumQuestion]] = {}
             for question in all_of_them:
                 if not question.held_out:
                     skills.setdefault(question.skill, []).append(question)
@@ -110,12 +110,12 @@ class Examples:
             self._skills[domain] = (list(skills.values()), weights)
         self._domain_weights = [_DOMAIN_WEIGHTS.get(domain, 1.0) for domain in DOMAINS]
 
-    def question(self, draw: random.Random, domain: str) -> Question:
+    def question(self, draw: random.Random, domain: str) -> CurriculumQuestion:
         """One training question of a domain."""
         skills, weights = self._skills[domain]
         return draw.choice(draw.choices(skills, weights)[0])
 
-    def document(self, draw: random.Random) -> Document:
+    def document(self, draw: random.Random) -> TrainingDocument:
         """One conversation, with its last answer to be learnt."""
         mix = self._mix
         domain = draw.choices(DOMAINS, self._domain_weights)[0]
@@ -149,7 +149,7 @@ class Examples:
     def batch(self, draw: random.Random) -> Batch:
         """Rows filled with conversations as they come."""
         mix = self._mix
-        rows: list[list[Document]] = [[]]
+        rows: list[list[TrainingDocument]] = [[]]
         room = mix.row
         while True:
             document = self.document(draw)
@@ -164,13 +164,13 @@ class Examples:
             room -= len(document.tokens)
 
 
-def document_of(tokenizer: Tokenizer, given: str, answer: str, domain: int) -> Document:
+def document_of(tokenizer: Tokenizer, given: str, answer: str, domain: int) -> TrainingDocument:
     """A prompt and what is to follow it."""
     before, after = tokenizer.encode(given), tokenizer.encode(answer)
-    return Document(before + after, [False] * len(before) + [True] * len(after), domain)
+    return TrainingDocument(before + after, [False] * len(before) + [True] * len(after), domain)
 
 
-def pack(rows: Sequence[Sequence[Document]], length: int) -> Batch:
+def pack(rows: Sequence[Sequence[TrainingDocument]], length: int) -> Batch:
     """Put documents side by side; what is left of a row is a document of padding."""
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     documents = torch.zeros_like(tokens)

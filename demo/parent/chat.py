@@ -1,4 +1,4 @@
-"""Conversations as the tiny parent reads them: Gemma 4's turns, written by a chat template of our own."""
+"""The tiny parent's chat template (Jinja): Gemma 4's turns and thinking channel."""
 
 from __future__ import annotations
 

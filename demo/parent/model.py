@@ -19,7 +19,7 @@ NO_ROTATION: Final = 1e30  # a frequency divided by it turns nothing
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Sizes. Every `full_attention_every`th layer sees everything and turns a quarter of each head, as in Gemma 4."""
 
     vocabulary: int = 1024
@@ -63,14 +63,14 @@ def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
     return functional.rms_norm(x, (x.shape[-1],), weight, _EPS)
 
 
-def rope_factors(shape: Shape) -> Tensor:
+def rope_factors(shape: ModelShape) -> Tensor:
     """The `rope_freqs` tensor of the full-attention layers [head / 2]: what each frequency is divided by."""
     factors = torch.full((shape.head // 2,), NO_ROTATION)
     factors[: shape.head // 8] = 1.0
     return factors
 
 
-def _rotation(shape: Shape, length: int, full: bool) -> tuple[Tensor, Tensor]:
+def _rotation(shape: ModelShape, length: int, full: bool) -> tuple[Tensor, Tensor]:
     """Cosines and sines [length, head / 2]."""
     base = shape.rope_base if full else shape.rope_base_window
     frequencies = base ** (-torch.arange(0, shape.head, 2, dtype=torch.float32) / shape.head)
@@ -90,7 +90,7 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 class Layer(nn.Module):
     """Attention, then the shared FFN and the experts side by side, each with norms before and after."""
 
-    def __init__(self, shape: Shape, full: bool) -> None:
+    def __init__(self, shape: ModelShape, full: bool) -> None:
         super().__init__()
         self.shape = shape
         self.full = full
@@ -128,7 +128,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], seen: Tensor, blocked: Tensor | None
     ) -> tuple[Tensor, Routing]:
-        """x [B, T, width]; seen [B, 1, T, T] bool: who sees whom; blocked [B, T, E] bool: experts not to be used."""
+        """x [B, T, width]; seen [B, 1, T, T] bool: the attention mask; blocked [B, T, E] bool: experts not to use."""
         x = x + rms_norm(self._attend(rms_norm(x, self.attn_norm), rotation, seen), self.post_attention_norm)
         gate, up = functional.linear(rms_norm(x, self.ffn_norm), torch.cat((self.ffn_gate, self.ffn_up))).chunk(2, -1)
         shared = functional.linear(functional.gelu(gate, approximate="tanh") * up, self.ffn_down)
@@ -175,7 +175,7 @@ class Layer(nn.Module):
 class TinyParent(nn.Module):
     """The whole network."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
         self.token_embd = nn.Parameter(torch.randn(shape.vocabulary, shape.width) / math.sqrt(shape.width))

@@ -1,4 +1,6 @@
-"""docs/experiments.md out of the experiment's pieces: prose from a template, tables and plots from the figures."""
+"""The experiment's report, docs/experiments.md, out of the experiment's pieces: prose from a template,
+tables and plots from the figures.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from coe.surgery.judge.proportions import Share
 from coe.surgery.study import plots
 from coe.surgery.study.transfer import COSINE, OVERLAP, QUALITY, SPREAD
 
+from ..curriculum import DOMAINS
 from .claims import CARD_R, judge
-from .curriculum import DOMAINS
-from .experiment import BASE, BUDGET_TOKENS, HALF, METHODS, THINKING, Plan, Results, kept_of
+from .design import BASE, BUDGET_TOKENS, HALF, METHODS, THINKING, ExperimentPlan, kept_of
 from .findings import (
     NEAR,
     Estimate,
@@ -32,11 +34,12 @@ from .findings import (
     units_of,
     visiting,
 )
+from .results import Results
 
 _TEMPLATE: Final = Path(__file__).with_name("experiments.template.md")
 
 
-def write(results: Sequence[Results], plan: Plan, docs: Path) -> Path:
+def write(results: Sequence[Results], plan: ExperimentPlan, docs: Path) -> Path:
     """Write experiments.md, and its plots into a folder beside it. Gives the document's path."""
     pictures = docs / "experiments"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ def write(results: Sequence[Results], plan: Plan, docs: Path) -> Path:
         ),
         visits="\n\n".join(_visits(share, found) for share, found in seen.items() if found),
         loops_table=table(
-            ("who, where", "thinking", "greedy: loops", "at limit", "right", "drawn: loops", "at limit", "right"),
+            ("model, where", "thinking", "greedy: loops", "at limit", "right", "drawn: loops", "at limit", "right"),
             _loop_rows(results),
         ),
         guard=_guard(results),
@@ -107,7 +110,7 @@ def _parent_rows(results: Sequence[Results]) -> list[Sequence[object]]:
     return rows
 
 
-def _home_rows(units: Sequence[Unit], plan: Plan) -> list[Sequence[object]]:
+def _home_rows(units: Sequence[Unit], plan: ExperimentPlan) -> list[Sequence[object]]:
     def cell(domain: str, share: float) -> str:
         pair = paired(units, BASE, share, domain)
         error = pair.steadied_standard_error
@@ -120,13 +123,13 @@ def _retained(units: Sequence[Unit], method: str, share: float) -> Estimate:
     return Estimate.of([unit.retained(method, share) for unit in units])
 
 
-def _method_rows(units: Sequence[Unit], plan: Plan) -> list[Sequence[object]]:
+def _method_rows(units: Sequence[Unit], plan: ExperimentPlan) -> list[Sequence[object]]:
     return [
         (method.name, *(_retained(units, method.name, share).percent() for share in plan.shares)) for method in METHODS
     ]
 
 
-def _beside_rows(results: Sequence[Results], plan: Plan) -> list[Sequence[object]]:
+def _beside_rows(results: Sequence[Results], plan: ExperimentPlan) -> list[Sequence[object]]:
     def cell(name: str, share: float) -> str:
         one = beside_base(results, name, share)
         text = f"{100 * one.mean:+.1f} ± {100 * one.error:.1f}"
@@ -136,7 +139,7 @@ def _beside_rows(results: Sequence[Results], plan: Plan) -> list[Sequence[object
     return [(name, *(cell(name, share) for share in plan.shares)) for name in names]
 
 
-def _corpus_table(results: Sequence[Results], plan: Plan) -> str:
+def _corpus_table(results: Sequence[Results], plan: ExperimentPlan) -> str:
     shares = plan.corpus_shares
     heads = [text for share in shares for text in (f"Jaccard, {_percent(share)}", f"kept, {_percent(share)}")]
     rows = []
@@ -202,7 +205,7 @@ def _visits(share: float, found: Sequence[Visiting]) -> str:
 def _loop_rows(results: Sequence[Results]) -> list[Sequence[object]]:
     rows: list[Sequence[object]] = []
     for share in results[0].loops:
-        who = "parent" if share == 1.0 else f"specialists, {_percent(share)}"
+        model = "parent" if share == 1.0 else f"specialists, {_percent(share)}"
         for where in ("home", "away"):
             for thinking in THINKING:
                 counts = [loops_of(results, share, where, thinking, sampling) for sampling in ("greedy", "drawn")]
@@ -213,7 +216,7 @@ def _loop_rows(results: Sequence[Results]) -> list[Sequence[object]]:
                     for key in ("looped", "at_limit", "right")
                 ]
                 if cells:
-                    rows.append((f"{who}, {where}", thinking, *cells))
+                    rows.append((f"{model}, {where}", thinking, *cells))
     return rows
 
 
@@ -237,7 +240,7 @@ def _guard(results: Sequence[Results]) -> str:
 def _draw(
     results: Sequence[Results],
     units: Sequence[Unit],
-    plan: Plan,
+    plan: ExperimentPlan,
     seen: Mapping[float, Sequence[Visiting]],
     pictures: Path,
 ) -> None:

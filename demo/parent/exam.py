@@ -1,4 +1,4 @@
-"""Questions put to the network in torch: what it answers, and which experts it uses for that."""
+"""Evaluation in torch: greedy exact-match accuracy on questions, and the gate mass of each expert."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..curriculum import DOMAINS, CurriculumQuestion
 from .chat import prompt
-from .curriculum import DOMAINS, Question
 from .examples import Batch, document_of, pack
 from .model import Routing, TinyParent
 from .specialisation import gate_mass
@@ -24,7 +24,7 @@ def next_tokens(model: TinyParent, batch: Batch, blocked: Tensor | None = None) 
 
 
 def accuracy(
-    model: TinyParent, tokenizer: Tokenizer, asked: Sequence[Question], *, keep: Tensor | None = None
+    model: TinyParent, tokenizer: Tokenizer, asked: Sequence[CurriculumQuestion], *, keep: Tensor | None = None
 ) -> list[bool]:
     """For each question, whether greedy decoding, thinking closed, gives the taught answer word for word.
 
@@ -42,7 +42,7 @@ def accuracy(
     return right
 
 
-def mass_of(model: TinyParent, tokenizer: Tokenizer, asked: Sequence[Question]) -> Tensor:
+def mass_of(model: TinyParent, tokenizer: Tokenizer, asked: Sequence[CurriculumQuestion]) -> Tensor:
     """Mean router weight [L, E] of each expert over questions and their answers, thinking closed."""
     total, tokens = torch.zeros(model.shape.layers, model.shape.experts), 0
     for batch in _asked(model, tokenizer, asked):
@@ -54,7 +54,7 @@ def mass_of(model: TinyParent, tokenizer: Tokenizer, asked: Sequence[Question]) 
     return total / tokens
 
 
-def _asked(model: TinyParent, tokenizer: Tokenizer, asked: Sequence[Question]) -> Iterator[Batch]:
+def _asked(model: TinyParent, tokenizer: Tokenizer, asked: Sequence[CurriculumQuestion]) -> Iterator[Batch]:
     """Questions with their answers to be learnt, one a row."""
     for start in range(0, len(asked), 128):
         documents = [

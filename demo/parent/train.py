@@ -1,4 +1,4 @@
-"""Train the tiny parent from scratch: `python -m coe.demo.train --folder FOLDER`, then export it.
+"""Pre-train the tiny parent (Muon and AdamW): `python -m coe.demo.parent.train --folder FOLDER`, then export it.
 
 The run is seeded, keeps a checkpoint a minute in the folder and goes on from it when started again.
 """
@@ -18,10 +18,10 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
-from .curriculum import DOMAINS
+from ..curriculum import DOMAINS
 from .exam import accuracy, next_tokens
 from .examples import Examples, Mix, all_questions, make_tokenizer
-from .model import Shape, TinyParent
+from .model import ModelShape, TinyParent
 from .muon import Muon
 from .specialisation import Specialisation, drop_experts, gate_mass, router_losses
 from .tokenizer import Tokenizer
@@ -30,7 +30,7 @@ CHECKPOINT: Final = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How to train."""
 
     seed: int = 0
@@ -44,7 +44,7 @@ class Plan:
     specialisation: Specialisation = field(default_factory=Specialisation)
 
 
-def rate_share(step: int, plan: Plan) -> float:
+def rate_share(step: int, plan: TrainingPlan) -> float:
     """What share of the learning rates a step uses: up, level, and down to nothing at the end."""
     left = (plan.steps - step) / (plan.cooldown * plan.steps)
     return min(1.0, (step + 1) / plan.warmup, max(left, 0.0))
@@ -53,7 +53,7 @@ def rate_share(step: int, plan: Plan) -> float:
 class Trainer:
     """A run: the network, its optimiser and everything else that a checkpoint has to hold."""
 
-    def __init__(self, folder: Path, plan: Plan, shape: Shape, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, plan: TrainingPlan, shape: ModelShape, device: str = "cpu") -> None:
         torch.manual_seed(plan.seed)
         self.folder, self.plan, self.device = folder, plan, torch.device(device)
         self.questions = all_questions()
@@ -142,7 +142,7 @@ class Trainer:
 def load_checkpoint(path: Path) -> tuple[TinyParent, Tokenizer]:
     """A checkpoint's network and tokenizer."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model = TinyParent(Shape(**state["shape"]))
+    model = TinyParent(ModelShape(**state["shape"]))
     model.load_state_dict(state["model"])
     return model, Tokenizer(state["pieces"])
 
@@ -191,9 +191,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch likes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report-every", type=float, default=120.0, help="seconds between reports")
-    parts: tuple[Any, ...] = (Plan(), Mix(), Specialisation(), Shape())
-    for defaults in parts:
-        group = parser.add_argument_group(type(defaults).__name__.lower())
+    parts: dict[str, Any] = {
+        "plan": TrainingPlan(),
+        "mix": Mix(),
+        "specialisation": Specialisation(),
+        "shape": ModelShape(),
+    }
+    for title, defaults in parts.items():
+        group = parser.add_argument_group(title)
         for name, value in _plain(defaults).items():
             group.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())
@@ -201,7 +206,7 @@ def main() -> None:
         torch.set_num_threads(given["threads"])
     _keep_freed_memory()
     plan, mix, specialisation, shape = (
-        replace(defaults, **{name: given[name] for name in _plain(defaults)}) for defaults in parts
+        replace(defaults, **{name: given[name] for name in _plain(defaults)}) for defaults in parts.values()
     )
     folder: Path = given["folder"]
     folder.mkdir(parents=True, exist_ok=True)

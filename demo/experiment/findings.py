@@ -1,4 +1,4 @@
-"""What the experiment's pieces say: accuracies with their errors, visits, corpora, loops. Pure arithmetic."""
+"""The experiment's statistics: accuracies with standard errors, cross-domain transfer, corpora, loops. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from coe.surgery.judge.proportions import Paired, Share
 from coe.surgery.study.compare import Comparison, compare
 from coe.surgery.study.transfer import Transfer, transfer
 
-from .curriculum import DOMAINS
-from .experiment import BASE, HALF, METHODS, Plan, Results, kept_of
+from ..curriculum import DOMAINS
+from .design import BASE, HALF, METHODS, ExperimentPlan, kept_of
+from .results import Results
 
 # What the curriculum made alike: numbers, formulas and symbols, the meaning of words.
 NEAR: Final = (
@@ -72,10 +73,12 @@ class Unit:
 
 
 def units_of(results: Sequence[Results]) -> list[Unit]:
+    """Every sample of every parent."""
     return [Unit(one, number) for one in results for number in range(len(one.samples))]
 
 
 def paired(units: Sequence[Unit], method: str, share: float, domain: str) -> Paired:
+    """A specialist at home beside its parent, on the same questions of all units."""
     own = [right for unit in units for right in unit.rights(method, share, domain)]
     theirs = [right for unit in units for right in unit.parent_rights(domain)]
     return Paired.of([bool(right) for right in own], [bool(right) for right in theirs])
@@ -129,7 +132,7 @@ class Visiting:
         return values
 
 
-def visiting(unit: Unit, share: float, plan: Plan) -> Visiting | None:
+def visiting(unit: Unit, share: float, plan: ExperimentPlan) -> Visiting | None:
     """How visitors did and what foretold it; None where the parent has a domain wholly wrong."""
     results, base = unit.results, METHODS[0]
     profile, count = results.samples[unit.number].profile(), kept_of(results.parent, share)
@@ -145,13 +148,14 @@ def visiting(unit: Unit, share: float, plan: Plan) -> Visiting | None:
 
 
 def near_and_far(one: Visiting) -> tuple[list[float], list[float]]:
+    """Transfer of the visits to near domains, and to all others."""
     near = [visit.transfer for visit in one.found.visits if frozenset((visit.visitor, visit.target)) in NEAR]
     far = [visit.transfer for visit in one.found.visits if frozenset((visit.visitor, visit.target)) not in NEAR]
     return near, far
 
 
 def corpus_rows(
-    results: Sequence[Results], plan: Plan
+    results: Sequence[Results], plan: ExperimentPlan
 ) -> dict[int, tuple[float, dict[float, tuple[Estimate, Estimate]]]]:
     """Size -> mean tokens, and for each share overlap with the whole corpus' mask and accuracy over the parent's."""
     rows = {}
@@ -191,6 +195,7 @@ def loops_of(
 
 
 def all_loops(results: Sequence[Results]) -> dict[str, int]:
+    """Counts added up over everything that was asked for the loop rates."""
     cells = [
         cell
         for one in results

@@ -1,4 +1,4 @@
-"""The tiny parent as a GGUF and back: `python -m coe.demo.export CHECKPOINT OUT.gguf`."""
+"""The tiny parent as a GGUF and back: `python -m coe.demo.parent.export CHECKPOINT OUT.gguf`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coe.engine.files import written_beside
 
 from .chat import CHAT_TEMPLATE
-from .model import Shape, TinyParent, rope_factors
+from .model import ModelShape, TinyParent, rope_factors
 from .tokenizer import BOS, CONTROL, END_OF_TURN, EOS, PAD, Tokenizer
 from .train import load_checkpoint
 
@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[TinyParent, Tokenizer]:
     sizes = {name: field(key) for name, key in keys.items()}
     tokens = field("tokenizer.ggml.tokens")
     windows = field("gemma4.attention.sliding_window_pattern")
-    shape = Shape(vocabulary=len(tokens), full_attention_every=windows.index(False) + 1, **sizes)
+    shape = ModelShape(vocabulary=len(tokens), full_attention_every=windows.index(False) + 1, **sizes)
     model = TinyParent(shape)
     tensors = {
         tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
@@ -84,7 +84,7 @@ _KEYS: Final = {
 }
 
 
-def _write_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def _write_metadata(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
     writer.add_name(NAME)
     writer.add_license("apache-2.0")
     writer.add_context_length(shape.context)

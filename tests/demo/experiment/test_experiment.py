@@ -11,13 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coe.demo import experiment
 from coe.demo.asking import Manner, ask, ask_cut, drawn_evenly
-from coe.demo.claims import judge
 from coe.demo.curriculum import DOMAINS, questions
-from coe.demo.experiment import BASE, METHODS, QUICK, RANDOM, SHIPPED, Pieces, Plan, Results, Sample, policy, run
-from coe.demo.findings import Estimate, beside_base, units_of, visiting
-from coe.demo.report import table, write
+from coe.demo.experiment import pieces as measurements
+from coe.demo.experiment import results as runs
+from coe.demo.experiment import sample as samples
+from coe.demo.experiment.claims import judge
+from coe.demo.experiment.design import BASE, BUDGET_TOKENS, METHODS, QUICK, RANDOM, ExperimentPlan
+from coe.demo.experiment.findings import Estimate, beside_base, units_of, visiting
+from coe.demo.experiment.pieces import Pieces, policy
+from coe.demo.experiment.report import table, write
+from coe.demo.experiment.results import Results, run
+from coe.demo.experiment.sample import Sample
+from coe.demo.shipped import PARENT
 from coe.engine.request import Finish
 from coe.engine.spec import Sampling
 from coe.surgery.mask import Mask
@@ -44,7 +50,7 @@ def patched_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @brings("model")
 def results(folder: Path, patched_cache: None) -> Results:
     """The smallest experiment that there is, on the parent that ships."""
-    return run(SHIPPED, TINY, folder)
+    return run(PARENT, TINY, folder)
 
 
 def test_questions_are_drawn_from_all_skills_alike() -> None:
@@ -59,17 +65,17 @@ def test_questions_are_drawn_from_all_skills_alike() -> None:
 
 @pytest.mark.model
 def test_a_mask_that_keeps_everything_answers_as_its_parent(patched_cache: None) -> None:
-    parent = Parent.open(SHIPPED)
+    parent = Parent.open(PARENT)
     asked = drawn_evenly([q for q in questions("law") if q.held_out], 20, random.Random(2))
     whole = ask_cut(parent, Mask.everything(parent.identity()), asked)
-    assert [answer.text for answer in whole] == [answer.text for answer in ask(SHIPPED, asked)]
+    assert [answer.text for answer in whole] == [answer.text for answer in ask(PARENT, asked)]
     assert sum(answer.right for answer in whole) > 10
 
 
 @pytest.mark.model
 def test_an_answer_that_is_cut_off_is_wrong(patched_cache: None) -> None:
     asked = [q for q in questions("law") if q.held_out][:4]
-    answers = ask(SHIPPED, asked, Manner(max_tokens=2))
+    answers = ask(PARENT, asked, Manner(max_tokens=2))
     assert {answer.reason for answer in answers} == {Finish.LENGTH}
     assert not any(answer.right for answer in answers)
 
@@ -78,7 +84,7 @@ def test_an_answer_that_is_cut_off_is_wrong(patched_cache: None) -> None:
 def test_the_same_seed_draws_the_same_answers(patched_cache: None) -> None:
     asked = [q for q in questions("law") if q.held_out][:6]
     manner = Manner(sampling=Sampling(temperature=0.9))
-    assert ask(SHIPPED, asked, manner, seed=3) == ask(SHIPPED, asked, manner, seed=3)
+    assert ask(PARENT, asked, manner, seed=3) == ask(PARENT, asked, manner, seed=3)
 
 
 def test_corpora_are_held_apart_from_exams_and_samples_differ(results: Results) -> None:
@@ -110,9 +116,11 @@ def test_what_is_done_is_not_done_again(
     def never(*_: object) -> None:
         raise AssertionError("this was done already")
 
-    for name in ("at_home", "by_method", "by_corpus", "grown", "answered", "visits", "loops", "profile_corpus"):
-        monkeypatch.setattr(experiment, name, never)
-    again = run(SHIPPED, TINY, folder)
+    for name in ("at_home", "by_method", "by_corpus", "grown", "answered", "visits", "loops"):
+        monkeypatch.setattr(runs, name, never)
+    for module in (samples, measurements):
+        monkeypatch.setattr(module, "profile_corpus", never)
+    again = run(PARENT, TINY, folder)
     assert again.methods == results.methods
     assert again.loops == results.loops
 
@@ -134,7 +142,7 @@ def interrupted() -> dict[str, int]:
 
 def test_other_questions_make_other_pieces(folder: Path, results: Results) -> None:
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
-    assert experiment._digest(TINY) != experiment._digest(replace(TINY, exam=9))
+    assert runs._digest(TINY) != runs._digest(replace(TINY, exam=9))
 
 
 def test_chosen_experts_keep_more_than_random_ones(results: Results) -> None:
@@ -174,7 +182,7 @@ def test_loops_are_counted_once_and_their_retries_apart(results: Results) -> Non
 def test_thinking_policies_are_the_rosters() -> None:
     assert policy("off").mode == "off"
     assert policy("on").mode == "on"
-    assert policy("budget").budget_tokens == experiment.BUDGET_TOKENS
+    assert policy("budget").budget_tokens == BUDGET_TOKENS
 
 
 def test_the_report_is_written_from_the_pieces(results: Results, tmp_path: Path) -> None:
@@ -228,7 +236,7 @@ def test_tables_are_markdown() -> None:
 
 
 def test_a_sample_draws_the_same_wherever_it_runs(tmp_path: Path) -> None:
-    parent = Parent.open(SHIPPED)
-    one, other = (Sample(1, Plan(), parent, tmp_path) for _ in range(2))
+    parent = Parent.open(PARENT)
+    one, other = (Sample(1, ExperimentPlan(), parent, tmp_path) for _ in range(2))
     assert one.exam == other.exam
     assert one.draw("a").random() != one.draw("b").random()

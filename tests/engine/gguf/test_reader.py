@@ -10,7 +10,7 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.header import read_header, read_split
+from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.pool import memory
 from coe.engine.spec import LoadSpec
 

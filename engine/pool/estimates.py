@@ -1,0 +1,103 @@
+"""Estimates of what residents take: bytes to book, seconds to load or swap, speed of prompt processing.
+
+Predictions at first, corrected by what loads and residents have shown; kept for each group of specialists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .bookings import ResidentBooking
+from .types import Entry
+
+# What is assumed of loads and swaps before any was measured.
+_LOAD_BYTES_PER_S = 1e9
+_SWAP_BYTES_PER_S = 4e9
+
+
+class Estimates:
+    """Owned by the pool; the loader corrects it."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._measured: dict[str, int] = {}  # bytes of groups that took more than predicted
+        self._on_device: set[str] = set()  # groups of which it is known what the device lost by a load
+        self._load_s: dict[str, float] = {}  # of the last load
+        self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents reported before they went
+
+    # --- bytes ----------------------------------------------------------------------------------------------------
+
+    def need_bytes(self, entry: Entry) -> int:
+        """What loading a resident would take."""
+        # A measurement above the whole budget may include memory of other programs: it is tried again, alone.
+        return max(entry.vram_bytes, min(self._measured.get(entry.spec.group, 0), self._budget_bytes))
+
+    def knows_device(self, group: str) -> bool:
+        """Whether the device was asked what a load of the group takes; asking takes as long as a swap."""
+        return group in self._on_device
+
+    def book_device_loss(self, booking: ResidentBooking, lost_bytes: int) -> int:
+        """Book what the device lost by a load, where that is more than predicted. Gives the bytes by which it is.
+
+        It counts more than what workers measured before, unless it is above the budget: then it may include memory of
+        other programs, and the next load is measured again.
+        """
+        if lost_bytes <= self._budget_bytes:
+            self._on_device.add(booking.group)
+            if self._measured.pop(booking.group, None) is not None:
+                booking.vram_bytes = booking.predicted_bytes
+        return self.book_measured(booking, lost_bytes)
+
+    def book_measured(self, booking: ResidentBooking, measured_bytes: int) -> int:
+        """Book what was measured, where that is more than predicted. Gives the bytes by which it is.
+
+        Less than predicted may only mean that pages are not touched yet.
+        """
+        excess_bytes = measured_bytes - booking.vram_bytes
+        if excess_bytes <= 0:
+            return 0
+        booking.vram_bytes = self._measured[booking.group] = measured_bytes
+        return excess_bytes
+
+    # --- seconds and speeds ---------------------------------------------------------------------------------------
+
+    def loaded(self, group: str, seconds: float) -> None:
+        """A resident of a group was loaded."""
+        self._load_s[group] = seconds
+
+    def ready_in_s(self, entry: Entry, specialist: str, warm: Sequence[ResidentBooking]) -> float:
+        """Seconds until the nearest of its group's warm residents is the specialist, else until one is loaded."""
+        if not warm:
+            return self._load_s.get(entry.spec.group, entry.vram_bytes / _LOAD_BYTES_PER_S)
+        n_bytes = min(entry.distances.between(specialist, booking.specialist) for booking in warm)
+        if not n_bytes:
+            return 0.0
+        measured = max(booking.activity.get("change_s", 0.0) for booking in warm)
+        return measured or n_bytes / _SWAP_BYTES_PER_S
+
+    def swap_bytes_per_s(self, residents: Iterable[ResidentBooking]) -> float:
+        """How fast a group's residents change: the slowest, as they report, else what is assumed."""
+        activities = [booking.activity for booking in residents]
+        speeds = [
+            activity["swapped_bytes"] / activity["swaps"] / activity["change_s"]
+            for activity in activities
+            if activity.get("swapped_bytes") and activity.get("change_s")
+        ]
+        return min(speeds, default=_SWAP_BYTES_PER_S)
+
+    def prompt_tokens_per_s(self, group: str, residents: Iterable[ResidentBooking]) -> float | None:
+        """How fast a group's residents have read prompts so far; None before any was read."""
+        reported = [booking.activity.get("prompt_tokens_per_s", 0.0) for booking in residents]
+        return max(reported, default=0.0) or self._prompt_speed.get(group)
+
+    # --- what is kept ---------------------------------------------------------------------------------------------
+
+    def keep_speed(self, booking: ResidentBooking) -> None:
+        """Remember how fast a resident, which is about to be forgotten, has read prompts."""
+        if speed := booking.activity.get("prompt_tokens_per_s"):
+            self._prompt_speed[booking.group] = speed
+
+    def forget_bytes(self, group: str) -> None:
+        """Predict anew: the group's files or settings are others now."""
+        self._measured.pop(group, None)
+        self._on_device.discard(group)

@@ -1,0 +1,142 @@
+"""Loading residents: a time limit, measured memory, and exponential back-off after failures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from ..errors import EngineError, LoadError
+from ..logs import for_request
+from ..spec import LoadSpec, Thinking
+from ..units import size_text
+from .bookings import ResidentBooking
+from .estimates import Estimates
+from .resident import Resident
+from .types import PoolLimits, Starter
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The last load of a group failed. until: when the next may be tried. count: failures since the last success."""
+
+    error: EngineError
+    until: float
+    count: int
+
+
+class Loader:
+    """Loads residents, side by side where they fit, and corrects the estimates by what it finds."""
+
+    def __init__(
+        self,
+        start: Starter,
+        limits: PoolLimits,
+        estimates: Estimates,
+        clock: Callable[[], float],
+        free_bytes: Callable[[], Awaitable[int | None]] | None,
+    ) -> None:
+        self._start = start
+        self._limits = limits
+        self._estimates = estimates
+        self._clock = clock
+        self._free_bytes = free_bytes
+        self._under_way: set[str] = set()
+        self._disturbed: set[str] = set()  # of those, the loads beside which other memory was taken
+        self._failures: dict[str, Failure] = {}
+
+    def failure(self, group: str) -> Failure | None:
+        """The failure after which no load of a group is to be tried yet."""
+        failure = self._failures.get(group)
+        return failure if failure is not None and self._clock() < failure.until else None
+
+    def forget_failure(self, group: str) -> None:
+        """Try the next load of a group at once."""
+        self._failures.pop(group, None)
+
+    def disturb(self) -> None:
+        """Other memory is taken beside the loads under way: free memory does not tell what one of them takes."""
+        self._disturbed |= self._under_way
+
+    async def load(
+        self, booking: ResidentBooking, spec: LoadSpec, policies: Mapping[str, Thinking], *, disturbed: bool
+    ) -> None:
+        """Start the booking's resident, and book what it takes where that is more than predicted.
+
+        disturbed: memory may be taken by other things meanwhile.
+        Raises EngineError when the load fails; the next one of its group then has to wait: see `failure`.
+        """
+        self._under_way.add(booking.key)
+        if disturbed or len(self._under_way) > 1:
+            self.disturb()
+        started = self._clock()
+        try:
+            before = None if self._estimates.knows_device(booking.group) else await self._free_now()
+            booking.resident = await self._start_in_time(booking, spec, policies)
+            booking.loaded_in_s = self._clock() - started
+            after = None if before is None else await self._free_now()
+            self._measure(booking, before, after)
+        except EngineError as error:
+            self._count_failure(booking.group, error)
+            raise
+        finally:
+            self._under_way.discard(booking.key)
+            self._disturbed.discard(booking.key)
+        self._failures.pop(booking.group, None)
+        self._estimates.loaded(booking.group, booking.loaded_in_s)
+
+    async def _start_in_time(
+        self, booking: ResidentBooking, spec: LoadSpec, policies: Mapping[str, Thinking]
+    ) -> Resident:
+        def report(fraction: float) -> None:
+            booking.progress, booking.last_progress = fraction, self._clock()
+
+        limit_s = self._limits.load_timeout_s
+        try:
+            return await asyncio.wait_for(self._start(spec, policies, report), limit_s)
+        except TimeoutError:
+            raise LoadError(
+                f"{booking.title} did not load within {limit_s:.0f} s.",
+                "Raise pool.load_timeout_s if the disk is slow.",
+            ) from None
+        except EngineError:
+            raise
+        except Exception as error:
+            _log.exception("loading %s", booking.title, extra=for_request(booking.request_id))
+            raise LoadError(f"{booking.title} did not load: {error!r}.") from error
+
+    def _measure(self, booking: ResidentBooking, before: int | None, after: int | None) -> None:
+        """Book by what the device lost, or else by what the worker says. before, after: free memory of the device."""
+        assert booking.resident is not None
+        measured, excess_bytes = booking.resident.memory_bytes, 0
+        if before is not None and after is not None and booking.key not in self._disturbed:
+            excess_bytes = self._estimates.book_device_loss(booking, before - after)
+        elif measured is not None:
+            excess_bytes = self._estimates.book_measured(booking, measured)
+        if excess_bytes:
+            took, more = size_text(booking.vram_bytes), size_text(excess_bytes)
+            extra = for_request(booking.request_id)
+            _log.warning("%s takes %s, %s more than predicted", booking.title, took, more, extra=extra)
+
+    async def _free_now(self) -> int | None:
+        """The device's free memory; None when it cannot be told, which is no reason to fail a load."""
+        if self._free_bytes is None:
+            return None
+        try:
+            free = await self._free_bytes()
+        except Exception as error:
+            _log.warning("free memory cannot be measured: %s", error)
+            return None
+        if free is None:  # there is no device, and none will come
+            self._free_bytes = None
+        return free
+
+    def _count_failure(self, group: str, error: EngineError) -> None:
+        last = self._failures.get(group)
+        count = last.count + 1 if last is not None else 1
+        pause_s = min(_LONGEST_PAUSE_S, self._limits.load_backoff_s * 2 ** (count - 1))
+        self._failures[group] = Failure(error, self._clock() + pause_s, count)
