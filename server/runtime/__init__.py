@@ -1,1 +1,1 @@
-"""A roster made real: what can be served, which specialist answers, an answer's life, builds. No dialect is known here."""
+"""A roster made real: what can be served, which specialist answers, an answer's life, builds. No dialect is known."""
