@@ -241,6 +241,7 @@ def small_corpus(**options):
     return corpus(questions, Letters().encode, names=("a", "b", "c"), prompts=False, **options)
 
 
+@pytest.mark.slow
 def test_scores_are_of_heads_that_did_not_see_the_text():
     data = small_corpus()
     found = out_of_fold(data)

@@ -22,6 +22,8 @@ from coe.surgery.parent import Parent
 from fakes.child_modules import write_module
 from fakes.random_moe import random_mask, write_random_moe
 
+pytestmark = pytest.mark.slow  # a process for each file
+
 # The child that stands in for the real one tells its process id where the other tells how many bytes there are.
 BEGINS = 'report({"done": 0, "total": os.getpid()})\n'
 
@@ -103,7 +105,6 @@ def test_a_file_that_cannot_be_hashed_is_told_with_a_remedy(
     assert [set(report) for report in reports] == [{"done", "total"}]
 
 
-@pytest.mark.slow
 async def test_what_fails_is_remembered_and_the_others_are_hashed(files: list[Path], tmp_path: Path) -> None:
     work = Hashing([tmp_path / "absent.gguf", files[0]], lambda: False)
     work.start()
