@@ -27,13 +27,13 @@ help:
 	@echo "make format     write what ruff can mend"
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
 	@echo "make soak       the long test under load"
-	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile)"
+	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
 install:
 	@command -v $(firstword $(PYTHON)) >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/install.py --venv .venv $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source)
+	@$(PYTHON) tools/install.py --venv .venv $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable)
 
 serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
