@@ -43,7 +43,7 @@ test: lint
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not server and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .

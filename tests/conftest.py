@@ -26,14 +26,16 @@ from fakes.weight import Guard, brings, mark_by_fixtures
 
 _GUARD = Guard()
 
+# Tests assert behaviour, never time: what is slow on a busy machine is no failure. `make test-fast` takes `fast`.
+settings.register_profile("coe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("coe"), max_examples=20)
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     """Before anything is collected."""
     signals.reset()
     _GUARD.install()
-    # Tests assert behaviour, never time: what is slow on a busy machine is no failure.
-    settings.register_profile("coe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("coe")
+    settings.load_profile(config.getoption("--hypothesis-profile") or "coe")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out

@@ -131,6 +131,7 @@ def test_loading_on_torch_draws_no_progress_bars_and_leaves_their_switch_alone(c
     assert "Loading weights" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_forms_point_the_same_way_and_a_text_does_not_depend_on_its_neighbours():
     texts = ["Solve 3x + 7 = 22 for x", "a recipe for soup", "int main() { return 0; }"]
     source = packaged()
@@ -145,6 +146,7 @@ def test_no_texts_are_no_rows():
     assert QuantisedEncoder(packaged()).encode([]).shape == (0, DIMENSIONS)
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_published_encoder_is_known_by_its_weights():
     encoder = SentenceEncoder(EncoderSource(packaged().folder, "path", None))
     encoder.load()
