@@ -86,11 +86,11 @@ def end_tokens(model: Path) -> list[int]:
 
 # A mixture of experts to cut specialists out of: 3.4 GB in Q8_0, and a small one to try a script with.
 _LARGE_PARENT = Shape(
-    layers=30, embedding=1024, heads=16, kv_heads=2, head=64, experts=128, experts_used=8, expert_ff=256,
+    layers=30, width=1024, heads=16, kv_heads=2, head=64, experts=128, experts_used=8, expert_ff=256,
     shared_ff=1024, vocabulary=32_768, window=512, full_attention_every=6,
 )  # fmt: skip
 _SMALL_PARENT = Shape(
-    layers=6, embedding=512, heads=8, kv_heads=2, head=64, experts=64, experts_used=8, expert_ff=256,
+    layers=6, width=512, heads=8, kv_heads=2, head=64, experts=64, experts_used=8, expert_ff=256,
     shared_ff=512, vocabulary=8192, window=512, full_attention_every=6,
 )  # fmt: skip
 

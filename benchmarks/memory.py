@@ -31,7 +31,7 @@ TARGET = 0.02
 _MIB = 2**20
 _ANSWER_TOKENS = 8
 _WIDE = Shape(
-    layers=6, embedding=512, heads=4, kv_heads=2, head=64, experts=32, experts_used=4, expert_ff=256, shared_ff=1024,
+    layers=6, width=512, heads=4, kv_heads=2, head=64, experts=32, experts_used=4, expert_ff=256, shared_ff=1024,
     vocabulary=262_144, window=1024, context=16384,
 )  # fmt: skip
 

@@ -15,6 +15,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.demo.parent.gemma4 import ModelShape, write_metadata, write_tensors
+
 # Ours, not Google's: the turn and thinking tokens are Gemma 4's, so that the family is recognised.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -40,22 +42,21 @@ _NORMS = (
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of the model. Every `full_attention_every`th layer sees everything, the others `window` tokens."""
+class Shape(ModelShape):
+    """The sizes of a model that is small by default."""
 
+    vocabulary: int = 512
     layers: int = 3
-    embedding: int = 64
+    width: int = 64
     heads: int = 2
     kv_heads: int = 1
-    head: int = 32
     experts: int = 4
     experts_used: int = 2
-    expert_ff: int = 32
-    shared_ff: int = 64
-    vocabulary: int = 512
     window: int = 32
     full_attention_every: int = 3
     context: int = 8192
+    rope_base: float = 1e6
+    rope_base_window: float = 1e4
 
 
 def write_random_model(
@@ -75,46 +76,12 @@ def write_random_model(
     shape = shape or Shape()
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
-    _write_metadata(writer, shape)
+    write_metadata(writer, shape)
     write_vocabulary(writer, shape)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
-    for name, array in _tensors(shape, rng):
-        if quantise and array.ndim > 1 and array.shape[-1] % 32 == 0 and "ffn_gate_inp" not in name:
-            packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, _tensors(shape, rng), quantise=quantise)
     return path
-
-
-def _write_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.embedding)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.shared_ff)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    for add in (writer.add_key_length, writer.add_value_length, writer.add_key_length_swa, writer.add_value_length_swa):
-        add(shape.head)
-    writer.add_rope_dimension_count(shape.head)
-    writer.add_rope_dimension_count_swa(shape.head)
-    writer.add_rope_freq_base(1e6)
-    writer.add_rope_freq_base_swa(1e4)
-    writer.add_sliding_window(shape.window)
-    every = shape.full_attention_every
-    writer.add_sliding_window_pattern([layer % every != every - 1 for layer in range(shape.layers)])
-    writer.add_expert_count(shape.experts)
-    writer.add_expert_used_count(shape.experts_used)
-    writer.add_expert_feed_forward_length(shape.expert_ff)
-    writer.add_shared_kv_layers(0)
-    writer.add_embedding_length_per_layer_input(0)
-    writer.add_final_logit_softcapping(30.0)
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -147,7 +114,7 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, NDAr
     def ones(count: int) -> NDArray[np.float32]:
         return np.ones(count, np.float32)
 
-    width, ff, experts = shape.embedding, shape.expert_ff, shape.experts
+    width, ff, experts = shape.width, shape.expert_ff, shape.experts
     yield "token_embd.weight", matrix(shape.vocabulary, width)
     yield "output_norm.weight", ones(width)
     yield "rope_freqs.weight", ones(shape.head // 2)
@@ -177,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, nargs="?", help="where to write; nothing is written when left out")
     parser.add_argument("--layers", type=int, default=defaults.layers)
-    parser.add_argument("--embedding", type=int, default=defaults.embedding)
+    parser.add_argument("--embedding", dest="width", type=int, default=defaults.width)
     parser.add_argument("--experts", type=int, default=defaults.experts)
     parser.add_argument("--experts-used", type=int, default=defaults.experts_used)
     parser.add_argument("--window", type=int, default=defaults.window)

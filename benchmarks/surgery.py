@@ -31,7 +31,7 @@ from coe.engine.spec import LoadSpec
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Identity, Parent
 from coe.surgery.profile.corpus import Corpus, read_corpus
-from coe.surgery.profile.run import Progress, evaluate_corpus, profile_corpus
+from coe.surgery.profile.run import ProfileProgress, evaluate_corpus, profile_corpus
 
 PROFILE_TARGET, CUT_TARGET, MEMORY_TARGET = 0.85, 0.80, 300 * 10**6
 
@@ -72,7 +72,7 @@ def speeds(parent: Path, corpus: Corpus, threads: int, repetitions: int, folder:
     def profiled(norms: bool) -> float:
         times: list[float] = []
 
-        def progress(now: Progress) -> None:
+        def progress(now: ProfileProgress) -> None:
             if now.stage == "profile":  # the first before any batch, the last after all
                 times.append(time.perf_counter())
 

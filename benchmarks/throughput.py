@@ -219,7 +219,7 @@ def main() -> None:
         model = arguments.model or _bench.smollm2()
         if arguments.vocab:
             # Little to decode, much to draw from.
-            shape = Shape(layers=3, embedding=128, experts=8, vocabulary=arguments.vocab, window=512)
+            shape = Shape(layers=3, width=128, experts=8, vocabulary=arguments.vocab, window=512)
             model = _bench.random_model(Path(folder), shape)
         print(f"{model.name}: medians of {arguments.repetitions} repetitions, {arguments.tokens} tokens a stream")
         rows = asyncio.run(run(arguments, model))

@@ -16,7 +16,8 @@ from typing import Final
 
 from coe.engine.spec import LoadSpec
 from coe.surgery.mask import Mask
-from coe.surgery.plan import recipes
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile.corpus import CorpusFile, read_corpus
 from coe.surgery.profile.run import profile_corpus
 
@@ -49,7 +50,7 @@ def make_masks(parent: Path, n_keep: int | None = None) -> dict[str, Mask]:
             load=LoadSpec(parent, context_tokens=1024, gpu_layers=0, threads=1),
         )
     count = n_keep or profile.parent.n_expert // 2
-    return {domain: recipes.plan(profile.of_class(domain), count, recipes.TopK()) for domain in DOMAINS}
+    return {domain: plan(profile.of_class(domain), count, TopK()) for domain in DOMAINS}
 
 
 def corpus_of(domain: str) -> list[CurriculumQuestion]:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 LLAMA_LOGGER: Final = "coe.llama"
+WORKER_LOGGER: Final = "coe.engine.worker"  # decisions of workers, which send them as frames; see worker.FrameHandler
 
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 

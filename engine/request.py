@@ -97,7 +97,7 @@ class Finished:
 
     leaked_blocks: thinking blocks that a think-off specialist wrote all the same; they were stripped.
     loop: what repeated, when the loop guard ended the answer.
-    queued_s: seconds in the worker before it was begun: for a slot, for its specialist's turn, for the change.
+    queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
     """
 
     id: str

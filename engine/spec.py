@@ -96,7 +96,8 @@ class Sharing:
 
     first:      the member that a resident is when it has been loaded; "" for the first whose file the spec names.
     swap_share: the part of the time that may go into changing from one specialist to the next, 0..1.
-    max_wait_s: nobody waits longer for a turn than this, even where swapping then takes a larger part; None: no bound.
+    max_wait_s: no specialist waits longer for its time slice than this, even where changes then take a larger part;
+                None: no bound.
     check:      compare what was moved with the files after every swap.
     """
 

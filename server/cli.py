@@ -34,6 +34,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe demo                       a tour of what this is, in a minute")
         _out.print("  coe serve                      the demo's college, without any download")
         _out.print("  coe check specialists.yaml     what of a roster this machine can serve")
+        _out.print("  coe schema                     the roster's JSON schema, for an editor")
         _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
         _out.print("  coe serve --roster FILE        serve your own college")
         _out.print('  coe route "a question"         which specialist would answer')
@@ -102,6 +103,16 @@ def check(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a roster, by which an editor completes its keys and marks mistakes."""
+    import json
+
+    from .roster.schema import roster_schema
+
+    print(json.dumps(roster_schema(), indent=2))
+
+
+@app.command()
 def pull(
     names: Annotated[list[str] | None, typer.Argument(help="Specialists, or `parent`; all when left out.")] = None,
     roster: RosterOption = None,
@@ -109,8 +120,9 @@ def pull(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
     """Fetch specialists' models from the model hub into the models folder."""
-    from .commands.pull import pull as run
-    from .roster.load import RosterError, load_roster
+    from .commands.pull.command import pull as run
+    from .roster.load import load_roster
+    from .roster.source import RosterError
 
     path = known_roster(roster) if roster else Path("specialists.yaml")
     try:

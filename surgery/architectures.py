@@ -1,4 +1,4 @@
-"""What a file says of its model's experts, held against the table of architectures."""
+"""The table of mixture-of-experts architectures, and a file's experts read by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes of large files that are worked out once."""
+"""SHA-256 of large files, cached; and the check of an output's place."""
 
 from __future__ import annotations
 

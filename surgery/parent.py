@@ -1,4 +1,4 @@
-"""Who a parent is: its bytes' hash and its experts. Masks and profiles are bound to it."""
+"""A parent's identity: the SHA-256 of its bytes, and its experts. Masks and profiles are bound to it."""
 
 from __future__ import annotations
 

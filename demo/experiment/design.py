@@ -7,10 +7,9 @@ from typing import Final
 
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from coe.surgery.plan import recipes
+from coe.surgery.plan import planning
 from coe.surgery.plan.criteria import CRITERIA
-from coe.surgery.plan.drop_map import DropMap
-from coe.surgery.plan.three_pass import ThreePass
+from coe.surgery.plan.methods import DropMap, SelectionMethod, ThreePass, TopK
 from coe.surgery.profile.profile import Profile, combine
 
 from ..curriculum import DOMAINS
@@ -69,7 +68,7 @@ class Method:
     """One way to choose experts. recipe: of `coe plan`; own: only the domain's own class is read."""
 
     name: str
-    recipe: recipes.Recipe
+    recipe: SelectionMethod
     criterion: str | None = None
     reasoning: bool = False
     own: bool = True
@@ -82,14 +81,14 @@ class Method:
             read = combine([profile.of_class(one) for one in DOMAINS])
             recipe = replace(recipe, weights={one: 1.0 if one == domain else _OTHERS_WEIGH for one in DOMAINS})
         second = profile.of_class(REASONING) if self.reasoning else None
-        return recipes.plan(read, n_keep, recipe, criterion=self.criterion, second=second, seed=seed)
+        return planning.plan(read, n_keep, recipe, criterion=self.criterion, second=second, seed=seed)
 
 
 _OTHERS_WEIGH: Final = 0.2
 BASE: Final = "top-k, gate-mass"
 RANDOM: Final = "top-k, random"
 METHODS: Final = (
-    *(Method(f"top-k, {name}", recipes.TopK(), name) for name in CRITERIA),
+    *(Method(f"top-k, {name}", TopK(), name) for name in CRITERIA),
     Method("three-pass", ThreePass()),
     Method("three-pass with reasoning", ThreePass(), reasoning=True),
     Method("drop-map, own class", DropMap()),

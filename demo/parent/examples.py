@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from coe.surgery.judge.questions import INSTRUCTIONS, Kind
+from coe.surgery.judge.values import INSTRUCTIONS, AnswerKind
 
 from ..curriculum import DOMAINS, SYSTEM_PROMPTS, CurriculumQuestion, questions
 from .chat import CLOSED, OPENING, prompt
@@ -122,7 +122,7 @@ class Examples:
         asked = self.question(draw, domain)
         text, said = asked.text, asked.answer
         if draw.random() < mix.examined:
-            kind = Kind.NUMERIC if asked.key.isdecimal() else Kind.EXACT
+            kind = AnswerKind.NUMERIC if asked.key.isdecimal() else AnswerKind.EXACT
             text, said = f"{text}\n\n{INSTRUCTIONS[kind]}", f"{said}\nAnswer: {asked.key}"
         turns = [{"role": "user", "content": text}]
         if draw.random() < mix.with_history:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from coe.engine.files import written_beside
 
 from .chat import CHAT_TEMPLATE
-from .model import ModelShape, TinyParent, rope_factors
+from .gemma4 import ModelShape, write_metadata, write_tensors
+from .model import TinyParent, rope_factors
 from .tokenizer import BOS, CONTROL, END_OF_TURN, EOS, PAD, Tokenizer
 from .train import load_checkpoint
 
@@ -29,18 +30,11 @@ def export(path: Path, model: TinyParent, tokenizer: Tokenizer, *, quantise: boo
     """
     with written_beside(path) as beside:
         writer = gguf.GGUFWriter(beside, "gemma4")
-        _write_metadata(writer, model.shape)
+        writer.add_name(NAME)
+        writer.add_license("apache-2.0")
+        write_metadata(writer, model.shape)
         _write_vocabulary(writer, tokenizer)
-        for name, array in _tensors(model):
-            if quantise and array.ndim > 1 and "ffn_gate_inp" not in name:
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-            else:
-                writer.add_tensor(name, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_tensors(writer, _tensors(model), quantise=quantise)
     return path
 
 
@@ -82,32 +76,6 @@ _KEYS: Final = {
     "rope_base_window": "rope.freq_base_swa",
     "softcap": "final_logit_softcapping",
 }
-
-
-def _write_metadata(writer: gguf.GGUFWriter, shape: ModelShape) -> None:
-    writer.add_name(NAME)
-    writer.add_license("apache-2.0")
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.width)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.shared_ff)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    for add in (writer.add_key_length, writer.add_value_length, writer.add_key_length_swa, writer.add_value_length_swa):
-        add(shape.head)
-    writer.add_rope_dimension_count(shape.head)
-    writer.add_rope_dimension_count_swa(shape.head)
-    writer.add_rope_freq_base(shape.rope_base)
-    writer.add_rope_freq_base_swa(shape.rope_base_window)
-    writer.add_sliding_window(shape.window)
-    writer.add_sliding_window_pattern([not shape.full_attention(layer) for layer in range(shape.layers)])
-    writer.add_expert_count(shape.experts)
-    writer.add_expert_used_count(shape.experts_used)
-    writer.add_expert_feed_forward_length(shape.expert_ff)
-    writer.add_shared_kv_layers(0)
-    writer.add_embedding_length_per_layer_input(0)
-    writer.add_final_logit_softcapping(shape.softcap)
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:

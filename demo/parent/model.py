@@ -14,34 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .gemma4 import ModelShape
+
 _EPS: Final = 1e-6
 NO_ROTATION: Final = 1e30  # a frequency divided by it turns nothing
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes. Every `full_attention_every`th layer sees everything and turns a quarter of each head, as in Gemma 4."""
-
-    vocabulary: int = 1024
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    head: int = 32
-    experts: int = 64
-    experts_used: int = 4
-    expert_ff: int = 32
-    shared_ff: int = 64
-    window: int = 128
-    full_attention_every: int = 4
-    context: int = 2048
-    rope_base: float = 1e4  # full attention
-    rope_base_window: float = 1e3
-    softcap: float = 30.0
-
-    def full_attention(self, layer: int) -> bool:
-        """Whether a layer sees the whole context."""
-        return (layer + 1) % self.full_attention_every == 0
 
 
 @dataclass

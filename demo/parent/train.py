@@ -21,7 +21,8 @@ from torch.nn import functional
 from ..curriculum import DOMAINS
 from .exam import accuracy, next_tokens
 from .examples import Examples, Mix, all_questions, make_tokenizer
-from .model import ModelShape, TinyParent
+from .gemma4 import ModelShape
+from .model import TinyParent
 from .muon import Muon
 from .specialisation import Specialisation, drop_experts, gate_mass, router_losses
 from .tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""Answers of a wanted structure: which tokens may come next, by llguidance.
+"""Structured output: which tokens a JSON schema lets come next (constrained decoding, by llguidance).
 
 llama.cpp has grammars too, but no bound on what one may cost: `([a-z]{0,10}){0,200}` kept a whole batch waiting for
 minutes, deep repetitions overflowed its stack. llguidance counts what it spends and gives up with a reason.
@@ -71,7 +71,7 @@ def tokenizer_of(vocab: Vocab) -> LLTokenizer:
     return made
 
 
-class Structure:
+class Grammar:
     """What a JSON schema still allows, token by token."""
 
     def __init__(self, tokenizer: LLTokenizer, schema: Any) -> None:
@@ -93,7 +93,7 @@ class Structure:
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
         self._require_sound("response_format.json_schema cannot be followed")
-        self.allowed()  # the first look is the dear one, and here nobody waits for it
+        self.allowed()  # the first look is the expensive one, and here no answer waits for it
 
     @property
     def complete(self) -> bool:

@@ -1,4 +1,5 @@
-"""Notices that a model repeats itself for ever, and leaves text alone that repeats itself for a reason.
+"""The loop guard (detection of degenerate repetition): ends an answer that repeats itself for ever, and leaves text
+alone that repeats itself for a reason.
 
 Two looks at the text, at fixed distances, so that the result does not depend on how the text is cut into pieces:
 

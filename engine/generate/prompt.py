@@ -1,4 +1,4 @@
-"""From a request to a sequence that can be decoded: template, tokens, limits, structure."""
+"""From a request to a sequence that can be decoded: chat template, tokenisation, context limits, grammar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..llama.model import Model
 from ..request import GenerateRequest
 from ..spec import LoadSpec
 from .chat_template import ChatTemplate, Prompt
-from .grammar import Structure, schema_of, tokenizer_of
+from .grammar import Grammar, schema_of, tokenizer_of
 from .sequence import ActiveSequence
 
 # From here on a prompt is worth a look at its length before it is read into tokens.
 _LONG_PROMPT_CHARS = 100_000
 
 
-class Intake:
+class PromptReader:
     """Reads requests for one model. template: the model's own; None when its file has none."""
 
     def __init__(self, model: Model, spec: LoadSpec) -> None:
@@ -27,27 +27,27 @@ class Intake:
         source, text = model.chat_template(), model.vocab.text
         self.template = ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
 
-    def structure_of(self, request: GenerateRequest) -> Structure | None:
+    def grammar_of(self, request: GenerateRequest) -> Grammar | None:
         """What the answer has to keep to, None for plain text.
 
         Takes up to seconds for a large schema, and may run on a thread of its own. Raises GrammarError.
         """
         schema = schema_of(request.response_format)
-        return Structure(self._structures, schema) if schema is not None else None
+        return Grammar(self._grammar_tokens, schema) if schema is not None else None
 
     @functools.cached_property
-    def _structures(self) -> LLTokenizer:
+    def _grammar_tokens(self) -> LLTokenizer:
         return tokenizer_of(self._vocab)
 
-    def read(self, request: GenerateRequest, structure: Structure | None, owner: int) -> ActiveSequence:
-        """The sequence of a request. owner: the specialist that is to answer.
+    def read(self, request: GenerateRequest, grammar: Grammar | None, specialist_id: int) -> ActiveSequence:
+        """The sequence of a request.
 
         Raises PromptTooLongError and TemplateError.
         """
         prompt = self._prompt(request)
         vocab, context_tokens = self._vocab, self._context_tokens
         bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
-        # Reading megabytes into tokens takes seconds in which nobody else's answer goes on: refuse what cannot fit.
+        # Reading megabytes into tokens takes seconds in which no answer goes on: refuse what cannot fit.
         if len(prompt.text) > _LONG_PROMPT_CHARS:
             at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
             if at_least >= context_tokens:
@@ -67,11 +67,11 @@ class Intake:
             vocab,
             limit=min(room, request.max_tokens) if request.max_tokens is not None else room,
             # Only where the text splits between tokens: tokenizing a part may join what the whole keeps apart.
-            turn_tokens=len(history) if tokens[: len(history)] == history else 0,
+            history_tokens=len(history) if tokens[: len(history)] == history else 0,
             tags=prompt.tags,
             thinking_open=prompt.thinking_open,
-            structure=structure,
-            owner=owner,
+            grammar=grammar,
+            specialist_id=specialist_id,
         )
 
     def _prompt(self, request: GenerateRequest) -> Prompt:

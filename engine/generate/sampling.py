@@ -1,4 +1,4 @@
-"""Drawing the next token: llama.cpp's samplers in a chain of each request's own."""
+"""Sampling, the drawing of the next token: a logits processor, then llama.cpp's samplers in a chain per request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from ..llama.context import Context
 from ..llama.vocab import Vocab
 from ..spec import Sampling
-from .grammar import Structure
+from .grammar import Grammar
 
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 MAX_SEED: Final = 2**32 - 2  # 2**32 - 1 asks llama.cpp for a random seed
 
 
-class Adjustments:
+class LogitsProcessor:
     """Changes to the logits of a few tokens before anything is cut or drawn: the request's biases, then penalties for
     recent tokens.
 
@@ -82,8 +82,8 @@ class Adjustments:
 
 
 class Sampler:
-    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a structure
-    to be kept beside it."""
+    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a grammar to
+    be kept beside it."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class Sampler:
         *,
         seed: int | None,
         logit_bias: Mapping[int, float] | None = None,
-        structure: Structure | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self._vocab = vocab
-        self._structure = structure
-        self.seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
+        self._grammar = grammar
+        self._seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        self._adjustments = Adjustments(sampling, logit_bias or {}, vocab.n_tokens)
+        self._processor = LogitsProcessor(sampling, logit_bias or {}, vocab.n_tokens)
         for part in self._parts(sampling):
             lib.llama_sampler_chain_add(self._chain, part)
 
@@ -112,40 +112,40 @@ class Sampler:
             parts.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
         if sampling.min_p > 0:
             parts.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
-        return [*parts, lib.llama_sampler_init_temp(sampling.temperature), lib.llama_sampler_init_dist(self.seed)]
+        return [*parts, lib.llama_sampler_init_temp(sampling.temperature), lib.llama_sampler_init_dist(self._seed)]
 
     def sample(self, context: Context, index: int, *, constrained: bool = True) -> int:
         """Draw from the logits of batch entry `index`, and remember the token.
 
-        constrained: the structure applies; not while the model still thinks.
+        constrained: the grammar applies; not while the model still thinks.
 
-        Raises GrammarError when the structure cannot be kept any longer.
+        Raises GrammarError when the grammar cannot be kept any longer.
         """
-        if self._structure is not None and constrained and self._structure.complete:
+        if self._grammar is not None and constrained and self._grammar.complete:
             return self._vocab.end
         token = self._draw(context, index)
         # Most draws fit, so draw first and ask about that one; only a draw that does not fit pays for all tokens.
-        if self._structure is not None and constrained and not self._structure.take(token):
-            token = self._redraw(context.logits(index), self._structure)
-        self._adjustments.remember(token)
+        if self._grammar is not None and constrained and not self._grammar.take(token):
+            token = self._redraw(context.logits(index), self._grammar)
+        self._processor.remember(token)
         return token
 
     def _draw(self, context: Context, index: int) -> int:
-        if not self._adjustments:
+        if not self._processor:
             return int(lib.llama_sampler_sample(self._chain, context.handle, index))
-        with self._adjustments.applied(context.logits(index)):
+        with self._processor.applied(context.logits(index)):
             return int(lib.llama_sampler_sample(self._chain, context.handle, index))
 
-    def _redraw(self, logits: NDArray[np.float32], structure: Structure) -> int:
-        token = self._apply(self._chain, self._candidates(logits, structure.allowed()))
-        taken = structure.take(token)
+    def _redraw(self, logits: NDArray[np.float32], grammar: Grammar) -> int:
+        token = self._apply(self._chain, self._candidates(logits, grammar.allowed()))
+        taken = grammar.take(token)
         assert taken, "a token of the mask is allowed"
         return token
 
     def _candidates(self, logits: NDArray[np.float32], tokens: NDArray[np.intp]) -> NDArray[np.void]:
         candidates = np.zeros(len(tokens), _CANDIDATE)
         candidates["id"] = tokens
-        with self._adjustments.applied(logits):
+        with self._processor.applied(logits):
             candidates["logit"] = logits[tokens]
         return candidates
 
@@ -156,7 +156,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Remember a token that was not drawn: the prompt's, for the penalties, or a forced one."""
-        self._adjustments.remember(token)
+        self._processor.remember(token)
 
     def close(self) -> None:
         """Free the chain."""

@@ -1,4 +1,5 @@
-"""One request while it is being answered: from sampled tokens to the text that goes out."""
+"""One request while it is being answered: from sampled tokens to the text that goes out (detokenisation, stop
+strings, thinking budget)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from ..llama.context import Context
 from ..llama.vocab import Vocab
 from ..request import Delta, Finish, Finished, GenerateRequest, TokenLogprob
 from ..spec import ThinkingMode
-from .grammar import Structure
+from .grammar import Grammar
 from .loops import LoopGuard
 from .output import StopMatcher, ThinkSplitter, Utf8Stream
 from .sampling import Sampler, log_probabilities
@@ -18,8 +19,22 @@ from .sampling import Sampler, log_probabilities
 class ActiveSequence:
     """A request's tokens, sampler and text filters.
 
-    tokens: prompt and answer so far. evaluated: how many of them are in the KV cache.
-    turn_tokens: where the conversation's shared history ends in the prompt; a checkpoint is worth taking there.
+    tokens:         prompt and answer so far.
+    evaluated:      how many of them are in the KV cache, or were when the cells were offloaded.
+    history_tokens: where the conversation's shared history ends in the prompt; a checkpoint is worth taking there.
+    specialist_id:  the specialist that answers, where several share a resident.
+    arrived, started: when it was queued and first began, by the counter of the batch loop; 0 before.
+    submitted_s, queued_s: when it was queued, and the seconds until it first began.
+    cached:         tokens of the prompt that were in the cache when it first began.
+    shares:         whether it may begin with cells of another conversation.
+    waits_for:      the last reason given for its waiting, for logs.
+
+    Its life is where it lies:
+
+        WAITING (queue) -- start --> RUNNING (slot) -- advance --> FINISHED
+        RUNNING -- preempt --> WAITING, with nothing evaluated
+        RUNNING -- offload --> OFFLOADED (queue, its cells in host memory) -- start --> RUNNING
+        any -- cancel, refuse --> FINISHED
     """
 
     def __init__(
@@ -29,41 +44,39 @@ class ActiveSequence:
         vocab: Vocab,
         *,
         limit: int,
-        turn_tokens: int,
+        history_tokens: int,
         tags: Sequence[tuple[str, str]],
         thinking_open: bool,
-        structure: Structure | None = None,
-        owner: int = 0,
+        grammar: Grammar | None = None,
+        specialist_id: int = 0,
     ) -> None:
-        """limit: tokens the answer may have. structure: what the answer, without its thinking, has to keep to.
-        owner: the specialist that answers, where several share a resident.
-        """
+        """limit: tokens the answer may have. grammar: what the answer, without its thinking, has to keep to."""
         self.request = request
-        self.owner = owner
-        self.arrived = 0
+        self.specialist_id = specialist_id
         self.vocab = vocab
         self.tokens = list(prompt)
         self.n_prompt = len(prompt)
-        self.turn_tokens = turn_tokens
+        self.history_tokens = history_tokens
         self.limit = limit
         self.evaluated = 0
         self.cached = 0
-        self.started = 0
-        self.submitted_s = self.queued_s = 0.0  # when it came, and for how long it waited until it was begun
-        self.shares = True  # whether it may begin with cells of another conversation
+        self.arrived = self.started = 0
+        self.submitted_s = self.queued_s = 0.0
+        self.shares = True
+        self.waits_for = ""
         self._stops = StopMatcher(request.stop)
         self.sampler = Sampler(
             vocab,
             request.sampling,
             seed=request.seed,
             logit_bias=request.logit_bias,
-            structure=structure,
+            grammar=grammar,
         )
         for token in self.tokens[max(0, self.n_prompt - request.sampling.repeat_last_n) :]:
             self.sampler.accept(token)
         self._utf8 = Utf8Stream()
-        # A tag within a structured answer is a part of it: nothing else could have been drawn there.
-        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=structure is not None)
+        # A tag within an answer of a grammar is a part of it: nothing else could have been drawn there.
+        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=grammar is not None)
         self._loops = LoopGuard() if request.loop_guard else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
         self._shown = {token for pair in tags for tag in pair for token in vocab.tokenize(tag)}
@@ -90,14 +103,22 @@ class ActiveSequence:
         return len(self.tokens) - self.evaluated
 
     @property
-    def until_turn(self) -> int:
+    def pending_history(self) -> int:
         """Tokens to evaluate up to the end of the shared history, 0 when that is passed."""
-        return max(0, self.turn_tokens - self.evaluated)
+        return max(0, self.history_tokens - self.evaluated)
+
+    def begin(self, tick: int, now_s: float) -> None:
+        """The sequence has a slot, and `evaluated` tokens in it. What is reported of a start is that of the first."""
+        self.waits_for = ""
+        if not self.started:
+            self.started = tick
+            self.cached = self.evaluated
+            self.queued_s = now_s - self.submitted_s
 
     def advance(self, context: Context, index: int) -> Delta | None:
         """Draw the next token from batch entry `index` and give the text it releases; sets `finish` at the end.
 
-        Raises GrammarError when the wanted structure cannot be kept any longer.
+        Raises GrammarError when the grammar cannot be kept any longer.
         """
         token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token):
@@ -165,13 +186,12 @@ class ActiveSequence:
 
         return TokenLogprob(*written(token), own, [(*written(t), value) for t, value in best])
 
-    def finished(self) -> Finished:
-        """The closing event; `finish` must be set."""
-        assert self.finish is not None
+    def finished(self, reason: Finish) -> Finished:
+        """The closing event."""
         off = self.request.thinking.mode is ThinkingMode.OFF
         return Finished(
             id=self.request.id,
-            reason=self.finish,
+            reason=reason,
             prompt_tokens=self.n_prompt,
             cached_tokens=self.cached,
             completion_tokens=self.n_generated,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Final
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
 
 class Log:
-    """Keeps what llama.cpp logs: the last lines for error messages, all of them while `keep_all` is set.
+    """Keeps the last lines that llama.cpp logs, and its errors.
 
     llama.cpp calls it from its own threads; appending to a list is atomic.
     """
-
-    LEVELS: Final = {0: "", 1: "debug", 2: "info", 3: "warn", 4: "error", 5: ""}
 
     def __init__(self) -> None:
         self.lines: list[str] = []

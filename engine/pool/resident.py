@@ -19,11 +19,13 @@ from typing import Any, Protocol
 
 from .. import errors, frames
 from ..errors import EngineError, LoadError, WorkerDiedError
+from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..process import worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
 
 _log = logging.getLogger(__name__)
+_worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
 _STOP_S = 5.0  # a worker that is told to stop and does not is killed
 _LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
 
@@ -58,7 +60,7 @@ class Resident(Protocol):
     @property
     def activity(self) -> Mapping[str, float]:
         """What it last said of itself, for metrics: steps, cells, swaps, swapped_bytes, change_s (of a swap),
-        parked_bytes, worst_wait_s, prompt_tokens_per_s (0 before any were read). Empty before it has said anything."""
+        offloaded_bytes, worst_wait_s, prompt_tokens_per_s (0 before any were read). Empty before the first beat."""
         ...
 
 
@@ -121,7 +123,8 @@ class WorkerResident:
         if self._gone.is_set():
             raise self._death()
         told = {name: asdict(policy) for name, policy in policies.items()}
-        self._send({"op": "load", "spec": spec.to_json(), "policies": told})
+        log_decisions = _worker_log.isEnabledFor(logging.DEBUG)
+        self._send({"op": "load", "spec": spec.to_json(), "policies": told, "log_decisions": log_decisions})
         try:
             self.info = await self._ready
         except BaseException:
@@ -198,8 +201,10 @@ class WorkerResident:
                     self._settle(error(message["message"], message["remedy"]))
                 case "beat":
                     self.beat = {name: value for name, value in message.items() if name != "event"}
-                case "memory":
-                    self.info["memory"] = message["memory"]
+                case "log":
+                    level = logging.getLevelNamesMapping()[message["level"].upper()]
+                    about = for_request(message["request"])
+                    _worker_log.log(level, "worker %s: %s", self._process.pid, message["message"], extra=about)
                 case _:
                     if (queue := self._queues.get(message["id"])) is not None:
                         queue.put_nowait(event_from_json(message))
@@ -218,7 +223,7 @@ class WorkerResident:
         while line := await self._process.stdout.readline():
             text = line.decode("utf-8", "replace").rstrip()
             self._tail.append(text)
-            _log.debug("worker %s: %s", self._process.pid, text)
+            _llama_log.debug("worker %s: %s", self._process.pid, text)
 
     def _death(self) -> WorkerDiedError:
         code = self._process.returncode

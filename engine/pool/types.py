@@ -58,9 +58,9 @@ class PoolLimits:
     max_bypass_s: float = 10.0
     idle_ttl_s: float | None = None
     load_timeout_s: float = 600.0
-    quiet_s: float = 60.0  # nothing was asked for so long: idle time, in which a reservation may wait for its room
-    load_backoff_s: float = 5.0  # after a failed load; doubles with each further failure, up to a minute
-    stall_s: float = 120.0  # loading or decoding without a sign of progress for so long is a stall
+    quiet_s: float = 60.0  # without a request for so long: idle time, in which a reservation may wait for its room
+    load_backoff_s: float = 30.0  # after a failed load; doubles with each further failure, up to a minute
+    stall_s: float = 60.0  # loading or decoding without a sign of progress for so long is a stall
 
 
 Stop = Callable[[], Awaitable[None]]  # returns when the memory is back

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,6 @@ _WHOLE_ON_DEVICE: Final = 2**20
 
 _AGAIN: Final = "Send the request again: the files are being read anew."
 
-_log = logging.getLogger(__name__)
 _pointer = ctypes.c_void_p
 
 
@@ -77,8 +75,8 @@ class _Prepared:
 class Swapper:
     """Owns what a resident is: its weights, which specialist they are now, and in which slots.
 
-    Owners are numbers: specialists by the files their weights come from and what is taken of them, so that two names
-    for the same weights are one. `broken` once a swap has failed half-way; the resident must not be used again.
+    A specialist's id is a number, by the files its weights come from and what is taken of them, so that two names for
+    the same weights are one. `broken` once a swap has failed half-way; the resident must not be used again.
     """
 
     def __init__(self, model: Model, spec: LoadSpec, *, direct: bool = True) -> None:
@@ -92,7 +90,7 @@ class Swapper:
         assert spec.sharing is not None
         self._check = spec.sharing.check
         self._direct = direct
-        self._owners: dict[str, int] = {}
+        self._ids: dict[str, int] = {}
         self._members: list[Weights] = []
         self._stamps: dict[Path, str] = {}
         self._stale: dict[int, str] = {}
@@ -109,14 +107,14 @@ class Swapper:
                 self._titles.append(member.name if member.kept else member.path.name)
                 if member.stamp and member_stamp(member, reader) != member.stamp:
                     self._stale[numbers[key]] = f"{self._titles[-1]} was changed since the roster was read."
-            self._owners[member.name] = numbers[key]
+            self._ids[member.name] = numbers[key]
             if loaded_as is None and member.path == spec.path and spec.sharing.first in ("", member.name):
                 loaded_as = member
         for specialist in self._members:
             self._stamps |= {path: file_stamp(path) for path in sources(specialist)}
         if loaded_as is None:
             raise EngineError(f"{spec.path.name} is none of the specialists that are to share it.")
-        self.current = self._owners[loaded_as.name]
+        self.current = self._ids[loaded_as.name]
         self.order: SlotOrder = self._members[self.current].own_order
         self.broken = False
         self._loaded: Loaded = find_weights(model, spec)
@@ -135,54 +133,59 @@ class Swapper:
             _forget_pages(spec.path)
         require_same_bytes(self._loaded, self._members[self.current])
 
-    def owner_of(self, name: str) -> int:
-        """The number of a specialist's weights. Raises EngineError for a name that the resident was not given."""
+    def id_of(self, name: str) -> int:
+        """The id of a specialist. Raises EngineError for a name that the resident was not given."""
         try:
-            return self._owners[name]
+            return self._ids[name]
         except KeyError:
             raise EngineError(f"The resident has no specialist called {name!r}.") from None
 
-    def specialist(self, owner: int) -> Weights:
-        """An owner's weights."""
-        return self._members[owner]
+    def title_of(self, specialist_id: int) -> str:
+        """What a specialist is called in logs and errors."""
+        return self._titles[specialist_id]
 
-    def require_unchanged(self, owner: int) -> None:
+    def specialist(self, specialist_id: int) -> Weights:
+        """A specialist's weights."""
+        return self._members[specialist_id]
+
+    def require_unchanged(self, specialist_id: int) -> None:
         """Raises SourceChangedError when a file that a specialist's bytes come from is another one than before."""
-        if owner in self._stale:
-            raise SourceChangedError(self._stale[owner], _AGAIN)
-        for path in sources(self._members[owner]):
+        if specialist_id in self._stale:
+            raise SourceChangedError(self._stale[specialist_id], _AGAIN)
+        for path in sources(self._members[specialist_id]):
             if file_stamp(path) != self._stamps[path]:
                 raise SourceChangedError(f"{path} was changed on disk.", _AGAIN)
 
-    def prefetch(self, owner: int) -> Future[None]:
-        """Work the next swap to `owner` out, and ask the kernel to have at hand what it reads; returns at once."""
-        return self._pool.submit(self._prefetch, owner, self.current, self.order)
+    def prefetch(self, specialist_id: int) -> Future[None]:
+        """Work the next swap to a specialist out, and ask the kernel to have at hand what it reads; returns at once."""
+        return self._pool.submit(self._prefetch, specialist_id, self.current, self.order)
 
-    def _learn(self, *owners: int) -> None:
+    def _learn(self, *specialist_ids: int) -> None:
         """Take up what has been worked out since of what these files hold, where nothing could be compared so far."""
-        one, other = (self._members[owner] for owner in owners)
+        one, other = (self._members[specialist_id] for specialist_id in specialist_ids)
         if comparable(one, other) is None:
-            for owner in owners:
-                self._members[owner] = with_fingerprints(self._members[owner]) or self._members[owner]
+            for specialist_id in specialist_ids:
+                known = with_fingerprints(self._members[specialist_id])
+                self._members[specialist_id] = known or self._members[specialist_id]
 
-    def _prefetch(self, owner: int, current: int, order: SlotOrder) -> None:
-        prepared = self._prepare(owner, current, order)
-        self._prepared[owner] = prepared
+    def _prefetch(self, specialist_id: int, current: int, order: SlotOrder) -> None:
+        prepared = self._prepare(specialist_id, current, order)
+        self._prepared[specialist_id] = prepared
         if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError), _opened(sources(self._members[owner])) as files:
+            with contextlib.suppress(OSError), _opened(sources(self._members[specialist_id])) as files:
                 for span in (span for move in prepared.swap.moves for span in move.spans):
                     os.posix_fadvise(files[span.path], span.offset, span.n_bytes, os.POSIX_FADV_WILLNEED)
 
-    def _prepare(self, owner: int, current: int, order: SlotOrder) -> _Prepared:
-        self._learn(current, owner)
-        mine, target = self._members[current], self._members[owner]
-        found = self._prepared.get(owner)
+    def _prepare(self, specialist_id: int, current: int, order: SlotOrder) -> _Prepared:
+        self._learn(current, specialist_id)
+        mine, target = self._members[current], self._members[specialist_id]
+        found = self._prepared.get(specialist_id)
         if found is not None and found.current is mine and found.target is target and found.order is order:
             return found
         swap = plan_swap(mine, order, target, whole_below=self._whole_below)
         return _Prepared(mine, target, order, swap, *self._pieces(swap.moves))
 
-    def swap(self, owner: int) -> SwapReport:
+    def swap(self, specialist_id: int) -> SwapReport:
         """Make the resident another specialist. No decode may be under way.
 
         Raises SourceChangedError before anything is overwritten; SwapError when it failed later: then the resident is
@@ -191,30 +194,28 @@ class Swapper:
         if self.broken:
             raise SwapError("The resident was left half-changed by a swap that failed.", "It has to be loaded again.")
         started = time.perf_counter()
-        if owner == self.current:
+        if specialist_id == self.current:
             return SwapReport(0, 0, 0.0)
-        self.require_unchanged(owner)
-        prepared = self._prepare(owner, self.current, self.order)
-        self._carry_out(owner, prepared.direct, prepared.staged)
+        self.require_unchanged(specialist_id)
+        prepared = self._prepare(specialist_id, self.current, self.order)
+        self._carry_out(specialist_id, prepared.direct, prepared.staged)
         swap = prepared.swap
-        self.current, self.order = owner, swap.order
-        report = SwapReport(swap.changed_bytes, swap.moved_bytes, time.perf_counter() - started)
-        _log.info("became %s: %d bytes in %.3f s", self._titles[owner], report.moved_bytes, report.seconds)
-        return report
+        self.current, self.order = specialist_id, swap.order
+        return SwapReport(swap.changed_bytes, swap.moved_bytes, time.perf_counter() - started)
 
-    def _carry_out(self, owner: int, direct: Sequence[_Write], staged: Sequence[_Write]) -> None:
+    def _carry_out(self, specialist_id: int, direct: Sequence[_Write], staged: Sequence[_Write]) -> None:
         """Overwrite; whatever interrupts it leaves the resident broken."""
         self.broken = True
         try:
-            with _opened(sources(self._members[owner])) as files:
+            with _opened(sources(self._members[specialist_id])) as files:
                 self._read_in_place(direct, files)
                 self._send(staged, files)
-                self.require_unchanged(owner)  # bytes read of a file that was being written are of no use
+                self.require_unchanged(specialist_id)  # bytes read of a file that was being written are of no use
                 if self._check:
                     self._compare([*direct, *staged], files)
         except (EngineError, OSError) as error:
             raise SwapError(
-                f"Changing to {self._titles[owner]} failed half-way: {error}",
+                f"Changing to {self._titles[specialist_id]} failed half-way: {error}",
                 "The resident is loaded again with the next request.",
             ) from error
         self.broken = False

@@ -1,69 +1,91 @@
-"""Conversations that wait in host memory, out of the way of those that are decoded."""
+"""KV offload: the cells of conversations and of resting requests, kept in host memory within a budget (LRU eviction).
+
+Cells leave the KV cache so that decodes do not pass over them, and come back without a token evaluated twice.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ..generate.sequence import ActiveSequence
+from ..units import size_text
 from .schedule import CacheView
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ParkedCache:
-    """A sequence's whole state, as llama.cpp gives it, and what it stands for.
+class Checkpoint:
+    """A snapshot of the layers that forget (sliding window, recurrent state), at a position of the sequence."""
+
+    position: int
+    state: NDArray[Any]
+
+
+@dataclass
+class Cells:
+    """The cells of one sequence: the tokens they stand for, the specialist that wrote them, and a checkpoint."""
+
+    specialist_id: int = 0
+    tokens: list[int] = field(default_factory=list)
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class OffloadedCache:
+    """A sequence's cells outside the KV cache, and its whole state as llama.cpp gives it.
 
     sequence: the request that goes on with it; None for a conversation that may come back.
     forgotten_before: see CacheView.
     """
 
-    owner: int
-    tokens: list[int]
+    cells: Cells
     state: NDArray[Any]
     forgotten_before: int
-    checkpoint: tuple[int, NDArray[Any]] | None
     last_used: int
     sequence: ActiveSequence | None = None
 
     @property
     def n_bytes(self) -> int:
         """Host memory it takes."""
-        return self.state.nbytes + (self.checkpoint[1].nbytes if self.checkpoint else 0)
+        return self.state.nbytes + (self.cells.checkpoint.state.nbytes if self.cells.checkpoint else 0)
 
 
 @dataclass(frozen=True)
-class ParkedSize:
-    """What the choice of who goes needs of a parked cache. busy: a request waits for it."""
+class OffloadedSize:
+    """What the choice of which cache goes needs of it. busy: a request waits for it."""
 
     n_bytes: int
     last_used: int
     busy: bool
 
 
-def plan_parking(need: int, parked: Mapping[int, ParkedSize], budget: int) -> list[int] | None:
-    """Which parked caches go so that `need` more bytes fit: idle ones, least recently used first.
+def plan_offload(need: int, offloaded: Mapping[int, OffloadedSize], budget: int) -> list[int] | None:
+    """Which offloaded caches go so that `need` more bytes fit: idle ones, least recently used first.
 
     None when it does not fit beside those that requests wait for.
     """
-    left = sum(cache.n_bytes for cache in parked.values())
+    left = sum(cache.n_bytes for cache in offloaded.values())
     gone: list[int] = []
-    for number in sorted((n for n, c in parked.items() if not c.busy), key=lambda n: parked[n].last_used):
+    for number in sorted((n for n, c in offloaded.items() if not c.busy), key=lambda n: offloaded[n].last_used):
         if left + need <= budget:
             break
         gone.append(number)
-        left -= parked[number].n_bytes
+        left -= offloaded[number].n_bytes
     return gone if left + need <= budget else None
 
 
-class ParkedCaches:
-    """Owns them, within a budget of bytes."""
+class OffloadedCaches:
+    """Owns the offloaded caches, by number, within a budget of bytes."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._caches: dict[int, ParkedCache] = {}
+        self._caches: dict[int, OffloadedCache] = {}
         self._next = 0
 
     @property
@@ -71,47 +93,55 @@ class ParkedCaches:
         """Host memory that all take."""
         return sum(cache.n_bytes for cache in self._caches.values())
 
-    def __len__(self) -> int:
-        return len(self._caches)
-
     def has_room(self, n_bytes: int) -> bool:
         """Whether so many bytes would fit, idle caches given up for it."""
-        return self._budget > 0 and plan_parking(n_bytes, self._sizes(), self._budget) is not None
+        return self._budget > 0 and plan_offload(n_bytes, self._sizes(), self._budget) is not None
 
-    def add(self, cache: ParkedCache) -> bool:
-        """Keep a cache, and let others go for it; False when there is no room."""
-        gone = plan_parking(cache.n_bytes, self._sizes(), self._budget)
+    def add(self, cache: OffloadedCache) -> bool:
+        """Keep a cache, and drop others for it; False when there is no room."""
+        gone = plan_offload(cache.n_bytes, self._sizes(), self._budget)
         if gone is None:
             return False
         for number in gone:
-            del self._caches[number]
+            dropped = self._caches.pop(number)
+            _log.debug(
+                "offloaded conversation of %d tokens dropped, the least recently used: %s of host memory are wanted",
+                len(dropped.cells.tokens),
+                size_text(cache.n_bytes),
+            )
         self._caches[self._next] = cache
         self._next += 1
         return True
 
-    def take(self, number: int) -> ParkedCache:
+    def take(self, number: int) -> OffloadedCache:
         """A cache, which is the caller's from now on."""
         return self._caches.pop(number)
 
     def number_of(self, sequence: ActiveSequence) -> int | None:
-        """Where a request's own cells are parked; None when they are not."""
+        """The number of a request's own cells; None when they are not offloaded."""
         return next((number for number, cache in self._caches.items() if cache.sequence is sequence), None)
 
-    def views(self, owner: int, window: int) -> list[CacheView]:
+    def keep_conversation(self, sequence: ActiveSequence, last_used: int) -> None:
+        """A request ends before it runs again: what it had offloaded is a conversation that may come back."""
+        number = self.number_of(sequence)
+        if number is not None:
+            self._caches[number] = replace(self._caches[number], sequence=None, last_used=last_used)
+
+    def views(self, specialist_id: int, window: int) -> list[CacheView]:
         """What a prompt of a specialist may go on from. window: see CacheView."""
         return [
             CacheView(
                 number,
-                cache.tokens,
+                cache.cells.tokens,
                 False,
                 cache.last_used,
                 cache.forgotten_before,
-                cache.checkpoint[0] if cache.checkpoint else 0,
+                cache.cells.checkpoint.position if cache.cells.checkpoint else 0,
                 window,
             )
             for number, cache in self._caches.items()
-            if cache.sequence is None and cache.owner == owner
+            if cache.sequence is None and cache.cells.specialist_id == specialist_id
         ]
 
-    def _sizes(self) -> dict[int, ParkedSize]:
-        return {n: ParkedSize(c.n_bytes, c.last_used, c.sequence is not None) for n, c in self._caches.items()}
+    def _sizes(self) -> dict[int, OffloadedSize]:
+        return {n: OffloadedSize(c.n_bytes, c.last_used, c.sequence is not None) for n, c in self._caches.items()}

@@ -1,4 +1,4 @@
-"""How fast a resident reads prompts, measured while it works."""
+"""Prefill speed: how fast a resident reads prompts, measured while it works."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ _LAST = 8
 
 
 class PromptSpeed:
-    """Of the last prompts. Only a step whose result was looked at is known to have ended: a GPU works on meanwhile."""
+    """The speed of the last prompts. Only a step whose result was looked at is known to have ended: a GPU works on
+    meanwhile."""
 
     def __init__(self) -> None:
         self._last: deque[tuple[int, float]] = deque(maxlen=_LAST)
         self._n_tokens, self._seconds = 0, 0.0
 
-    def note(self, n_tokens: int, seconds: float, *, ended: bool) -> None:
-        """A step evaluated n_tokens of prompts. ended: what it was to find out was looked at."""
+    def add(self, n_tokens: int, seconds: float, *, ended: bool) -> None:
+        """A step evaluated n_tokens of prompts. ended: its result was looked at."""
         if not n_tokens and not self._n_tokens:
             return
         self._n_tokens += n_tokens
@@ -28,7 +29,7 @@ class PromptSpeed:
         self._n_tokens, self._seconds = 0, 0.0
 
     def forget_unended(self) -> None:
-        """Nothing is left to do: when a prompt that was given up would have been read is not known any more."""
+        """Nothing is left to do: when a prompt that was given up would have been read will not be known."""
         self._n_tokens, self._seconds = 0, 0.0
 
     @property

@@ -1,9 +1,13 @@
-"""What the batch loop does next, decided by pure functions over plain values."""
+"""What the batch loop does next, decided by pure functions over plain values: chunked prefill, prefix reuse, eviction
+and preemption.
+
+A decision's `reason` is one phrase for logs. It is left out of comparisons: two plans that do the same are equal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Work:
 def plan_step(works: Sequence[Work], n_batch: int) -> list[tuple[int, int]]:
     """(sequence, tokens) for one decode of at most n_batch tokens.
 
-    Every sequence that generates gets its one token first, so nobody's stream stalls while a prompt is read; what is
-    left goes to the prompts, in the order given.
+    Every sequence that generates gets its one token first, so no stream stalls while a prompt is read; what is left
+    goes to the prompts, in the order given.
     """
     plan = [(work.sequence, 1) for work in works if work.pending == 1][:n_batch]
     room = n_batch - len(plan)
@@ -60,15 +64,16 @@ class CacheView:
 class Placement:
     """Where a prompt goes: its slot, how many of its tokens are there already, and how they get there.
 
-    restore: from the slot's checkpoint. copy_from: from another slot, by sharing its cells.
-    unpark:  number of the parked cache that is brought back into the slot first.
+    from_checkpoint: from the slot's checkpoint. copy_from: from another slot, by sharing its cells.
+    from_offload:    number of the offloaded cache that is restored into the slot first.
     """
 
     slot: int
     reused: int
-    restore: bool = False
+    from_checkpoint: bool = False
     copy_from: int | None = None
-    unpark: int | None = None
+    from_offload: int | None = None
+    reason: str = field(default="", compare=False)
 
 
 def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
@@ -89,25 +94,33 @@ def reusable(prompt: Sequence[int], cache: CacheView) -> tuple[int, bool]:
     return 0, False
 
 
+def least_recently_used(idle: Sequence[CacheView]) -> CacheView:
+    """The idle slot whose conversation is the smallest loss: an empty one, else the least recently used."""
+    return min(idle, key=lambda cache: (len(cache.tokens) > 0, cache.last_used))
+
+
 def choose_slot(
-    prompt: Sequence[int], caches: Sequence[CacheView], *, share: bool = True, parked: Sequence[CacheView] = ()
+    prompt: Sequence[int], caches: Sequence[CacheView], *, share: bool = True, offloaded: Sequence[CacheView] = ()
 ) -> Placement | None:
     """The slot for a new prompt, None while all are busy.
 
     A conversation that goes on takes its own cells. A prompt that only shares its beginning with another conversation
     (a system prompt, say) copies that part into the least recently used slot, and leaves the other intact; not with
-    share=False, for a prompt that has met a cache which shared cells had filled. A parked cache (its `slot` is the
-    number it is parked under) comes back when it serves more than what is in the slots.
+    share=False, for a prompt that has met a cache which shared cells had filled. An offloaded cache (its `slot` is its
+    number) is restored when it serves more than what is in the slots.
     """
     idle = [cache for cache in caches if not cache.busy]
     if not idle:
         return None
     served = {cache.slot: reusable(prompt, cache) for cache in caches}
-    target = min(idle, key=lambda cache: (len(cache.tokens) > 0, cache.last_used))
+    target = least_recently_used(idle)
     placement = _place_in_slots(served, idle, caches, target, share)
-    outside = [(*reusable(prompt, cache), cache.slot) for cache in parked]
-    reused, restore, number = max(outside, default=(0, False, 0))
-    return placement if reused <= placement.reused else Placement(target.slot, reused, restore, unpark=number)
+    outside = [(*reusable(prompt, cache), cache.slot) for cache in offloaded]
+    reused, from_checkpoint, number = max(outside, default=(0, False, 0))
+    if reused <= placement.reused:
+        return placement
+    reason = "its conversation is restored from host memory"
+    return Placement(target.slot, reused, from_checkpoint, from_offload=number, reason=reason)
 
 
 def _place_in_slots(
@@ -118,22 +131,24 @@ def _place_in_slots(
     share: bool,
 ) -> Placement:
     best = max(idle, key=lambda cache: (served[cache.slot][0], -cache.last_used))
-    reused, restore = served[best.slot]
+    reused, from_checkpoint = served[best.slot]
     if reused and 2 * reused >= len(best.tokens):
-        return Placement(best.slot, reused, restore)
+        return Placement(best.slot, reused, from_checkpoint, reason="its conversation goes on")
     donors = [cache for cache in caches if share and cache.slot != target.slot and not served[cache.slot][1]]
     donor = max(donors, key=lambda cache: served[cache.slot][0], default=None)
-    own, own_restore = served[target.slot]
+    own, own_from_checkpoint = served[target.slot]
     if donor is not None and served[donor.slot][0] > own:
-        return Placement(target.slot, served[donor.slot][0], copy_from=donor.slot)
-    return Placement(target.slot, own, own_restore)
+        reason = f"its beginning is copied from slot {donor.slot}"
+        return Placement(target.slot, served[donor.slot][0], copy_from=donor.slot, reason=reason)
+    reason = "the least recently used conversation is replaced" if target.tokens else "the slot is empty"
+    return Placement(target.slot, own, own_from_checkpoint, reason=reason)
 
 
 @dataclass(frozen=True)
 class Occupant:
     """Cells in use: by an idle slot's cache, or by a running sequence, the tokens it has yet to evaluate included.
 
-    resting: a sequence whose specialist does not have its turn.
+    resting: a sequence whose specialist does not have the time slice.
     """
 
     slot: int
@@ -145,11 +160,12 @@ class Occupant:
 
 @dataclass(frozen=True)
 class Room:
-    """How to make room: slots whose caches go, sequences that are parked, and sequences that start again later."""
+    """How to make room: slots whose caches go, sequences that start again later, and sequences that are offloaded."""
 
     drop: tuple[int, ...]
     preempt: tuple[int, ...]
-    park: tuple[int, ...] = ()
+    offload: tuple[int, ...] = ()
+    reason: str = field(default="", compare=False)
 
 
 def make_room(
@@ -158,33 +174,36 @@ def make_room(
     cells: int,
     *,
     preempt: bool = True,
-    parkable: frozenset[int] = frozenset(),
+    offloadable: frozenset[int] = frozenset(),
 ) -> Room | None:
     """Free cells for `need` more: idle caches first, least recently used first; then resting sequences that can be
-    parked, youngest first; then the youngest of the others.
+    offloaded, youngest first; then the youngest of the others.
 
     The oldest running sequence is never preempted, so something always ends; with preempt=False none is. None when
-    even that does not help. parkable: slots of resting sequences that may be parked without losing anything.
+    even that does not help. offloadable: slots of resting sequences that may be offloaded without losing anything.
     """
     used = sum(occupant.cells for occupant in occupants)
+    if used + need <= cells:
+        return Room((), ())
+    reason = f"{used + need} cells are wanted, there are {cells}"
     drop: list[int] = []
-    park: list[int] = []
+    offload: list[int] = []
     stop: list[int] = []
     idle = sorted((o for o in occupants if not o.busy and o.cells), key=lambda o: o.age)
     busy = sorted((o for o in occupants if o.busy), key=lambda o: -o.age)
-    rest = [o for o in busy if o.resting and o.slot in parkable]
-    others = [o for o in busy if o.resting and o.slot not in parkable]
+    rest = [o for o in busy if o.resting and o.slot in offloadable]
+    others = [o for o in busy if o.resting and o.slot not in offloadable]
     others += [o for o in busy if not o.resting][:-1]
-    steps = [(o, drop) for o in idle] + [(o, park) for o in rest]
+    steps = [(o, drop) for o in idle] + [(o, offload) for o in rest]
     if preempt:
-        # Where nobody runs, the oldest of those that rest is the one to keep.
+        # Where no sequence runs, the oldest of those that rest is the one to keep.
         steps += [(o, stop) for o in (others if any(not o.resting for o in busy) else others[:-1])]
     for occupant, goes in steps:
         if used + need <= cells:
             break
         goes.append(occupant.slot)
         used -= occupant.cells
-    return Room(tuple(drop), tuple(stop), tuple(park)) if used + need <= cells else None
+    return Room(tuple(drop), tuple(stop), tuple(offload), reason) if used + need <= cells else None
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,13 +1,25 @@
-"""The process that holds one resident model.
+"""The worker process, which holds one resident model and serves it over a socket (inter-process communication).
 
 llama.cpp may abort, and what it has allocated comes back for certain only when its process ends: so every resident
 has a process of its own, and the server's process never calls llama.cpp. Frames go over an inherited socket; stdout
 belongs to llama.cpp. Started as `python -m coe.engine.worker.worker FD PARENT_PID`.
+
+Operations that the server sends:
+
+    {"op": "load", "spec": ..., "policies": ..., "log_decisions": ...}   first and once; `ready` or `failed` answers it
+    {"op": "generate", "request": ...}                                   events of request.py answer it
+    {"op": "cancel", "id": ...}
+    {"op": "stop"}
+
+Frames beside the events of requests: `progress` of the load, `beat` (see BatchStatus) once a second and when the last
+request has ended, and `log` with a level, a message and a request's id: warnings, and with log_decisions one line of
+level debug for every decision.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import queue
 import signal
@@ -15,16 +27,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import frames
 from ..errors import EngineError, LoadError, SwapError
-from ..generate.grammar import Structure
+from ..generate.grammar import Grammar
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
+from ..logs import WORKER_LOGGER
 from ..process import SPARE, call_process, die_with, rss_bytes
 from ..request import Event, GenerateRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
@@ -43,12 +57,32 @@ class Memory:
     device_bytes: int | None
 
 
+class FrameHandler(logging.Handler):
+    """Sends log records to the server as frames."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self._send(
+            {
+                "event": "log",
+                "level": record.levelname.lower(),
+                "message": self.format(record),
+                "request": getattr(record, "request_id", ""),
+            }
+        )
+
+
 class Worker:
     """Reads commands, runs the batch loop, writes events."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
+        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._free_before: int | None = None
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")
@@ -59,9 +93,12 @@ class Worker:
         """Load what the first command names, then serve until told to stop or until the server is gone."""
         threading.Thread(target=self._read, daemon=True).start()
         command = self._commands.get()
-        if command is None or command["op"] == "stop":
+        if command["op"] == "stop":
             return
         spec = LoadSpec.from_json(command["spec"])
+        log = logging.getLogger(WORKER_LOGGER)
+        log.addHandler(FrameHandler(self._send))
+        log.setLevel(logging.DEBUG if command["log_decisions"] else logging.WARNING)
         try:
             self._load(spec, command["policies"])
         except EngineError as error:
@@ -81,12 +118,14 @@ class Worker:
             while (command := frames.receive(self._connection)) is not None:
                 self._commands.put(command)
         finally:
-            # A decode may last long, and nobody waits for its result any more.
+            # A decode may last long, and no client waits for its result any more.
             os._exit(0)
 
     def _send(self, message: dict[str, Any]) -> None:
+        frame = frames.pack(message)
         try:
-            self._connection.sendall(frames.pack(message))
+            with self._sending:
+                self._connection.sendall(frame)
         except OSError:
             os._exit(0)
 
@@ -105,15 +144,7 @@ class Worker:
         if self._free_before is not None:
             self._warm_up(context)
         self._loop = loop
-        self._send(
-            {
-                "event": "ready",
-                "memory": asdict(self.memory()),
-                "family": loop.template.family.name if loop.template and loop.template.family else None,
-                "trained_context_tokens": model.trained_context_tokens,
-                "n_vocab": model.vocab.n_tokens,
-            }
-        )
+        self._send({"event": "ready", "memory": asdict(self._memory())})
 
     def _progress(self, fraction: float) -> bool:
         if fraction - self._last_progress >= 0.02 or fraction >= 1:
@@ -127,7 +158,7 @@ class Worker:
         context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
         context.forget(0)
 
-    def memory(self) -> Memory:
+    def _memory(self) -> Memory:
         """What this process takes now."""
         free = gpu_free_bytes()
         went = self._free_before - free if free is not None and self._free_before is not None else None
@@ -142,19 +173,19 @@ class Worker:
             # Between steps take every command there is; wait for one only when there is nothing to decode.
             while not busy or not self._commands.empty():
                 command = self._commands.get()
-                if command is None or command["op"] == "stop":
+                if command["op"] == "stop":
                     self._loop.close()
                     return
-                self._obey(command)
+                self._handle(command)
                 busy = True
             try:
                 busy = self._loop.step()
-            except SwapError as error:  # neither specialist: everybody has been told, and the next request loads anew
+            except SwapError as error:  # neither specialist: all requests are refused, and the next one loads anew
                 print(error, file=sys.stderr, flush=True)
                 os._exit(1)
             self._beat(busy)
 
-    def _obey(self, command: dict[str, Any]) -> None:
+    def _handle(self, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
             if request.response_format is None:
@@ -163,51 +194,35 @@ class Worker:
                 self._preparing.add(request.id)
                 self._preparer.submit(self._prepare, request)
         elif command["op"] == "prepared":
-            self._submit_prepared(command["request"], command["structure"])
+            self._submit_prepared(command["request"], command["grammar"])
         elif command["op"] == "cancel":
             self._preparing.discard(command["id"])
             self._loop.cancel(command["id"])
-        elif command["op"] == "measure":
-            self._send({"event": "memory", "memory": asdict(self.memory())})
 
     def _prepare(self, request: GenerateRequest) -> None:
         """On a thread of its own, for a schema may take seconds to read: the answers under way go on."""
         try:
-            structure: Structure | EngineError | None = self._loop.structure_of(request)
+            grammar: Grammar | EngineError | None = self._loop.grammar_of(request)
         except EngineError as error:
-            structure = error
-        except Exception as error:  # a request that nobody foresaw must get an answer too
-            structure = EngineError(f"The request cannot be prepared: {error!r}.")
-        self._commands.put({"op": "prepared", "request": request, "structure": structure})
+            grammar = error
+        except Exception as error:  # a request of an unforeseen kind must get an answer too
+            grammar = EngineError(f"The request cannot be prepared: {error!r}.")
+        self._commands.put({"op": "prepared", "request": request, "grammar": grammar})
 
-    def _submit_prepared(self, request: GenerateRequest, structure: Structure | EngineError | None) -> None:
+    def _submit_prepared(self, request: GenerateRequest, grammar: Grammar | EngineError | None) -> None:
         if request.id not in self._preparing:  # cancelled meanwhile
             return
         self._preparing.discard(request.id)
-        if isinstance(structure, EngineError):
-            self._loop.reject(request, structure)
+        if isinstance(grammar, EngineError):
+            self._loop.reject(request.id, grammar)
         else:
-            self._loop.submit(request, structure)
+            self._loop.submit(request, grammar)
 
     def _beat(self, busy: bool) -> None:
         now = time.monotonic()
         if not busy or now - self._last_beat >= _BEAT_S:
             self._last_beat = now
-            self._send(
-                {
-                    "event": "beat",
-                    "active": self._loop.active,
-                    "waiting": self._loop.waiting,
-                    "cells": self._loop.cells_used,
-                    "steps": self._loop.steps,
-                    "swaps": self._loop.swaps,
-                    "swapped_bytes": self._loop.swapped_bytes,
-                    "change_s": self._loop.change_s,
-                    "parked_bytes": self._loop.parked_bytes,
-                    "worst_wait_s": self._loop.worst_wait_s,
-                    "prompt_tokens_per_s": self._loop.prompt_tokens_per_s,
-                }
-            )
+            self._send({"event": "beat", **vars(self._loop.status)})
 
 
 def main() -> None:

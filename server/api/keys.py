@@ -9,7 +9,7 @@ from hmac import compare_digest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..roster.load import Roster
+from ..roster.models import Roster
 from ..runtime.errors import NoKeyError, failure_of
 from .dialect import Dialect
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from ..roster.models import AUTO
+from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError

@@ -53,12 +53,12 @@ class Bars:
         """Of cutting and verifying."""
         self.tell(stage, done, total)
 
-    def profiling(self, progress: profiling.Progress) -> None:
+    def profiling(self, progress: profiling.ProfileProgress) -> None:
         """Of profiling."""
         tokens = progress.stage == "profile"
         self.tell(progress.stage, progress.done, progress.total, progress.per_second if tokens else None)
 
-    def generating(self, progress: generation.Progress) -> None:
+    def generating(self, progress: generation.GenerationProgress) -> None:
         """Of answering; tokens a second since a model's first answer of this run."""
         rate = None
         if progress.step == "generate":

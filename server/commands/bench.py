@@ -24,7 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..api.keys import read_keys
-from ..roster.load import RosterError, load_roster
+from ..roster.load import load_roster
+from ..roster.source import RosterError
 from ._server import ServerStartError, own_server
 
 STREAMS: Final = (1, 4)

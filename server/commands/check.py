@@ -1,4 +1,5 @@
-"""`coe check`: what a roster says, whether this machine can serve it, who shares, and what fits in the budget."""
+"""`coe check`: the errors of a roster, what of it this machine can serve, which specialists share, and what fits
+in the budget (a dry run)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from coe.router.head import load_head
 from coe.router.supervisor import examples_of, taught_by, threshold_problems
 
 from ..api.keys import read_keys
-from ..roster.load import Roster, RosterError, load_roster
+from ..roster.load import load_roster
+from ..roster.models import Roster
+from ..roster.source import RosterError
 from ..runtime.availability import (
     ResidentPlan,
     Servable,
@@ -52,7 +55,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         roster = load_roster(path)
         read_keys(roster)
         supervisor = supervisor_of(roster)
-        head = load_head(head_of(roster))  # what the server would refuse
+        head = load_head(head_of(roster))  # what the server would refuse to start with
     except RosterError as error:
         return print_errors(error, out)
     except (ValueError, RouterError) as error:
@@ -68,8 +71,8 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         asked = roster.pool.vram_budget
         budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
         resolved = await resolve(roster, budget, scratch=scratch)
-        judged = resolved.availability
-        there = [name for name in judged if isinstance(judged[name], Servable)]
+        entries = resolved.availability
+        there = [name for name in entries if isinstance(entries[name], Servable)]
         to_build = await sizes_to_come(roster, dry_run=True)
         return resolved, budget, {name: plan for name, plan in to_build.items() if name not in there}
 
@@ -82,7 +85,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         unknown = ", ".join(path.name for path in resolved.unhashed)
         unshared.append(
             f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
-            "it does while nobody is served, a swap to or from them moves everything."
+            "it does while no request is served, a swap to or from them moves everything."
         )
     sharing = [*pair_lines(groups), *(waits if groups else []), *unshared]
     return print_report(roster, resolved.availability, budget, out, to_build, sharing, doubts)
@@ -99,7 +102,7 @@ def print_errors(error: RosterError, out: Console) -> int:
 
 def print_report(
     roster: Roster,
-    judged: Mapping[str, Servable | Unavailable],
+    entries: Mapping[str, Servable | Unavailable],
     budget_bytes: int | None,
     out: Console,
     to_build: Mapping[str, ToBuild] | None = None,
@@ -108,34 +111,34 @@ def print_report(
 ) -> int:
     """Print what a roster comes to on this machine.
 
-    to_build: of the specialists that have yet to be built, by name. sharing: lines on who shares a resident.
-    doubts: what was found before, to be printed among the warnings.
+    to_build: of the specialists that have yet to be built, by name. sharing: lines on specialists that share.
+    doubts: further warnings.
     Returns the exit code: 0, or 1 where nothing in it can be served.
     """
     to_build = to_build or {}
-    out.print(_table(judged, to_build))
-    servable = [name for name, item in judged.items() if isinstance(item, Servable)]
-    for name, item in judged.items():
+    out.print(_table(entries, to_build))
+    servable = [name for name, item in entries.items() if isinstance(item, Servable)]
+    for name, item in entries.items():
         if isinstance(item, Unavailable):
-            lacks = to_build[name].lacks if name in to_build else ""
-            reason = "" if lacks.startswith(item.reason) else item.reason  # both may come of reading the same mask
-            _line(out, " ".join(filter(None, (f"{name}:", reason, lacks or item.remedy))))
-    _print_what_fits(residents(judged), budget_bytes, out)
+            missing = to_build[name].missing if name in to_build else ""
+            reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
+            _line(out, " ".join(filter(None, (f"{name}:", reason, missing or item.remedy))))
+    _print_what_fits(residents(entries), budget_bytes, out)
     for line in sharing:
         _line(out, line)
     if servable:
-        _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(judged))}.")
+        _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(entries))}.")
     for problem in roster.warnings:
         _line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
         _line(out, f"warning: router.encoder: {doubt}")
     for doubt in doubts:
         _line(out, f"warning: {doubt}")
-    if (doubt := models_dir_doubt(roster, judged)) is not None:
+    if (doubt := models_dir_doubt(roster, entries)) is not None:
         _line(out, f"warning: models_dir: {doubt}")
-    for doubt in budget_doubts(roster, judged, budget_bytes):
+    for doubt in budget_doubts(roster, entries, budget_bytes):
         _line(out, f"warning: {doubt}")
-    if not servable and any(not plan.lacks for plan in to_build.values()):
+    if not servable and any(not plan.missing for plan in to_build.values()):
         _line(out, "Nothing in this roster can be served before it is built.")
         return 0
     if not servable:
@@ -143,7 +146,7 @@ def print_report(
             out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
         )
         return 1
-    _line(out, f"{len(servable)} of {len(judged)} can be served.")
+    _line(out, f"{len(servable)} of {len(entries)} can be served.")
     return 0
 
 
@@ -160,13 +163,13 @@ def encoder_doubt(roster: Roster) -> str | None:
     return None
 
 
-def models_dir_doubt(roster: Roster, judged: Mapping[str, Servable | Unavailable]) -> str | None:
-    """Why nothing can be written where models are fetched, cut and built; None where it can, or where nobody will."""
+def models_dir_doubt(roster: Roster, entries: Mapping[str, Servable | Unavailable]) -> str | None:
+    """Why nothing can be written where models are fetched, cut and built; None where it can, or need not."""
     writers = [
         s.name
         for s in roster.specialists
         # The server writes the skeletons of masks; a model that is there already is not fetched or built again.
-        if s.mask is not None or ((s.repo is not None or s.build is not None) and judged[s.name].location.path is None)
+        if s.mask is not None or ((s.repo is not None or s.build is not None) and entries[s.name].location.path is None)
     ]
     if not writers:
         return None
@@ -184,12 +187,12 @@ def _line(out: Console, text: str) -> None:
     out.print(escape(text), soft_wrap=True, highlight=False)
 
 
-def _table(judged: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
+def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
     table = Table("specialist", "file", box=None, pad_edge=False)
     for column in ("size", "weights", "KV", "compute", "total"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("served")
-    for name, item in judged.items():
+    for name, item in entries.items():
         if (plan := to_build.get(name)) is not None:
             size = f"~{size_text(plan.file_bytes)}" if plan.file_bytes else "-"
             total = f"~{size_text(plan.total_bytes)}" if plan.total_bytes is not None else "-"

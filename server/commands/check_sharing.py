@@ -1,4 +1,5 @@
-"""What `coe check` says of specialists that share a resident: what swaps move, and how long anybody may wait."""
+"""What `coe check` prints of specialists that share a resident: the bytes that swaps move, and the longest wait for a
+time slice (an estimate)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from coe.engine.spec import Sharing
 from coe.engine.swap.groups import Group
 from coe.engine.swap.timeslice import quantum_s, worst_wait_s
 from coe.engine.units import size_text
@@ -15,11 +17,10 @@ from coe.engine.units import size_text
 _COPY_BYTES: Final = 64 * 2**20
 _COPIES: Final = 3
 _OF_A_COPY: Final = 0.5  # a swap's speed beside a copy's: what it is built for
-_SWAP_SHARE: Final = 0.1
 
 
 def pair_lines(groups: Iterable[Group]) -> list[str]:
-    """For every two that share a resident what they have in common and what a swap moves; then what is doubtful."""
+    """For each pair of a resident's specialists the bytes in common and those that a swap moves; then doubts."""
     lines: list[str] = []
     for group in groups:
         if len(group.members) < 2:
@@ -63,10 +64,10 @@ def wait_lines(
     groups: Iterable[Group],
     copy_rate: float,
     *,
-    swap_share: float = _SWAP_SHARE,
+    swap_share: float = Sharing.swap_share,
     max_wait_s: float | None = None,
 ) -> list[str]:
-    """How long somebody may wait for a turn while n of the specialists of a resident are at work, for every n.
+    """How long a request may wait for its time slice while n of a resident's specialists are at work, for every n.
 
     An estimate: the largest swap of the group at half the speed of `copy_rate` (bytes a second), its bytes in the page
     cache, decodes left out. swap_share, max_wait_s: as in `engine.spec.Sharing`.
@@ -78,10 +79,10 @@ def wait_lines(
         largest = max(pair.changed_bytes for pair in group.pairs)
         change_s = largest / (copy_rate * _OF_A_COPY)
         lines.append(
-            f"Longest wait for a turn among {', '.join(member.name for member in group.members)}, estimated from the "
-            f"largest swap ({size_text(largest)}) at half of {size_text(int(copy_rate))}/s, at which this machine "
+            f"Longest wait for a time slice among {', '.join(member.name for member in group.members)}, estimated from "
+            f"the largest swap ({size_text(largest)}) at half of {size_text(int(copy_rate))}/s, at which this machine "
             f"copies memory: {_seconds(change_s)} a swap. Conversations that are moved come on top, and one decode a "
-            "turn; it holds while ram_budget has room for the answers that rest."
+            "time slice; it holds while ram_budget has room for the answers that rest."
         )
         for n in range(2, group.n_weights + 1):
             turn_s = quantum_s(change_s, swap_share, n, 0.0, max_wait_s)

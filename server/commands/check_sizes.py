@@ -16,7 +16,7 @@ from coe.surgery.errors import SurgeryError
 from coe.surgery.formats import experts_kept
 from coe.surgery.parent import Parent
 
-from ..roster.load import Roster
+from ..roster.models import Roster
 from ..runtime.availability import ToBuild
 from ..runtime.builds.order import order_of
 from ..runtime.mask_models import masked, uncut
@@ -48,7 +48,7 @@ async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]
             whole = (await predict(specialist.load_spec(order.parent))).footprint.total_bytes if dry_run else None
             sizes[specialist.name] = ToBuild(size, None if whole is None else max(whole - gone, 0))
         except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error))
+            sizes[specialist.name] = ToBuild(missing=str(error))
     return sizes
 
 
@@ -69,7 +69,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
         how = "filled from the parent" if filled else "cut"
         location = roster.parent.location(roster.models_path)
         if location.path is None:
-            sizes[specialist.name] = ToBuild(lacks=f"{location.reason} {location.remedy}".strip(), how=how)
+            sizes[specialist.name] = ToBuild(missing=f"{location.reason} {location.remedy}".strip(), how=how)
             continue
         try:
             parent = Parent.open(location.path)
@@ -79,7 +79,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
             total = None if whole is None else max(whole - gone, 0)
             sizes[specialist.name] = ToBuild(_mask_bytes(specialist.mask) if filled else size, total, how=how)
         except (SurgeryError, EngineError) as error:
-            sizes[specialist.name] = ToBuild(lacks=str(error), how=how)
+            sizes[specialist.name] = ToBuild(missing=str(error), how=how)
     return sizes
 
 

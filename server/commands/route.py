@@ -19,7 +19,8 @@ from coe.router.conversation import Conversation
 from coe.router.errors import RouterError
 from coe.router.supervisor import Supervisor
 
-from ..roster.load import RosterError, load_roster
+from ..roster.load import load_roster
+from ..roster.source import RosterError
 from ..runtime.college import supervisor_of
 
 _SHOWN = 5  # of the ranking; --json prints all of it

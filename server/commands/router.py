@@ -59,7 +59,7 @@ def _clear_errors() -> Iterator[None]:
     """What is wrong as one line with its remedy, and exit code 1."""
     from coe.router.errors import RouterError
 
-    from ..roster.load import RosterError
+    from ..roster.source import RosterError
 
     try:
         yield

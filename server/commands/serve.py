@@ -15,8 +15,10 @@ from coe.router.errors import RouterError
 
 from ..api.app import make_app
 from ..api.keys import read_keys
-from ..roster.load import Roster, RosterError, load_roster
-from ..roster.models import AUTO
+from ..roster.load import load_roster
+from ..roster.models import Roster
+from ..roster.source import RosterError
+from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from .doctor import gpu_warning

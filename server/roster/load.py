@@ -1,4 +1,4 @@
-"""The roster: which specialists there are, where their models lie, and how each is run.
+"""Loading a roster: validation with every problem at once, each with its line, and inheritance from `defaults`.
 
 `load_roster` reads a YAML file into frozen values. `specialists.yaml` at the top of the project explains every key.
 """
@@ -12,46 +12,19 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .model_files import Location
 from .models import (
-    AUTO,
-    InvalidError,
-    ModelSource,
-    Parent,
-    PoolSettings,
+    PoolSection,
     Roster,
-    RouterSettings,
-    SamplingBounds,
-    SamplingSettings,
+    RouterSection,
+    SamplingSection,
     Section,
-    ServerSettings,
-    Settings,
+    ServerSection,
     Specialist,
-    ThinkingSetting,
-    parse_size,
+    SpecialistSettings,
 )
 from .rules import Finding, roster_findings, specialist_findings
 from .source import KeyPath, Problem, RosterError, Source, nearest, read_source
-
-__all__ = [
-    "AUTO",
-    "Location",
-    "ModelSource",
-    "Parent",
-    "PoolSettings",
-    "Problem",
-    "Roster",
-    "RosterError",
-    "RouterSettings",
-    "SamplingBounds",
-    "SamplingSettings",
-    "ServerSettings",
-    "Settings",
-    "Specialist",
-    "ThinkingSetting",
-    "load_roster",
-    "parse_size",
-]
+from .values import InvalidError
 
 
 def load_roster(path: Path) -> Roster:
@@ -90,10 +63,10 @@ def _with_whole_paths(roster: Roster) -> Roster:
 
 
 _SECTIONS: dict[str, type[Section]] = {
-    "server": ServerSettings,
-    "pool": PoolSettings,
-    "router": RouterSettings,
-    "defaults": Settings,
+    "server": ServerSection,
+    "pool": PoolSection,
+    "router": RouterSection,
+    "defaults": SpecialistSettings,
 }
 
 
@@ -113,7 +86,7 @@ def _check(source: Source) -> tuple[Roster | None, list[Finding]]:
     findings += top_findings
     defaults_good: dict[str, Any] = {}
     if isinstance(written.get("defaults"), dict):
-        defaults_good, _ = _good_fields(Settings, written["defaults"], ())
+        defaults_good, _ = _good_fields(SpecialistSettings, written["defaults"], ())
 
     entries = written.get("specialists")
     specialists: list[tuple[Specialist, frozenset[str]]] = []
@@ -237,9 +210,9 @@ def _unknown_key(model: type[Section], loc: KeyPath) -> str:
         below = _submodel(inner, name)
         if below is not None and word in below.model_fields:
             return f"It belongs under `{name}`."
-    if inner is Roster and (word in Specialist.model_fields or word in SamplingSettings.model_fields):
+    if inner is Roster and (word in Specialist.model_fields or word in SamplingSection.model_fields):
         return "It belongs into an entry of `specialists`, or under `defaults`."
-    if inner is Settings and word in Specialist.model_fields:
+    if inner is SpecialistSettings and word in Specialist.model_fields:
         return "It belongs into each entry of `specialists`."
     return f"Known here: {', '.join(inner.model_fields)}."
 

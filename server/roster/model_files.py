@@ -22,7 +22,7 @@ class Location:
 
     path:  the file to load, the first part of a split one; None when the model is not (wholly) there.
     files: all files of it, in order.
-    sources: files of others that its weights are taken from when it is loaded.
+    sources: other files that its weights are taken from when it is loaded (a parent's).
     """
 
     path: Path | None
@@ -57,7 +57,7 @@ def matching_models(names: Iterable[str], pattern: str) -> list[list[str]]:
 
 
 def parts_missing(names: Sequence[str]) -> list[int]:
-    """Numbers of the parts that a split model lacks, counted from 1; nothing for a model in one file."""
+    """Numbers of the missing parts of a split model, counted from 1; nothing for a model in one file."""
     found = [match for name in names if (match := _PART.search(name))]
     if not found:
         return []
@@ -81,9 +81,9 @@ def locate_file(path: Path, remedy: str) -> Location:
     stem = path.name[: split.start()]
     count = int(split["parts"])
     files = tuple(path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1))
-    lacking = [file.name for file in files if not os.path.isfile(file)]
-    if lacking:
-        return Location(None, reason=f"Parts are missing: {', '.join(lacking)}.", remedy=remedy)
+    missing = [file.name for file in files if not os.path.isfile(file)]
+    if missing:
+        return Location(None, reason=f"Parts are missing: {', '.join(missing)}.", remedy=remedy)
     return Location(files[0], files)
 
 

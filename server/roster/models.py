@@ -1,248 +1,216 @@
-"""What a roster says, as frozen values. `specialists.yaml` at the top of the project explains every key."""
+"""The sections of a roster as frozen values (pydantic models). The text below a key is its help in an editor.
+
+Where a default is the engine's, the router's or surgery's, it is read from there: no default stands twice.
+"""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     Strict,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from coe.engine.pool.types import PoolLimits
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
-from coe.surgery.build.job import BUILT
+from coe.router.choose import Settings as ChoiceSettings
+from coe.surgery.build.job import BUILT, BuildOrder
+from coe.surgery.judge.values import Bound
+from coe.surgery.plan.recipes import RECIPES, Recipe
 
 from .model_files import Location, locate_cut, locate_file, locate_in_folder, locate_in_package, repository_folder
 from .source import Problem
-
-AUTO = "auto"  # the model name that asks the supervisor
-
-_UNITS = {
-    "": 1, "b": 1,
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
-_MOST_BYTES = 2**60
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
-_ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-class InvalidError(ValueError):
-    """A value that a key does not take, with what to write instead."""
-
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-
-def expanded(written: str) -> Path:
-    """A path with `~` and `~somebody` resolved; as it stands where there is no such user."""
-    try:
-        return Path(written).expanduser()
-    except RuntimeError:
-        return Path(written)
-
-
-def parse_size(value: object) -> int:
-    """Bytes of `15 GiB`, `900 MB` or a plain number of bytes. Raises ValueError for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None or found[2].lower() not in _UNITS:
-        raise InvalidError(f"{value!r} is not a size.", "Write `15 GiB`, `900 MB` or a number of bytes.")
-    size = float(found[1]) * _UNITS[found[2].lower()]
-    if size > _MOST_BYTES:
-        raise InvalidError(f"{value!r} is more than any machine has.", "Write `15 GiB`, `900 MB` or a number of bytes.")
-    return int(size)
-
-
-def _budget(value: object) -> int | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    size = parse_size(value)
-    if size == 0:
-        raise InvalidError("A budget of nothing holds no model.", "Write `auto` or a size such as `15 GiB`.")
-    return size
-
-
-def _share(value: object) -> object:
-    if value != "auto" and not isinstance(value, bool):
-        raise InvalidError(f"{value!r} is not known here.", "Write auto, true or false.")
-    return value
-
-
-def _layers(word: Mapping[str, int]) -> Any:
-    def layers(value: object) -> object:
-        if isinstance(value, str):
-            if value not in word:
-                raise InvalidError(f"{value!r} is no number of layers.", f"Write a number or {' or '.join(word)}.")
-            return word[value]
-        if value == -1:
-            raise InvalidError("A number of layers is not negative.", "Write `all` for all of them.")
-        return value
-
-    return BeforeValidator(layers)
-
-
-def _matches(pattern: re.Pattern[str], message: str, remedy: str) -> Any:
-    def check(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise InvalidError(f"{value!r} {message}", remedy)
-        return value
-
-    return AfterValidator(check)
-
-
-def _not_auto(value: str) -> str:
-    if value == AUTO:
-        raise InvalidError("`auto` is the name that asks the supervisor.", "Choose another.")
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise InvalidError("The text is empty.", "Write something, or remove the key.")
-    return value
-
-
-def _inside(value: str) -> str:
-    """A glob inside a folder must not lead out of it."""
-    if value.startswith(("/", "~")) or ".." in value.split("/"):
-        raise InvalidError(f"{value!r} leads out of the folder.", 'Write a pattern such as "*Q4_K_M*.gguf".')
-    return value
-
-
-def _sequence(value: object) -> object:
-    if isinstance(value, str):
-        raise InvalidError("A list is wanted, this is one text.", f"Write `[{value}]`.")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
-Switch = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-CountOrNone = Annotated[int, Strict(), Field(ge=0)]
-Seconds = Annotated[float, Strict(), Field(gt=0)]
-Share = Annotated[float, Strict(), Field(ge=0, le=1)]
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
-Margin = Annotated[int, BeforeValidator(parse_size)]
-Budget = Annotated[int | Literal["auto"], BeforeValidator(_budget)]
-Name = Annotated[
-    str,
-    _matches(_NAME, "is not a name.", "Use lowercase letters, digits, `-`, `_` and `.`, a letter or digit first."),
-    AfterValidator(_not_auto),
-]
-Alias = Annotated[
-    str,
-    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces."),
-    AfterValidator(_not_auto),
-]
-Repo = Annotated[str, _matches(_REPO, "is not a Hugging Face repository.", "Write it as owner/name.")]
-Package = Annotated[str, _matches(_PACKAGE, "is not a package.", "Write the name that pip installs.")]
-Pattern = Annotated[str, AfterValidator(_not_blank), AfterValidator(_inside)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_sequence)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_sequence)]
+from .values import (
+    Aliases,
+    Budget,
+    Count,
+    CountOrZero,
+    Factor,
+    InvalidError,
+    Layers,
+    LayersOrNone,
+    Name,
+    Names,
+    Package,
+    Pattern,
+    Repo,
+    Seconds,
+    SecondsOrZero,
+    Share,
+    ShareSwitch,
+    Size,
+    SizeOrZero,
+    Switch,
+    Text,
+    Texts,
+    Variable,
+    expanded,
+    one_of,
+    sequence,
+)
 
 
 class Section(BaseModel):
+    """Keys of one block of the roster; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    short_forms: ClassVar[tuple[JsonSchemaValue, ...]] = ()  # what may be written in place of the block
 
-class ServerSettings(Section):
-    """Where the server listens, whom it lets in, and what it bears."""
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The block's JSON schema, or one of its short forms."""
+        reference = handler(core_schema)
+        if cls.short_forms:
+            schema = handler.resolve_ref_schema(reference)
+            block = dict(schema)
+            schema.clear()
+            schema["anyOf"] = [*cls.short_forms, block]
+        return reference
+
+
+class ServerSection(Section):
+    """Where the server listens, which clients it lets in, and how much it takes from them."""
 
     host: Text = "127.0.0.1"
+    """0.0.0.0 for all interfaces: set keys then"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
+    """0 takes a free one"""
     first_byte_s: Seconds = 10.0
+    """a response's status waits this long for a model; then comment frames keep a stream alive"""
     max_wait_s: Seconds = 120.0
-    max_queue: Count = 64
+    """a request that waited longer for a model is answered with 503"""
+    max_queue: Count = PoolLimits.max_queue
+    """requests that may wait; one more is answered with 429"""
     max_body_bytes: Size = 8 * 2**20
+    """a larger request body is refused"""
     max_prompt_tokens: Count | None = None
-    api_keys_env: (
-        Annotated[str, _matches(_ENVIRONMENT, "is not a variable's name.", "Write a name such as COE_API_KEYS.")] | None
-    ) = None
+    """a longer prompt is refused, even where the context would hold it"""
+    api_keys_env: Variable | None = None
+    """name of the environment variable that holds the accepted keys, separated by commas"""
     api_keys_file: Text | None = None
+    """a file of accepted keys, one a line; relative to this file"""
     cors_origins: Texts = ()
+    """origins whose web pages may call the server, such as "https://chat.example.org\""""
 
 
-class PoolSettings(Section):
-    """How much memory the residents may take, and how long a model stays."""
+class PoolSection(Section):
+    """How much memory the residents may take, and how long a model stays loaded."""
 
     vram_budget: Budget = "auto"
-    vram_margin: Margin = 2**30
-    idle_ttl_s: Seconds | None = None
-    max_bypass_s: Annotated[float, Strict(), Field(ge=0)] = 10.0
-    load_backoff_s: Annotated[float, Strict(), Field(ge=0)] = 30.0
-    load_timeout_s: Seconds = 600.0
-    stall_s: Seconds = 60.0
-    quiet_s: Seconds = 60.0
+    """bytes that all residents may take; auto: the device's free memory less the margin"""
+    vram_margin: SizeOrZero = 2**30
+    """what auto leaves to others"""
+    idle_ttl_s: Seconds | None = PoolLimits.idle_ttl_s
+    """a model without requests for so long is unloaded; without it models stay until their room is needed"""
+    max_bypass_s: SecondsOrZero = PoolLimits.max_bypass_s
+    """requests for what is loaded may overtake a waiting load for at most this long"""
+    load_backoff_s: SecondsOrZero = PoolLimits.load_backoff_s
+    """after a failed load, the next try waits this long"""
+    load_timeout_s: Seconds = PoolLimits.load_timeout_s
+    """a load that takes longer has failed"""
+    stall_s: Seconds = PoolLimits.stall_s
+    """a load or a decode without progress for so long makes /ready fail"""
+    quiet_s: Seconds = PoolLimits.quiet_s
+    """no request for so long: idle time, in which builds begin"""
     preload: Names = ()
-    ram_budget: Literal["auto"] | Margin = "auto"
-    swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = 0.1
-    max_turn_wait_s: Seconds | None = None
-    most_shared: CountOrNone = 0
-    check_swaps: Switch = False
+    """names of specialists to load at the start"""
+    ram_budget: Literal["auto"] | SizeOrZero = "auto"
+    """host memory of each resident that specialists share, for conversations out of the cache's way;
+    auto: 2 GiB beside a GPU, else an eighth of vram_budget at most"""
+    swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = Sharing.swap_share
+    """the part of the time that may go into changing from one specialist to the next while several work"""
+    max_turn_wait_s: Seconds | None = Sharing.max_wait_s
+    """no request waits longer for its time slice than this, even where changing takes a larger part then"""
+    most_shared: CountOrZero = PoolLimits.most_shared
+    """residents that specialists of one shape may have; 0: as many as there is room for"""
+    check_swaps: Switch = Sharing.check
+    """compare every byte that was moved with its file after each change"""
 
 
-class RouterSettings(Section):
+class RouterSection(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
-    threshold: Share = 0.6
-    thresholds: Text | None = None  # a file that `coe fit-thresholds` wrote
-    margin: Share = 0.05
-    residency_weight: Share = 0.01
+    threshold: Share = ChoiceSettings.threshold
+    """below this confidence (0 to 1) the fallback answers"""
+    thresholds: Text | None = None
+    """a file of thresholds, one for each domain, fitted on texts of yours by `coe fit-thresholds`"""
+    margin: Share = ChoiceSettings.margin
+    """specialists closer than this to the likeliest are a tie: the sooner answer wins it"""
+    residency_weight: Share = ChoiceSettings.residency_weight
+    """what a second of waiting (load or swap, and reading the prompt) is worth in such a tie, as a
+    probability; 0: ties go to the likeliest, then to the first in the roster"""
     prompt_tokens_per_s: Count | Literal["auto"] = "auto"
-    hysteresis: Share = 0.25
+    """how fast prompts are read: to move a long conversation costs that time; auto: as measured"""
+    hysteresis: Share = ChoiceSettings.hysteresis
+    """a conversation changes its specialist only for one that is better by this much"""
     encoder: Text = "auto"
-    head: Text | None = None  # what `coe train-router -o` wrote; the shipped one when left out
+    """what turns text into vectors: auto (the packaged MiniLM), a folder, or none (word features only)"""
+    head: Text | None = None
+    """a head fitted by `coe train-router -o`, in place of the shipped one"""
 
 
-class SamplingSettings(Section):
+class SamplingSection(Section):
     """How the next token is drawn where a request does not say; the fields of `engine.spec.Sampling`."""
 
-    temperature: Annotated[float, Strict(), Field(ge=0, le=2)] = 0.6
-    top_k: CountOrNone = 40
-    top_p: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.95
-    min_p: Share = 0.05
-    repeat_penalty: Annotated[float, Strict(), Field(ge=0.1, le=2)] = 1.05
-    presence_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = 0.0
-    repeat_last_n: CountOrNone = 64
+    temperature: Annotated[float, Strict(), Field(ge=0, le=2)] = Sampling.temperature
+    """the CoE cards' value. From 0.8 a warning; from 1.0 refused unless on_excess is allow"""
+    top_k: CountOrZero = Sampling.top_k
+    """only the so many most probable tokens; 0: all"""
+    top_p: Annotated[float, Strict(), Field(gt=0, le=1)] = Sampling.top_p
+    """only the most probable tokens that together have this share; 1: all"""
+    min_p: Share = Sampling.min_p
+    """only tokens at least this fraction as probable as the first; 0: all"""
+    repeat_penalty: Annotated[float, Strict(), Field(ge=0.1, le=2)] = Sampling.repeat_penalty
+    """the CoE cards' value; 1: none"""
+    presence_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = Sampling.presence_penalty
+    """subtracted once from a token that was used; 0: none"""
+    frequency_penalty: Annotated[float, Strict(), Field(ge=-2, le=2)] = Sampling.frequency_penalty
+    """subtracted for each use of a token; 0: none"""
+    repeat_last_n: CountOrZero = Sampling.repeat_last_n
+    """how many tokens back the three penalties look"""
 
 
 class SamplingBounds(Section):
     """What a request may ask for, and what happens to one that asks for more."""
 
     max_temperature: Annotated[float, Strict(), Field(ge=0, le=2)] = 0.99
+    """pruned models loop from 1.0 up"""
     on_excess: Literal["clamp", "refuse", "allow"] = "clamp"
+    """what becomes of a request that asks for more: clamp (and say so), refuse (400), or allow"""
 
 
-class ThinkingSetting(Section):
+class ThinkingSection(Section):
     """What becomes of the thinking block. A roster writes `off`, `on`, `{budget: 8192}` or `{prefill: ...}`."""
 
-    mode: Literal["off", "on", "budget"] = "off"
-    budget: Count | None = None  # tokens
-    prefill: Annotated[str, Field()] | None = None  # replaces the family's closed block
+    short_forms = ({"enum": ["off", "on", False, True]},)
+
+    mode: Annotated[Literal["off", "on", "budget"], WithJsonSchema({"enum": ["off", "on", "budget", False, True]})] = (
+        "off"
+    )
+    """off: answers start with the model's closed thinking block"""
+    budget: Count | None = None
+    """tokens of thinking after which it is made to stop"""
+    prefill: str | None = None
+    """text in place of the closed block of the model's own chat template"""
 
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
-        if isinstance(value, ThinkingSetting):
+        if isinstance(value, ThinkingSection):
             return value
         if isinstance(value, (bool, str)):
             value = {"mode": value}
@@ -255,7 +223,7 @@ class ThinkingSetting(Section):
         return value
 
     @model_validator(mode="after")
-    def _agrees(self) -> ThinkingSetting:
+    def _agrees(self) -> ThinkingSection:
         if (self.mode == "budget") != (self.budget is not None):
             raise InvalidError("`budget` goes with the mode of that name only.", "Write {budget: 8192}.")
         if self.prefill is not None and self.mode != "off":
@@ -263,39 +231,68 @@ class ThinkingSetting(Section):
         return self
 
 
-class Settings(Section):
+class SpecialistSettings(Section):
     """What `defaults` may say for all specialists, and each specialist for itself."""
 
     quant: Text | None = None
+    """for people to read; the file itself says how it is stored"""
     system_prompt: Text | None = None
-    thinking: ThinkingSetting = ThinkingSetting()
-    sampling: SamplingSettings = SamplingSettings()
+    """opens every conversation; a client's own system message follows it"""
+    thinking: ThinkingSection = ThinkingSection()
+    """off: answers start with the model's closed thinking block, and clients cannot switch it on; on; or
+    {budget: 8192}: made to stop after so many tokens. {prefill: "<think></think>\\n"} is off, with this
+    text in place of the block of the model's own chat template (the CoE cards' literal; seldom needed)"""
+    sampling: SamplingSection = SamplingSection()
+    """how the next token is drawn where a request does not say; merged with an entry's key by key"""
     sampling_bounds: SamplingBounds = SamplingBounds()
+    """what a request may ask for"""
     max_tokens: Count | None = None
-    context_tokens: Annotated[int, Strict(), Field(ge=256, le=2**22)] = 16384
-    cache_tokens: Annotated[int, Strict(), Field(ge=0, le=2**22)] = 0
-    parallel: Annotated[int, Strict(), Field(ge=1, le=64)] = 4
-    gpu_layers: Annotated[int, Strict(), _layers({"all": -1})] = -1
-    cpu_expert_layers: Annotated[int, Strict(), _layers({"none": 0, "all": -1})] = 0
+    """the longest answer where a request does not say; without it, what the context leaves"""
+    context_tokens: Annotated[int, Strict(), Field(ge=256, le=2**22)] = LoadSpec.context_tokens
+    """prompt and answer of one conversation (8192 cut long answers off and made them loop)"""
+    cache_tokens: Annotated[int, Strict(), Field(ge=0, le=2**22)] = LoadSpec.cache_tokens
+    """KV cells that the conversations of a resident share; 0: as many as context_tokens"""
+    parallel: Annotated[int, Strict(), Field(ge=1, le=64)] = LoadSpec.parallel
+    """conversations that a resident decodes together"""
+    gpu_layers: Layers = LoadSpec.gpu_layers
+    """layers on the GPU, or all"""
+    cpu_expert_layers: LayersOrNone = LoadSpec.cpu_expert_layers
+    """layers whose experts stay in host memory, counted from the first; none, all or a number"""
     kv_type: Literal["f16", "q8_0"] = "f16"
-    mmap: Switch = True
-    threads: Annotated[int, Strict(), Field(ge=0, le=512)] = 0  # ggml's own limit
+    """how the KV cache is stored; q8_0 takes half"""
+    mmap: Switch = LoadSpec.mmap
+    """read the file through the page cache; false copies it"""
+    threads: Annotated[int, Strict(), Field(ge=0, le=512)] = LoadSpec.threads  # 512 is ggml's own limit
+    """CPU threads; 0: one a physical core"""
     pin: Switch = False
-    share: Annotated[Literal["auto"] | bool, BeforeValidator(_share)] = "auto"
+    """never unload it; one that shares its resident may become another meanwhile"""
+    share: ShareSwitch = "auto"
+    """whether specialists of one shape share a resident and change in place: true, false, or auto: yes, except
+    without a GPU where all of them fit into the budget, each loaded by itself (docs/sharing.md)"""
     on_missing: Literal["refuse", "fallback", "build"] = "refuse"
+    """when it is asked for and cannot be served: refuse; fallback lets the fallback answer; build lets
+    it answer while the specialist is being built (needs `build:` in the entry)"""
     notice: Text | None = None
+    """name of a text under notices"""
     beta: Switch = False
+    """marks the model as unfinished in /v1/models"""
     licence: Text | None = None
+    """for people to read"""
     loop_guard: Switch = True
+    """end answers that repeat themselves"""
 
 
 class ModelSource(Section):
     """Where a GGUF comes from: a file, a Hugging Face repository, or an installed package."""
 
     file: Text | None = None
+    """in place of repo and pattern: a path, relative to models_dir"""
     repo: Repo | None = None
+    """Hugging Face repository; `coe pull NAME` fetches from it"""
     package: Package | None = None
+    """in place of repo: an installed Python package that carries the model, found by pattern"""
     pattern: Pattern | None = None
+    """A glob without regard to case that finds one model in it; split files count as one"""
 
     def find_file(self, models_dir: Path, pull_name: str) -> Location:
         """Where the model is, or why it is not there. pull_name: what `coe pull` calls it."""
@@ -312,76 +309,118 @@ class ModelSource(Section):
 class BuildParent(ModelSource):
     """The model that one specialist is cut from. A roster may write a file's path alone."""
 
+    short_forms = ({"type": "string", "pattern": r"\S"},)
+
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"file": value} if isinstance(value, str) else value
 
 
-class Recipe(Section):
+class RecipeSection(Section):
     """How experts are chosen: a recipe or a preset, and what differs from its own settings; None leaves those.
 
     A roster may write the name alone.
     """
 
-    name: Literal["three-pass", "drop-map", "top-k", "v6", "v7", "v7-coderx"] = "three-pass"
+    short_forms = ({"enum": [*RECIPES]},)
+
+    name: Annotated[str, one_of(RECIPES), WithJsonSchema({"enum": [*RECIPES]})] = Recipe.name
+    """three-pass, drop-map, top-k, or a published recipe"""
     criterion: Literal["gate-mass", "frequency", "rank-weighted", "reap", "mass-norm", "random"] | None = None
+    """what experts are scored by; gate-mass, and for drop-map its own score, when left out"""
     pin_super_experts: Switch = False
-    # of three-pass
-    whitelist_rank: Annotated[float, Strict(), Field(ge=0)] | None = None
+    """keep experts of extreme output, whatever their score"""
+    whitelist_rank: Factor | None = None
+    """of three-pass: mean rank below which an expert is confident, of eight ranks"""
     whitelist_activations: Count | None = None
-    cap: CountOrNone | None = None
-    # of drop-map and the presets
-    weights: dict[str, Annotated[float, Strict(), Field(ge=0)]] | None = None
-    alpha: Annotated[float, Strict(), Field(ge=0)] | None = None
-    breadth: Annotated[float, Strict(), Field(ge=0)] | None = None
-    protect_top: CountOrNone | None = None
+    """of three-pass: choices that the whitelist takes at least"""
+    cap: CountOrZero | None = None
+    """of three-pass: most exchanges a layer of the third pass"""
+    weights: dict[str, Factor] | None = None
+    """of drop-map and the presets: class -> weight"""
+    alpha: Factor | None = None
+    """of drop-map and the presets: what a norm counts beside a token"""
+    breadth: Factor | None = None
+    """of drop-map and the presets: what the mean over the classes adds to the best of them"""
+    protect_top: CountOrZero | None = None
+    """of drop-map and the presets: so many of the highest aggregate a layer are never dropped"""
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @property
+    def value(self) -> Recipe:
+        """The recipe as surgery takes it; the loader's rules have seen to it that its settings are its own."""
+        return Recipe.from_settings(self.model_dump(exclude_none=True))
 
-class GateBound(Section):
-    """How much a built specialist may lose beside its parent. A roster may write the standard errors alone.
 
-    standard_errors: of the paired difference. loss: a share of right answers, instead of that.
-    """
+class BoundSection(Section):
+    """How much accuracy a built specialist may lose beside its parent. A roster may write the standard errors alone."""
 
-    standard_errors: Annotated[float, Strict(), Field(ge=0)] = 1.0
-    loss: Share | None = None
-    min_questions: Count = 30
+    short_forms = ({"type": "number", "minimum": 0},)
+
+    standard_errors: Factor = Bound.standard_errors
+    """of the paired difference"""
+    loss: Share | None = Bound.loss
+    """a share of right answers, in place of standard_errors"""
+    min_questions: Count = Bound.min_questions
+    """with fewer the specialist is kept aside"""
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"standard_errors": value} if isinstance(value, (int, float)) else value
 
+    @property
+    def value(self) -> Bound:
+        """The bound as surgery takes it."""
+        return Bound(**self.model_dump())
 
-class Build(Section):
+
+class BuildSection(Section):
     """How a specialist is made that has no file yet. Paths are relative to the roster's folder."""
 
-    parent: BuildParent | None = None  # the roster's own where left out
-    corpus: Annotated[tuple[Text, ...], BeforeValidator(_sequence), Field(min_length=1)]
+    parent: BuildParent | None = None
+    """another than the `parent` above: a file, or {repo: ..., pattern: ...}"""
+    corpus: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(sequence)]
+    """what the parent's router is watched over: text, or lines of {text}, {question,
+    answer} or {messages}; CLASS=FILE names a class"""
     experts: Count
-    recipe: Recipe = Recipe()
+    """experts that each layer keeps"""
+    recipe: RecipeSection = RecipeSection()
+    """three-pass, top-k, drop-map, v6, v7, v7-coderx; or its settings: {name: three-pass, cap: 6},
+    {name: drop-map, weights: {math: 2, code: 3}}, {name: top-k, criterion: reap}"""
     reasoning: Texts = ()
-    answer: Switch = False
+    """domain-neutral reasoning traces, for the third of the three passes"""
+    answer: Switch = BuildOrder.answer
+    """true: the corpus holds questions, and the parent writes the answers"""
     questions: Texts = ()
-    bound: GateBound = GateBound()
-    max_tokens: Count = 2048
+    """JSON lines to judge it by, beside every tenth question of the corpus"""
+    bound: BoundSection = BoundSection()
+    """it is released if it loses no more than so many standard errors beside its parent; {loss: 0.02} for two
+    points at most, {min_questions: 100} for more than the 30 that a judgement takes"""
+    max_tokens: Count = BuildOrder.max_tokens
+    """the longest answer of the parent, or to a question it is judged by"""
     quantize: Text | None = None
+    """bring it to another file type"""
     shared_scale: Annotated[float, Strict(), Field(gt=0)] | None = None
+    """multiply what the shared expert adds, as the 98-expert recipes do"""
     when: Literal["idle", "now"] = "idle"
+    """while serving: in idle time, making way for requests; or now: takes idle models' room and keeps it"""
 
 
-class Parent(ModelSource):
+class ParentEntry(ModelSource):
     """The model that specialists are cut from."""
 
     model: Text
+    """its Hugging Face name"""
     quant: Text | None = None
+    """for people to read"""
     licence: Text | None = None
+    """for people to read"""
 
     def location(self, models_dir: Path) -> Location:
         """Where the parent is, or why it is not there and what to do."""
@@ -392,16 +431,26 @@ class Parent(ModelSource):
         return self.location(models_dir).path
 
 
-class Specialist(Settings, ModelSource):
+class Specialist(SpecialistSettings, ModelSource):
     """One entry of the roster, with what it inherits from `defaults` filled in."""
 
     name: Name
-    aliases: Annotated[tuple[Alias, ...], BeforeValidator(_sequence)] = ()
+    """what clients ask for: lowercase letters, digits, - _ . (auto asks the supervisor)"""
+    aliases: Aliases = ()
+    """further names for clients"""
     description: Text | None = None
+    """for people to read"""
     domains: Texts = ()
+    """what the supervisor sends here: math physics chemistry engineering biology economics business
+    psychology computer_science law medicine coding python general"""
     examples: Texts = ()
-    mask: Text | None = None  # a mask's file, in any format of `coe.surgery.formats`: the roster's parent is cut by it
-    build: Build | None = None
+    """texts such as users send, at least ten; the supervisor learns from them where domains do not say enough"""
+    mask: Text | None = None
+    """in place of a file: a mask of `parent`, as `coe plan` writes it, or another tool's drop map, list or matrix
+    (.json or .npy; `coe mask` converts one that could be read two ways); relative to this file. The server cuts it
+    out into models_dir when it starts"""
+    build: BuildSection | None = None
+    """in place of file, repo or package: how `coe build NAME` makes it. Paths are relative to this file"""
 
     def location(self, models_dir: Path) -> Location:
         """Where the model is, or why it is not there and what to do."""
@@ -451,16 +500,27 @@ class Roster(Section):
     """A whole roster. `path` and `warnings` are the loader's; all else is what the file says."""
 
     version: Literal[1] = 1
+    """version of this format"""
     models_dir: Text = "models"
-    server: ServerSettings = ServerSettings()
-    pool: PoolSettings = PoolSettings()
-    router: RouterSettings = RouterSettings()
-    defaults: Settings = Settings()
-    parent: Parent | None = None
+    """where models are kept; relative to this file. A repository owner/name lies in owner--name below it"""
+    server: ServerSection = ServerSection()
+    """where the server listens, which clients it lets in, how much it takes from them"""
+    pool: PoolSection = PoolSection()
+    """which models are in memory"""
+    router: RouterSection = RouterSection()
+    """the supervisor, for requests with the model `auto`"""
+    defaults: SpecialistSettings = SpecialistSettings()
+    """what entries inherit unless they say otherwise; every key of this block may stand in an entry as well"""
+    parent: ParentEntry | None = None
+    """the model that specialists are cut from"""
     fallback: Name | None = None
+    """answers what no specialist is sure of; null: none is named"""
     fallback_warm: Switch = True
+    """until the named one can be served, whichever specialist is warm answers"""
     notices: dict[str, Text] = Field(default_factory=dict)
-    specialists: Annotated[tuple[Specialist, ...], BeforeValidator(_sequence)]
+    """texts for users, by a name that entries refer to; shown in /v1/models"""
+    specialists: Annotated[tuple[Specialist, ...], BeforeValidator(sequence)]
+    """of those that name a domain, those further up are preferred"""
 
     _path: Path = PrivateAttr(default=Path("specialists.yaml"))
     _warnings: tuple[Problem, ...] = PrivateAttr(default=())
@@ -485,7 +545,7 @@ class Roster(Section):
         """The specialists' names, in the roster's order."""
         return tuple(specialist.name for specialist in self.specialists)
 
-    def parent_of(self, specialist: Specialist) -> BuildParent | Parent | None:
+    def parent_of(self, specialist: Specialist) -> BuildParent | ParentEntry | None:
         """The model that a specialist is cut from: that of its own `build`, or the roster's."""
         own = specialist.build.parent if specialist.build is not None else None
         return own or self.parent

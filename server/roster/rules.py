@@ -1,4 +1,4 @@
-"""What is wrong or doubtful between a roster's fields: within one entry, between entries, with the rest.
+"""Cross-field validation of a roster: what is wrong or doubtful within one entry, between entries, and with the rest.
 
 Pure: each rule looks at values and yields findings at key paths. Lines and wording of single fields are the loader's.
 """
@@ -14,8 +14,9 @@ from coe.router.choose import Candidate
 from coe.router.domains import DOMAINS, canonical
 from coe.router.head import example_problems
 from coe.router.supervisor import examples_of
+from coe.surgery.plan.recipes import RECIPES, settings_of
 
-from .models import Build, ModelSource, Roster, Specialist
+from .models import BuildSection, ModelSource, Roster, SamplingBounds, Specialist
 from .source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
@@ -84,7 +85,7 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             yield Finding(
                 (*at, "sampling_bounds", "max_temperature"),
                 "Requests may ask for 1.0 and more, where pruned models loop.",
-                "0.99 is the default.",
+                f"{SamplingBounds().max_temperature:g} is the default.",
                 fatal=False,
             )
     if not bad & {"context_tokens", "cache_tokens"} and 0 < specialist.cache_tokens < specialist.context_tokens:
@@ -188,7 +189,7 @@ def roster_findings(
     ):
         yield Finding(
             ("server", "host"),
-            f"Whoever reaches {draft.server.host} may use the server.",
+            f"Every machine that reaches {draft.server.host} may use the server.",
             "Set api_keys_env or api_keys_file, or listen on 127.0.0.1.",
             fatal=False,
         )
@@ -206,7 +207,7 @@ def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, froz
 
 
 def _example_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
-    """Domains that nobody teaches, and examples that contradict or repeat each other, as the supervisor sees them."""
+    """Domains that the supervisor is not taught, and examples that contradict or repeat each other."""
     candidates = [
         Candidate(specialist.name, specialist.domains, examples=specialist.examples)
         for specialist, bad in specialists
@@ -244,24 +245,22 @@ def _parent_findings(parent: ModelSource | None, at: KeyPath = ("parent",)) -> I
         yield Finding((*at, "repo"), "A repository may hold many files.", "Add a `pattern` that finds one.")
 
 
-_OF_THREE_PASS = ("whitelist_rank", "whitelist_activations", "cap")
-_OF_DROP_MAP = ("weights", "alpha", "breadth", "protect_top")
+# Setting -> the first recipe that has it.
+_RECIPE_OF = {key: recipe for recipe in reversed([*RECIPES]) for key in settings_of(recipe)}
 
 
-def _build_findings(build: Build, at: KeyPath) -> Iterator[Finding]:
+def _build_findings(build: BuildSection, at: KeyPath) -> Iterator[Finding]:
     yield from _parent_findings(build.parent, (*at, "parent"))
     name = build.recipe.name
-    own = {"three-pass": _OF_THREE_PASS, "top-k": ()}.get(name, _OF_DROP_MAP)
-    for key in (*_OF_THREE_PASS, *_OF_DROP_MAP):
-        if getattr(build.recipe, key) is not None and key not in own:
-            other = "three-pass" if key in _OF_THREE_PASS else "drop-map"
-            yield Finding((*at, "recipe", key), f"`{key}` is a setting of {other}, not of {name}.", "Remove it.")
+    for key, recipe in _RECIPE_OF.items():
+        if getattr(build.recipe, key) is not None and key not in settings_of(name):
+            yield Finding((*at, "recipe", key), f"`{key}` is a setting of {recipe}, not of {name}.", "Remove it.")
     if build.reasoning and name != "three-pass":
         yield Finding((*at, "reasoning"), f"The recipe {name} reads no reasoning traces.", "Remove it.")
     if not build.questions and not build.answer and not any(path.endswith(".jsonl") for path in build.corpus):
         yield Finding(
             (*at, "questions"),
-            "Nothing here can judge it: a plain text holds no questions, and a build that nobody judged is kept aside.",
+            "Nothing here can judge it: a plain text holds no questions, and an unjudged build is kept aside.",
             "Add `questions:`, or release it with coe build --accept.",
             fatal=False,
         )

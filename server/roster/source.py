@@ -1,4 +1,4 @@
-"""A roster's text: YAML read into plain values, with the line of every key, and what can be wrong with it.
+"""A roster's text: YAML parsed into plain values with the line of every key (source map), and its syntax problems.
 
 PyYAML alone keeps no lines, silently lets the last of two equal keys win, and stops at the first mistake.
 """
@@ -64,7 +64,7 @@ class Source:
 
 
 def key_text(path: KeyPath) -> str:
-    """A key path as people write it: `specialists[1].sampling.temperature`."""
+    """A key path as a reader writes it: `specialists[1].sampling.temperature`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

@@ -13,9 +13,8 @@ from coe.engine.files import stamp
 from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
 
-from ..roster.load import Roster
 from ..roster.model_files import Location
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 
 Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]
@@ -58,14 +57,14 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class ToBuild:
-    """About what a specialist will come to that has yet to be built, or cut; `lacks` says what is missing for that.
+    """About what a specialist will come to that has yet to be built, or cut; `missing` is why it cannot be made.
 
     file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
     """
 
     file_bytes: int = 0
     total_bytes: int | None = None
-    lacks: str = ""
+    missing: str = ""
     how: str = "built"
 
 

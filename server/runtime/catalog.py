@@ -9,7 +9,7 @@ from collections.abc import Container, Coroutine, Mapping
 from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.pool.pool import Pool
 
-from ..roster.load import Roster
+from ..roster.models import Roster
 from .availability import Servable, Unavailable, locate
 from .hashing import Hashing
 from .resolve import Resolved, resolve

@@ -15,8 +15,8 @@ from coe.router.choose import Decision, first_token_s
 from coe.router.conversation import Conversation
 from coe.router.supervisor import Supervisor
 
-from ..roster.load import Roster
-from ..roster.models import AUTO, Specialist
+from ..roster.models import Roster, Specialist
+from ..roster.values import AUTO
 from .affinity import ConversationKey
 from .availability import Unavailable
 from .builds.owner import Builds

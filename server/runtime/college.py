@@ -18,8 +18,7 @@ from coe.router.head import SHIPPED, HeadError
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
-from ..roster.load import Roster
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 from .affinity import Affinity, ConversationKey
 from .availability import Unavailable
 from .builds.owner import Builds

@@ -16,9 +16,8 @@ from coe.engine.spec import Kept, kept_from_json
 from coe.surgery.errors import SurgeryError
 from coe.surgery.formats import names_parent
 
-from ..roster.load import Roster
 from ..roster.model_files import cut_path
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 
 _log = logging.getLogger(__name__)
 

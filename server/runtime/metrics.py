@@ -93,14 +93,14 @@ class _PoolCollector(Collector):
         yield CounterMetricFamily("coe_evictions", "Residents stopped", status.evictions)
         # Specialists that share may have several residents: what they have in common is added up.
         booked: Tally[tuple[str, str]] = Tally()
-        parked: Tally[str] = Tally()
+        offloaded: Tally[str] = Tally()
         waits: dict[str, float] = {}
         speeds: dict[str, float] = {}
         leases: Tally[str] = Tally()
         for resident in status.residents:
             booked[resident.file, resident.state.value] += resident.vram_bytes
             leases[resident.file] += resident.leases
-            parked[resident.file] += int(resident.activity.get("parked_bytes", 0))
+            offloaded[resident.file] += int(resident.activity.get("offloaded_bytes", 0))
             speed = resident.activity.get("prompt_tokens_per_s", 0.0)
             speeds[resident.file] = max(speeds.get(resident.file, 0.0), speed)
             waits[resident.file] = max(waits.get(resident.file, 0.0), resident.activity.get("worst_wait_s", 0.0))
@@ -110,7 +110,7 @@ class _PoolCollector(Collector):
         yield bytes_
         yield _family(GaugeMetricFamily, "coe_resident_leases", "Requests on residents", leases)
         yield _family(
-            GaugeMetricFamily, "coe_resident_parked_bytes", "Host memory of conversations outside the cache", parked
+            GaugeMetricFamily, "coe_resident_parked_bytes", "Host memory of conversations outside the cache", offloaded
         )
         for name, about in _COUNTED.items():
             counted = {file: value for (file, what), value in status.counted.items() if what == name}

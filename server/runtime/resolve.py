@@ -16,9 +16,8 @@ from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
 
-from ..roster.load import Roster
 from ..roster.model_files import Location
-from ..roster.models import Specialist
+from ..roster.models import Roster, Specialist
 from .availability import Located, Servable, Unavailable, availability, locate
 from .mask_models import Lack, MaskSource, cut_masked, prepare_masks
 

@@ -1,7 +1,7 @@
-"""A build's folder: what was asked, how far it is, what each finished step was made from, and who works on it.
+"""A build's folder (job directory): its order, its progress, the records of its finished steps, and its lock.
 
-Every file of it is written beside and renamed, so that a kill leaves the old content or the new. Whether somebody
-works on a build is told by a lock of the kernel, which no dead process keeps.
+Every file of it is written beside and renamed, so that a kill leaves the old content or the new. A build that a process
+works on is known by an advisory lock of the kernel (flock), which no dead process keeps.
 """
 
 from __future__ import annotations
@@ -18,46 +18,53 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engine.files import written_beside
+from coe.engine.spec import LoadSpec
 
 from ..errors import BuildError
+from ..judge.values import USUAL_BOUND, Bound
+from ..plan.recipes import Recipe
 
 BUILDS: Final = "builds"  # below the models folder: a folder a build
 BUILT: Final = "built"  # below the models folder: what was released
-EXIT_BUSY: Final = 75  # of a build's process, when another is at work; sysexits.h, EX_TEMPFAIL
-EXIT_STOPPED: Final = 130  # when it was told to stop; what shells give for a Ctrl-C
-_LOOKS_S: Final = (0.01, 0.05, 0.2)  # whoever looks at a lock holds it for some microseconds: it is tried again
-MOST_BEGINNINGS: Final = 3  # of one step that never ended: then it is taken to kill its process every time
+_RETRY_S: Final = (0.01, 0.05, 0.2)  # a look at a lock holds it for some microseconds: taking it is tried again
+MOST_BEGINNINGS: Final = 3  # of a step that never ended: from then on it is taken to kill its process every time
 
 
+#                                               .-- FAILED   an error, a lost process
+#   ABSENT --> WAITING --> RUNNING --(steps)--> +-- ASIDE    judged, not released --(accept)--> RELEASED
+#                 ^          |                  '-- RELEASED
+#                 |          v
+#                 '------ STOPPED   a signal, or its machine went down: the build resumes at its first unfinished step
+# FAILED and ASIDE are ends: only a retry, an acceptance or another order leads back to WAITING.
 class BuildState(StrEnum):
     """Where a build is in its life."""
 
-    ABSENT = "not-built"  # nobody has asked for it yet
-    WAITING = "waiting"  # for its turn, for room, or for idle time
+    ABSENT = "not-built"  # not asked for yet
+    WAITING = "waiting"  # for the build before it, for room, or for idle time
     RUNNING = "running"
-    STOPPED = "stopped"  # ended before its end by a signal or with its machine; it goes on from there
+    STOPPED = "stopped"  # by a signal or with its machine; it resumes there
     FAILED = "failed"  # does not start over by itself
     ASIDE = "kept-aside"  # made and judged, and not released
     RELEASED = "released"
 
     @property
     def unfinished(self) -> bool:
-        """Whether somebody asked for it and it has not come to an end."""
+        """Whether the build was asked for and has not come to an end."""
         return self in (BuildState.WAITING, BuildState.RUNNING, BuildState.STOPPED)
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """What is to be built. All paths are absolute.
 
-    corpus:    what the parent is watched over, each FILE or CLASS=FILE.
+    corpus:    what the parent is profiled over, each FILE or CLASS=FILE.
     reasoning: domain-neutral traces for the recipe's third pass, in the same form.
     answer:    the corpus holds questions, and the parent writes the answers itself.
-    recipe:    the recipe's name under "name", its settings beside it; see recipe_of.
+    recipe:    how its experts are chosen.
     questions: what it is judged by, beside every tenth question of the corpus.
-    bound:     fields of gate.Bound: the loss of accuracy it may have beside its parent.
+    bound:     the loss of accuracy that it may have beside its parent.
     system:    the system prompt of questions, when it is judged.
-    out:       where it is released to.
+    out:       where the specialist is released to.
     """
 
     name: str
@@ -65,11 +72,11 @@ class Order:
     corpus: tuple[str, ...]
     experts: int
     out: Path
-    recipe: Mapping[str, Any] = field(default_factory=lambda: {"name": "three-pass"})
+    recipe: Recipe = field(default_factory=Recipe)
     reasoning: tuple[str, ...] = ()
     answer: bool = False
     questions: tuple[Path, ...] = ()
-    bound: Mapping[str, Any] = field(default_factory=dict)
+    bound: Bound = USUAL_BOUND
     system: str = ""
     quantize: str | None = None
     shared_scale: float | None = None
@@ -83,38 +90,43 @@ class Order:
             **plain,
             "parent": str(self.parent),
             "out": str(self.out),
+            "recipe": self.recipe.to_settings(),
             "questions": [str(p) for p in self.questions],
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Order:
-        """Raises TypeError or KeyError for what to_json did not write."""
+    def from_json(cls, plain: Mapping[str, Any]) -> BuildOrder:
+        """Raises TypeError, KeyError or SurgeryError for what to_json did not write."""
         texts = {key: tuple(plain[key]) for key in ("corpus", "reasoning")}
-        questions = tuple(Path(path) for path in plain["questions"])
-        return cls(
-            **{**plain, **texts, "parent": Path(plain["parent"]), "out": Path(plain["out"]), "questions": questions}
-        )
+        typed = {
+            "parent": Path(plain["parent"]),
+            "out": Path(plain["out"]),
+            "questions": tuple(Path(path) for path in plain["questions"]),
+            "recipe": Recipe.from_settings(plain["recipe"]),
+            "bound": Bound(**plain["bound"]),
+        }
+        return cls(**{**plain, **texts, **typed})
 
 
 @dataclass(frozen=True)
 class Machine:
     """How the models of a build are loaded, as in engine.spec.LoadSpec; of the result it changes the rounding alone."""
 
-    context_tokens: int = 16384
-    cache_tokens: int = 0
-    parallel: int = 4
-    gpu_layers: int = -1
-    cpu_expert_layers: int = 0
-    kv_type: str = "f16"
-    mmap: bool = True
-    threads: int = 0
+    context_tokens: int = LoadSpec.context_tokens
+    cache_tokens: int = LoadSpec.cache_tokens
+    parallel: int = LoadSpec.parallel
+    gpu_layers: int = LoadSpec.gpu_layers
+    cpu_expert_layers: int = LoadSpec.cpu_expert_layers
+    kv_type: str = LoadSpec.kv_type
+    mmap: bool = LoadSpec.mmap
+    threads: int = LoadSpec.threads
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where nobody can tell.
+class BuildProgress:
+    """How far a build is. Times are seconds since 1970; fraction is of the step, 0..1, None where it is not known.
 
-    warning: what its end will suffer from, as far as that was known when it began.
+    warning: what the preflight check foresaw that the build's end will suffer from.
     """
 
     state: BuildState = BuildState.ABSENT
@@ -140,7 +152,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Record:
+class StepRecord:
     """A finished step: the fingerprint of what went into it, facts for the steps after it, and when it ended."""
 
     fingerprint: str
@@ -150,11 +162,11 @@ class Record:
 
 
 class Busy(BuildError):
-    """Another build is at work; there is one at a time."""
+    """Another build is at work; one runs at a time."""
 
 
 class Job:
-    """A build's folder. Reading is for everybody; writing for whoever holds its lock."""
+    """A build's folder. Any process may read it; the one that holds its lock writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,52 +182,52 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What its process printed."""
+        """The output of its process."""
         return self.path("log")
 
-    # --- what was asked ---------------------------------------------------------------------------------------
+    # --- the order --------------------------------------------------------------------------------------------
 
-    def order(self) -> tuple[Order, Machine]:
-        """What was asked. Raises BuildError when nothing was."""
+    def order(self) -> tuple[BuildOrder, Machine]:
+        """The order and how its models are loaded. Raises BuildError when there is none, SurgeryError for a bad one."""
         try:
             plain = json.loads(self.path("job.json").read_text())
-            return Order.from_json(plain["order"]), Machine(**plain["machine"])
+            return BuildOrder.from_json(plain["order"]), Machine(**plain["machine"])
         except FileNotFoundError as error:
             raise BuildError(f"{self.folder} holds no build.", "Begin it with coe build.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{self.path('job.json')} cannot be read: {error!r}.", _ANEW) from error
 
-    def ask(self, order: Order, machine: Machine) -> None:
-        """Write down what is wanted. What earlier steps made stays, and is used where its inputs are unchanged."""
+    def write_order(self, order: BuildOrder, machine: Machine) -> None:
+        """Write the order. What earlier steps made stays, and is used where its inputs are unchanged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.path("job.json"), {"order": order.to_json(), "machine": asdict(machine)})
 
-    # --- how far it is ----------------------------------------------------------------------------------------
+    # --- progress ---------------------------------------------------------------------------------------------
 
-    def progress(self) -> Progress:
-        """How far it is; a build that was at work and whose process is gone is STOPPED."""
+    def progress(self) -> BuildProgress:
+        """How far the build is; one that was RUNNING and whose process is gone is STOPPED."""
         found = self._read_progress()
         if found.state is BuildState.RUNNING and not self.at_work():
-            # It may have ended between the two looks: only what is still written counts.
+            # It may have ended between the two reads: only what is still written counts.
             found = self._read_progress()
             if found.state is BuildState.RUNNING:
                 return replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None)
         return found
 
-    def _read_progress(self) -> Progress:
+    def _read_progress(self) -> BuildProgress:
         try:
             plain = json.loads(self.path("progress.json").read_text())
-            return Progress(**{**plain, "state": BuildState(plain["state"])})
+            return BuildProgress(**{**plain, "state": BuildState(plain["state"])})
         except (OSError, ValueError, TypeError, KeyError):
-            return Progress()
+            return BuildProgress()
 
-    def note(self, progress: Progress) -> None:
-        """Write how far it is."""
+    def write_progress(self, progress: BuildProgress) -> None:
+        """Write how far the build is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.path("progress.json"), asdict(replace(progress, updated=time.time())), sync=False)
 
     def report(self) -> dict[str, Any] | None:
-        """What was found out about the specialist, None before its evaluation."""
+        """The report on the specialist, None before its evaluation."""
         try:
             plain = json.loads(self.path("report.json").read_text())
         except (OSError, ValueError):
@@ -224,19 +236,19 @@ class Job:
 
     # --- finished steps ---------------------------------------------------------------------------------------
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, StepRecord]:
         """The finished steps, by name."""
-        return {name: Record(**record) for name, record in self._state().get("steps", {}).items()}
+        return {name: StepRecord(**record) for name, record in self._state().get("steps", {}).items()}
 
-    def record(self, step: str, record: Record) -> None:
-        """Write down that a step has ended well."""
+    def record(self, step: str, record: StepRecord) -> None:
+        """Record a finished step."""
         state = self._state()
         state.setdefault("steps", {})[step] = asdict(record)
         state.get("begun", {}).pop(step, None)
         _write(self.path("state.json"), state)
 
     def begin(self, step: str) -> int:
-        """Write down that a step begins; gives how often it had begun before without an end."""
+        """Record that a step begins; gives how often it had begun before without an end."""
         state = self._state()
         begun = state.setdefault("begun", {})
         before = int(begun.get(step, 0))
@@ -244,8 +256,8 @@ class Job:
         _write(self.path("state.json"), state)
         return before
 
-    def forgive(self) -> None:
-        """Forget how often steps have begun: somebody ended them on purpose, or wants them tried again."""
+    def reset_attempts(self) -> None:
+        """Reset the count of beginnings: the steps were ended on purpose, or are to be tried again."""
         state = self._state()
         if state.pop("begun", None):
             _write(self.path("state.json"), state)
@@ -267,7 +279,7 @@ class Job:
             return {}
         return plain if isinstance(plain, dict) else {}
 
-    # --- who works on it --------------------------------------------------------------------------------------
+    # --- its lock ---------------------------------------------------------------------------------------------
 
     def at_work(self) -> bool:
         """Whether a process works on it now."""
@@ -275,7 +287,7 @@ class Job:
 
     @contextmanager
     def worked_on(self) -> Iterator[None]:
-        """Hold the build, and the one place that all builds share. Raises Busy when either is taken."""
+        """Hold the build's lock, and the one that all builds share. Raises Busy when either is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder.parent / ".lock", self.folder.name), _locked(self.path("lock"), self.folder.name):
             yield
@@ -307,14 +319,14 @@ def _locked(path: Path, name: str) -> Iterator[None]:
     """Hold a lock file. Raises Busy. Source: flock(2); the kernel lets go when the process ends, however it ends."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        for patience in (*_LOOKS_S, None):
+        for retry_s in (*_RETRY_S, None):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if patience is None:
+                if retry_s is None:
                     raise Busy(f"The build of {_holder(path)} is at work.", "Wait for its end, or stop it.") from None
-                time.sleep(patience)
+                time.sleep(retry_s)
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"name": name, "pid": os.getpid()}).encode(), 0)
         yield
@@ -328,7 +340,7 @@ def _is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that those who look do not disturb each other.
+        # Shared, so that two looks do not disturb each other.
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

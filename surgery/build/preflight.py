@@ -1,4 +1,4 @@
-"""Before a build begins: whether what is asked for can be done at all, and how its models are loaded so that they fit.
+"""Preflight checks of a build: whether its order can be carried out, and how its models are loaded so that they fit.
 
 Nothing is loaded but headers, so that a mistake in a roster shows at once and not after hours.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from coe.engine.errors import UnavailableError
 from coe.engine.pool.memory import predict
@@ -22,36 +22,16 @@ from ..cut.quantize import require_file_type
 from ..cut.shared_scale import scaling
 from ..errors import BuildError, CorpusError
 from ..judge import gate
-from ..judge.questions import Question, gradable_questions, read_questions, records
+from ..judge.questions import gradable_questions, read_questions, records
+from ..judge.values import Question
 from ..parent import Parent
-from ..plan.drop_map import DropMap
-from ..plan.recipes import Recipe, named
-from ..plan.three_pass import ThreePass
+from ..plan.methods import DropMap, ThreePass
 from ..profile.corpus import UNCLASSED, CorpusFile, read_corpus
-from ..profile.run import CONTEXT_TOKENS, expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes
-from .job import Machine, Order
+from ..profile.fitting import expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes, profiling_load
+from .job import BuildOrder, Machine
 
 _DISK_SLACK: Final = 256 * 2**20
 _JSONL: Final = (".jsonl", ".ndjson")
-
-
-def recipe_of(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of an order: `name`, and those of its own settings that differ. `cap` is three-pass's reasoning_cap.
-
-    Raises MaskError for an unknown name.
-    """
-    own = {key: value for key, value in settings.items() if key not in ("name", "criterion", "pin_super_experts")}
-    if "cap" in own:
-        own["reasoning_cap"] = own.pop("cap")
-    recipe = named(str(settings["name"]))
-    return replace(recipe, **own) if isinstance(recipe, ThreePass | DropMap) and own else recipe
-
-
-def needs_norms(settings: Mapping[str, Any]) -> bool:
-    """Whether the recipe of an order reads the norms of the experts' outputs, which make profiling slower."""
-    recipe, criterion = recipe_of(settings), settings.get("criterion")
-    by_norms = isinstance(recipe, DropMap) and criterion is None and recipe.alpha > 0
-    return by_norms or criterion in ("reap", "mass-norm") or bool(settings.get("pin_super_experts"))
 
 
 def specialist_bytes(parent: Parent, n_keep: int) -> int:
@@ -65,15 +45,13 @@ def specialist_bytes(parent: Parent, n_keep: int) -> int:
     return sum(path.stat().st_size for path in parent.paths) - gone
 
 
-def check(order: Order, folder: Path) -> str:
-    """What should be known of a build before it begins, "" for nothing. Loads nothing.
+def check(order: BuildOrder, folder: Path) -> str:
+    """Check an order; gives a warning of what its end will suffer from, "" for nothing. Loads nothing.
 
     Raises SurgeryError or EngineError for what would make it fail hours later.
     """
     parent = Parent.open(order.parent)
     _require_count(parent, order.experts)
-    recipe = recipe_of(order.recipe)
-    bound = gate.Bound(**order.bound)
     if order.quantize is not None:
         require_file_type(order.quantize)
     if order.shared_scale is not None:
@@ -82,12 +60,12 @@ def check(order: Order, folder: Path) -> str:
     if order.answer and (plain := [file.path.name for file in files if not is_jsonl(file)]):
         raise CorpusError(f"{', '.join(plain)} holds no questions to answer.", "Give JSON lines, or set answer: false.")
     classes = _classes_of_lines(files) if order.answer else read_corpus(files).classes
-    if isinstance(recipe, DropMap):
-        _require_classes(recipe, classes)
+    if isinstance(order.recipe.method, DropMap):
+        _require_classes(order.recipe.method, classes)
     if order.reasoning:
-        if not isinstance(recipe, ThreePass):
+        if not isinstance(order.recipe.method, ThreePass):
             raise BuildError(
-                f"The recipe {order.recipe['name']} makes no use of `reasoning`.",
+                f"The recipe {order.recipe.name} makes no use of `reasoning`.",
                 "Leave it out, or take the recipe three-pass.",
             )
         read_corpus([CorpusFile.parse(text) for text in order.reasoning])
@@ -100,7 +78,7 @@ def check(order: Order, folder: Path) -> str:
             f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
             "Make room there, or set models_dir to another disk.",
         )
-    return gate.foresee(len(questions.all), bound)
+    return gate.foresee(len(questions.all), order.bound)
 
 
 def _require_count(parent: Parent, n_keep: int) -> None:
@@ -141,14 +119,14 @@ def _require_scale(parent: Parent, factor: float) -> None:
         scaling(tensor.name, tensor.type, factor)
 
 
-def _require_classes(recipe: DropMap, classes: Sequence[str]) -> None:
+def _require_classes(method: DropMap, classes: Sequence[str]) -> None:
     """Raises BuildError when the recipe weighs classes that the corpus does not have, or gives none any weight."""
-    if missing := [name for name in recipe.weights if name not in classes]:
+    if missing := [name for name in method.weights if name not in classes]:
         raise BuildError(
             f"The recipe weighs classes that the corpus does not have: {', '.join(missing)}.",
             f"It has: {', '.join(classes)}. Give texts of the others as CLASS=FILE, or set `weights` of the recipe.",
         )
-    if recipe.weights and not any(recipe.weights.values()):
+    if method.weights and not any(method.weights.values()):
         raise BuildError("The recipe gives no class any weight.", "Correct `weights` of the recipe in the roster.")
 
 
@@ -175,7 +153,7 @@ class Judging:
     all: tuple[Question, ...]
 
 
-def judged_by(order: Order) -> Judging:
+def judged_by(order: BuildOrder) -> Judging:
     """Raises EvaluationError for questions that cannot be read or contradict themselves."""
     files = [CorpusFile.parse(text) for text in order.corpus]
     gradable = gradable_questions([file.path for file in files if is_jsonl(file)]).questions
@@ -185,14 +163,14 @@ def judged_by(order: Order) -> Judging:
 
 
 @dataclass(frozen=True)
-class Fit:
+class BuildFit:
     """How a build's models are loaded so that they fit, and the bytes that the larger of them takes."""
 
     machine: Machine
     need_bytes: int
 
 
-def fit(order: Order, machine: Machine, budget_bytes: int | None) -> Fit:
+def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> BuildFit:
     """As many layers' experts in host memory as the budget asks for.
 
     Raises UnavailableError with the sum when that does not help, ModelFileError for a parent that cannot be loaded.
@@ -215,16 +193,11 @@ def fit(order: Order, machine: Machine, budget_bytes: int | None) -> Fit:
             "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
             "the parent.",
         )
-    return Fit(machine, need)
+    return BuildFit(machine, need)
 
 
 def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:
     """Bytes of the device while the parent is profiled, and while it answers."""
     load = LoadSpec(parent.path, **asdict(machine))
-    watched = needed_bytes(load_spec(parent.path, reading(load)), parent)
+    watched = needed_bytes(load_spec(parent.path, profiling_load(load)), parent)
     return watched, asyncio.run(predict(load)).footprint.total_bytes
-
-
-def reading(load: LoadSpec) -> LoadSpec:
-    """How the parent is loaded to be profiled: documents need no longer context than they are cut to."""
-    return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))

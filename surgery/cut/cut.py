@@ -1,4 +1,4 @@
-"""Cutting: a specialist's file out of its parent's, by copying bytes.
+"""Cutting (expert pruning of a GGUF): a specialist's file out of its parent's, by copying bytes.
 
 Experts are the outermost dimension of their tensors and quantisation blocks lie within rows, so an expert is one run of
 bytes. Nothing is dequantised, no tensor is held whole, and neighbouring experts are copied together.
@@ -44,7 +44,7 @@ _STEP_BYTES: Final = 64 * 2**20  # asked of the kernel at once
 _FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # step ("hash", "copy" or "quantize"), how much of it is done, of how much
-Progress = Callable[[str, int, int], None]
+OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CutReport:
 
 
 @dataclass(frozen=True)
-class Run:
+class ByteRange:
     """Bytes that lie together in a file."""
 
     path: Path
@@ -75,7 +75,7 @@ class Part:
     """A tensor to be written: its record, the runs that it is made of, and what happens to the bytes on the way."""
 
     tensor: Tensor
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRange, ...]
     scale: Callable[[bytes], bytes] | None = None
 
 
@@ -88,7 +88,7 @@ def cut(
     provenance: bool = True,
     quantize: str | None = None,
     slots: Mapping[int, Sequence[int]] | None = None,
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> CutReport:
     """Write the specialist that a mask makes of its parent, one file, in place of `out` when it is whole.
 
@@ -105,8 +105,8 @@ def cut(
     if quantize is not None:
         require_file_type(quantize)
     parent_bytes = sum(path.stat().st_size for path in parent.paths)
-    tell = progress or (lambda step, done, total: None)
-    identity = identify(parent, tell)
+    on_stage = progress or (lambda step, done, total: None)
+    identity = identify(parent, on_stage)
     mask.require_parent(identity)
     order = kept_experts(parent.experts, mask, slots)
     header, parts = _plan(parent, order, shared_scale)
@@ -122,12 +122,12 @@ def cut(
     _require_room(out, needed)
     with _clear_errors(out), written_beside(out) as beside:
         if quantize is None:
-            _write(beside, head, header, parts, _pads_last(parent), tell)
+            _write(beside, head, header, parts, _pads_last(parent), on_stage)
         else:
             whole = beside.with_suffix(".cut.part")
             try:
-                _write(whole, head, header, parts, True, tell)
-                quantize_file(whole, beside, quantize, progress=lambda done, total: tell("quantize", done, total))
+                _write(whole, head, header, parts, True, on_stage)
+                quantize_file(whole, beside, quantize, progress=lambda done, total: on_stage("quantize", done, total))
             finally:
                 whole.unlink(missing_ok=True)
     return CutReport(
@@ -142,7 +142,7 @@ def cut(
     )
 
 
-def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: Progress | None = None) -> bool:
+def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: OnStage | None = None) -> bool:
     """Write what all specialists that keep so many experts need beside their parent's file and their masks: the header
     of their cut files, then a hole.
 
@@ -190,7 +190,7 @@ def kept_experts(
 ) -> dict[int, tuple[int, ...]]:
     """Layer -> the parent's experts in the order of the file's slots, draft layers included.
 
-    Of draft layers a mask says nothing, as nothing routes through them: they keep the first experts of each group.
+    A mask holds no draft layers, as nothing routes through them: they keep the first experts of each group.
 
     Raises CutError when slots are no order of what the mask keeps, or when the file could not choose as many experts
     from its groups as a token uses.
@@ -265,16 +265,16 @@ def _plan(
 
 def _pieces(
     architecture: Architecture, path: Path, record: Tensor, info: TensorInfo, order: Mapping[int, tuple[int, ...]]
-) -> tuple[Tensor, tuple[Run, ...]]:
+) -> tuple[Tensor, tuple[ByteRange, ...]]:
     if not is_per_expert(architecture, info.name):
-        return record, (Run(path, info.offset, info.n_bytes),)
+        return record, (ByteRange(path, info.offset, info.n_bytes),)
     found = block_tensor(info.name)
     assert found is not None
     kept = order[found[0]]
     one = expert_bytes(info)
     at = len(info.shape) - 1  # the record may go on with dimensions of 1
     shape = (*record.shape[:at], len(kept), *record.shape[at + 1 :])
-    runs = tuple(Run(path, info.offset + first * one, count * one) for first, count in neighbours(kept))
+    runs = tuple(ByteRange(path, info.offset + first * one, count * one) for first, count in neighbours(kept))
     return Tensor(record.name, shape, record.type), runs
 
 
@@ -304,14 +304,15 @@ def _with_provenance(
     quantize: str | None,
 ) -> RawHeader:
     header = header.with_value("general.name", f"{parent.name} ({mask.n_keep} of {identity.n_expert} experts)")
-    said = mask.provenance
     facts: dict[str, Value | None] = {
         "parent_name": parent.name,
         "parent_sha256": identity.sha256,
         "parent_expert_count": identity.n_expert,
         "mask_sha256": mask_sha256(mask),
-        "recipe": json.dumps(said.recipe, sort_keys=True, ensure_ascii=False) if said.recipe else "",
-        "corpus_sha256": said.corpus_sha256,
+        "recipe": json.dumps(mask.provenance.recipe, sort_keys=True, ensure_ascii=False)
+        if mask.provenance.recipe
+        else "",
+        "corpus_sha256": mask.provenance.corpus_sha256,
         "layers": [*sorted(order)],
         "kept_experts": [expert for layer in sorted(order) for expert in order[layer]],
         "shared_scale": shared_scale,
@@ -346,7 +347,9 @@ def _notes(experts: Experts, n_keep: int, quantize: str | None) -> tuple[str, ..
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, head: bytes, header: RawHeader, parts: Sequence[Part], pad_last: bool, tell: Progress) -> None:
+def _write(
+    path: Path, head: bytes, header: RawHeader, parts: Sequence[Part], pad_last: bool, on_stage: OnStage
+) -> None:
     total = header.offsets()[-1]
     done = 0
     with contextlib.ExitStack() as open_files, path.open("wb", buffering=0) as file:
@@ -358,12 +361,12 @@ def _write(path: Path, head: bytes, header: RawHeader, parts: Sequence[Part], pa
         for index, part in enumerate(parts):
             for count in _copy(part, sources, out):
                 done += count
-                tell("copy", done, total)
+                on_stage("copy", done, total)
             padding = padded(part.tensor.n_bytes, header.alignment) - part.tensor.n_bytes
             if pad_last or index + 1 < len(parts):
                 _write_all(out, bytes(padding))
             done += padding
-    tell("copy", total, total)
+    on_stage("copy", total, total)
 
 
 def _copy(part: Part, sources: Mapping[Path, int], out: int) -> Iterator[int]:
@@ -384,7 +387,7 @@ def _copy(part: Part, sources: Mapping[Path, int], out: int) -> Iterator[int]:
                 yield count
 
 
-def _copy_run(run: Run, source: int, out: int) -> Iterator[int]:
+def _copy_run(run: ByteRange, source: int, out: int) -> Iterator[int]:
     """Within the kernel where it can, else through a buffer."""
     in_kernel = hasattr(os, "copy_file_range")
     at, end = run.offset, run.offset + run.n_bytes
@@ -405,7 +408,7 @@ def _copy_run(run: Run, source: int, out: int) -> Iterator[int]:
         yield count
 
 
-def _read(source: int, run: Run, at: int, n_bytes: int) -> bytes:
+def _read(source: int, run: ByteRange, at: int, n_bytes: int) -> bytes:
     data = os.pread(source, n_bytes, at)
     while len(data) < n_bytes:
         more = os.pread(source, n_bytes - len(data), at + len(data))
@@ -431,7 +434,7 @@ def _pads_last(parent: Parent) -> bool:
 # --- before and after -----------------------------------------------------------------------------------------------
 
 
-def identify(parent: Parent, tell: Progress) -> Identity:
+def identify(parent: Parent, on_stage: OnStage) -> Identity:
     """The parent's identity; hashing it is the step "hash"."""
     done = 0
     parent_bytes = sum(path.stat().st_size for path in parent.paths)
@@ -439,7 +442,7 @@ def identify(parent: Parent, tell: Progress) -> Identity:
     def hashed(count: int) -> None:
         nonlocal done
         done += count
-        tell("hash", done, parent_bytes)
+        on_stage("hash", done, parent_bytes)
 
     return parent.identity(hashed)
 

@@ -27,14 +27,14 @@ from coe.engine.swap.fingerprints import SKELETON
 from ..errors import SurgeryError
 from ..formats import read_mask
 from ..parent import Identity, Parent
-from .cut import KEY, Progress, cut, identify, kept_experts, write_skeleton
+from .cut import KEY, OnStage, cut, identify, kept_experts, write_skeleton
 
 _SKELETONS: Final = "skeleton-????????????.gguf"
 
 Lack = tuple[str, str]
 
 
-def cut_one(parent: Parent, mask: Path, out: Path, progress: Progress) -> Lack | None:
+def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Lack | None:
     """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy.
 
     A file that is there stays when it was cut from this parent: a mask of another tool names none, so that the mask's
@@ -75,7 +75,7 @@ def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int)
 
 
 def prepare_masks(
-    parent: Parent, masks: Sequence[Path], folder: Path, progress: Progress
+    parent: Parent, masks: Sequence[Path], folder: Path, progress: OnStage
 ) -> list[dict[str, Any] | Lack]:
     """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
     try:

@@ -1,4 +1,4 @@
-"""GGUF headers written so that nothing changes but what is meant to change.
+"""GGUF headers, written record by record so that nothing changes but what is meant to change.
 
 A header is read into its records, each metadata record as the bytes it has in the file, and put together again. What
 is not touched is the same to the byte: key order, strings with zeros in them, arrays of 262,144 tokens. ggml's own

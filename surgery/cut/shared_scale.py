@@ -1,4 +1,4 @@
-"""The cards' alpha: the shared expert's contribution multiplied by a constant, in the weights themselves.
+"""Weight scaling (the cards' alpha): the shared expert's contribution times a constant, in the weights themselves.
 
 The cards scale the shared FFN's down projection. In llama.cpp's graph of Gemma 4 a norm follows it and divides the
 factor out again, so it goes into that norm's weight instead (`Architecture.shared_output`). Elsewhere the projection's

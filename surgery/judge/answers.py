@@ -1,4 +1,4 @@
-"""A corpus out of questions alone: the parent's own answers, think-off, generated in batches."""
+"""A self-generated corpus (self-distillation): questions with the parent's own answers, think-off, in batches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from coe.engine.spec import LoadSpec
 
 from ..errors import EvaluationError
 from ..files import require_output
-from .generation import DEFAULT, OnProgress, Prompt, Settings, Start, generate
-from .questions import asked, id_of, options_of, records, text_of, with_options
+from .generation import DEFAULT, BatchPrompt, GenerationSettings, OnProgress, Start, generate
+from .questions import id_of, options_of, records, text_of
+from .values import asked, with_options
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A question whose answer nobody need know. question: with its options below it."""
+    """A question whose answer need not be known. question: with its options below it."""
 
     id: str
     question: str
@@ -36,7 +37,7 @@ class Answered:
 
     written:   questions in the corpus, with the answers that were cut by the token limit (`truncated`) among them.
     looped:    dropped, since a loop's text would count the same few experts again and again.
-    empty, failed: dropped; the model said nothing, or the engine gave no answer (`first_error`).
+    empty, failed: dropped; the model wrote nothing, or the engine gave no answer (`first_error`).
     duplicates: lines that repeated an earlier question.
     """
 
@@ -73,7 +74,7 @@ def read_unanswered(paths: Sequence[Path]) -> tuple[list[Unanswered], int]:
             options = options_of(record, where)
             system = text_of(record, "system", where)
             category = next(
-                (said for key in ("class", "subdomain", "category") if (said := text_of(record, key, where))), ""
+                (named for key in ("class", "subdomain", "category") if (named := text_of(record, key, where))), ""
             )
             # Its own id does not count: the seed goes with what is asked, and a file may number anew.
             own = id_of({}, where, text, options, system)
@@ -88,7 +89,7 @@ def answer_questions(
     paths: Sequence[Path],
     out: Path,
     *,
-    settings: Settings = DEFAULT,
+    settings: GenerationSettings = DEFAULT,
     load: LoadSpec | None = None,
     folder: Path | None = None,
     progress: OnProgress = lambda progress: None,
@@ -104,7 +105,7 @@ def answer_questions(
     """
     require_output(out, [parent, *paths])
     questions, duplicates = read_unanswered(paths)
-    prompts = [Prompt(question.id, asked(question.question, question.system)) for question in questions]
+    prompts = [BatchPrompt(question.id, asked(question.question, question.system)) for question in questions]
     answers = generate(parent, prompts, settings, load=load, folder=folder, progress=progress, start=start)
     lines = []
     truncated = looped = empty = 0

@@ -1,4 +1,4 @@
-"""How well a model answers questions, and how it compares with its parent on the same ones."""
+"""Evaluation: accuracy of a model on questions, and a paired comparison with its parent on the same ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, ThinkingMode
 
 from ..errors import EvaluationError
-from .generation import DEFAULT, Generated, OnProgress, Prompt, Settings, Start, generate, model_sha256
+from .generation import DEFAULT, BatchPrompt, Generated, GenerationSettings, OnProgress, Start, generate, model_sha256
 from .proportions import Lengths, Paired, Share
-from .questions import Question, QuestionSet
 from .scoring import score
+from .values import Question, QuestionSet
 
 _VERSION: Final = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one question.
+class AnswerOutcome:
+    """The outcome of one question.
 
     extracted: what the answer was read as; None for one that states nothing (unparsed).
     at_limit:  the completion was ended by `max_tokens` or the context, or its thinking by the budget.
@@ -53,7 +53,7 @@ class Performance:
 
     name: str
     sha256: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[AnswerOutcome, ...]
 
     @property
     def accuracy(self) -> Share:
@@ -118,7 +118,7 @@ class Performance:
         return sum(outcome.leaked for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
-        """Outcomes, and the figures for who reads the file."""
+        """Outcomes, and the figures for a reader of the file."""
         low, high = self.accuracy.wilson()
         return {
             "name": self.name,
@@ -147,7 +147,7 @@ class Performance:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The figures are counted anew."""
-        return cls(data["name"], data["sha256"], tuple(Outcome(**outcome) for outcome in data["outcomes"]))
+        return cls(data["name"], data["sha256"], tuple(AnswerOutcome(**outcome) for outcome in data["outcomes"]))
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def evaluate(
     questions: QuestionSet,
     *,
     beside: Path | None = None,
-    settings: Settings = DEFAULT,
+    settings: GenerationSettings = DEFAULT,
     load: LoadSpec | None = None,
     system: str = "",
     folder: Path | None = None,
@@ -271,7 +271,7 @@ def performance(
     model: Path,
     questions: QuestionSet,
     *,
-    settings: Settings = DEFAULT,
+    settings: GenerationSettings = DEFAULT,
     load: LoadSpec | None = None,
     system: str = "",
     folder: Path | None = None,
@@ -279,7 +279,7 @@ def performance(
     start: Start = WorkerResident.start,
 ) -> Performance:
     """One model's part of `evaluate`."""
-    prompts = [Prompt(question.id, question.messages(system)) for question in questions.questions]
+    prompts = [BatchPrompt(question.id, question.messages(system)) for question in questions.questions]
     answers = generate(model, prompts, settings, load=load, folder=folder, progress=progress, start=start)
     if answers and all(answer.error for answer in answers):
         raise EvaluationError(f"{model.name} answered none of the questions: {answers[0].error}")
@@ -290,13 +290,13 @@ def performance(
     )
 
 
-def outcome(question: Question, answer: Generated, settings: Settings) -> Outcome:
+def outcome(question: Question, answer: Generated, settings: GenerationSettings) -> AnswerOutcome:
     """Judge one answer. One that still loops is wrong, whatever it says on the way, as the model cards count it."""
     if answer.error:
-        return Outcome(question.id, question.subdomain, False, None, 0, error=answer.error)
+        return AnswerOutcome(question.id, question.subdomain, False, None, 0, error=answer.error)
     verdict = score(question, answer.text)
     budget = settings.thinking.budget_tokens if settings.thinking.mode is ThinkingMode.BUDGET else None
-    return Outcome(
+    return AnswerOutcome(
         question.id,
         question.subdomain,
         verdict.correct and answer.reason != Finish.LOOP,

@@ -1,6 +1,7 @@
-"""Whether a specialist may go out. Pure: reports in, a verdict with its reason and its remedy out.
+"""The quality gate: whether a specialist is released. Pure: reports in, a verdict with its reason and remedy out.
 
-Also which questions it is judged by, and what of a corpus must not be profiled because it asks them.
+Also the hold-out split: which questions it is judged by, and what of a corpus must not be profiled because it asks
+them (test-set contamination).
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from ..errors import BuildError
 from .proportions import Paired
-from .questions import Question
 from .scoring import normalised
+from .values import USUAL_BOUND, Bound, Question
 
 EVERY: Final = 10
 OFFSET: Final = 5  # as in the cards' "off5" split
 
 
-class State(StrEnum):
+class VerdictState(StrEnum):
     """What becomes of a specialist."""
 
     RELEASED = "released"
@@ -29,39 +29,10 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Bound:
-    """How much a specialist may lose against its parent.
-
-    standard_errors: of the paired difference, the default.
-    loss:            accuracy, 0..1, instead of that: 0.02 for two points.
-    min_questions:   with fewer nothing is said.
-    """
-
-    standard_errors: float = 1.0
-    loss: float | None = None
-    min_questions: int = 30
-
-    def __post_init__(self) -> None:
-        """Raises BuildError for a bound that makes no sense."""
-        if self.standard_errors < 0 or self.min_questions < 1 or not (self.loss is None or 0 <= self.loss <= 1):
-            raise BuildError(
-                f"The bound {self} makes no sense.",
-                "Give standard_errors from 0, or loss between 0 and 1; min_questions from 1.",
-            )
-
-    def allowed(self, paired: Paired) -> float:
-        """The largest loss of accuracy, 0..1.
-
-        The error is the steadied one: with the plain one a single lost question, of however many, would be too much.
-        """
-        return self.loss if self.loss is not None else self.standard_errors * paired.steadied_standard_error
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The gate's word. difference: accuracy of the specialist less the parent's; None when nothing was measured."""
 
-    state: State
+    state: VerdictState
     reason: str
     remedy: str = ""
     difference: float | None = None
@@ -71,7 +42,7 @@ class Verdict:
     @property
     def released(self) -> bool:
         """Whether the specialist may be served."""
-        return self.state in (State.RELEASED, State.ACCEPTED)
+        return self.state in (VerdictState.RELEASED, VerdictState.ACCEPTED)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types."""
@@ -81,8 +52,8 @@ class Verdict:
 def hold_out(questions: Sequence[Question], every: int = EVERY, offset: int = OFFSET) -> tuple[int, ...]:
     """Positions of the questions to judge by: every tenth, the 6th, the 16th and so on.
 
-    By position, as the cards do it, so that whoever knows the corpus knows the split; moving lines moves it. Whoever
-    profiles the rest leaves out whatever asks the same, wherever it stands: see `Withheld`.
+    By position, as the cards do it, so that a known corpus has a known split; moving lines moves it. What asks the same
+    elsewhere in the corpus must be left out of profiling: see `Withheld`.
     """
     return tuple(range(offset, len(questions), every))
 
@@ -111,7 +82,7 @@ class Withheld:
         return bool(self.asked_in([text]))
 
     def is_asked_in_line(self, record: Mapping[str, Any]) -> bool:
-        """Whether a line of a corpus does: in its question, its text, its answer, or a message of whatever role."""
+        """Whether a line of a corpus does: in its question, its text, its answer, or a message of any role."""
         return any(self.is_asked_in(text) for text in _texts(record))
 
     def asked_in(self, paragraphs: Sequence[str]) -> Collection[int]:
@@ -142,7 +113,7 @@ _MORE: Final = "Give more as `questions` of its build in the roster, or accept t
 
 
 def foresee(n: int, bound: Bound) -> str:
-    """What is to be said before a build that will be judged by n questions; "" when they are enough."""
+    """A warning for a build that will be judged by n questions; "" when they are enough."""
     if n >= bound.min_questions:
         return ""
     return (
@@ -151,7 +122,7 @@ def foresee(n: int, bound: Bound) -> str:
     )
 
 
-def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0) -> Verdict:
+def judge(paired: Paired | None, bound: Bound = USUAL_BOUND, *, chance: float = 0.0) -> Verdict:
     """Release a specialist only if it loses no more than the bound.
 
     paired: the specialist beside its parent; None when the corpus has no questions to hold out.
@@ -160,12 +131,12 @@ def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0)
     """
     if paired is None or not paired.n:
         return Verdict(
-            State.NEEDS_QUESTIONS, "The corpus holds no questions that an answer can be compared with.", _MORE
+            VerdictState.NEEDS_QUESTIONS, "The corpus holds no questions that an answer can be compared with.", _MORE
         )
     n, parent = paired.n, paired.second
     if n < bound.min_questions:
         return Verdict(
-            State.NEEDS_QUESTIONS,
+            VerdictState.NEEDS_QUESTIONS,
             f"{n} questions are too few for a judgement; it takes {bound.min_questions}.",
             _MORE,
             paired.difference,
@@ -173,23 +144,24 @@ def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0)
         )
     if parent.value <= chance or parent.value - chance < parent.standard_error:
         return Verdict(
-            State.NEEDS_QUESTIONS,
+            VerdictState.NEEDS_QUESTIONS,
             f"The parent itself is right in {parent.count} of {n}, no better than guessing ({chance:.0%}).",
             "Look at its answers: are the questions fit for it, and is their form read as it is meant? Then give "
             "others as `questions` of its build in the roster, or accept the specialist as it is.",
             paired.difference,
             n=n,
         )
-    allowed = bound.allowed(paired)
+    # Steadied: with the plain error a single lost question, of however many, would be too much.
+    allowed = bound.allowed(paired.steadied_standard_error)
     figures = (
         f"{paired.first.value:.1%} beside the parent's {parent.value:.1%} on {n} questions: "
         f"{100 * paired.difference:+.1f} points, {100 * allowed:.1f} may be lost"
     )
     # A difference that equals the bound passes, rounding or not.
     if -paired.difference <= allowed + 1e-12:
-        return Verdict(State.RELEASED, f"{figures}.", "", paired.difference, allowed, n)
+        return Verdict(VerdictState.RELEASED, f"{figures}.", "", paired.difference, allowed, n)
     return Verdict(
-        State.KEPT_ASIDE,
+        VerdictState.KEPT_ASIDE,
         f"{figures} (McNemar p = {paired.p_value:.2g}).",
         "Keep more experts, or split the corpus if it is several domains in one; or accept the specialist as it is.",
         paired.difference,
@@ -199,11 +171,11 @@ def judge(paired: Paired | None, bound: Bound = Bound(), *, chance: float = 0.0)
 
 
 def accept(verdict: Verdict, by: str) -> Verdict:
-    """A person's decision to serve a specialist all the same. The figures stay, and what was said against it."""
+    """A person's decision to serve a specialist all the same. The figures stay, and the reason against it."""
     if verdict.released:
         return verdict
     return Verdict(
-        State.ACCEPTED,
+        VerdictState.ACCEPTED,
         f"Accepted by {by}, though: {verdict.reason}",
         "",
         verdict.difference,

@@ -1,7 +1,7 @@
-"""Many prompts through one model, in batches, in a way that can be interrupted and gone on with.
+"""Batch inference: many prompts through one model; an interrupted batch is resumed.
 
 Answers are kept in a JSONL file as they come. The file is bound to the model's bytes and to the settings, each line to
-its prompt's text: whatever has an answer there is not asked again.
+its prompt's text: a prompt with an answer there is not asked again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DEATHS: Final = 3  # questions in a row that kill the worker, each twice: then 
 
 
 @dataclass(frozen=True)
-class Prompt:
+class BatchPrompt:
     """A conversation that wants an answer. id: gives the answer's seed."""
 
     id: str
@@ -52,11 +52,11 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """How answers are generated.
 
-    thinking:     off unless told otherwise.
-    sampling:     greedy unless told otherwise.
+    thinking:     off by default.
+    sampling:     greedy by default.
     seed:         each answer draws with a seed made of this and its prompt's id, whatever the order.
     loop_retries: how often an answer that the loop guard ended is tried again with a fresh seed. A greedy one is then
                   drawn with the server's default sampling: a seed changes nothing about the most probable token.
@@ -74,7 +74,7 @@ class Settings:
         return data
 
 
-DEFAULT: Final = Settings()
+DEFAULT: Final = GenerationSettings()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Progress:
+class GenerationProgress:
     """How far a step has come. step: hash (bytes), load (percent) or generate (answers). tokens: generated so far."""
 
     step: str
@@ -110,7 +110,7 @@ class Progress:
     tokens: int = 0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[GenerationProgress], None]
 
 
 class Answering(Protocol):
@@ -135,7 +135,7 @@ Start = Callable[[LoadSpec, Mapping[str, Thinking], Callable[[float], None]], Aw
 # --- the file of answers --------------------------------------------------------------------------------------------
 
 
-def binding(model_sha256: str, settings: Settings, load: LoadSpec) -> dict[str, Any]:
+def binding(model_sha256: str, settings: GenerationSettings, load: LoadSpec) -> dict[str, Any]:
     """What answers depend on beside their prompts."""
     return {
         "version": _VERSION,
@@ -187,12 +187,12 @@ class AnswerFile:
         finally:
             os.close(descriptor)
 
-    def get(self, prompt: Prompt) -> Generated | None:
+    def get(self, prompt: BatchPrompt) -> Generated | None:
         """The answer to a prompt, None when there is none or it failed."""
         answer = self._answers.get(prompt.key)
         return answer if answer is not None and not answer.error else None
 
-    def put(self, prompt: Prompt, answer: Generated) -> None:
+    def put(self, prompt: BatchPrompt, answer: Generated) -> None:
         """Keep an answer, on disk before this returns. Raises EvaluationError when the disk is full."""
         prompt_id, sha256 = prompt.key
         self._append({"id": prompt_id, "prompt": sha256, "answer": asdict(answer)})
@@ -241,8 +241,8 @@ def _read_answers(path: Path, bound_to: Mapping[str, Any]) -> tuple[int, dict[tu
 
 def generate(
     model: Path,
-    prompts: Sequence[Prompt],
-    settings: Settings = DEFAULT,
+    prompts: Sequence[BatchPrompt],
+    settings: GenerationSettings = DEFAULT,
     *,
     load: LoadSpec | None = None,
     folder: Path | None = None,
@@ -252,7 +252,7 @@ def generate(
     """Answers to all prompts, in their order; the model is loaded only if one is missing.
 
     load:   how to load the model; its `path` is not looked at, its `parallel` says how many prompts at once.
-    folder: where answers are kept, in a file of this model and these settings; the cache unless told.
+    folder: where answers are kept, in a file of this model and these settings; the cache by default.
     A prompt that the engine refuses, or whose worker dies twice, gets an answer with `error`, and is asked again the
     next time. Interrupt it as you like: what was answered stays. Must not be called from a running event loop.
     Raises EngineError when the model does not load, EvaluationError when its worker dies again and again.
@@ -280,7 +280,7 @@ def model_sha256(model: Path, progress: OnProgress = lambda progress: None) -> s
     def count(n_bytes: int) -> None:
         nonlocal done
         done += n_bytes
-        progress(Progress("hash", model.name, done, total))
+        progress(GenerationProgress("hash", model.name, done, total))
 
     return sha256_of(paths, count)
 
@@ -294,16 +294,16 @@ class _Batch:
     """What is still to be asked, and the workers that are started for it, one after another.
 
     A dead worker takes all its prompts with it, though one of them may have been its death. So they are asked again
-    one at a time in a new worker, and whichever dies there is to blame.
+    one at a time in a new worker, and a prompt that kills it there is to blame.
     """
 
     def __init__(
         self,
         spec: LoadSpec,
-        settings: Settings,
+        settings: GenerationSettings,
         answers: AnswerFile,
         total: int,
-        missing: Sequence[Prompt],
+        missing: Sequence[BatchPrompt],
         progress: OnProgress,
         start: Start,
     ) -> None:
@@ -312,7 +312,7 @@ class _Batch:
         self._answers = answers
         self._total = total
         self._todo = deque(missing)
-        self._suspects: deque[Prompt] = deque()
+        self._suspects: deque[BatchPrompt] = deque()
         self._on_progress = progress
         self._start = start
         self._tokens = 0
@@ -322,12 +322,12 @@ class _Batch:
 
     async def run(self) -> None:
         """Ask everything."""
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
         while self._todo or self._suspects:
             resident = await self._start(
                 self._spec,
                 {_NAME: self._settings.thinking},
-                lambda fraction: self._tell("load", int(100 * fraction), 100),
+                lambda fraction: self._report("load", int(100 * fraction), 100),
             )
             watch = asyncio.create_task(_stop_when_silent(resident))
             try:
@@ -367,7 +367,7 @@ class _Batch:
             except WorkerDiedError:
                 self._suspects.append(prompt)
 
-    async def _answer(self, resident: Answering, prompt: Prompt) -> Generated:
+    async def _answer(self, resident: Answering, prompt: BatchPrompt) -> Generated:
         try:
             answer = await self._attempt(resident, prompt, 0)
             first = answer
@@ -383,7 +383,7 @@ class _Batch:
             return Generated(error=str(error))
         return replace(answer, looped=first.reason == Finish.LOOP, attempts=attempt + 1, spent_tokens=spent)
 
-    async def _attempt(self, resident: Answering, prompt: Prompt, attempt: int) -> Generated:
+    async def _attempt(self, resident: Answering, prompt: BatchPrompt, attempt: int) -> Generated:
         settings = self._settings
         sampling = settings.sampling
         if attempt and sampling.temperature == 0:
@@ -417,7 +417,7 @@ class _Batch:
             end.leaked_blocks,
         )
 
-    def _keep(self, prompt: Prompt, answer: Generated) -> None:
+    def _keep(self, prompt: BatchPrompt, answer: Generated) -> None:
         if answer.error:
             self._fail(prompt, answer.error)
             return
@@ -425,17 +425,17 @@ class _Batch:
         self._answers.put(prompt, answer)
         self._tokens += answer.spent_tokens
         self._done += 1
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
 
-    def _fail(self, prompt: Prompt, why: str) -> None:
+    def _fail(self, prompt: BatchPrompt, why: str) -> None:
         answer = Generated(error=why)
         self._answers.put(prompt, answer)
         self.failed[prompt.key] = answer
         self._done += 1
-        self._tell("generate", self._done, self._total)
+        self._report("generate", self._done, self._total)
 
-    def _tell(self, step: str, done: int, total: int) -> None:
-        self._on_progress(Progress(step, self._spec.path.name, done, total, self._tokens))
+    def _report(self, step: str, done: int, total: int) -> None:
+        self._on_progress(GenerationProgress(step, self._spec.path.name, done, total, self._tokens))
 
 
 async def _stop_when_silent(resident: Answering) -> None:

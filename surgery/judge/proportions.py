@@ -1,4 +1,4 @@
-"""Shares of right answers, and how sure one may be of them and of their differences."""
+"""Accuracies with their uncertainty: Wilson intervals, paired differences and McNemar's test."""
 
 from __future__ import annotations
 

@@ -1,19 +1,16 @@
-"""Questions with known answers: how they are read, and how they are asked."""
+"""Questions with known answers, read from JSONL files (a benchmark's test set)."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import EvaluationError
 from .scoring import normalised, number
+from .values import LETTERS, AnswerKind, Question, QuestionSet, digest
 
 KEYS: Final = (
     "question",
@@ -27,104 +24,16 @@ KEYS: Final = (
     "question_id",
     "system",
 )
-LETTERS: Final = string.ascii_uppercase
-
 # A reference longer than this many words is a text to learn from, not one that an answer can be compared with.
 _SHORT_WORDS: Final = 5
-
-_FORM: Final = "Work it out as briefly as you can, and end with a line of the form"
-
-
-class Kind(StrEnum):
-    """How an answer is compared with the reference."""
-
-    CHOICE = "choice"  # the letter of one of the options
-    EXACT = "exact"  # the same words
-    NUMERIC = "numeric"  # a number within a tolerance
-
-
-# What follows the question. Fixed, because a figure is worth nothing beside one that was asked for in other words.
-INSTRUCTIONS: Final = {
-    Kind.CHOICE: f'{_FORM} "Answer: X", where X is the letter of the right option.',
-    Kind.EXACT: f'{_FORM} "Answer: X", where X is the answer alone, in as few words as possible.',
-    Kind.NUMERIC: f'{_FORM} "Answer: X", where X is the number alone.',
-}
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question and what counts as right.
-
-    answers:   of a choice its letter; else every text that counts as right.
-    tolerance: of a number, the largest distance from each of `answers` that is still right, as given; None for the
-               distance that the reference's own digits imply (`scoring.implied_tolerance`).
-    source:    file and line, for messages; no part of what the question is.
-    """
-
-    id: str
-    question: str
-    kind: Kind
-    answers: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    tolerance: float | None = None
-    subdomain: str = ""
-    system: str = ""
-    source: tuple[str, int] = ("", 0)
-
-    @property
-    def chance(self) -> float:
-        """The probability that a blind guess is right; 0 where there are no options."""
-        return 1 / len(self.options) if self.kind is Kind.CHOICE else 0.0
-
-    def messages(self, system: str = "") -> list[dict[str, str]]:
-        """The conversation that asks it. system: the system prompt of a question that has none of its own."""
-        return asked(f"{with_options(self.question, self.options)}\n\n{INSTRUCTIONS[self.kind]}", self.system or system)
-
-    def content(self) -> dict[str, Any]:
-        """All that makes it this question, as JSON types."""
-        return {
-            "id": self.id,
-            "question": self.question,
-            "kind": self.kind.value,
-            "answers": list(self.answers),
-            "options": list(self.options),
-            "tolerance": self.tolerance,
-            "subdomain": self.subdomain,
-            "system": self.system,
-        }
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions in their files' order, each once. duplicates: how many lines repeated an earlier one."""
-
-    questions: tuple[Question, ...]
-    duplicates: int = 0
-
-    @property
-    def sha256(self) -> str:
-        """Of the questions' content, wherever they stand on disk."""
-        return _digest([question.content() for question in self.questions])
-
-
-def asked(text: str, system: str = "") -> list[dict[str, str]]:
-    """A conversation of one turn."""
-    start = [{"role": "system", "content": system}] if system else []
-    return [*start, {"role": "user", "content": text}]
-
-
-def with_options(question: str, options: Sequence[str]) -> str:
-    """A question with its options below it, one a line, lettered: `A) ...`."""
-    lines = [f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n\n".join([question.strip(), "\n".join(lines)]) if lines else question.strip()
 
 
 def read_questions(paths: Sequence[Path]) -> QuestionSet:
     """Read JSONL files of questions with answers.
 
     A line is an object: `question`; `answer` (of a choice its letter, its text, or its position counted from 0) or
-    `answers`, several that all count; `options`; `kind` (choice, exact, numeric; else told by the rest); `tolerance`
-    of a number, as a distance or as "1%" of the reference; `subdomain` (else `class`); `id`; `system`. Other
+    `answers`, several that all count; `options`; `kind` (choice, exact, numeric; else inferred); `tolerance` of a
+    number, as a distance or as "1%" of the reference; `subdomain` (else `class`); `id`; `system`. Other
     keys are ignored, except those that look like a slip of the pen. A line that repeats an earlier one counts once.
     Raises EvaluationError, naming file, line and remedy.
     """
@@ -201,7 +110,7 @@ def options_of(record: Mapping[str, Any], where: tuple[str, int]) -> tuple[str, 
 def id_of(record: Mapping[str, Any], where: tuple[str, int], *content: object) -> str:
     """The record's own id, else one made of its content, so that moving a line changes nothing."""
     own = text_of(record, "id", where) or text_of(record, "question_id", where)
-    return own or _digest(content)[:16]
+    return own or digest(content)[:16]
 
 
 def _question(record: Mapping[str, Any], where: tuple[str, int]) -> Question:
@@ -212,7 +121,7 @@ def _question(record: Mapping[str, Any], where: tuple[str, int]) -> Question:
     kind = _kind(record, options, given, where)
     system = text_of(record, "system", where)
     answers: tuple[str, ...]
-    if kind is Kind.CHOICE:
+    if kind is AnswerKind.CHOICE:
         if len(given) > 1:
             raise _bad(where, "a choice with several answers", "Give one `answer`: the right option's letter.")
         answers = (_letter(given[0], options, where),)
@@ -250,17 +159,19 @@ def _listed(several: object, where: tuple[str, int]) -> list[Any]:
     return several
 
 
-def _kind(record: Mapping[str, Any], options: Sequence[str], given: Sequence[Any], where: tuple[str, int]) -> Kind:
-    said = record.get("kind")
-    if said is None:
+def _kind(
+    record: Mapping[str, Any], options: Sequence[str], given: Sequence[Any], where: tuple[str, int]
+) -> AnswerKind:
+    written = record.get("kind")
+    if written is None:
         if options:
-            return Kind.CHOICE
+            return AnswerKind.CHOICE
         numbers = all(number(_as_text(answer)) is not None for answer in given)
-        return Kind.NUMERIC if numbers else Kind.EXACT
-    if said not in list(Kind):
-        raise _bad(where, f"there is no kind {said!r}", f"Write one of: {', '.join(Kind)}.")
-    kind = Kind(said)
-    if (kind is Kind.CHOICE) != bool(options):
+        return AnswerKind.NUMERIC if numbers else AnswerKind.EXACT
+    if written not in list(AnswerKind):
+        raise _bad(where, f"there is no kind {written!r}", f"Write one of: {', '.join(AnswerKind)}.")
+    kind = AnswerKind(written)
+    if (kind is AnswerKind.CHOICE) != bool(options):
         raise _bad(
             where, f"kind {kind.value} and {len(options)} options", "Options go with kind choice, and only with it."
         )
@@ -285,15 +196,17 @@ def _letter(answer: Any, options: Sequence[str], where: tuple[str, int]) -> str:
     return LETTERS[meant.pop()]
 
 
-def _comparable(answer: str, kind: Kind) -> bool:
-    return number(answer) is not None if kind is Kind.NUMERIC else normalised(answer) != ""
+def _comparable(answer: str, kind: AnswerKind) -> bool:
+    return number(answer) is not None if kind is AnswerKind.NUMERIC else normalised(answer) != ""
 
 
-def _tolerance(record: Mapping[str, Any], kind: Kind, answers: Sequence[str], where: tuple[str, int]) -> float | None:
+def _tolerance(
+    record: Mapping[str, Any], kind: AnswerKind, answers: Sequence[str], where: tuple[str, int]
+) -> float | None:
     given = record.get("tolerance")
     if given is None:
         return None
-    if kind is not Kind.NUMERIC:
+    if kind is not AnswerKind.NUMERIC:
         raise _bad(where, f"a tolerance and kind {kind.value}", 'Leave it out, or write "kind": "numeric".')
     share = given[:-1] if isinstance(given, str) and given.endswith("%") else None
     try:
@@ -327,7 +240,7 @@ def _unique(questions: Iterator[Question]) -> QuestionSet:
     ids: dict[str, Question] = {}
     duplicates = 0
     for question in questions:
-        key = _digest([question.question, question.options, question.system])
+        key = digest([question.question, question.options, question.system])
         earlier = kept.get(key)
         if earlier is not None and earlier.answers == question.answers:
             duplicates += 1
@@ -351,10 +264,6 @@ def _check_keys(record: Mapping[str, Any], where: tuple[str, int]) -> None:
 
 def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
 def _bad(where: tuple[str, int], what: str, remedy: str) -> EvaluationError:

@@ -1,4 +1,4 @@
-"""What an answer's text says, and whether that is right. Pure: text in, verdict out.
+"""Answer extraction and grading: what an answer's text says, and whether that is right. Pure: text in, verdict out.
 
 A model reasons and then concludes, and corrects itself on the way: so the last explicit statement counts ("Answer: C",
 a box), not the first. A question that the model makes up after its answer is no part of it. Where nothing is stated,
@@ -11,10 +11,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from .questions import Question
+from .values import AnswerKind, Question
 
 _MAX_IMPLIED: Final = 0.02  # of the reference; digits alone never excuse more
 _SIGNIFICANT: Final = 3  # digits an answer needs to be taken for the rounded reference
@@ -52,15 +51,15 @@ def score(question: Question, text: str) -> Score:
     """Judge an answer. text: without thinking."""
     plain = _plain(text)
     match question.kind:
-        case "choice":
+        case AnswerKind.CHOICE:
             letter = stated_letter(plain, [_plain(option) for option in question.options])
             return Score(letter == question.answers[0], letter)
-        case "numeric":
+        case AnswerKind.NUMERIC:
             found = stated_number(plain)
             references = [reference for answer in question.answers if (reference := number(answer)) is not None]
             right = found is not None and any(agree(ref, found, question.tolerance) for ref in references)
             return Score(right, None if found is None else _written(found))
-        case _:
+        case AnswerKind.EXACT:
             stated = stated_texts(plain)
             wanted = {normalised(_plain(answer)) for answer in question.answers}
             hit = next((words for words in stated if normalised(words) in wanted), None)
@@ -255,7 +254,7 @@ def _option_at(text: str, at: int, options: Sequence[str]) -> tuple[int, str] | 
 def _worded(line: str, options: Sequence[str]) -> str | None:
     """The option whose words a line begins with; the longest, if others begin the same. line: normalised."""
     words = [normalised(option) for option in options]
-    fitting = [said for said in words if (len(said) > 1 or said.isdigit()) and line.startswith(f"{said} ")]
+    fitting = [option for option in words if (len(option) > 1 or option.isdigit()) and line.startswith(f"{option} ")]
     longest = max(fitting, key=len, default="")
     return chr(ord("A") + words.index(longest)) if fitting.count(longest) == 1 else None
 
@@ -274,7 +273,7 @@ def _line_letter(line: str, options: Sequence[str]) -> str | None:
 def _option_in(line: str, options: Sequence[str]) -> str | None:
     line = f" {normalised(line)} "
     words = [normalised(option) for option in options]
-    found = [index for index, said in enumerate(words) if said and f" {said} " in line]
+    found = [index for index, option in enumerate(words) if option and f" {option} " in line]
     longest = max((words[index] for index in found), key=len, default="")
     # An option within the words of a longer one is not named by them.
     found = [index for index in found if words[index] == longest or f" {words[index]} " not in f" {longest} "]

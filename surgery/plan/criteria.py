@@ -1,4 +1,4 @@
-"""How much an expert matters to a corpus: the criteria that masks are planned by."""
+"""Expert importance: the criteria (gate mass, frequency, REAP ...) that score experts for pruning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Criterion:
 
 
 def score(profile: Profile, criterion: str = "gate-mass", *, seed: int = 0) -> Scores:
-    """[L, E]: what the corpus, all classes together, says of each expert; higher matters more.
+    """[L, E]: the score of each expert over the corpus, all classes together; higher matters more.
 
     seed: for `random` alone. Raises ProfileError for an unknown criterion, for one that needs norms the profile lacks,
     and for scores that are not finite.

@@ -1,9 +1,7 @@
-"""The drop map: several classes of text, each with its weight, and the experts that serve none of them go."""
+"""The drop map: multi-class pruning; classes of text have weights, and the experts that serve none of them go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -14,38 +12,12 @@ from ..errors import MaskError, ProfileError
 from ..mask import ExpertSwap
 from ..profile.profile import Profile
 from .criteria import score
+from .methods import DropMap
 from .selection import Kept, best, exchanged
 
 Scores = NDArray[np.float64]
 
 _BAND_IS_FOR: Final = 98
-
-
-@dataclass(frozen=True)
-class DropMap:
-    """Settings of the recipe.
-
-    weights:       class -> weight; empty for every class of the profile with weight 1. A class of weight 0 still
-                   counts towards breadth.
-    alpha:         what a norm counts beside a token, see `class_scores`; at 0 no norms are needed.
-    breadth:       what the mean over the classes adds to the best of them.
-    protect_top:   so many of the highest aggregate a layer are never dropped, or as many as fit beside the floor.
-    floor_band:    fewest and most experts a layer that are protected for their strength over the floor's classes where
-                   98 are kept, in proportion where others are; see `floors`. None for no floor.
-    floor_classes: the classes that the floor looks at; empty for all that are weighed. Those the profile lacks are
-                   left out.
-    floor:         layer -> size of the floor where it is known, kept within the band; empty to work it out.
-    outlier_norm:  a mean norm above this, or one that is not finite, is taken for an artefact.
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    alpha: float = 2.0
-    breadth: float = 0.5
-    protect_top: int = 16
-    floor_band: tuple[int, int] | None = (24, 40)
-    floor_classes: tuple[str, ...] = ()
-    floor: Mapping[int, int] = field(default_factory=dict)
-    outlier_norm: float = 1e4
 
 
 def weights_of(profile: Profile, recipe: DropMap) -> dict[str, float]:
@@ -133,7 +105,7 @@ def floors(pooled: Scores, n_keep: int, recipe: DropMap, layers: tuple[int, ...]
 def carry_out(
     profile: Profile, n_keep: int, recipe: DropMap, criterion: str | None, fixed: Kept, *, seed: int = 0
 ) -> tuple[Kept, list[ExpertSwap]]:
-    """The [L, E] to keep, and for whom the protection made a difference beside the n_keep highest aggregates.
+    """The [L, E] to keep, and the experts that protection kept, beside the n_keep highest aggregates.
 
     Those of lowest aggregate are dropped until n_keep remain; `fixed` ones never, protected ones only where pins or
     groups leave them no room, and then those of lowest pooled score first.

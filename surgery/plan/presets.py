@@ -1,11 +1,11 @@
-"""Drop-map recipes of published models, and how much of each is known."""
+"""Drop-map settings of published models (presets), and how much of each is known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from .drop_map import DropMap
+from .methods import DropMap
 
 _GENERIC: Final = ("generic_math", "generic_logic", "generic_code", "generic_science", "generic_creative")
 
@@ -21,7 +21,7 @@ class Preset:
     """
 
     name: str
-    recipe: DropMap
+    method: DropMap
     n_keep: int
     shared_scale: float
     exact: tuple[str, ...]

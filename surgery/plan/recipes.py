@@ -1,163 +1,96 @@
-"""From a profile to a mask: the recipes, and what a mask remembers of the one that made it."""
+"""Recipes: how the experts of a specialist are chosen, as a roster, a command line or a job file asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-import numpy as np
-
-from ..errors import MaskError, ParentMismatchError, ProfileError
-from ..mask import ExpertSwap, Mask, Pin, Provenance
-from ..profile.profile import Profile
-from . import drop_map, three_pass
-from .criteria import score
-from .drop_map import DropMap
+from ..errors import MaskError
+from .methods import DropMap, SelectionMethod, ThreePass, TopK
 from .presets import PRESETS
-from .selection import Kept, best, exchanged, pinned, require_count, top_k
-from .three_pass import ThreePass
+
+RECIPES: Final[Mapping[str, SelectionMethod]] = {
+    "top-k": TopK(),
+    "three-pass": ThreePass(),
+    "drop-map": DropMap(),
+    **{preset.name: preset.method for preset in PRESETS.values()},
+}
+
+# Setting as it is written -> field of the method. A drop map's floor is a preset's, and not written.
+_THREE_PASS: Final = {key: key for key in ("whitelist_rank", "whitelist_activations")} | {"cap": "reasoning_cap"}
+_DROP_MAP: Final = {key: key for key in ("weights", "alpha", "breadth", "protect_top")}
+
+_BY_NORMS: Final = ("reap", "mass-norm")  # criteria that read the norms of the experts' outputs
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The experts of highest score, and nothing else."""
+class Recipe:
+    """A selection method with its settings, and what experts are scored by.
 
-
-Recipe = TopK | ThreePass | DropMap
-
-
-def plan(
-    profile: Profile,
-    n_keep: int,
-    recipe: Recipe,
-    *,
-    criterion: str | None = None,
-    second: Profile | None = None,
-    pins: Sequence[Pin] = (),
-    seed: int = 0,
-) -> Mask:
-    """The mask that a recipe makes of a profile; the same input gives the same mask.
-
-    criterion: what experts are scored by. None for gate mass, and for the drop map its own score.
-    second:    a profile of domain-neutral reasoning traces, for the third of the three passes; without it that pass
-               is left out.
-    pins:      experts that are kept whatever their score, super experts for example.
-    Every exchange that a pass made is in the mask's provenance.
-
-    Raises MaskError when n_keep or the pins cannot be, ProfileError when the profile lacks what the recipe needs,
-    ParentMismatchError when the second profile is of another parent.
+    name:      one of RECIPES, whose settings `method` has where it differs in none.
+    criterion: one of criteria.CRITERIA; None for the method's own.
     """
-    parent = profile.parent
-    require_count(parent, n_keep)
-    _require_tokens(profile)
-    fixed = pinned(parent, pins, n_keep)
-    settings: dict[str, Any] = {"n_keep": n_keep, "criterion": criterion or "gate-mass"}
-    if criterion == "random":
-        settings["seed"] = seed
-    if second is not None and not isinstance(recipe, ThreePass):
-        raise ProfileError(
-            "This recipe makes no use of a second profile.", "Leave it out, or take the recipe three-pass."
-        )
-    match recipe:
-        case TopK():
-            settings = {"name": "top-k", **settings}
-            scores = score(profile, settings["criterion"], seed=seed)
-            kept, swaps = _first_pass(profile, scores, n_keep, fixed, pins)
+
+    name: str = "three-pass"
+    method: SelectionMethod = field(default_factory=ThreePass)
+    criterion: str | None = None
+    pin_super_experts: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
+        """Parse a recipe as it is written: `name`, `criterion`, `pin_super_experts`, and settings of its own method.
+
+        Raises MaskError for an unknown name, or a setting that its method does not have.
+        """
+        own = dict(settings)
+        name = str(own.pop("name", "three-pass"))
+        criterion, pin = own.pop("criterion", None), bool(own.pop("pin_super_experts", False))
+        method = named(name)
+        fields = _fields(method)
+        if unknown := [key for key in own if key not in fields]:
+            known = f"It has: {', '.join(fields)}." if fields else "It has none."
+            raise MaskError(f"`{unknown[0]}` is no setting of the recipe {name}.", known)
+        if own:
+            method = replace(method, **{fields[key]: value for key, value in own.items()})
+        return cls(name, method, criterion, pin)
+
+    def to_settings(self) -> dict[str, Any]:
+        """The recipe as it is written, JSON types: from_settings gives it back. Settings equal to the name's are left
+        out, so that the fingerprint of a build does not depend on how much of them was written."""
+        usual = named(self.name)
+        own = {
+            key: getattr(self.method, name)
+            for key, name in _fields(self.method).items()
+            if getattr(self.method, name) != getattr(usual, name)
+        }
+        criterion = {} if self.criterion is None else {"criterion": self.criterion}
+        return {"name": self.name, **criterion, "pin_super_experts": self.pin_super_experts, **own}
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether it reads the norms of the experts' outputs, which make profiling slower."""
+        by_norms = isinstance(self.method, DropMap) and self.criterion is None and self.method.alpha > 0
+        return by_norms or self.criterion in _BY_NORMS or self.pin_super_experts
+
+
+def named(name: str) -> SelectionMethod:
+    """A method with the settings of a recipe's name. Raises MaskError for an unknown name."""
+    if name not in RECIPES:
+        raise MaskError(f"There is no recipe {name!r}.", f"Known: {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings that may be written beside a recipe's name. Raises MaskError for an unknown name."""
+    return tuple(_fields(named(name)))
+
+
+def _fields(method: SelectionMethod) -> Mapping[str, str]:
+    match method:
         case ThreePass():
-            scores = score(profile, settings["criterion"], seed=seed)
-            kept, swaps = _first_pass(profile, scores, n_keep, fixed, pins)
-            reasoning = None
-            if second is not None:
-                _require_same_parent(profile, second)
-                _require_tokens(second)
-                reasoning = score(second, settings["criterion"], seed=seed)
-            kept, later = three_pass.carry_out(profile, kept, recipe, scores, reasoning, fixed)
-            swaps += later
-            settings = {"name": "three-pass", **settings, **_three_pass_settings(profile, recipe, second)}
+            return _THREE_PASS
         case DropMap():
-            kept, swaps = drop_map.carry_out(profile, n_keep, recipe, criterion, fixed, seed=seed)
-            reasons = {(pin.layer, pin.expert): f"pinned: {pin.why}" for pin in pins}
-            swaps = [ExpertSwap(s.layer, s.out, s.into, reasons.get((s.layer, s.into), s.why)) for s in swaps]
-            settings = {"name": "drop-map", **settings, **_drop_map_settings(profile, recipe)}
-            if criterion is None:
-                settings["criterion"] = "alpha x norms + choices"
-    provenance = Provenance(
-        recipe=settings,
-        corpus_sha256=profile.corpus_sha256,
-        tokens=_tokens(profile),
-        swaps=tuple(swaps),
-        pins=tuple(sorted(pins, key=lambda pin: (pin.layer, pin.expert))),
-        made_with=f"coe-runtime {version('coe-runtime')}",
-    )
-    return Mask.from_matrix(parent, kept, provenance)
-
-
-def _first_pass(
-    profile: Profile, scores: drop_map.Scores, n_keep: int, fixed: Kept, pins: Sequence[Pin]
-) -> tuple[Kept, list[ExpertSwap]]:
-    parent = profile.parent
-    kept = best((fixed, scores), n_keep, parent.n_groups)
-    why = {(pin.layer, pin.expert): f"pinned: {pin.why}" for pin in pins}
-    return kept, exchanged(parent, top_k(scores, n_keep, parent.n_groups), kept, why, "pinned")
-
-
-def _three_pass_settings(profile: Profile, recipe: ThreePass, second: Profile | None) -> dict[str, Any]:
-    settings = {
-        **asdict(recipe),
-        "rank_below": three_pass.rank_limit(recipe, profile.selections.shape[3]),
-        "activations_at_least": three_pass.least_activations(recipe, profile.n_tokens),
-    }
-    if second is not None:
-        settings |= {"reasoning_corpus_sha256": second.corpus_sha256, "reasoning_tokens": _tokens(second)}
-    return settings
-
-
-def _drop_map_settings(profile: Profile, recipe: DropMap) -> dict[str, Any]:
-    preset = next((preset.name for preset in PRESETS.values() if preset.recipe == recipe), None)
-    return {
-        **({} if preset is None else {"preset": preset}),
-        **asdict(recipe),
-        "weights": drop_map.weights_of(profile, recipe),
-        "floor_band": None if recipe.floor_band is None else list(recipe.floor_band),
-        "floor_classes": list(recipe.floor_classes),
-        "floor": {str(layer): size for layer, size in recipe.floor.items()},
-    }
-
-
-def _tokens(profile: Profile) -> dict[str, int]:
-    return dict(zip(profile.classes, profile.tokens.tolist(), strict=True))
-
-
-def _require_tokens(profile: Profile) -> None:
-    if not profile.n_tokens or not np.any(profile.selections):
-        raise ProfileError("The profile has seen no tokens.", "Profile a corpus first.")
-
-
-def _require_same_parent(profile: Profile, second: Profile) -> None:
-    if second.parent.sha256 != profile.parent.sha256:
-        raise ParentMismatchError(
-            f"The second profile is of {second.parent.name}, the first of {profile.parent.name}.",
-            "Profile both with the same file.",
-        )
-
-
-def named(name: str) -> Recipe:
-    """A recipe with its default settings, by the name that the command line and the roster use.
-
-    Raises MaskError for an unknown name.
-    """
-    match name:
-        case "top-k":
-            return TopK()
-        case "three-pass":
-            return ThreePass()
-        case "drop-map":
-            return DropMap()
-        case _:
-            if name in PRESETS:
-                return PRESETS[name].recipe
-            raise MaskError(
-                f"There is no recipe {name!r}.", f"Known: top-k, three-pass, drop-map, {', '.join(PRESETS)}."
-            )
+            return _DROP_MAP
+        case TopK():
+            return {}

@@ -1,4 +1,4 @@
-"""Taking the best experts of every layer: as many of each, ties broken the same way every time."""
+"""Top-k selection: the best experts of every layer, as many of each, ties broken the same way every time."""
 
 from __future__ import annotations
 

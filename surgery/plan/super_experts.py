@@ -29,7 +29,7 @@ def find(profile: Profile) -> SuperExperts:
 
     An expert is one when its peak is above the 99.5th percentile of all experts' peaks and above a tenth of the
     largest one, and it lies in the first three quarters of the blocks, since later ones only pass on or cancel what was
-    made before. These three are relative and pick somebody in any model, so a fourth asks for an outlier: at least
+    made before. These three are relative and pick some experts in any model, so a fourth asks for an outlier: at least
     10 times the median peak of its own layer.
     Source: "Unveiling Super Experts in Mixture-of-Experts Large Language Models", arXiv 2507.23279, for the first three
     (the share of blocks from its code); the fourth is ours.
@@ -38,7 +38,7 @@ def find(profile: Profile) -> SuperExperts:
         return SuperExperts((), "Super experts were not looked for: the profile was taken without norms.")
     layers = np.array(profile.parent.layers)
     early = layers < _OF_DEPTH * (layers[-1] + 1)
-    # A value that is not finite is no peak to compare others with: it is an overflow, reported by whoever scores.
+    # A value that is not finite is no peak to compare others with: it is an overflow, which scoring reports.
     peaks = np.where(np.isfinite(profile.peaks), profile.peaks, 0.0)
     seen = peaks[peaks > 0]
     if not seen.size or not early.any():

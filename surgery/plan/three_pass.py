@@ -1,10 +1,9 @@
-"""The three passes: the most useful experts, the whitelist of confident ones, and those of reasoning."""
+"""The three-pass method: top-k by score, then the whitelist of confident experts, then those of reasoning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,31 +13,13 @@ from scipy.stats import rankdata
 from ..mask import ExpertSwap
 from ..profile.profile import Profile
 from .criteria import activations, mean_rank
+from .methods import ThreePass
 from .selection import Kept
-
-HAND_CURATED_CAP: Final = 3
-AUTOMATED_CAP: Final = 6
 
 # What the cards' figures belong to: eight ranks, and the smallest corpus of the hand-curated family.
 _CARDS_RANKS: Final = 8
 _CARDS_TOKENS: Final = 45_000
 _LEAST_ACTIVATIONS: Final = 3
-
-
-@dataclass(frozen=True)
-class ThreePass:
-    """Settings of the recipe.
-
-    whitelist_rank:        mean rank (0: first choice) below which an expert is confident, of eight ranks; a router
-                           of R ranks is asked for R/8 of it. With one rank there is no whitelist.
-    whitelist_activations: choices at any rank that it takes at least, in a corpus of 45,000 tokens or more; in a
-                           smaller one in proportion, but never below 3.
-    reasoning_cap:         swaps a layer of the third pass: the cards take 3 (hand-curated) or 6 (automated).
-    """
-
-    whitelist_rank: float = 2.0
-    whitelist_activations: int = 10
-    reasoning_cap: int = HAND_CURATED_CAP
 
 
 def rank_limit(recipe: ThreePass, n_ranks: int) -> float:

@@ -1,4 +1,4 @@
-"""What a parent is watched over: texts, conversations, questions with answers; read from files, turned into tokens."""
+"""Calibration corpora: texts, conversations, questions with answers; read from files, tokenized."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from coe.engine.llama.vocab import Vocab
 from coe.engine.spec import Thinking
 
 from ..errors import CorpusError
-from ..judge.questions import LETTERS, with_options
+from ..judge.values import LETTERS, with_options
 
-UNCLASSED: Final = "all"  # the class of documents that nobody gave one
+UNCLASSED: Final = "all"  # the class of documents that have none
 
 _JSON_LINES: Final = (".jsonl", ".ndjson")
 _OTHERS: Final = (".json", ".gz", ".zip", ".zst", ".xz", ".bz2", ".parquet", ".pdf", ".npz", ".gguf", ".arrow")
@@ -47,7 +47,7 @@ class Document:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of what it says and of its class."""
+        """SHA-256 of its text and its class."""
         return hashlib.sha256(json.dumps([self.category, self.text, self.messages]).encode()).digest()
 
 
@@ -89,7 +89,7 @@ class Corpus:
         random.Random(seed).shuffle(order)
         return Corpus(tuple(order))
 
-    def apart(self, limit: int) -> Corpus:
+    def by_document(self, limit: int) -> Corpus:
         """At most `limit` documents, evenly spread over the corpus, each a class of its own called `document N`.
 
         N is the document's place in this corpus, from 0: what `coherence` compares.

@@ -1,4 +1,4 @@
-"""A profile: what a parent's router did with a corpus."""
+"""A profile: expert activation counts and router weights over a corpus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Profile:
-    """Counts and sums over a corpus, a class of documents apart from the next.
+    """Counts and sums over a corpus, class by class of its documents.
 
     Axes: C classes, L layers with a router (ascending, `parent.layers`), E experts, R ranks (0: the first choice).
 

@@ -1,4 +1,4 @@
-"""The parent read over a corpus while its router is watched: documents packed into full batches, choices counted.
+"""Profiling: the parent read over a corpus while its router is tapped; a run that is saved and resumed (checkpointing).
 
 The work is cut into packs of some thousand tokens that share nothing, and what is counted so far is saved between
 them: an interrupted run goes on with the next pack and gives the same figures, bit for bit, as one that ran through.
@@ -6,7 +6,6 @@ them: an interrupted run goes on with the next pack and gives the same figures, 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -17,36 +16,30 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.engine.errors import EngineError
 from coe.engine.llama.context import BATCH_TOKENS, Context
-from coe.engine.llama.devices import devices
 from coe.engine.llama.model import Model
-from coe.engine.pool import memory
 from coe.engine.spec import LoadSpec
-from coe.engine.units import size_text
 
 from ..errors import ProfileError
 from ..files import require_output
 from ..parent import Parent
 from .corpus import Corpus, chat_template, tokens_of
+from .counting import added, count
+from .fitting import fit_spec, load_spec
+from .packing import Pack, Window, entries_of, plan_packs, windows_of
 from .profile import Profile, read_extra
-from .tap import Observation, TappedContext
+from .tap import TappedContext
 
-CONTEXT_TOKENS: Final = 4096  # of a document; a longer one is read in windows
-_SEQUENCES: Final = 32  # documents in one decode, at most
 _PACK_BATCHES: Final = 8  # full batches of a pack, at least; less would leave the last one of too many half empty
 _SAVE_EVERY_S: Final = 60.0
-_MARGIN_BYTES: Final = 512 * 2**20  # of a GPU's free memory
 
 _log = logging.getLogger(__name__)
 
-Tokens = NDArray[np.int32]
-
 
 @dataclass(frozen=True)
-class Progress:
+class ProfileProgress:
     """How far a run is. stage: `hash` (bytes), `read` (documents) or `profile` (tokens); per_second in the same unit.
 
     per_second is of this run, without what an interrupted one had done.
@@ -71,209 +64,6 @@ class Watcher(Protocol):
         """What it has seen so far, as JSON types."""
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive tokens of a document, read from position 0: all of them, or as many as the context holds."""
-
-    document: int
-    tokens: Tokens
-    ends: bool  # the document ends with it
-
-
-@dataclass(frozen=True)
-class Piece:
-    """`count` tokens of a window from `start` on, in one decode. ends: the window ends with it."""
-
-    window: int
-    start: int
-    count: int
-    sequence: int
-    ends: bool
-
-
-Pack = tuple[tuple[Piece, ...], ...]  # decodes, each of pieces
-
-
-def windows_of(documents: Sequence[Tokens], context_tokens: int) -> list[Window]:
-    """Documents in their order; those longer than the context cut into windows of that many tokens, nothing dropped."""
-    return [
-        Window(at, tokens[start : start + context_tokens], start + context_tokens >= len(tokens))
-        for at, tokens in enumerate(documents)
-        for start in range(0, len(tokens), context_tokens)
-    ]
-
-
-def plan_packs(
-    lengths: Sequence[int], *, n_batch: int, n_seq: int, pack_tokens: int, together: bool = True
-) -> list[Pack]:
-    """Which tokens of which windows go into which decode.
-
-    Every decode is full (n_batch tokens, or pieces of n_seq windows) but the last of a pack. A pack ends with the
-    first window that brings it to pack_tokens; nothing goes on from one pack to the next. At most one window is
-    unfinished between two decodes. together: one decode may hold several windows.
-    """
-    packs: list[Pack] = []
-    decodes: list[tuple[Piece, ...]] = []
-    pieces: list[Piece] = []
-    filled = packed = 0
-
-    def end_decode() -> None:
-        nonlocal pieces, filled
-        if pieces:
-            decodes.append(tuple(pieces))
-        pieces, filled = [], 0
-
-    for window, length in enumerate(lengths):
-        if len(pieces) == n_seq or (pieces and not together):
-            end_decode()
-        held = {piece.sequence for piece in pieces}
-        sequence = next(number for number in range(n_seq) if number not in held)
-        start = 0
-        while start < length:
-            if filled == n_batch:
-                end_decode()
-            count = min(n_batch - filled, length - start)
-            pieces.append(Piece(window, start, count, sequence, start + count == length))
-            start += count
-            filled += count
-        packed += length
-        if packed >= pack_tokens:
-            end_decode()
-            packs.append(tuple(decodes))
-            decodes, packed = [], 0
-    end_decode()
-    if decodes:
-        packs.append(tuple(decodes))
-    return packs
-
-
-def _entries(decode: Sequence[Piece], windows: Sequence[Window]) -> list[tuple[int, int, int]]:
-    return [
-        (token, position, piece.sequence)
-        for piece in decode
-        for position, token in enumerate(
-            windows[piece.window].tokens[piece.start : piece.start + piece.count].tolist(), piece.start
-        )
-    ]
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-def count(profile: Profile, observed: Observation, categories: NDArray[np.int64]) -> None:
-    """Add what was observed to a profile's arrays, in place.
-
-    categories: [T], the class of each token as its place in `profile.classes`.
-    """
-    n_layers, n_expert, n_used = profile.selections.shape[1:]
-    there, local = np.unique(categories, return_inverse=True)  # a batch holds few classes, a profile may have many
-    chosen = observed.chosen.astype(np.int64)
-    owner = (local[None, :, None] * n_layers + np.arange(n_layers)[:, None, None]) * n_expert + chosen
-    index = owner * n_used + np.arange(n_used)
-    used: Any = observed.chosen >= 0
-    if used.all():  # an index by truth values copies; no layer of most models uses fewer experts than another
-        used = ...
-    index = index[used].ravel()
-    shape = (len(there), n_layers, n_expert, n_used)
-    size = int(np.prod(shape))
-    profile.selections[there] += np.bincount(index, minlength=size).reshape(shape)
-    profile.weights[there] += np.bincount(index, observed.weights[used].ravel(), size).reshape(shape)
-    np.add.at(profile.tokens, categories, 1)
-    if profile.norms is not None and profile.peaks is not None:
-        assert observed.norms is not None
-        assert observed.peaks is not None
-        owner = owner[used].ravel()
-        sums = np.bincount(owner, observed.norms[used].ravel(), size // n_used)
-        profile.norms[there] += sums.reshape(shape[:3])
-        np.maximum.at(profile.peaks.reshape(-1), owner % (n_layers * n_expert), observed.peaks[used].ravel())
-
-
-def _sum(total: Profile, part: Profile) -> Profile:
-    """Packs are added whole, so that the sums round alike whether or not a run was interrupted."""
-    norms = peaks = None
-    if total.norms is not None and total.peaks is not None:
-        assert part.norms is not None
-        assert part.peaks is not None
-        norms, peaks = total.norms + part.norms, np.maximum(total.peaks, part.peaks)
-    return replace(
-        total,
-        selections=total.selections + part.selections,
-        weights=total.weights + part.weights,
-        tokens=total.tokens + part.tokens,
-        documents=total.documents + part.documents,
-        norms=norms,
-        peaks=peaks,
-    )
-
-
-# --- room on the device -----------------------------------------------------------------------------------------------
-
-
-def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[int]) -> int | None:
-    """How many layers, from the first, must leave their experts in host memory for the rest to fit the budget.
-
-    needed_bytes: with all experts on the device. expert_bytes: of each layer, those without experts included.
-    None when it does not fit even without any.
-    """
-    for layers in range(len(expert_bytes) + 1):
-        if needed_bytes - sum(expert_bytes[:layers]) <= budget_bytes:
-            return layers
-    return None
-
-
-def expert_bytes_by_layer(parent: Parent) -> list[int]:
-    """Bytes of the experts of each block, 0 for one without."""
-    per_layer = [0] * int(parent.headers[0].value("block_count", 0))
-    for header in parent.headers:
-        for tensor in header.tensors:
-            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
-            if found and "_exps." in rest and block.isdecimal():
-                per_layer[int(block)] += tensor.n_bytes
-    return per_layer
-
-
-def needed_bytes(spec: LoadSpec, parent: Parent) -> int:
-    """What watching the parent takes of the device, from a dry run. Raises ModelFileError as that does."""
-    # The dry run reserves a row of logits a sequence; where the last layer only sees tokens with logits, all have one.
-    n_vocab = next(header.array_lengths.get("tokenizer.ggml.tokens", 0) for header in parent.headers)
-    rows = 4 * n_vocab * BATCH_TOKENS
-    return asyncio.run(memory.predict(spec)).footprint.total_bytes + rows
-
-
-def fitted(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSpec:
-    """The spec with as many layers' experts on the CPU as the GPU's budget asks for; unchanged without a GPU.
-
-    budget_bytes: None for what is free now, less a margin. Raises ProfileError when even the rest does not fit.
-    """
-    if spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
-        return spec
-    budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
-    per_layer = expert_bytes_by_layer(parent)
-    needed = needed_bytes(spec, parent)
-    layers = layers_on_cpu(needed, budget, per_layer)
-    if layers is None:
-        raise ProfileError(
-            f"{parent.path.name} needs {size_text(needed - sum(per_layer))} beside its experts, "
-            f"and the budget is {size_text(budget)}.",
-            "Lower the context, or keep the model on the CPU: --gpu-layers 0.",
-        )
-    return replace(spec, cpu_expert_layers=layers)
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------
-
-
-def load_spec(parent: Path, load: LoadSpec | None) -> LoadSpec:
-    """How the parent is loaded: the given spec's layers, threads and cache type, over room for one batch more than a
-    document."""
-    given = load or LoadSpec(parent, context_tokens=CONTEXT_TOKENS)
-    cells = given.context_tokens + BATCH_TOKENS
-    return replace(given, path=parent, cache_tokens=cells, parallel=_SEQUENCES)
-
-
 class _Reading:
     """A loaded parent and the corpus in its tokens, cut into packs."""
 
@@ -283,11 +73,11 @@ class _Reading:
         corpus: Corpus,
         load: LoadSpec | None,
         budget_bytes: int | None,
-        progress: Callable[[Progress], None],
+        progress: Callable[[ProfileProgress], None],
     ) -> None:
         spec = load_spec(parent.path, load)
         if spec.cpu_expert_layers == 0:
-            spec = fitted(spec, parent, budget_bytes)
+            spec = fit_spec(spec, parent, budget_bytes)
         self.model = Model(spec)
         # Decodes of a recurrent model hold one document, and it keeps a state for every sequence that there may be.
         self.together = not self.model.recurrent
@@ -297,7 +87,7 @@ class _Reading:
         for done, document in enumerate(corpus.documents, 1):
             documents.append(tokens_of(document, self.model.vocab, template))
             if done % 100 == 0 or done == len(corpus.documents):
-                progress(Progress("read", done, len(corpus.documents)))
+                progress(ProfileProgress("read", done, len(corpus.documents)))
         self.windows = windows_of(documents, spec.context_tokens)
         self.cut = sum(len(tokens) > spec.context_tokens for tokens in documents)
         self.packs = plan_packs(
@@ -342,7 +132,7 @@ def profile_corpus(
     norms: bool = False,
     load: LoadSpec | None = None,
     budget_bytes: int | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[ProfileProgress], None] = lambda progress: None,
     watcher: Watcher | None = None,
     save_every_s: float = _SAVE_EVERY_S,
     extra: Mapping[str, Any] | None = None,
@@ -373,7 +163,7 @@ def profile_corpus(
     def on_hash(n_bytes: int) -> None:
         nonlocal hashed
         hashed += n_bytes
-        progress(Progress("hash", hashed, size))
+        progress(ProfileProgress("hash", hashed, size))
 
     identity = parent.identity(on_hash)
     reached = _Reached(Profile.empty(identity, corpus.classes, norms=norms, corpus_sha256=corpus.sha256))
@@ -411,14 +201,14 @@ def profile_corpus(
     def on_tokens(count: int) -> None:
         here = reached.profile.n_tokens + count
         rate = (here - at_start) / max(time.perf_counter() - began, 1e-9)
-        progress(Progress("profile", here, reading.n_tokens, rate))
+        progress(ProfileProgress("profile", here, reading.n_tokens, rate))
 
     try:
         on_tokens(0)
         while reached.packs < len(reading.packs) and not reached.stopped:
             part = Profile.empty(identity, corpus.classes, norms=norms)
             _evaluate(reading.packs[reached.packs], reading.windows, tapped, part, categories, on_tokens)
-            profile, packs = _sum(reached.profile, part), reached.packs + 1
+            profile, packs = added(reached.profile, part), reached.packs + 1
             stopped = watcher is not None and watcher.enough(profile, last=packs == len(reading.packs))
             reached = _Reached(profile, packs, stopped)
             if time.perf_counter() - last_save >= save_every_s:
@@ -473,14 +263,14 @@ def _evaluate(
     evaluated = 0
     tapped.forget_all()
     for decode in pack:
-        entries = _entries(decode, windows)
+        entries = entries_of(decode, windows)
         observed = tapped.observe(entries)
-        of_piece = [categories[windows[piece.window].document] for piece in decode]
-        count(part, observed, np.repeat(np.array(of_piece, np.int64), [piece.count for piece in decode]))
-        for piece, category in zip(decode, of_piece, strict=True):
-            if piece.ends:
-                tapped.forget(piece.sequence)
-                part.documents[category] += windows[piece.window].ends
+        of_chunk = [categories[windows[chunk.window].document] for chunk in decode]
+        count(part, observed, np.repeat(np.array(of_chunk, np.int64), [chunk.count for chunk in decode]))
+        for chunk, category in zip(decode, of_chunk, strict=True):
+            if chunk.ends:
+                tapped.forget(chunk.sequence)
+                part.documents[category] += windows[chunk.window].ends
         evaluated += len(entries)
         on_tokens(evaluated)
     if not np.isfinite(part.weights).all():
@@ -516,65 +306,14 @@ def evaluate_corpus(
     began = time.perf_counter()
     for pack in reading.packs:
         for decode in pack:
-            entries = _entries(decode, reading.windows)
-            lasts = set(np.cumsum([piece.count for piece in decode])[[piece.ends for piece in decode]] - 1)
+            entries = entries_of(decode, reading.windows)
+            lasts = set(np.cumsum([chunk.count for chunk in decode])[[chunk.ends for chunk in decode]] - 1)
             if result := context.decode((*entry, at in lasts) for at, entry in enumerate(entries)):
                 raise EngineError(f"llama_decode failed with {result}.")
-            for piece in decode:
-                if piece.ends:
-                    context.forget(piece.sequence)
+            for chunk in decode:
+                if chunk.ends:
+                    context.forget(chunk.sequence)
     seconds = time.perf_counter() - began
     context.close()
     reading.model.close()
     return Speed(reading.n_tokens, seconds)
-
-
-# --- what came out ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """How concentrated one layer's router was.
-
-    entropy:      of the gate mass over the experts, 0..1; 1: spread evenly.
-    top_half, top_quarter: share of the gate mass that its strongest half and quarter of the experts have.
-    never_used:   experts that no token chose.
-    """
-
-    layer: int
-    entropy: float
-    top_half: float
-    top_quarter: float
-    never_used: int
-
-
-def summarize(profile: Profile) -> list[LayerSummary]:
-    """A line a layer."""
-    mass = np.sort(profile.gate_mass(), axis=1)[:, ::-1]
-    share = np.cumsum(mass, axis=1) / np.maximum(mass.sum(1, keepdims=True), 1e-300)
-    n_expert = profile.parent.n_expert
-    never = (profile.selections.sum((0, 3)) == 0).sum(1)
-    return [
-        LayerSummary(
-            layer,
-            float(entropy),
-            float(share[row, max(n_expert // 2, 1) - 1]),
-            float(share[row, max(n_expert // 4, 1) - 1]),
-            int(never[row]),
-        )
-        for row, (layer, entropy) in enumerate(zip(profile.parent.layers, profile.entropy(), strict=True))
-    ]
-
-
-def summary_line(profile: Profile) -> str:
-    """One sentence: how concentrated the router was on average, and where most."""
-    layers = summarize(profile)
-    focused = min(layers, key=lambda summary: summary.entropy)
-    half = float(np.mean([summary.top_half for summary in layers]))
-    never = sum(summary.never_used for summary in layers)
-    return (
-        f"{profile.n_tokens:,} tokens of {int(profile.documents.sum()):,} documents: the strongest half of the experts "
-        f"has {half:.1%} of the router's weight on average; entropy {np.mean([s.entropy for s in layers]):.3f}, lowest "
-        f"{focused.entropy:.3f} in layer {focused.layer}; {never} of {len(layers) * profile.parent.n_expert} experts "
-        "were never used."
-    )

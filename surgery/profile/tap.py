@@ -1,4 +1,4 @@
-"""Watching the router at work, and forbidding it experts, through llama.cpp's hook for graph nodes.
+"""The router tap: reading and forbidding expert choices through llama.cpp's graph callback (`cb_eval`).
 
 A node that is asked for ends a run of the graph's nodes and waits for the device, so as few as possible are: one a
 layer for choices and weights, one more for norms, one more where scores are read or experts are forbidden.
@@ -261,7 +261,7 @@ class TappedContext:
     """A loaded parent or specialist with its router watched.
 
     Every layer's router sees every token, the last layer's too, which llama.cpp would otherwise spare those tokens
-    whose logits nobody wants.
+    whose logits are not asked for.
     """
 
     def __init__(

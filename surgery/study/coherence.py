@@ -1,28 +1,20 @@
-"""Whether a corpus is one domain: how far apart its documents' masks are, and how it would be split."""
+"""Whether a corpus is one domain: hierarchical clustering of its documents' masks by their F-scores."""
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from coe.engine.files import written_beside
-
 from ..errors import ProfileError
-from ..parent import Identity
 from ..plan.selection import Kept, require_count, top_k
 from .compare import f_scores
-
-_VERSION: Final = 1
-_AGAIN: Final = "Make it again: coe profile --per-document."
+from .document_counts import DocumentCounts
 
 MIN_TOKENS: Final = 256
 MAX_PIECES: Final = 200
@@ -33,67 +25,6 @@ _LEAST_SHARE: Final = 0.1
 # Physics and chemistry, the two domains of the third model card whose masks have most in common.
 _NEAREST_DOMAINS: Final = 0.855
 _BELOW_RANDOM: Final = 0.05
-
-
-@dataclass(frozen=True)
-class DocumentCounts:
-    """What the router did with each document of a corpus, apart from the others.
-
-    names [D], classes [D]:         of the documents, in the order of the corpus.
-    tokens [D] int64:               tokens evaluated.
-    document_mass [D, L, E] float32: sum of the router's weights over a document's tokens, all ranks together.
-    """
-
-    parent: Identity
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    tokens: NDArray[np.int64]
-    document_mass: NDArray[np.float32]
-    corpus_sha256: str = ""
-
-    def __post_init__(self) -> None:
-        """Raises ProfileError when the parts do not go together."""
-        shape = (len(self.names), len(self.parent.layers), self.parent.n_expert)
-        if self.document_mass.shape != shape or self.tokens.shape != shape[:1] or len(self.classes) != shape[0]:
-            raise ProfileError("The counts of the documents contradict each other.", _AGAIN)
-
-    def save(self, path: Path) -> None:
-        """Write as .npz, beside and renamed."""
-        facts = {
-            "version": _VERSION,
-            "kind": "documents",
-            "parent": asdict(self.parent),
-            "names": self.names,
-            "classes": self.classes,
-            "corpus_sha256": self.corpus_sha256,
-        }
-        arrays: dict[str, NDArray[Any]] = {"tokens": self.tokens, "document_mass": self.document_mass}
-        with written_beside(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> DocumentCounts:
-        """Read them. Raises ProfileError for a file that holds none."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            facts = json.loads(str(arrays["facts"]))
-            known = facts["kind"] == "documents" and facts["version"] == _VERSION
-            parent = Identity(**facts["parent"] | {"layers": tuple(facts["parent"]["layers"])}) if known else None
-        except FileNotFoundError as error:
-            raise ProfileError(f"{path} does not exist.", _AGAIN) from error
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise ProfileError(f"{path} holds no counts of documents, or is damaged.", _AGAIN) from error
-        if parent is None:
-            raise ProfileError(f"{path} holds no counts of documents of version {_VERSION}.", _AGAIN)
-        return cls(
-            parent,
-            tuple(facts["names"]),
-            tuple(facts["classes"]),
-            arrays["tokens"],
-            arrays["document_mass"],
-            facts["corpus_sha256"],
-        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +59,7 @@ class Coherence:
     between:         largest F-score between two domains' own masks; 1 when there is one.
     random:          the same for documents dealt out at random in as many parts of the same sizes.
     p:               chance that clusters found in half of the layers show as clearly in the other half by accident.
-    warning:         what to tell a person; empty when the corpus is coherent.
+    warning:         a sentence for a person; empty when the corpus is coherent.
     notes:           what the figures do not say by themselves.
     """
 
@@ -169,7 +100,7 @@ def coherence(
       card do (F-score 0.855), and by 0.05 less than random parts of the same sizes do.
 
     Pieces beyond the sample go to the domain whose mask theirs has most in common with. Topics that pass into each
-    other without a gap are split as well when their ends are so far apart: a mask serves these no better than it would
+    other without a gap are split as well when their ends overlap so little: a mask serves these no better than it would
     separate domains.
 
     Raises ProfileError when there are no documents with tokens, MaskError for an n_keep that cannot be.
@@ -203,8 +134,8 @@ def coherence(
         )
         return replace(one, p=p, notes=tuple(notes))
     domains = _domains(counts, pieces, scores, labels, rest, _nearest(counts, rest, mass, labels, n_keep))
-    if apart := sum(label < 0 for label in labels):
-        notes.append(f"{apart} of {len(pieces)} pieces are in no domain: too few of them are alike.")
+    if outside := sum(label < 0 for label in labels):
+        notes.append(f"{outside} of {len(pieces)} pieces are in no domain: too few of them are alike.")
     tokens = sum(piece.tokens for piece in every)
     shares = ", ".join(f"{domain.tokens / tokens:.0%}" for domain in domains)
     warning = (
@@ -216,7 +147,7 @@ def coherence(
 
 
 def _pieces(counts: DocumentCounts, min_tokens: int) -> tuple[list[Piece], list[str]]:
-    """Documents joined until they have min_tokens, class by class in corpus order, and what is to be said of that."""
+    """Documents joined until they have min_tokens, class by class in corpus order, and notes on that."""
     pieces: list[Piece] = []
     too_short = 0
     for name in dict.fromkeys(counts.classes):
@@ -354,7 +285,7 @@ def _random_parts(
     common: Kept,
     rng: np.random.Generator,
 ) -> float:
-    """What `_alike` says of pieces dealt out at random, the mean of 20 deals."""
+    """`_alike` of pieces dealt out at random, the mean of 20 deals."""
     deals = [_alike(mass, rng.permutation(labels).tolist(), n_keep, groups, common) for _ in range(20)]
     return float(np.mean(deals))
 

@@ -1,4 +1,4 @@
-"""How alike masks are."""
+"""Similarity of masks: Jaccard index, F-score and weighted cosine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = NDArray[np.float64]
 class Comparison:
     """M masks of one parent, each beside each. Matrices are [M, M] and symmetric, in the order of the names.
 
-    jaccard:          mean over the layers of |A and B| / |A or B|; jaccard_by_layer [M, M, L] has them apart.
+    jaccard:          mean over the layers of |A and B| / |A or B|; jaccard_by_layer [M, M, L] has them layer by layer.
     f_direct:         2 |A and B| / (|A| + |B|), all layers together.
     f_score:          the same without the experts that every mask has; None for fewer than three masks, since of two
                       nothing would be left in common.

@@ -1,4 +1,4 @@
-"""Growing a corpus until it is enough: the parent reads on until neither the mask nor the utility moves any more."""
+"""Convergence (early stopping) of a profile: the parent reads on until neither mask nor utility moves any more."""
 
 from __future__ import annotations
 

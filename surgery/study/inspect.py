@@ -1,4 +1,4 @@
-"""What a GGUF is made of, and what masks of it would save."""
+"""Inspection of a GGUF: bytes by kind of tensor, and the memory that masks of it would save."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTEXTS: Final = (16_384, 65_536)
 _SHARES: Final = ((3, 4), (1, 2), (3, 8), (1, 4))
 
 
-class Kind(StrEnum):
+class TensorKind(StrEnum):
     """What a tensor is for."""
 
     EMBEDDING = "embedding"  # token embeddings and the output
@@ -41,12 +41,12 @@ class Kind(StrEnum):
 _KINDS: Final = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
-        (r"norm", Kind.NORMS),
-        (r"ffn_gate_inp\.|exp_probs_b", Kind.ROUTER),
-        (r"_exps\.", Kind.EXPERTS),
-        (r"ffn_", Kind.SHARED),
-        (r"attn_|ssm_|indexer", Kind.ATTENTION),
-        (r"^(token_embd|per_layer_token_embd|position_embd|token_types|output)\.", Kind.EMBEDDING),
+        (r"norm", TensorKind.NORMS),
+        (r"ffn_gate_inp\.|exp_probs_b", TensorKind.ROUTER),
+        (r"_exps\.", TensorKind.EXPERTS),
+        (r"ffn_", TensorKind.SHARED),
+        (r"attn_|ssm_|indexer", TensorKind.ATTENTION),
+        (r"^(token_embd|per_layer_token_embd|position_embd|token_types|output)\.", TensorKind.EMBEDDING),
     )
 )
 
@@ -86,21 +86,21 @@ class Inspection:
     n_groups: int
     layers: tuple[int, ...]
     file_bytes: int
-    bytes_by_kind: Mapping[Kind, int]
+    bytes_by_kind: Mapping[TensorKind, int]
     vram_bytes: Mapping[int, int]
     on_gpu: bool
     savings: tuple[Saving, ...]
     notes: tuple[str, ...]
 
 
-def kind_of(tensor: str) -> Kind:
+def kind_of(tensor: str) -> TensorKind:
     """What a tensor is for, by its name in the file."""
-    return next((kind for pattern, kind in _KINDS if pattern.search(tensor)), Kind.OTHER)
+    return next((kind for pattern, kind in _KINDS if pattern.search(tensor)), TensorKind.OTHER)
 
 
-def bytes_by_kind(headers: Sequence[Header]) -> dict[Kind, int]:
+def bytes_by_kind(headers: Sequence[Header]) -> dict[TensorKind, int]:
     """Bytes of the tensors of each kind there is, in the order of the kinds."""
-    sizes = dict.fromkeys(Kind, 0)
+    sizes = dict.fromkeys(TensorKind, 0)
     for header in headers:
         for tensor in header.tensors:
             sizes[kind_of(tensor.name)] += tensor.n_bytes
@@ -135,8 +135,8 @@ async def inspect(path: Path, keep: Sequence[int] | None = None, contexts: Seque
             experts = experts_of(headers)
         except ArchitectureError as error:
             notes.append(f"Nothing is known of what masks would save. {error}")
-    footprints, said = await _footprints(path, contexts)
-    notes += said
+    footprints, remarks = await _footprints(path, contexts)
+    notes += remarks
     savings: tuple[Saving, ...] = ()
     if experts is not None:
         # Only counts are asked of this identity: hashing the file would take minutes.

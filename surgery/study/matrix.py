@@ -1,4 +1,4 @@
-"""Specialists as visitors in each other's domains: how much of the parent's accuracy there they keep."""
+"""The transfer matrix: accuracy of each specialist on every domain, as a share of the parent's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from coe.engine.spec import LoadSpec
 
 from ..errors import EvaluationError
 from ..judge.evaluate import Performance, performance
-from ..judge.generation import DEFAULT, OnProgress, Settings, Start
+from ..judge.generation import DEFAULT, GenerationSettings, OnProgress, Start
 from ..judge.proportions import Paired, Share
-from ..judge.questions import QuestionSet
+from ..judge.values import QuestionSet
 from . import plots
 
 _VERSION: Final = 1
@@ -171,7 +171,7 @@ def evaluate_matrix(
     targets: Mapping[str, QuestionSet],
     parent: Path,
     *,
-    settings: Settings = DEFAULT,
+    settings: GenerationSettings = DEFAULT,
     load: LoadSpec | None = None,
     system: str = "",
     folder: Path | None = None,

@@ -26,7 +26,7 @@ _SECOND: Final = "#c8553d"
 _SCALE: Final = "viridis"
 
 
-class GrowthStep(Protocol):
+class CurvePoint(Protocol):
     """One increment of a growing corpus."""
 
     @property
@@ -48,7 +48,7 @@ class GrowthStep(Protocol):
 
 def mask_map(path: Path, masks: Mapping[str, Mask]) -> Path:
     """Which experts each mask keeps, a panel a mask, layers downwards and experts across."""
-    # Many masks are small ones: a picture that fits no screen is looked at by nobody.
+    # Many masks are small ones: a picture that fits no screen is of no use.
     smaller = min(1.0, 4 / len(masks))
     figure = _figure(10, 1.1 + sum(max(1.2, smaller * _panel_height(mask.parent.layers)) for mask in masks.values()))
     for at, (name, mask) in enumerate(masks.items()):
@@ -87,24 +87,6 @@ def overlap_map(path: Path, masks: Mapping[str, Mask]) -> Path:
     axes.set_title(f"Masks that keep an expert: {', '.join(masks)}", fontsize=10, wrap=True)
     every = max(1, -(-len(masks) // 10))
     figure.colorbar(image, ax=axes, ticks=np.arange(0, len(masks) + 1, every), label="masks", pad=0.02)
-    return _save(figure, path)
-
-
-def utility_map(
-    path: Path, scores: NDArray[np.float64], layers: Sequence[int], label: str = "gate mass a token"
-) -> Path:
-    """Scores [L, E] of a profile, each layer's experts from the highest to the lowest: how concentrated it was."""
-    figure = _figure(10, 1.2 + _panel_height(layers))
-    axes = figure.add_subplot()
-    ordered = -np.sort(-scores, axis=1)
-    from matplotlib.colors import PowerNorm
-
-    # Most of the mass is with few experts: the root lets the others be told apart.
-    image = axes.imshow(ordered, aspect="auto", interpolation="nearest", cmap=_SCALE, norm=PowerNorm(0.5))
-    _name_layers(axes, layers)
-    axes.set_xlabel("place of the expert in its layer")
-    axes.set_title("Experts of each layer by score", fontsize=10)
-    figure.colorbar(image, ax=axes, label=label, pad=0.02)
     return _save(figure, path)
 
 
@@ -163,7 +145,7 @@ def transfer_map(
     return _save(figure, path)
 
 
-def growth_curve(path: Path, steps: Sequence[GrowthStep]) -> Path:
+def growth_curve(path: Path, steps: Sequence[CurvePoint]) -> Path:
     """How the mask and the entropy settled while the corpus grew."""
     figure = _figure(8, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -209,12 +191,12 @@ def transfer_scatter(path: Path, transfer: Transfer, predictor: str) -> Path:
                 visit.target, (x, visit.transfer), aside, textcoords="offset points", fontsize=7, ha=side, color=colour
             )
     found = next((one for one in transfer.correlations if one.predictor == predictor), None)
-    said = f"{len(visits)} visits"
+    figures = f"{len(visits)} visits"
     if found is not None and found.r is not None:
-        said = f"r = {found.r:.2f}, n = {found.n}"
+        figures = f"r = {found.r:.2f}, n = {found.n}"
         if found.low is not None and found.high is not None:
-            said += f", 95 % interval {found.low:.2f} to {found.high:.2f}"
-    axes.set_title(f"Transfer over {predictor}: {said}", fontsize=11)
+            figures += f", 95 % interval {found.low:.2f} to {found.high:.2f}"
+    axes.set_title(f"Transfer over {predictor}: {figures}", fontsize=11)
     axes.set_xlabel(predictor)
     axes.set_ylabel("accuracy / the parent's on the same questions")
     axes.margins(x=0.08)

@@ -1,4 +1,4 @@
-"""Whether the overlap of masks tells how well a specialist does in another's domain."""
+"""Transfer between domains: correlation and regression of accuracy in another's domain on the overlap of masks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Regression:
     """Least squares of the transfer on several predictors and a constant.
 
     p: of the F-test with (predictors, n - predictors - 1) degrees of freedom.
@@ -71,7 +71,7 @@ class Transfer:
 
     visits: tuple[Visit, ...]
     correlations: tuple[Correlation, ...]
-    fit: Fit | None
+    fit: Regression | None
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _correlation(name: str, visits: Sequence[Visit]) -> Correlation:
     return Correlation(name, len(visits), float(found.statistic), float(found.pvalue), low, high)
 
 
-def _fit(names: Sequence[str], visits: Sequence[Visit]) -> Fit | None:
+def _fit(names: Sequence[str], visits: Sequence[Visit]) -> Regression | None:
     """None when a constant and the predictors leave no degree of freedom, or are not independent of each other."""
     y = np.array([visit.transfer for visit in visits])
     x = np.column_stack([np.ones(len(visits)), *([visit.predictors[name] for visit in visits] for name in names)])
@@ -185,7 +185,7 @@ def _fit(names: Sequence[str], visits: Sequence[Visit]) -> Fit | None:
     coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
     left = float(np.square(y - x @ coefficients).sum() / np.square(y - y.mean()).sum())
     ratio = np.inf if left <= 0 else (1 - left) / len(names) / (left / free)
-    return Fit(
+    return Regression(
         tuple(names),
         tuple(float(one) for one in coefficients[1:]),
         float(coefficients[0]),

@@ -1,4 +1,4 @@
-"""Is a file what its mask makes of its parent? Bytes, numbers, metadata, and what llama.cpp makes of it.
+"""Verification of a cut file against its parent and mask: bytes, numbers, metadata, and llama.cpp's logits.
 
 What is found is named: layer, expert and tensor. Only a file that cannot be read at all raises.
 """
@@ -24,7 +24,7 @@ from coe.engine.gguf.reader import read_header
 from coe.engine.spec import LoadSpec
 
 from ..architectures import block_tensor, is_per_expert
-from ..cut.cut import KEY, Progress, identify, kept_experts, read_slots
+from ..cut.cut import KEY, OnStage, identify, kept_experts, read_slots
 from ..cut.gguf_writer import RawHeader, read_raw_header
 from ..cut.shared_scale import scaling
 from ..errors import SurgeryError, VerificationError
@@ -78,7 +78,7 @@ def verify(
     text_tokens: Sequence[int] | None = None,
     shared_scale: float | None = None,
     load: LoadSpec | None = None,
-    progress: Progress | None = None,
+    progress: OnStage | None = None,
 ) -> Verification:
     """Hold a specialist against its parent.
 
@@ -90,17 +90,17 @@ def verify(
     Raises ModelFileError for a file that cannot be read, ParentMismatchError for a mask of another parent.
     """
     whole = Parent.open(parent)
-    tell = progress or (lambda step, done, total: None)
-    mask.require_parent(identify(whole, tell))
+    on_stage = progress or (lambda step, done, total: None)
+    mask.require_parent(identify(whole, on_stage))
     header = read_header(specialist)
     raws = [read_raw_header(part.path) for part in whole.headers]
-    said = header.metadata.get(KEY + "shared_scale")
-    scale = shared_scale if said is None else float(said)
+    recorded = header.metadata.get(KEY + "shared_scale")
+    scale = shared_scale if recorded is None else float(recorded)
     order, problems = _order(whole, mask, header)
     problems += _metadata_problems(whole, raws[0], read_raw_header(specialist), mask)
     tensors = _Tensors(whole, header, order, scale)
     for done in tensors.compared():
-        tell("tensors", done, header.weights_bytes)
+        on_stage("tensors", done, header.weights_bytes)
     problems += tensors.problems
     notes = tensors.notes
     agreement = None
@@ -118,7 +118,7 @@ def verify(
                 order,
                 tokens=text_tokens,
                 load=load,
-                progress=lambda done, total: tell("logits", done, total),
+                progress=lambda done, total: on_stage("logits", done, total),
             )
             problems += agreement.problems
         except VerificationError as error:
@@ -127,14 +127,14 @@ def verify(
 
 
 def _order(parent: Parent, mask: Mask, specialist: Header) -> tuple[dict[int, tuple[int, ...]], list[str]]:
-    """The order of experts in the file: what it says itself, where the mask agrees; else ascending."""
-    said = read_slots(specialist)
-    if said is None:
+    """The order of experts in the file: its own slots, where they hold what the mask keeps; else ascending."""
+    slots = read_slots(specialist)
+    if slots is None:
         return kept_experts(parent.experts, mask), []
     try:
-        return kept_experts(parent.experts, mask, {layer: said[layer] for layer in mask.keep}), []
+        return kept_experts(parent.experts, mask, {layer: slots[layer] for layer in mask.keep}), []
     except (SurgeryError, KeyError):
-        odd = [layer for layer in mask.keep if sorted(said.get(layer, ())) != list(mask.keep[layer])]
+        odd = [layer for layer in mask.keep if sorted(slots.get(layer, ())) != list(mask.keep[layer])]
         return kept_experts(parent.experts, mask), [
             f"The file says of itself that it keeps other experts than the mask, in the layers {odd}."
         ]

@@ -18,3 +18,12 @@ def section_text(name: str) -> str:
     found = re.search(rf"(?ms)^{name}:.*?(?=^\w|\Z)", REFERENCE.read_text())
     assert found is not None, f"the reference has no section {name}"
     return found[0]
+
+
+def explanation(key: str, text: str) -> str:
+    """What the comment behind a key says, over all its lines, without marks of what is assumed; "" for no comment."""
+    found = re.search(rf"(?m)^\s*#?(?:- )?{key}:[^#\n]*(?:\"[^\"\n]*\")?[^#\n]*\s# *(.*(?:\n\s*# {{3,}}\S.*)*)", text)
+    if found is None:
+        return ""
+    words = " ".join(re.sub(r"\n\s*#", " ", found[1]).split())
+    return re.sub(r"^assumed(: [^.]*)?(\. |$)|\. assumed$", "", words)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coe.server.roster.load import Problem, Roster, RosterError, load_roster
+from coe.server.roster.load import load_roster
+from coe.server.roster.models import Roster
+from coe.server.roster.source import Problem, RosterError
 
 
 def write(folder: Path, text: str | bytes) -> Path:

@@ -92,7 +92,7 @@ def logits(model: Model, spec: LoadSpec) -> NDArray[np.float32]:
 
 
 class SharedEngine(LocalEngine):
-    """A batch loop whose resident becomes what requests ask for, by a clock of its own: what takes time is told."""
+    """A batch loop whose resident becomes what requests ask for, by a clock that only told times advance."""
 
     def __init__(self, model: Model, spec: LoadSpec, *, swap_s: float = 0.0, step_s: float = 0.0) -> None:
         """swap_s, step_s: what a swap and a decode take."""
@@ -101,7 +101,7 @@ class SharedEngine(LocalEngine):
         self.context = Context(model, spec)
         self.events = []
         self.time_s = 0.0
-        self.turns: list[tuple[float, int]] = []  # when whose turn began
+        self.slices: list[tuple[float, int]] = []  # when a time slice began, and of which specialist
         self._spend(self.context, "decode", step_s)
         self._spend(self.swapper, "swap", swap_s)
         self.loop = BatchLoop(
@@ -116,7 +116,7 @@ class SharedEngine(LocalEngine):
             self.time_s += seconds
             result = whole(*arguments)
             if name == "swap":
-                self.turns.append((self.time_s, arguments[0]))
+                self.slices.append((self.time_s, arguments[0]))
             return result
 
         setattr(owner, name, timed)

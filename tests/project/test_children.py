@@ -32,6 +32,20 @@ KINDS = {
         from coe.engine.pool.memory import predict
         asyncio.run(predict(LoadSpec(path)))
     """,
+    "the check of a build": """
+        from coe.server.runtime.builds.process import prepare
+        from coe.surgery.build.job import BuildOrder, Job, Machine
+        order = BuildOrder("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
+        asyncio.run(prepare(Job.of(path.parent, "small"), order, Machine(), None))
+    """,
+    "a build": """
+        from coe.server.runtime.builds.process import BuildProcess
+        from coe.surgery.build.job import BuildOrder, Job, Machine
+        order = BuildOrder("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
+        job = Job.of(path.parent, "small")
+        job.write_order(order, Machine())
+        asyncio.run(BuildProcess(job).run())
+    """,
     "reading headers for groups": """
         from coe.engine.swap.groups import Contender, find_groups
         asyncio.run(find_groups([Contender("a", LoadSpec(path))]))

@@ -81,14 +81,14 @@ def fitting(load: LoadSpec, models: Sequence[Path]) -> LoadSpec:
     """The load with as many layers' experts in host memory as the largest of the models needs to fit a GPU."""
     from coe.surgery.errors import ArchitectureError
     from coe.surgery.parent import Parent
-    from coe.surgery.profile.run import fitted
+    from coe.surgery.profile.fitting import fit_spec
 
     if load.cpu_expert_layers:
         return load
     layers = 0
     for model in models:
         try:
-            layers = max(layers, fitted(replace(load, path=model), Parent.open(model), None).cpu_expert_layers)
+            layers = max(layers, fit_spec(replace(load, path=model), Parent.open(model), None).cpu_expert_layers)
         except ArchitectureError:  # a dense model, or one that surgery does not know: it can be asked all the same
             continue
     return replace(load, cpu_expert_layers=layers)

@@ -23,7 +23,8 @@ def build(
     Ctrl-C stops it; the same command goes on from there, and tries a failed one again. A running server takes the
     specialist up by itself.
     """
-    from ...roster.load import RosterError, load_roster
+    from ...roster.load import load_roster
+    from ...roster.source import RosterError
     from .terminal_build import build as run
     from .terminal_build import show_builds
 

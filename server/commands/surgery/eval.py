@@ -45,7 +45,7 @@ def evaluate(
         from coe.surgery.errors import EvaluationError
         from coe.surgery.judge.evaluate import evaluate as run
         from coe.surgery.judge.evaluate import report_table
-        from coe.surgery.judge.generation import Settings
+        from coe.surgery.judge.generation import GenerationSettings
         from coe.surgery.judge.questions import read_questions
         from coe.surgery.study.matrix import draw, evaluate_matrix, matrix_table
 
@@ -61,7 +61,7 @@ def evaluate(
             parallel=parallel,
         )
         load = fitting(load, [*named.values(), *([beside] if beside is not None else [])])
-        settings = Settings(max_tokens=max_tokens, seed=seed)
+        settings = GenerationSettings(max_tokens=max_tokens, seed=seed)
         if len(named) == 1 and set(targets) == {""}:
             asked = read_questions(targets[""])
             with progress_bars() as bars:

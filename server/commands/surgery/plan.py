@@ -39,10 +39,10 @@ def plan(
 ) -> None:
     """Choose the experts of a specialist from what a profile saw."""
     with clear_errors():
-        from coe.surgery.build.preflight import recipe_of
         from coe.surgery.files import require_output
-        from coe.surgery.plan import recipes, super_experts
+        from coe.surgery.plan import planning, super_experts
         from coe.surgery.plan.presets import PRESETS
+        from coe.surgery.plan.recipes import Recipe
         from coe.surgery.profile.profile import Profile, combine
         from coe.surgery.study import plots
 
@@ -58,10 +58,10 @@ def plan(
             found = super_experts.find(whole)
             pins += found.pins
             say(found.note)
-        mask = recipes.plan(
+        mask = planning.plan(
             whole,
             experts,
-            recipe_of(settings),
+            Recipe.from_settings(settings).method,
             criterion=criterion,
             second=Profile.load(second) if second is not None else None,
             pins=pins,

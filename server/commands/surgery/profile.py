@@ -75,7 +75,7 @@ def _answered(
 ) -> list[CorpusFile]:
     """The corpus of the parent's own answers to each file's questions, beside the profile."""
     from coe.surgery.judge.answers import answer_questions
-    from coe.surgery.judge.generation import Settings
+    from coe.surgery.judge.generation import GenerationSettings
     from coe.surgery.profile.corpus import CorpusFile
 
     corpora = []
@@ -86,7 +86,7 @@ def _answered(
                 parent,
                 [file.path],
                 target,
-                settings=Settings(max_tokens=max_tokens),
+                settings=GenerationSettings(max_tokens=max_tokens),
                 load=load,
                 progress=bars.generating,
             )
@@ -108,7 +108,8 @@ def _profile(
     criterion: str | None,
     per_document: bool,
 ) -> None:
-    from coe.surgery.profile.run import profile_corpus, summary_line
+    from coe.surgery.profile.run import profile_corpus
+    from coe.surgery.profile.summary import summary_line
     from coe.surgery.study.growth import profile_until_stable
 
     if per_document:
@@ -133,7 +134,7 @@ def _profile(
 
 
 def _concentration(found: Profile) -> Table:
-    from coe.surgery.profile.run import summarize
+    from coe.surgery.profile.summary import summarize
 
     table = Table("layer", box=None, pad_edge=False)
     for column in ("entropy", "strongest half", "strongest quarter", "never used"):
@@ -150,11 +151,11 @@ def _concentration(found: Profile) -> Table:
 
 
 def _look_at_documents(parent: Path, corpus: Any, out: Path, load: LoadSpec, experts: int) -> None:
-    from coe.surgery.build.pipeline import documents_apart
     from coe.surgery.study.coherence import MAX_PIECES, coherence
+    from coe.surgery.study.document_counts import count_documents
 
     with progress_bars() as bars:
-        counts = documents_apart(parent, corpus, out, limit=MAX_PIECES, load=load, tell=bars.tell)
+        counts = count_documents(parent, corpus, out, limit=MAX_PIECES, load=load, progress=bars.profiling)
     found = coherence(counts, experts)
     for note in found.notes:
         say(note)

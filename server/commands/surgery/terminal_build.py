@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from coe.engine.pool.memory import budget_bytes
-from coe.surgery.build.job import BuildState, Job, Order, Progress
+from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job
 from coe.surgery.errors import BuildError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from ...runtime.builds.order import machine_of, order_of
 from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars
@@ -52,8 +51,8 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
 
 
 async def _build(
-    roster: Roster, specialist: Specialist, order: Order, job: Job, accept: bool, err: Console, *, live: bool
-) -> Progress:
+    roster: Roster, specialist: Specialist, order: BuildOrder, job: Job, accept: bool, err: Console, *, live: bool
+) -> BuildProgress:
     asked = roster.pool.vram_budget
     budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
     if not job.at_work():
@@ -86,7 +85,7 @@ async def _build(
 
 def _as_from_here(job: Job) -> None:
     job.remember("asked_by", "terminal")
-    job.forgive()
+    job.reset_attempts()
 
 
 def show_builds(roster: Roster, out: Console) -> None:

@@ -6,14 +6,13 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from coe.surgery.build.job import Machine, Order
+from coe.surgery.build.job import BuildOrder, Machine
 from coe.surgery.errors import BuildError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 
 
-def order_of(roster: Roster, specialist: Specialist) -> Order:
+def order_of(roster: Roster, specialist: Specialist) -> BuildOrder:
     """The build order of an entry, with absolute paths.
 
     Raises BuildError for an entry without `build:`, and for a parent, corpus or question file that is not there.
@@ -36,17 +35,17 @@ def order_of(roster: Roster, specialist: Specialist) -> Order:
     for path in (*questions, *(path for _, path in (*corpus, *reasoning))):
         if not os.path.isfile(path):
             raise BuildError(f"There is no file {path}.", f"Correct the build of {specialist.name} in the roster.")
-    return Order(
+    return BuildOrder(
         name=specialist.name,
         parent=found.path,
         corpus=tuple(f"{category}{path}" for category, path in corpus),
         experts=build.experts,
         out=specialist.built_path(roster.models_path),
-        recipe=build.recipe.model_dump(exclude_none=True),
+        recipe=build.recipe.value,
         reasoning=tuple(f"{category}{path}" for category, path in reasoning),
         answer=build.answer,
         questions=questions,
-        bound=build.bound.model_dump(),
+        bound=build.bound.value,
         system=specialist.system_prompt or "",
         quantize=build.quantize,
         shared_scale=build.shared_scale,

@@ -13,11 +13,10 @@ from typing import Any
 from coe.engine.errors import EngineError
 from coe.engine.pool.leases import Reservation
 from coe.engine.pool.pool import Pool
-from coe.surgery.build.job import BuildState, Busy, Job, Progress, at_work
+from coe.surgery.build.job import BuildProgress, BuildState, Busy, Job, at_work
 from coe.surgery.errors import SurgeryError
 
-from ...roster.load import Roster
-from ...roster.models import Specialist
+from ...roster.models import Roster, Specialist
 from .order import machine_of, order_of
 from .process import BuildProcess, prepare
 
@@ -30,7 +29,7 @@ Stamp = tuple[int, int]  # inode and time of change of a released file
 class _Tracked:
     """What the server knows of one build without reading the disk."""
 
-    progress: Progress = field(default_factory=Progress)
+    progress: BuildProgress = field(default_factory=BuildProgress)
     stamp: Stamp | None = None  # of the released file, as it is served
     task: asyncio.Task[None] | None = None
     order_changed: bool = False  # the roster's order differs from the one in the build's folder
@@ -42,11 +41,11 @@ class Builds:
 
     A build, as its task in this process goes through it (its record on disk is the state machine of `BuildState`):
 
-        asked ─> preparing ─> waiting for the lock ─> waiting for room ──> running ──> ended: released, kept aside,
-                     │             ^      ^            or idle time           │               failed or stopped
-                     v             │      └── priority build is waiting ──┘   │
-                   ended:          └───────────── preempted: a request needs the memory
-                   failed
+        asked ──> preparing ──> waiting for ──> waiting for ──> reserved, ──> ended: released, kept aside,
+                      │          the lock        its memory      running             failed or stopped
+                      v            ^   ^              │             │
+                ended: failed      │   └─ preempted ──┘             │   by a priority build that waits for the lock
+                                   └───── preempted ────────────────┘   by a request that needs the memory
 
     Preemption is for builds with `when: idle` alone. A build with `when: now` has priority: it takes the lock from a
     build that still waits for idle time, and its reservation is not taken back.
@@ -133,7 +132,7 @@ class Builds:
                 elif stamp is None:
                     tracked.stamp = None
 
-    def _read(self, name: str) -> tuple[Progress, Stamp | None, bool]:
+    def _read(self, name: str) -> tuple[BuildProgress, Stamp | None, bool]:
         job, specialist = self._job(name), self._specialist(name)
         try:
             order_changed = job.order()[0] != order_of(self._roster, specialist)
@@ -153,7 +152,7 @@ class Builds:
     def _is_settled(tracked: _Tracked) -> bool:
         return tracked.progress.state in (BuildState.FAILED, BuildState.ASIDE) and not tracked.order_changed
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str) -> BuildProgress:
         """How far a build is, as last read."""
         return self._tracked[name].progress
 
@@ -173,7 +172,7 @@ class Builds:
 
     # --- the queue --------------------------------------------------------------------------------------------
 
-    def ask(self, name: str) -> Progress:
+    def ask(self, name: str) -> BuildProgress:
         """A request wants a specialist that is not there: begin its build, unless that has been tried.
 
         A build that failed or was kept aside stays so, unless the roster has changed since.
@@ -183,7 +182,7 @@ class Builds:
             self._begin(name)
         return tracked.progress
 
-    def retry(self, name: str) -> Progress:
+    def retry(self, name: str) -> BuildProgress:
         """Build it, whatever came of it before. Nothing happens while it is at work."""
         tracked = self._tracked[name]
         if self._may_begin(tracked):
@@ -196,7 +195,7 @@ class Builds:
     def _begin(self, name: str, *, again: bool = False) -> None:
         tracked = self._tracked[name]
         tracked.warning = ""
-        tracked.progress = Progress(BuildState.WAITING)
+        tracked.progress = BuildProgress(BuildState.WAITING)
         tracked.task = asyncio.create_task(self._build(name, again=again))
 
     async def _build(self, name: str, *, again: bool) -> None:
@@ -204,16 +203,16 @@ class Builds:
         try:
             await self._prepare_and_run(name, job, again=again)
         except (SurgeryError, EngineError) as error:
-            await self._record(name, Progress(BuildState.FAILED, message=error.message, remedy=error.remedy))
+            await self._record(name, BuildProgress(BuildState.FAILED, message=error.message, remedy=error.remedy))
         except OSError as error:
-            await self._record(name, Progress(BuildState.FAILED, message=f"The build cannot begin: {error}."))
+            await self._record(name, BuildProgress(BuildState.FAILED, message=f"The build cannot begin: {error}."))
         except asyncio.CancelledError:
             await asyncio.to_thread(_record_stopped, job)
             raise
         except Exception:
             _log.exception("building %s", name)
             await self._record(
-                name, Progress(BuildState.FAILED, message="The build failed; the server's log says why.")
+                name, BuildProgress(BuildState.FAILED, message="The build failed; the server's log says why.")
             )
         finally:
             tracked.task = None
@@ -224,11 +223,11 @@ class Builds:
             _log.info("built %s: %s %s", name, state, tracked.progress.message)
         await self._refresh()
 
-    async def _record(self, name: str, progress: Progress) -> None:
+    async def _record(self, name: str, progress: BuildProgress) -> None:
         tracked = self._tracked[name]
         tracked.progress = progress = replace(progress, warning=tracked.warning)
         try:
-            await asyncio.to_thread(self._job(name).note, progress)
+            await asyncio.to_thread(self._job(name).write_progress, progress)
         except OSError as error:
             _log.warning("how far the build of %s is cannot be written: %s", name, error)
 
@@ -242,11 +241,11 @@ class Builds:
             _log.warning("building %s: %s", name, prepared.warning)
         await asyncio.to_thread(job.remember, "asked_by", "server")
         if again:
-            await asyncio.to_thread(job.forgive)
+            await asyncio.to_thread(job.reset_attempts)
         priority = specialist.build.when == "now"
         preempted = True
         while preempted:
-            await self._record(name, Progress(BuildState.WAITING, message="for its turn"))
+            await self._record(name, BuildProgress(BuildState.WAITING, message="for its turn"))
             async with self._locked(priority=priority):
                 preempted = await self._reserve_and_run(name, job, prepared.need_bytes, priority=priority)
             # The child may have finished before the signal to stop reached it.
@@ -277,8 +276,8 @@ class Builds:
         """
         await self._until_none_runs_elsewhere(name)
         why = "for room" if priority else "for idle time"
-        await self._record(name, Progress(BuildState.WAITING, message=why))
-        process = BuildProcess(job, polite=not priority)
+        await self._record(name, BuildProgress(BuildState.WAITING, message=why))
+        process = BuildProcess(job, low_priority=not priority)
         preempted = False
 
         async def preempt() -> None:
@@ -316,11 +315,11 @@ class Builds:
 
     async def _run(self, name: str, process: BuildProcess, room: Reservation) -> None:
         tracked = self._tracked[name]
-        tracked.progress = Progress(BuildState.RUNNING, warning=tracked.warning)
+        tracked.progress = BuildProgress(BuildState.RUNNING, warning=tracked.warning)
         try:
             tracked.progress = await process.run()
         except Busy:
-            tracked.progress = Progress(BuildState.STOPPED)  # a terminal was quicker; the next poll reads its progress
+            tracked.progress = BuildProgress(BuildState.STOPPED)  # a terminal was quicker; polled next
         finally:
             room.release()
 
@@ -329,14 +328,14 @@ class Builds:
         models_dir = self._roster.models_path
         while (other := await asyncio.to_thread(at_work, models_dir)) is not None:
             if other != name:
-                await self._record(name, Progress(BuildState.WAITING, message=f"for the build of {other}"))
+                await self._record(name, BuildProgress(BuildState.WAITING, message=f"for the build of {other}"))
             await asyncio.sleep(self._poll_every_s)
 
 
 def _record_stopped(job: Job) -> None:
     """Record the end of a build whose child had no time to do so."""
     if (found := job.progress()).state.unfinished:
-        job.note(replace(found, state=BuildState.STOPPED, message=""))
+        job.write_progress(replace(found, state=BuildState.STOPPED, message=""))
 
 
 def _stamp(path: Path) -> Stamp | None:

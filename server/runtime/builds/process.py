@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Final
+from typing import Any, Final
 
+from coe.engine import child
+from coe.engine import errors as engine_errors
+from coe.engine.errors import ChildDiedError
 from coe.engine.process import worker_environment
-from coe.surgery.build.job import EXIT_BUSY, EXIT_STOPPED, BuildState, Busy, Job, Machine, Order, Progress, at_work
-from coe.surgery.errors import BuildError
+from coe.surgery import errors as surgery_errors
+from coe.surgery.build import job as job_module
+from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
 
+_MODULE: Final = "coe.surgery.build.process"
+_ERRORS: Final = (engine_errors, surgery_errors, job_module)  # job has Busy
+_CHECK_S: Final = 600.0  # it reads headers in a second, and the corpus, which may have gigabytes
 _STOP_S: Final = 30.0  # a build that is told to stop ends after its current batch; later it is killed
-
-_COMMAND: Final = (sys.executable, "-m", "coe.surgery.build.pipeline")
 
 
 @dataclass(frozen=True)
@@ -29,149 +31,109 @@ class Prepared:
     warning: str
 
 
-async def prepare(job: Job, order: Order, machine: Machine, budget_bytes: int | None) -> Prepared:
+async def prepare(job: Job, order: BuildOrder, machine: Machine, budget_bytes: int | None) -> Prepared:
     """Write the order, with the machine settings that fit the budget, into the build's folder; give the bytes to book.
 
     A child checks whether the parent can be cut so, the corpus can be read, and disk and memory have room; it loads
-    headers alone. Raises BuildError with what it found.
+    headers alone. Raises the SurgeryError or EngineError that it found, ChildTimeoutError after ten minutes.
     """
-    await asyncio.to_thread(job.ask, order, machine)
-    budget = [] if budget_bytes is None else ["--budget", str(budget_bytes)]
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        str(job.folder),
-        "--check",
-        *budget,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
+    await asyncio.to_thread(job.write_order, order, machine)
+    answer = await child.run(
+        _MODULE,
+        {"folder": str(job.folder), "check": {"budget_bytes": budget_bytes}},
+        title=f"The check of the build of {order.name}",
+        within_s=_CHECK_S,
+        errors=_ERRORS,
     )
-    try:
-        out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if not out:
-        last = (err.decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"])[-1]
-        raise BuildError(f"The check of the build died {_how(process.returncode or 0)}: {last}", "Run coe doctor.")
-    answer = json.loads(out)
-    if "message" in answer:
-        raise BuildError(answer["message"], answer["remedy"])
-    await asyncio.to_thread(job.ask, order, Machine(**answer["machine"]))
+    await asyncio.to_thread(job.write_order, order, Machine(**answer["machine"]))
     return Prepared(int(answer["need_bytes"]), str(answer["warning"]))
 
 
 class BuildProcess:
     """One run of a build in a child process, which ends with the process that started it."""
 
-    def __init__(self, job: Job, *, polite: bool = False, accept: bool = False) -> None:
-        """polite: at a lower CPU priority than everything else here. accept: release it whatever the gate says."""
+    def __init__(self, job: Job, *, low_priority: bool = False, accept: bool = False) -> None:
+        """low_priority: leave the CPU to all other processes. accept: release it whatever the gate says."""
         self._job = job
-        self._flags = [*(["--polite"] if polite else []), *(["--accept"] if accept else [])]
-        self._process: asyncio.subprocess.Process | None = None
+        self._flags = {"low_priority": low_priority, "accept": accept}
+        self._child: child.Child | None = None
         self._told_to_stop = False
-        self._recorded_before: float | None = None  # time of the last progress record of an earlier run
 
-    async def run(self) -> Progress:
+    async def run(self) -> BuildProgress:
         """Work until the build ends or is stopped; gives what it came to. Raises Busy when another build is at work.
 
         A child that dies is a failed build, which says how it died. Cancelling the call stops the child.
         """
         if self._told_to_stop:
             return await asyncio.to_thread(self._stopped)
-        log = await asyncio.to_thread(self._open_log)
-        self._recorded_before = (await asyncio.to_thread(self._job.progress)).updated
+        before = await asyncio.to_thread(self._begin)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *_COMMAND,
-                str(self._job.folder),
-                "--parent-process",
-                str(os.getpid()),
-                *self._flags,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=worker_environment(os.environ),
-                start_new_session=True,  # Ctrl-C is answered by the process that started it
-            )
-            if self._told_to_stop:
-                self._signal(signal.SIGTERM)
-            code = await self._process.wait()
-        except asyncio.CancelledError:
-            await self.stop()
-            raise
+            async with child.started(
+                _MODULE,
+                {"folder": str(self._job.folder), **self._flags},
+                title=f"The build of {self._job.folder.name}",
+                log=self._job.log,
+                environment=worker_environment(os.environ),
+            ) as self._child:
+                try:
+                    if not self._told_to_stop:
+                        return _progress(await self._child.answer(errors=_ERRORS))
+                except asyncio.CancelledError:
+                    await self.stop()
+                    raise
+        except ChildDiedError as error:
+            return await asyncio.to_thread(self._died, error, before)
         finally:
-            log.close()
-        return await asyncio.to_thread(self._outcome, code)
+            self._child = None
+        return await asyncio.to_thread(self._stopped)
 
-    def _open_log(self) -> IO[bytes]:
+    def _begin(self) -> float | None:
+        """Make the build's folder, where the log lies; gives the time of the last progress of an earlier run."""
         self._job.folder.mkdir(parents=True, exist_ok=True)
-        return self._job.log.open("ab")
+        return self._job.progress().updated
 
-    def _outcome(self, code: int) -> Progress:
-        if code == EXIT_BUSY:
-            raise Busy(f"The build of {at_work(self._job.folder.parent.parent) or 'another'} is at work.")
+    def _died(self, error: ChildDiedError, before: float | None) -> BuildProgress:
+        """Record a build whose child died: stopped or failed, unless it had recorded another end in this run."""
         progress = self._job.progress()
-        of_this_run = progress.updated != self._recorded_before
+        of_this_run = progress.updated != before
         if of_this_run and not progress.state.unfinished:
             return progress
-        if self._told_to_stop or code == EXIT_STOPPED:
+        if self._told_to_stop:
             return self._stopped()
         step = progress.step if of_this_run else ""
         progress = replace(
             progress,
             state=BuildState.FAILED,
-            message=f"The process died {_how(code)} in the step {step or 'before the first'}: "
-            f"{last_words(self._job.log)}",
+            message=f"The process died {_how(error.code)} in the step {step or 'before the first'}: {error.words}",
             remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
         )
         with contextlib.suppress(OSError):
-            self._job.note(progress)
+            self._job.write_progress(progress)
         return progress
 
-    def _stopped(self) -> Progress:
+    def _stopped(self) -> BuildProgress:
         """Record that the build was stopped, which its child may have had no time to do."""
         found = self._job.progress()
         stopped = replace(found, state=BuildState.STOPPED, fraction=None, tokens_per_s=None, message="", remedy="")
         with contextlib.suppress(OSError):
-            self._job.note(stopped)
+            self._job.write_progress(stopped)
         return stopped
 
     async def stop(self) -> None:
         """Have the child end after its current batch, or be killed 30 s later; returns when its memory is back."""
         self._told_to_stop = True
-        if self._process is None or self._process.returncode is not None:
+        if self._child is None:
             return
-        self._signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(asyncio.shield(self._process.wait()), _STOP_S)
-        except TimeoutError:
-            self._signal(signal.SIGKILL)
-            await self._process.wait()
+        await self._child.stop(signal.SIGTERM, _STOP_S)
         # The step was ended on purpose, so this end does not count against it.
-        await asyncio.to_thread(self._job.forgive)
+        await asyncio.to_thread(self._job.reset_attempts)
 
-    def _signal(self, which: signal.Signals) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(which)
+
+def _progress(plain: dict[str, Any]) -> BuildProgress:
+    return BuildProgress(**{**plain, "state": BuildState(plain["state"])})
 
 
 def _how(code: int) -> str:
     if code == -signal.SIGKILL:
         return "(killed, perhaps for lack of memory)"
     return f"(signal {-code})" if code < 0 else f"(exit {code})"
-
-
-def last_words(log: Path) -> str:
-    """The most telling of a log's last lines."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 20_000))
-            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    except OSError:
-        lines = []
-    telling = ("GGML_ASSERT", "ggml_abort", "Fatal Python error", "MemoryError")
-    said = next((line for line in reversed(lines) for mark in telling if mark in line), None)
-    return (said or (lines[-1] if lines else "it printed nothing")).strip()[:500]

@@ -19,7 +19,8 @@ from coe.demo.parent.chat import CHAT_TEMPLATE, CLOSED, prompt
 from coe.demo.parent.exam import accuracy, mass_of
 from coe.demo.parent.examples import Mix
 from coe.demo.parent.export import export, read
-from coe.demo.parent.model import ModelShape, Routing, TinyParent
+from coe.demo.parent.gemma4 import ModelShape
+from coe.demo.parent.model import Routing, TinyParent
 from coe.demo.parent.specialisation import Specialisation, drop_experts, router_losses
 from coe.demo.parent.tokenizer import BOS, Tokenizer, learn_pieces
 from coe.demo.parent.train import Trainer, TrainingPlan
@@ -28,9 +29,9 @@ from coe.engine.generate.chat_template import ChatTemplate
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
-from coe.surgery.judge import questions as examination
-from coe.surgery.judge.questions import Kind
+from coe.surgery.judge import values as examination
 from coe.surgery.judge.scoring import score
+from coe.surgery.judge.values import AnswerKind
 from fakes.local_engine import Answer, LocalEngine
 
 pytestmark = pytest.mark.slow  # torch
@@ -384,7 +385,13 @@ def test_the_shipped_parent_can_be_evaluated(parent: Model, new_engine: Callable
     engine = new_engine(parent, parallel=8, context_tokens=256, cache_tokens=2048)
     asked = [question for domain in DOMAINS for question in some_held_out(domain, 5)]
     examined = [
-        examination.Question(q.text, q.text, Kind.NUMERIC if q.key.isdecimal() else Kind.EXACT, (q.key,)) for q in asked
+        examination.Question(
+            q.text,
+            q.text,
+            AnswerKind.NUMERIC if q.key.isdecimal() else AnswerKind.EXACT,
+            (q.key,),
+        )
+        for q in asked
     ]
     ids = [engine.submit(question.messages(), max_tokens=80) for question in examined]
     engine.run()

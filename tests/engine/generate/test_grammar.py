@@ -11,7 +11,7 @@ import pytest
 from llguidance import LLTokenizer
 
 from coe.engine.errors import GrammarError
-from coe.engine.generate.grammar import Structure, schema_of, tokenizer_of
+from coe.engine.generate.grammar import Grammar, schema_of, tokenizer_of
 from coe.engine.llama.model import Model
 
 
@@ -20,11 +20,11 @@ def tokenizer(smollm2_model: Model) -> LLTokenizer:
     return tokenizer_of(smollm2_model.vocab)
 
 
-def fits(model: Model, structure: Structure, text: str) -> bool:
+def fits(model: Model, grammar: Grammar, text: str) -> bool:
     """Whether a whole text is taken, and an answer may end there."""
-    if not all(structure.take(token) for token in model.vocab.tokenize(text)):
+    if not all(grammar.take(token) for token in model.vocab.tokenize(text)):
         return False
-    return structure.complete or structure.take(model.vocab.end)
+    return grammar.complete or grammar.take(model.vocab.end)
 
 
 class TestWantedFormat:
@@ -34,8 +34,8 @@ class TestWantedFormat:
 
     def test_json_object_wants_an_object(self, smollm2_model: Model, tokenizer: LLTokenizer) -> None:
         schema = schema_of({"type": "json_object"})
-        assert fits(smollm2_model, Structure(tokenizer, schema), '{"a": [1, null, {"b": "c"}]}')
-        assert not fits(smollm2_model, Structure(tokenizer, schema), "[1]")
+        assert fits(smollm2_model, Grammar(tokenizer, schema), '{"a": [1, null, {"b": "c"}]}')
+        assert not fits(smollm2_model, Grammar(tokenizer, schema), "[1]")
 
     def test_a_schema_that_is_missing_is_said_to_be(self) -> None:
         with pytest.raises(GrammarError, match="no json_schema"):
@@ -57,7 +57,7 @@ class TestWantedFormat:
 )
 def test_what_cannot_be_followed_is_refused_with_a_reason(tokenizer: LLTokenizer, schema: Any) -> None:
     with pytest.raises(GrammarError, match=r"json_schema .*\. Leave"):
-        Structure(tokenizer, schema)
+        Grammar(tokenizer, schema)
 
 
 def test_a_schema_is_kept_to_the_letter(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
@@ -67,46 +67,46 @@ def test_a_schema_is_kept_to_the_letter(smollm2_model: Model, tokenizer: LLToken
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    assert fits(smollm2_model, Structure(tokenizer, schema), '{"name": "Ada", "age": 36}')
-    assert fits(smollm2_model, Structure(tokenizer, schema), '{\n  "name": "Ada",\n  "age": 36\n}')
+    assert fits(smollm2_model, Grammar(tokenizer, schema), '{"name": "Ada", "age": 36}')
+    assert fits(smollm2_model, Grammar(tokenizer, schema), '{\n  "name": "Ada",\n  "age": 36\n}')
     for wrong in ('{"name": "Ada Lovelace", "age": 1}', '{"name": "Ada", "age": -1}', '{"name": "Ada"}'):
-        assert not fits(smollm2_model, Structure(tokenizer, schema), wrong), wrong
+        assert not fits(smollm2_model, Grammar(tokenizer, schema), wrong), wrong
 
 
 @pytest.mark.parametrize("text", ["🐍é", 'tab\tquote"', "日本", "a\\b"])
 def test_any_character_can_be_asked_for(smollm2_model: Model, tokenizer: LLTokenizer, text: str) -> None:
     written = json.dumps(text, ensure_ascii=False)
-    assert fits(smollm2_model, Structure(tokenizer, {"const": text}), written)
-    assert not fits(smollm2_model, Structure(tokenizer, {"const": text}), '"another"')
+    assert fits(smollm2_model, Grammar(tokenizer, {"const": text}), written)
+    assert not fits(smollm2_model, Grammar(tokenizer, {"const": text}), '"another"')
 
 
 def test_the_allowed_tokens_are_those_that_are_taken(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
     schema = {"enum": ["north", "south"]}
-    structure = Structure(tokenizer, schema)
-    allowed = set(structure.allowed().tolist())
+    grammar = Grammar(tokenizer, schema)
+    allowed = set(grammar.allowed().tolist())
     sample = {*list(allowed)[:40], *np.random.default_rng(0).integers(0, smollm2_model.vocab.n_tokens, 200).tolist()}
     for token in sample:
-        assert Structure(tokenizer, schema).take(token) == (token in allowed)
+        assert Grammar(tokenizer, schema).take(token) == (token in allowed)
 
 
 def test_a_refused_token_changes_nothing(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
-    structure = Structure(tokenizer, {"type": "boolean"})
+    grammar = Grammar(tokenizer, {"type": "boolean"})
     (wrong,) = smollm2_model.vocab.tokenize("x")
-    before = structure.allowed().tolist()
-    assert not structure.take(wrong)
-    assert structure.allowed().tolist() == before
-    assert fits(smollm2_model, structure, "true")
+    before = grammar.allowed().tolist()
+    assert not grammar.take(wrong)
+    assert grammar.allowed().tolist() == before
+    assert fits(smollm2_model, grammar, "true")
 
 
 def test_white_space_is_not_endless(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
-    structure = Structure(tokenizer, {"type": "object"})
+    grammar = Grammar(tokenizer, {"type": "object"})
     (brace,) = smollm2_model.vocab.tokenize("{")
     (newline,) = smollm2_model.vocab.tokenize("\n")
-    assert structure.take(brace)
-    assert sum(structure.take(newline) for _ in range(200)) <= 40
+    assert grammar.take(brace)
+    assert sum(grammar.take(newline) for _ in range(200)) <= 40
 
 
-# Each of them overflowed a stack, or kept everybody waiting for minutes, with llama.cpp's own grammars.
+# Each of them overflowed a stack, or kept all other answers waiting for minutes, with llama.cpp's own grammars.
 COSTLY = [
     {"type": "array", "items": {"type": "integer"}, "minItems": 100_000, "maxItems": 1_000_000},
     {"type": "string", "pattern": "^a{1,1000000}$"},
@@ -129,13 +129,13 @@ def test_a_costly_schema_is_followed_or_given_up_with_a_reason(
 ) -> None:
     taken: list[bool] = []
     with suppress(GrammarError):
-        structure = Structure(tokenizer, schema)
-        while len(taken) < 30 and not structure.complete:
-            taken.append(structure.take(int(structure.allowed()[-1])))
+        grammar = Grammar(tokenizer, schema)
+        while len(taken) < 30 and not grammar.complete:
+            taken.append(grammar.take(int(grammar.allowed()[-1])))
     assert all(taken)
     assert taken or schema is COSTLY[-1]
 
 
 def test_a_schema_too_large_to_be_read_is_refused_by_its_size(tokenizer: LLTokenizer) -> None:
     with pytest.raises(GrammarError, match="262,144 are taken"):
-        Structure(tokenizer, {"const": "x" * 300_000})
+        Grammar(tokenizer, {"const": "x" * 300_000})

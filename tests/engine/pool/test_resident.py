@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ from coe.engine.errors import (
     ThinkingPolicyError,
     WorkerDiedError,
 )
+from coe.engine.logs import LLAMA_LOGGER, WORKER_LOGGER
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
@@ -180,6 +182,47 @@ class TestLoading:
         with pytest.raises(asyncio.CancelledError):
             await start
         assert gone(pid)
+
+
+class TestLogging:
+    async def test_decisions_of_a_worker_reach_the_log_with_their_request_and_llama_cpps_lines_apart(
+        self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "coe")
+        resident = await WorkerResident.start(smollm2_spec, {})
+        await events(resident, request("r7", max_tokens=1))
+        with pytest.raises(PromptTooLongError):
+            await events(resident, request("r8", prompt="word " * 1000))
+        resident._send({"op": "generate", "request": {"no": "such request"}})
+        await resident.wait_gone()
+        decided = [record for record in caplog.records if record.name == WORKER_LOGGER]
+        about = {name: [r.getMessage() for r in decided if r.__dict__["request_id"] == name] for name in ("r7", "r8")}
+        said = f"worker {resident.pid}: "
+        assert [line.removeprefix(said).split()[0] for line in about["r7"]] == ["accepted", "starts", "ends:"]
+        assert [line.removeprefix(said).split()[0] for line in about["r8"]] == ["refused:"]
+        assert {record.levelno for record in decided} == {logging.DEBUG}
+        assert any("KeyError" in record.getMessage() for record in caplog.records if record.name == LLAMA_LOGGER)
+
+    async def test_a_worker_says_nothing_of_its_decisions_unless_asked_when_it_loads(
+        self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, WORKER_LOGGER)
+        resident = await WorkerResident.start(smollm2_spec, {})
+        caplog.set_level(logging.DEBUG, WORKER_LOGGER)
+        await events(resident, request())
+        await resident.stop()
+        assert not [record for record in caplog.records if record.name == WORKER_LOGGER]
+
+    async def test_an_error_that_a_worker_logs_is_always_told(
+        self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        with pytest.raises(EngineError, match="cannot be prepared"):
+            await events(resident, request("bad", stop=[""]))
+        await resident.stop()
+        (record,) = [record for record in caplog.records if record.name == WORKER_LOGGER]
+        assert (record.levelno, record.__dict__["request_id"]) == (logging.ERROR, "bad")
+        assert "A stop string must not be empty" in record.getMessage()
 
 
 class TestDying:

@@ -113,7 +113,7 @@ async def test_a_skeleton_is_not_served_without_its_parent(college: College) -> 
         await WorkerResident.start(LoadSpec(college.members[2].path, context_tokens=256, threads=1), {})
 
 
-async def test_host_memory_for_parked_conversations_is_counted(college: College) -> None:
+async def test_host_memory_for_offloaded_conversations_is_counted(college: College) -> None:
     without, with_ram = [
         (await predict(college.spec(ram_budget_bytes=budget))).footprint.total_bytes for budget in (0, 100 * 2**20)
     ]

@@ -58,7 +58,7 @@ class Resident:
         self.swapper = Swapper(self.model, self.spec)
 
     def become(self, name: str) -> None:
-        self.swapper.swap(self.swapper.owner_of(name))
+        self.swapper.swap(self.swapper.id_of(name))
 
     def says(self) -> NDArray[np.float32]:
         return logits(self.model, self.spec)
@@ -106,7 +106,7 @@ def test_tensors_that_the_processor_cannot_reach_are_written_through_a_buffer(
     model = Model(spec)
     swapper = Swapper(model, spec, direct=False)
     for name in "cabc":
-        swapper.swap(swapper.owner_of(name))
+        swapper.swap(swapper.id_of(name))
         np.testing.assert_array_equal(logits(model, spec), college.fresh(name, swapper.order), name)
     swapper.close()
     model.close()
@@ -115,7 +115,7 @@ def test_tensors_that_the_processor_cannot_reach_are_written_through_a_buffer(
 def test_an_expert_that_both_have_stays_and_only_the_others_are_copied(tmp_path: Path, new_resident: Any) -> None:
     college = College.random(tmp_path, names="ab", architecture="qwen3moe", embedding=256, expert_ff=64)
     resident = new_resident(college)
-    report = resident.swapper.swap(resident.swapper.owner_of("b"))
+    report = resident.swapper.swap(resident.swapper.id_of("b"))
     differing = sum(len(set(college.masks["b"].keep[n]) - set(college.masks["a"].keep[n])) for n in (0, 1))
     expert = 4 * (256 + 3 * 256 * 64)  # F32: its row of the router, gate, up and down
     assert report.changed_bytes == report.moved_bytes - _unchanged_rows(college) == differing * expert
@@ -132,11 +132,11 @@ def test_files_without_provenance_share_experts_by_content(tmp_path: Path, new_r
     for member in college.members:
         cut(college.parent, college.masks[member.name], member.path, provenance=False)
     unknown = new_resident(college)
-    everything = unknown.swapper.swap(unknown.swapper.owner_of("b"))
+    everything = unknown.swapper.swap(unknown.swapper.id_of("b"))
     for member in college.members:
         fingerprint_file(member.path)
     resident = new_resident(college)
-    report = resident.swapper.swap(resident.swapper.owner_of("b"))
+    report = resident.swapper.swap(resident.swapper.id_of("b"))
     assert report.changed_bytes < everything.changed_bytes / 2
     for one in (unknown, resident):
         np.testing.assert_array_equal(one.says(), college.fresh("b", one.swapper.order))
@@ -160,7 +160,7 @@ def test_two_names_for_the_same_weights_are_one_owner(tmp_path: Path, new_reside
     college = College.random(tmp_path, names="ab")
     again = Member("again", college.members[0].path)
     resident = new_resident(college, sharing=Sharing((*college.members, again)))
-    assert resident.swapper.owner_of("again") == resident.swapper.owner_of("a") != resident.swapper.owner_of("b")
+    assert resident.swapper.id_of("again") == resident.swapper.id_of("a") != resident.swapper.id_of("b")
 
 
 def test_masks_of_one_skeleton_are_as_many_owners_as_they_keep_different_experts(
@@ -170,8 +170,8 @@ def test_masks_of_one_skeleton_are_as_many_owners_as_they_keep_different_experts
     assert college.members[0].path == college.members[1].path
     again = replace(college.members[1], name="again")
     resident = new_resident(college, "again", sharing=Sharing((*college.members, again)))
-    assert resident.swapper.owner_of("again") == resident.swapper.owner_of("b") != resident.swapper.owner_of("a")
-    assert resident.swapper.current == resident.swapper.owner_of("b"), "what is to be loaded first decides"
+    assert resident.swapper.id_of("again") == resident.swapper.id_of("b") != resident.swapper.id_of("a")
+    assert resident.swapper.current == resident.swapper.id_of("b"), "what is to be loaded first decides"
     np.testing.assert_array_equal(resident.says(), college.fresh("b", resident.swapper.order))
 
 
@@ -181,15 +181,15 @@ def test_contents_that_become_known_while_it_runs_save_moving_them(tmp_path: Pat
         cut(college.parent, college.masks[member.name], member.path, provenance=False)
     resident = new_resident(college)
     swapper = resident.swapper
-    blind = swapper.swap(swapper.owner_of("b"))
+    blind = swapper.swap(swapper.id_of("b"))
     assert blind.moved_bytes == blind.changed_bytes == sum(p.total_bytes for p in swapper.specialist(0).places)
-    swapper.prefetch(swapper.owner_of("a")).result()  # a plan made while nothing is known
+    swapper.prefetch(swapper.id_of("a")).result()  # a plan made while nothing is known
     for member in college.members:
         fingerprint_file(member.path)
-    known = swapper.swap(swapper.owner_of("a"))
+    known = swapper.swap(swapper.id_of("a"))
     assert 0 < known.changed_bytes < blind.changed_bytes / 2
     np.testing.assert_array_equal(resident.says(), college.fresh("a", swapper.order))
-    assert swapper.swap(swapper.owner_of("b")).changed_bytes == known.changed_bytes
+    assert swapper.swap(swapper.id_of("b")).changed_bytes == known.changed_bytes
     np.testing.assert_array_equal(resident.says(), college.fresh("b", swapper.order))
 
 

@@ -134,7 +134,7 @@ class TestRejections:
         assert engine.ask(PROMPTS[0], max_tokens=1).finished.completion_tokens == 1
 
     @pytest.mark.parametrize("fields", [{"stop": [""]}, {"response_format": {"type": "json_schema"}}])
-    def test_a_request_that_nobody_foresaw_harms_no_other(
+    def test_a_request_of_an_unforeseen_kind_harms_no_other(
         self, smollm2_model: Model, new_engine: NewEngine, fields: dict[str, object]
     ) -> None:
         engine = new_engine(smollm2_model, parallel=2)
@@ -163,7 +163,7 @@ class TestPrefixReuse:
         assert second.finished.cached_tokens > first.finished.prompt_tokens
         assert second.text[:20] == new_engine(smollm2_model).ask(then).text[:20]
 
-    def test_a_shared_beginning_is_copied_and_its_owner_goes_on(
+    def test_a_shared_beginning_is_copied_and_its_conversation_goes_on(
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         system = {"role": "system", "content": "You are a geographer who answers in one short sentence, always."}
@@ -218,7 +218,7 @@ class TestCancelling:
 
     def test_cancelling_what_is_not_there_does_nothing(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model)
-        engine.loop.cancel("nobody")
+        engine.loop.cancel("unknown")
         assert engine.events == []
 
 
@@ -236,7 +236,7 @@ class TestFullCache:
         starts: list[int] = []
         while engine.loop.step():
             starts.append(engine.loop.active)
-            assert engine.loop.cells_used <= 128
+            assert engine.loop.status.cells <= 128
         assert 2 in starts, "they ran together"
         changes = [a for a, b in itertools.pairwise(starts) if a != b]
         assert changes[:1] == [2], "until one gave way"
@@ -245,7 +245,7 @@ class TestFullCache:
             assert answer.finished.completion_tokens == 48
             assert answer.text[:60] == new_engine(smollm2_model, context_tokens=128).ask(text, **keep_going).text[:60]
 
-    def test_a_newcomer_that_does_not_fit_waits_and_nobody_is_lost(
+    def test_a_newcomer_that_does_not_fit_waits_and_none_is_lost(
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         engine = new_engine(smollm2_model, parallel=3, context_tokens=128)
@@ -253,16 +253,16 @@ class TestFullCache:
         ids = [engine.submit(prompt, max_tokens=20) for prompt in prompts]
         engine.run()
         assert all(isinstance(engine.of(request_id)[-1], Finished) for request_id in ids)
-        assert engine.loop.cells_used <= 128
+        assert engine.loop.status.cells <= 128
 
-    def test_a_parked_conversation_makes_room(self, smollm2_model: Model, new_engine: NewEngine) -> None:
+    def test_an_idle_conversation_makes_room(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model, parallel=2, context_tokens=128)
         engine.ask("one two three " * 20)
         fresh = new_engine(smollm2_model, context_tokens=128).ask("seven eight nine " * 20)
         assert engine.ask("seven eight nine " * 20).text == fresh.text
-        assert engine.loop.cells_used <= 128
+        assert engine.loop.status.cells <= 128
 
-    def test_what_is_kept_of_a_parked_conversation_survives_making_room(
+    def test_what_is_kept_of_an_idle_conversation_survives_making_room(
         self, smollm2_model: Model, new_engine: NewEngine
     ) -> None:
         prompt, other = "one two three " * 15, "seven eight nine " * 12
@@ -441,7 +441,7 @@ class TestSlidingWindow:
         fresh, _ = self.ask(new_engine(gemma4_model), "w1 w2 w3 w4 w5 w6 w70 w71", 12)
         assert logprobs == pytest.approx(fresh, abs=1e-2)
 
-    def test_shared_cells_that_fill_the_window_stop_nobody_for_good(
+    def test_shared_cells_that_fill_the_window_stop_no_request_for_good(
         self, gemma4_model: Model, new_engine: NewEngine
     ) -> None:
         # While two share a cell none may use it again, so the cells of the window run out before those of the cache.
@@ -463,7 +463,7 @@ class TestThinking:
     def test_a_think_off_prompt_ends_in_the_closed_block(self, gemma4_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(gemma4_model)
         engine.submit(self.ASKED, max_tokens=1)
-        tokens = engine.loop._waiting[0].tokens
+        tokens = engine.loop._queue.unfinished[0].tokens
         closed = gemma4_model.vocab.tokenize("<|turn>model\n<|channel>thought\n<channel|>")
         assert tokens[-len(closed) :] == closed
         assert tokens.count(gemma4_model.vocab.bos) == 1
@@ -504,8 +504,7 @@ class TestThinking:
         request_id = leaked.submit(self.ASKED, max_tokens=30, sampling=DRAWN, seed=3, logit_bias=ban)
         leaked.step(3)
         # The model "writes" an opening tag: put it where the next tokens would be.
-        sequence = leaked.loop._slots[0].sequence
-        assert sequence is not None
+        sequence = leaked.loop._slots.busy[0].sequence
         sequence._forced.extend(gemma4_model.vocab.tokenize("<|channel>thought\nw9 w9<channel|>"))
         leaked.run()
         answer = leaked.answer(request_id)

@@ -115,7 +115,7 @@ class TestChooseSlot:
         caches = [cache(0, "other talk", last_used=1), cache(1, "hello there", last_used=2)]
         assert choose_slot(ids("hello there, again"), caches) == Placement(1, reused=11)
 
-    def test_a_shared_system_prompt_is_copied_and_its_owner_left_alone(self) -> None:
+    def test_a_shared_system_prompt_is_copied_and_its_conversation_left_alone(self) -> None:
         caches = [cache(0, "system: " + "long talk of one person", last_used=9), cache(1, "unrelated", last_used=3)]
         assert choose_slot(ids("system: another"), caches) == Placement(1, reused=8, copy_from=0)
 
@@ -171,7 +171,7 @@ class TestMakeRoom:
         occupants = [Occupant(0, 40, True, 1), Occupant(1, 30, True, 3), Occupant(2, 30, True, 2)]
         assert make_room(10, occupants, 100) == Room(drop=(), preempt=(1,))
 
-    def test_a_newcomer_preempts_nobody(self) -> None:
+    def test_a_newcomer_preempts_none(self) -> None:
         occupants = [Occupant(0, 40, True, 1), Occupant(1, 50, True, 3)]
         assert make_room(20, occupants, 100, preempt=False) is None
 

@@ -21,7 +21,9 @@ from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
 from coe.router.head import SHIPPED, HeadError, load_head
 from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
-from coe.server.roster.load import Roster, RosterError, load_roster
+from coe.server.roster.load import load_roster
+from coe.server.roster.models import Roster
+from coe.server.roster.source import RosterError
 from coe.server.runtime.availability import (
     Footprints,
     ResidentPlan,

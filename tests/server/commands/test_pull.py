@@ -17,8 +17,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from rich.console import Console
 
-from coe.server.commands import pull as pulling
-from coe.server.commands.pull import HubFile, PullError, Repository, Want, choose_files, plan_downloads, pull
+from coe.server.commands.pull import command, download
+from coe.server.commands.pull.command import pull
+from coe.server.commands.pull.errors import PullError
+from coe.server.commands.pull.files import HubFile, Repository, WantedModel, choose_files, plan_downloads
 from coe.server.roster.load import load_roster
 
 COMMIT = "c0ffee" + "0" * 34
@@ -122,8 +124,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_ENDPOINT", fake.url)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(pulling, "get_token", lambda: None)  # whoever runs the tests may be logged in
-    monkeypatch.setattr(pulling, "_RETRY_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(command, "get_token", lambda: None)  # this machine may have a token
+    monkeypatch.setattr(download, "_RETRY_WAITS_S", (0.0, 0.0))
     yield fake
     server.shutdown()
     thread.join()
@@ -333,7 +335,7 @@ def test_a_hub_out_of_reach_is_said(hub: FakeHub, shop: Shop, monkeypatch: pytes
 
 
 def test_a_model_larger_than_the_disk_is_not_begun(hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulling, "_free_bytes", lambda _: 400_000)
+    monkeypatch.setattr(download, "free_bytes", lambda _: 400_000)
     assert shop.pull() == 1
     assert "512000 bytes" in shop.said
     assert "400000 bytes" in shop.said
@@ -348,7 +350,7 @@ def test_a_disk_that_fills_up_while_pulling_loses_nothing(hub: FakeHub, shop: Sh
 import resource, sys
 from pathlib import Path
 from rich.console import Console
-from coe.server.commands.pull import pull
+from coe.server.commands.pull.command import pull
 from coe.server.roster.load import load_roster
 roster = load_roster(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -457,8 +459,10 @@ def test_a_split_model_that_lacks_a_part_is_refused() -> None:
 def test_a_plan_sums_the_parts_and_keeps_what_failed(tmp_path: Path) -> None:
     split = repository(["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf"])
     gone = PullError("It is gone.", "Look elsewhere.")
-    wants = [Want("one", REPO, "a-*"), Want("two", "no/repo", "*.gguf"), Want("three", REPO, "*of-00002*")]
-    plan = plan_downloads(wants, {REPO: split, "no/repo": gone}, tmp_path)
+    wanted = [
+        WantedModel(*one) for one in (("one", REPO, "a-*"), ("two", "no/repo", "*"), ("three", REPO, "*of-00002*"))
+    ]
+    plan = plan_downloads(wanted, {REPO: split, "no/repo": gone}, tmp_path)
     assert [(model.names, model.size_bytes) for model in plan.models] == [(("one", "three"), 20)]
     assert plan.models[0].folder == tmp_path / "someone--maths-GGUF"
     assert plan.refused == (("two", gone),)

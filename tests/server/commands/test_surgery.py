@@ -24,7 +24,7 @@ from coe.surgery.formats import read_mask
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from coe.surgery.profile.profile import Profile
-from coe.surgery.study.coherence import DocumentCounts
+from coe.surgery.study.document_counts import DocumentCounts
 from coe.surgery.study.matrix import TransferMatrix
 from fakes import taught
 from fakes.server_process import GIVE_UP_S, run_coe, write_roster

@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
-from coe.server.roster.load import RosterError, Specialist, load_roster, parse_size
+from coe.server.roster.load import load_roster
 from coe.server.roster.model_files import matching_models
+from coe.server.roster.models import Specialist
+from coe.server.roster.source import RosterError
+from coe.server.roster.values import parse_size
 from fakes.rosters import load, problems_of
 
 SMALL = """\

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from coe.server.roster.models import Build, GateBound, Recipe, Roster
+from coe.server.roster.models import BoundSection, BuildSection, RecipeSection, Roster
 from coe.surgery.build.job import BUILT
-from coe.surgery.judge.gate import Bound
+from coe.surgery.judge.values import Bound
 from coe.surgery.plan import criteria
-from coe.surgery.plan.recipes import named
+from coe.surgery.plan.recipes import RECIPES, Recipe, settings_of
 from fakes.reference_roster import explained, section_text
 from fakes.rosters import load, problems_of
 
@@ -31,7 +31,7 @@ def warnings(folder: Path, text: str) -> str:
     return " ".join(map(str, load(folder, text).warnings))
 
 
-def law(roster: Roster) -> Build:
+def law(roster: Roster) -> BuildSection:
     found = roster.find("law")
     assert found is not None
     assert found.build is not None
@@ -40,15 +40,15 @@ def law(roster: Roster) -> Build:
 
 def test_the_smallest_build_takes_the_defaults(tmp_path: Path) -> None:
     build = law(load(tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64")))
-    assert build.recipe == Recipe(name="three-pass")
-    assert build.bound == GateBound()
+    assert build.recipe == RecipeSection(name="three-pass")
+    assert build.bound == BoundSection()
     assert (build.when, build.answer, build.parent) == ("idle", False, None)
 
 
 def test_short_forms_are_what_they_stand_for(tmp_path: Path) -> None:
     build = law(load(tmp_path, roster_text(
         "corpus: [law.jsonl]", "experts: 64", "recipe: v7", "bound: 2", "parent: other.gguf")))  # fmt: skip
-    assert build.recipe == Recipe(name="v7")
+    assert build.recipe == RecipeSection(name="v7")
     assert build.bound.standard_errors == 2
     assert build.parent is not None
     assert build.parent.file == "other.gguf"
@@ -87,6 +87,21 @@ def test_a_wrong_build_is_told_what_to_write(tmp_path: Path, build: list[str], s
     assert any(says in message and "build" in message for message in found), found
 
 
+@pytest.mark.parametrize(
+    ("written", "key", "line"),
+    [
+        (("recipe:", "  name: v7", "  cap: 6"), "recipe.cap", 12),
+        (("recipe: best",), "recipe.name", 10),
+        (("bound:", "  loss: 2"), "bound.loss", 11),
+    ],
+)
+def test_a_wrong_recipe_or_bound_is_an_error_of_its_line(
+    tmp_path: Path, written: tuple[str, ...], key: str, line: int
+) -> None:
+    (found,) = problems_of(tmp_path, roster_text("corpus: [a.jsonl]", "experts: 64", *written))
+    assert (found.key, found.line) == (f"specialists[0].build.{key}", line)
+
+
 def test_a_build_needs_a_parent_and_no_file_beside_it(tmp_path: Path) -> None:
     asked = ("corpus: [a.jsonl]", "experts: 64")
     assert "no parent" in messages(tmp_path, roster_text(*asked, top=""))[0]
@@ -107,13 +122,14 @@ def test_a_corpus_that_nothing_can_judge_is_a_doubt(tmp_path: Path) -> None:
 
 
 def test_the_roster_knows_the_recipes_and_criteria_that_there_are() -> None:
-    for name in Recipe.model_fields["name"].annotation.__args__:  # type: ignore[union-attr]
-        named(name)
-    written = Recipe.model_fields["criterion"].annotation.__args__[0].__args__  # type: ignore[union-attr]
+    for name, method in RECIPES.items():
+        assert RecipeSection(name=name).value == Recipe(name, method)
+        assert RecipeSection.model_fields.keys() >= set(settings_of(name))
+    written = RecipeSection.model_fields["criterion"].annotation.__args__[0].__args__  # type: ignore[union-attr]
     assert set(written) == set(criteria.CRITERIA)
-    assert Bound(**GateBound().model_dump()) == Bound()
+    assert BoundSection().value == Bound()
 
 
 def test_the_reference_explains_every_key_of_a_build() -> None:
     text = section_text("specialists")
-    assert [key for key in Build.model_fields if not explained(key, text)] == []
+    assert [key for key in BuildSection.model_fields if not explained(key, text)] == []

@@ -11,21 +11,20 @@ from pydantic import BaseModel
 
 from coe.demo.curriculum import questions
 from coe.router.domains import DOMAINS
-from coe.server.roster.load import (
-    Parent,
-    PoolSettings,
-    Problem,
+from coe.server.roster.load import load_roster
+from coe.server.roster.models import (
+    ParentEntry,
+    PoolSection,
     Roster,
-    RosterError,
-    RouterSettings,
+    RouterSection,
     SamplingBounds,
-    SamplingSettings,
-    ServerSettings,
-    Settings,
+    SamplingSection,
+    ServerSection,
     Specialist,
-    ThinkingSetting,
-    load_roster,
+    SpecialistSettings,
+    ThinkingSection,
 )
+from coe.server.roster.source import Problem, RosterError
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent as ParentFile
 from fakes.reference_roster import REFERENCE, TOP, explained, section_text
@@ -151,11 +150,11 @@ def test_the_demo_teaches_the_supervisor_what_its_specialists_were_taught(demo: 
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    "server": ServerSettings,
-    "pool": PoolSettings,
-    "router": RouterSettings,
-    "parent": Parent,
-    "defaults": Settings,
+    "server": ServerSection,
+    "pool": PoolSection,
+    "router": RouterSection,
+    "parent": ParentEntry,
+    "defaults": SpecialistSettings,
 }
 
 
@@ -174,27 +173,27 @@ def test_the_reference_explains_every_key_at_the_top() -> None:
 
 def test_the_reference_explains_every_key_of_an_entry() -> None:
     text = section_text("specialists")
-    own = [key for key in Specialist.model_fields if key not in Settings.model_fields]
+    own = [key for key in Specialist.model_fields if key not in SpecialistSettings.model_fields]
     assert [key for key in own if not explained(key, text)] == []
 
 
 def test_the_reference_explains_every_way_to_sample_and_to_think() -> None:
     text = section_text("defaults")
-    keys = [*SamplingSettings.model_fields, *SamplingBounds.model_fields]
+    keys = [*SamplingSection.model_fields, *SamplingBounds.model_fields]
     assert [key for key in keys if not explained(key, text)] == []
-    for key in ThinkingSetting.model_fields:
+    for key in ThinkingSection.model_fields:
         assert key == "mode" or f"{{{key}: " in text
 
 
 def test_the_reference_states_the_defaults_of_the_program() -> None:
     """What the reference writes beside an explanation is what holds where a roster says nothing."""
     written = yaml.safe_load(REFERENCE.read_text())
-    for section, model in (("server", ServerSettings), ("pool", PoolSettings), ("router", RouterSettings)):
+    for section, model in (("server", ServerSection), ("pool", PoolSection), ("router", RouterSection)):
         assert model.model_validate(written[section]) == model()
-    told = Settings.model_validate(written["defaults"]).model_dump()
+    told = SpecialistSettings.model_validate(written["defaults"]).model_dump()
     chosen = {"quant", "notice", "beta", "licence"}
     assert {key: told[key] for key in told.keys() - chosen} == {
-        key: value for key, value in Settings().model_dump().items() if key not in chosen
+        key: value for key, value in SpecialistSettings().model_dump().items() if key not in chosen
     }
 
 

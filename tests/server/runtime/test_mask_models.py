@@ -18,7 +18,9 @@ from coe.engine.swap.fingerprints import read_weights
 from coe.engine.swap.plan import mismatch, plan_swap
 from coe.server.commands.check import check_roster
 from coe.server.commands.check_sizes import sizes_to_cut
-from coe.server.roster.load import Roster, RosterError, load_roster
+from coe.server.roster.load import load_roster
+from coe.server.roster.models import Roster
+from coe.server.roster.source import RosterError
 from coe.server.runtime.availability import Unavailable
 from coe.server.runtime.college import College
 from coe.server.runtime.mask_models import MaskSource, cut_masked, prepare_masks, uncut
@@ -129,7 +131,7 @@ async def test_masks_of_other_tools_are_filled_and_cut_as_ours_are(folder: Path,
     for mask in in_other_formats(folder, parent).values():
         roster = roster_in(folder, parent, mask=mask)
         assert (await prepare_masks(roster))["law"] == ours
-        assert (await sizes_to_cut(roster, dry_run=False))["law"].lacks == ""
+        assert (await sizes_to_cut(roster, dry_run=False))["law"].missing == ""
         assert await cut_masked(roster) == {}
         path = roster.locate(roster.specialists[0]).path
         assert path is not None

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from coe.surgery.build.job import BuildState, Busy, Job, Machine, Order, Progress, Record, at_work
-from coe.surgery.errors import BuildError
+from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Busy, Job, Machine, StepRecord, at_work
+from coe.surgery.errors import BuildError, SurgeryError
+from coe.surgery.judge.values import Bound
+from coe.surgery.plan.methods import DropMap, ThreePass
+from coe.surgery.plan.recipes import Recipe
 
 HOLD = """
 import sys
@@ -22,7 +25,7 @@ with Job(Path(sys.argv[1])).worked_on():
 """
 
 
-def order(folder: Path, **changes: object) -> Order:
+def order(folder: Path, **changes: object) -> BuildOrder:
     asked = {
         "name": "law",
         "parent": folder / "parent.gguf",
@@ -30,10 +33,10 @@ def order(folder: Path, **changes: object) -> Order:
         "experts": 64,
         "out": folder / "built" / "law.gguf",
         "questions": (folder / "questions.jsonl",),
-        "recipe": {"name": "drop-map", "weights": {"law": 2.0}},
-        "bound": {"loss": 0.02},
+        "recipe": Recipe("drop-map", DropMap({"law": 2.0})),
+        "bound": Bound(loss=0.02),
     }
-    return Order(**{**asked, **changes})  # type: ignore[arg-type]
+    return BuildOrder(**{**asked, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -52,8 +55,34 @@ def hold(job: Job) -> subprocess.Popen[str]:
 
 def test_an_order_comes_back_as_it_was_asked(job: Job, tmp_path: Path) -> None:
     asked, machine = order(tmp_path), Machine(cpu_expert_layers=-1, threads=3)
-    job.ask(asked, machine)
+    job.write_order(asked, machine)
     assert job.order() == (asked, machine)
+
+
+def test_an_order_written_with_every_setting_is_the_same_order(job: Job, tmp_path: Path) -> None:
+    """A file of an earlier version holds the settings as the roster gave them."""
+    asked = order(tmp_path, recipe=Recipe(method=ThreePass(reasoning_cap=6), criterion="reap"))
+    job.write_order(asked, Machine())
+    plain = json.loads(job.path("job.json").read_text())
+    plain["order"]["recipe"] = {"name": "three-pass", "cap": 6, "whitelist_rank": 2.0, "criterion": "reap"}
+    plain["order"]["bound"] = {"loss": 0.02}
+    job.path("job.json").write_text(json.dumps(plain))
+    assert job.order() == (asked, Machine())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"recipe": {"name": "three-pass", "alpha": 1.0}}, {"bound": {"loss": -1.0}}, {"bound": {"colour": "red"}}],
+)
+def test_an_order_that_makes_no_sense_is_an_error_with_a_remedy(
+    job: Job, tmp_path: Path, change: dict[str, object]
+) -> None:
+    job.write_order(order(tmp_path), Machine())
+    plain = json.loads(job.path("job.json").read_text())
+    job.path("job.json").write_text(json.dumps({**plain, "order": {**plain["order"], **change}}))
+    with pytest.raises(SurgeryError) as caught:
+        job.order()
+    assert caught.value.remedy
 
 
 def test_no_order_is_an_error_that_says_how_to_begin(job: Job) -> None:
@@ -62,19 +91,19 @@ def test_no_order_is_an_error_that_says_how_to_begin(job: Job) -> None:
 
 
 def test_a_damaged_order_is_an_error_and_no_traceback(job: Job, tmp_path: Path) -> None:
-    job.ask(order(tmp_path), Machine())
+    job.write_order(order(tmp_path), Machine())
     job.path("job.json").write_text('{"order": {"name": 3')
     with pytest.raises(BuildError, match="cannot be read"):
         job.order()
 
 
 def test_a_build_that_nobody_asked_for_is_absent(job: Job) -> None:
-    assert job.progress() == Progress(BuildState.ABSENT)
+    assert job.progress() == BuildProgress(BuildState.ABSENT)
     assert not job.progress().state.unfinished
 
 
 def test_progress_comes_back(job: Job) -> None:
-    job.note(Progress(BuildState.FAILED, "cut", message="The disk is full.", remedy="Make room."))
+    job.write_progress(BuildProgress(BuildState.FAILED, "cut", message="The disk is full.", remedy="Make room."))
     found = job.progress()
     assert (found.state, found.step, found.message, found.remedy) == (
         BuildState.FAILED, "cut", "The disk is full.", "Make room.",
@@ -83,15 +112,15 @@ def test_progress_comes_back(job: Job) -> None:
 
 
 def test_a_running_build_says_its_step_and_share_in_one_phrase() -> None:
-    assert Progress(BuildState.RUNNING, "profile", 0.42).line() == "running: profile 42 %"
-    assert Progress(BuildState.RUNNING, "plan").line() == "running: plan"
-    assert Progress(BuildState.WAITING, message="for idle time").line() == "waiting: for idle time"
-    assert Progress(BuildState.ASIDE, "gate").line() == "kept-aside"
+    assert BuildProgress(BuildState.RUNNING, "profile", 0.42).line() == "running: profile 42 %"
+    assert BuildProgress(BuildState.RUNNING, "plan").line() == "running: plan"
+    assert BuildProgress(BuildState.WAITING, message="for idle time").line() == "waiting: for idle time"
+    assert BuildProgress(BuildState.ASIDE, "gate").line() == "kept-aside"
 
 
 def test_a_running_build_whose_process_is_gone_was_stopped(job: Job) -> None:
     with job.worked_on():
-        job.note(Progress(BuildState.RUNNING, "profile", 0.5))
+        job.write_progress(BuildProgress(BuildState.RUNNING, "profile", 0.5))
         assert job.progress().state is BuildState.RUNNING
     assert job.progress().state is BuildState.STOPPED
     assert job.progress().state.unfinished
@@ -130,10 +159,10 @@ def test_finished_steps_are_remembered_and_beginnings_counted(job: Job) -> None:
     job.folder.mkdir(parents=True)
     assert job.begin("profile") == 0
     assert job.begin("profile") == 1
-    job.record("profile", Record("abc", {"tokens": 5}, 1.5, 2.0))
-    assert job.records() == {"profile": Record("abc", {"tokens": 5}, 1.5, 2.0)}
+    job.record("profile", StepRecord("abc", {"tokens": 5}, 1.5, 2.0))
+    assert job.records() == {"profile": StepRecord("abc", {"tokens": 5}, 1.5, 2.0)}
     assert job.begin("profile") == 0, "an end takes the count back"
-    job.forgive()
+    job.reset_attempts()
     assert job.begin("profile") == 0
     assert job.records().keys() == {"profile"}
 
@@ -149,14 +178,14 @@ def test_a_torn_state_file_is_as_good_as_none(job: Job) -> None:
 def test_facts_are_kept_beside_the_steps(job: Job) -> None:
     job.folder.mkdir(parents=True)
     job.remember("accepted", {"by": "me"})
-    job.record("cut", Record("abc"))
+    job.record("cut", StepRecord("abc"))
     assert job.recall("accepted") == {"by": "me"}
     assert job.recall("nothing") is None
     assert json.loads(job.path("state.json").read_text())["steps"].keys() == {"cut"}
 
 
 def test_nothing_is_left_beside_the_files(job: Job, tmp_path: Path) -> None:
-    job.ask(order(tmp_path), Machine())
-    job.note(Progress(BuildState.WAITING))
-    job.record("plan", Record("abc"))
+    job.write_order(order(tmp_path), Machine())
+    job.write_progress(BuildProgress(BuildState.WAITING))
+    job.record("plan", StepRecord("abc"))
     assert {path.name for path in job.folder.iterdir()} == {"job.json", "progress.json", "state.json"}

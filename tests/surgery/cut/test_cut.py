@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from coe.engine.gguf.reader import read_header
 from coe.surgery.cut import cut as cutting
-from coe.surgery.cut.cut import KEY, CutReport, Run, cut, kept_experts, mask_sha256, neighbours, read_slots
+from coe.surgery.cut.cut import KEY, ByteRange, CutReport, cut, kept_experts, mask_sha256, neighbours, read_slots
 from coe.surgery.errors import CutError, MaskError, ParentMismatchError, SurgeryError
 from coe.surgery.mask import Mask, Provenance
 from coe.surgery.parent import Parent
@@ -397,4 +397,4 @@ def test_a_parent_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(b"12345")
     with path.open("rb") as file, pytest.raises(CutError, match="became shorter"):
-        cutting._read(file.fileno(), Run(path, 0, 10), 2, 8)
+        cutting._read(file.fileno(), ByteRange(path, 0, 10), 2, 8)

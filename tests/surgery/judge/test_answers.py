@@ -13,7 +13,7 @@ from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.surgery.errors import EvaluationError, SurgeryError
 from coe.surgery.judge.answers import Answered, answer_questions, read_unanswered
-from coe.surgery.judge.generation import Progress, Settings
+from coe.surgery.judge.generation import GenerationProgress, GenerationSettings
 from coe.surgery.profile.corpus import read_corpus
 from fakes import taught
 from fakes.scripted_resident import Line, Script
@@ -120,7 +120,7 @@ def test_interrupted_it_goes_on_and_the_old_corpus_stays_until_then(
     out.write_text("old")
     load = LoadSpec(Path(), parallel=1)
 
-    def stop_after_one(progress: Progress) -> None:
+    def stop_after_one(progress: GenerationProgress) -> None:
         if progress.step == "generate" and progress.done == 1:
             raise KeyboardInterrupt
 
@@ -154,7 +154,7 @@ def test_a_model_that_knows_writes_a_corpus_that_is_right(file: Path, tmp_path: 
     out = tmp_path / "corpus.jsonl"
     spent = []
     for mode in (ThinkingMode.OFF, ThinkingMode.ON):
-        settings = Settings(Thinking(mode), max_tokens=96)
+        settings = GenerationSettings(Thinking(mode), max_tokens=96)
         answered = answer_questions(taught.PARENT, paths, out, settings=settings, load=taught.ANSWERING)
         written = read(out)
         assert isinstance(answered, Answered)

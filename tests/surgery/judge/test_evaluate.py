@@ -16,19 +16,20 @@ from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.surgery.errors import EvaluationError
 from coe.surgery.judge.evaluate import EvaluationReport, evaluate, outcome, report_table
-from coe.surgery.judge.gate import Bound, State, judge
-from coe.surgery.judge.generation import Generated, Settings
+from coe.surgery.judge.gate import VerdictState, judge
+from coe.surgery.judge.generation import Generated, GenerationSettings
 from coe.surgery.judge.proportions import Lengths, Paired, Share
-from coe.surgery.judge.questions import Kind, Question, QuestionSet, read_questions
+from coe.surgery.judge.questions import read_questions
+from coe.surgery.judge.values import AnswerKind, Bound, Question, QuestionSet
 from fakes import taught
 from fakes.scripted_resident import Line, Script
 
 QUESTIONS = QuestionSet(
     (
-        Question("a", "first?", Kind.CHOICE, ("A",), ("x", "y"), subdomain="optics"),
-        Question("b", "second?", Kind.CHOICE, ("B",), ("x", "y"), subdomain="optics"),
-        Question("c", "third?", Kind.NUMERIC, ("3",), subdomain="heat"),
-        Question("d", "fourth?", Kind.EXACT, ("four",)),
+        Question("a", "first?", AnswerKind.CHOICE, ("A",), ("x", "y"), subdomain="optics"),
+        Question("b", "second?", AnswerKind.CHOICE, ("B",), ("x", "y"), subdomain="optics"),
+        Question("c", "third?", AnswerKind.NUMERIC, ("3",), subdomain="heat"),
+        Question("d", "fourth?", AnswerKind.EXACT, ("four",)),
     )
 )
 RIGHT = {"first?": "Answer: A", "second?": "Answer: B", "third?": "Answer: 3", "fourth?": "Answer: four"}
@@ -104,7 +105,7 @@ class TestCounting:
         assert own.mean_tokens(correct=False) == 35
 
     def test_a_thinking_budget_that_was_used_up_is_a_limit_too(self) -> None:
-        settings = Settings(Thinking(ThinkingMode.BUDGET, 64))
+        settings = GenerationSettings(Thinking(ThinkingMode.BUDGET, 64))
         used, left = (Generated("Answer: A", reason="stop", reasoning_tokens=n) for n in (64, 63))
         assert outcome(QUESTIONS.questions[0], used, settings).at_limit
         assert not outcome(QUESTIONS.questions[0], left, settings).at_limit
@@ -119,7 +120,7 @@ class TestCounting:
 
     def test_an_answer_that_still_loops_is_wrong_whatever_it_says(self) -> None:
         looping = Generated("Answer: A", reason="loop", looped=True)
-        judged = outcome(QUESTIONS.questions[0], looping, Settings())
+        judged = outcome(QUESTIONS.questions[0], looping, GenerationSettings())
         assert (judged.correct, judged.extracted) == (False, "A")
 
     def test_leaked_thinking_is_counted(self, random_gemma4: Path) -> None:
@@ -179,10 +180,10 @@ class TestReport:
         assert "0 gained, 1 lost" in text
 
     def test_it_goes_through_the_gate(self, report: EvaluationReport) -> None:
-        assert judge(report.paired, chance=report.chance).state is State.NEEDS_QUESTIONS
-        assert judge(report.paired, Bound(min_questions=4), chance=report.chance).state is State.KEPT_ASIDE
+        assert judge(report.paired, chance=report.chance).state is VerdictState.NEEDS_QUESTIONS
+        assert judge(report.paired, Bound(min_questions=4), chance=report.chance).state is VerdictState.KEPT_ASIDE
         lenient = Bound(min_questions=4, loss=0.25)
-        assert judge(report.paired, lenient, chance=report.chance).state is State.RELEASED
+        assert judge(report.paired, lenient, chance=report.chance).state is VerdictState.RELEASED
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 99}', '{"version": 1}'])
     def test_what_is_no_report_is_refused(self, tmp_path: Path, content: str) -> None:
@@ -196,7 +197,7 @@ class TestReport:
 class TestARealSpecialist:
     """The chemistry specialist of the trained parent, which knows little of math, beside its parent, which does."""
 
-    SETTINGS = Settings(max_tokens=taught.ANSWER_TOKENS)
+    SETTINGS = GenerationSettings(max_tokens=taught.ANSWER_TOKENS)
 
     def test_the_gate_releases_it_at_home_and_would_keep_it_aside_elsewhere(
         self, specialists: dict[str, Path], tmp_path: Path
@@ -214,13 +215,13 @@ class TestARealSpecialist:
         assert min(parents["chemistry"].value, parents["math"].value) >= 0.9
         assert own["chemistry"].value >= 0.9
         assert own["math"].value <= 0.3
-        for domain, state in (("chemistry", State.RELEASED), ("math", State.KEPT_ASIDE)):
+        for domain, state in (("chemistry", VerdictState.RELEASED), ("math", VerdictState.KEPT_ASIDE)):
             right, beside = (
                 [outcome.correct for outcome in answered.outcomes if outcome.subdomain == domain]
                 for answered in (report.model, report.beside)
             )
             assert judge(Paired.of(right, beside)).state is state
-        assert judge(report.paired).state is State.KEPT_ASIDE, "on average half of it is lost"
+        assert judge(report.paired).state is VerdictState.KEPT_ASIDE, "on average half of it is lost"
 
     def test_killed_and_gone_on_with_it_gives_the_same_report(
         self, specialists: dict[str, Path], tmp_path: Path
@@ -234,14 +235,14 @@ import os, signal, sys
 from pathlib import Path
 from coe.engine.spec import LoadSpec
 from coe.surgery.judge.evaluate import evaluate
-from coe.surgery.judge.generation import Settings
+from coe.surgery.judge.generation import GenerationSettings
 from coe.surgery.judge.questions import read_questions
 model, beside, questions, folder = map(Path, sys.argv[1:])
 def progress(p):
     if p.model == beside.name and p.step == "generate" and p.done == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 load = LoadSpec(model, context_tokens=256, parallel=1, gpu_layers=0, threads=1)
-evaluate(model, read_questions([questions]), beside=beside, settings=Settings(max_tokens=48), load=load,
+evaluate(model, read_questions([questions]), beside=beside, settings=GenerationSettings(max_tokens=48), load=load,
          folder=folder, progress=progress)
 """
         folder = tmp_path / "killed"
@@ -259,4 +260,4 @@ evaluate(model, read_questions([questions]), beside=beside, settings=Settings(ma
         assert resumed == straight
         assert resumed.paired is not None
         assert resumed.paired.lost >= 2, "the parent's answers are not taken for the specialist's, nor the other way"
-        assert judge(resumed.paired).state is State.NEEDS_QUESTIONS
+        assert judge(resumed.paired).state is VerdictState.NEEDS_QUESTIONS

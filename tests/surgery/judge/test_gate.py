@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.surgery.errors import BuildError
-from coe.surgery.judge.gate import Bound, State, Withheld, accept, foresee, hold_out, judge
+from coe.surgery.judge.gate import VerdictState, Withheld, accept, foresee, hold_out, judge
 from coe.surgery.judge.proportions import Paired
-from coe.surgery.judge.questions import Kind, Question
+from coe.surgery.judge.values import AnswerKind, Bound, Question
 
 
 def question(index: int) -> Question:
-    return Question(str(index), f"What is {index} plus one?", Kind.NUMERIC, (str(index + 1),))
+    return Question(str(index), f"What is {index} plus one?", AnswerKind.NUMERIC, (str(index + 1),))
 
 
 class TestJudging:
     def test_as_good_as_its_parent_goes_out(self) -> None:
         verdict = judge(Paired(60, 8, 8, 24))
-        assert verdict.state is State.RELEASED
+        assert verdict.state is VerdictState.RELEASED
         assert verdict.released
         assert verdict.remedy == ""
 
@@ -28,7 +28,7 @@ class TestJudging:
 
     def test_much_worse_is_kept_aside_and_says_what_to_do(self) -> None:
         verdict = judge(Paired(36, 4, 31, 11))  # the third card's Health: 81.7 % to 48.8 % of 82
-        assert verdict.state is State.KEPT_ASIDE
+        assert verdict.state is VerdictState.KEPT_ASIDE
         assert not verdict.released
         assert "48.8%" in verdict.reason
         assert "81.7%" in verdict.reason
@@ -42,7 +42,7 @@ class TestJudging:
             for gained in range(min(right, n - of_parent) + 1):
                 lost = of_parent - right + gained
                 verdict = judge(Paired(right - gained, gained, lost, n - of_parent - gained))
-                assert verdict.state is State.KEPT_ASIDE, (specialist, gained)
+                assert verdict.state is VerdictState.KEPT_ASIDE, (specialist, gained)
 
     def test_one_lost_question_of_thirty_is_no_reason(self) -> None:
         assert judge(Paired(25, 0, 1, 4)).released
@@ -53,7 +53,7 @@ class TestJudging:
 
     def test_too_few_questions_say_nothing(self) -> None:
         verdict = judge(Paired(25, 0, 0, 4))
-        assert verdict.state is State.NEEDS_QUESTIONS
+        assert verdict.state is VerdictState.NEEDS_QUESTIONS
         assert "29" in verdict.reason
         assert "30" in verdict.reason
         assert "`questions` of its build" in verdict.remedy
@@ -62,15 +62,15 @@ class TestJudging:
     @pytest.mark.parametrize("paired", [None, Paired(0, 0, 0, 0)])
     def test_no_questions_at_all(self, paired: Paired | None) -> None:
         verdict = judge(paired)
-        assert verdict.state is State.NEEDS_QUESTIONS
+        assert verdict.state is VerdictState.NEEDS_QUESTIONS
         assert not verdict.released
         assert verdict.difference is None
 
     def test_a_parent_that_knows_nothing_shows_nothing(self) -> None:
-        assert judge(Paired(0, 0, 0, 50)).state is State.NEEDS_QUESTIONS
+        assert judge(Paired(0, 0, 0, 50)).state is VerdictState.NEEDS_QUESTIONS
         guessing = Paired(6, 7, 7, 30)  # 13 of 50 are what four options give
         verdict = judge(guessing, chance=0.25)
-        assert verdict.state is State.NEEDS_QUESTIONS
+        assert verdict.state is VerdictState.NEEDS_QUESTIONS
         assert "guessing" in verdict.reason
         assert judge(guessing).released
 
@@ -101,7 +101,7 @@ class TestJudging:
     def test_a_person_may_accept_what_the_gate_did_not(self) -> None:
         aside = judge(Paired(36, 4, 31, 11))
         taken = accept(aside, "Ada")
-        assert taken.state is State.ACCEPTED
+        assert taken.state is VerdictState.ACCEPTED
         assert taken.released
         assert "Ada" in taken.reason
         assert aside.reason in taken.reason

@@ -21,24 +21,24 @@ from coe.surgery.errors import EvaluationError
 from coe.surgery.judge.generation import (
     GREEDY,
     AnswerFile,
+    BatchPrompt,
     Generated,
-    Progress,
-    Prompt,
-    Settings,
+    GenerationProgress,
+    GenerationSettings,
     binding,
     generate,
     seed_of,
 )
-from coe.surgery.judge.questions import asked
+from coe.surgery.judge.values import asked
 from fakes import taught
 from fakes.scripted_resident import Line, Script
 
-SHORT = Settings(max_tokens=8)
+SHORT = GenerationSettings(max_tokens=8)
 CAPITALS = ("France", "Spain", "Italy", "Japan", "Egypt")
 
 
-def prompts(*texts: str) -> list[Prompt]:
-    return [Prompt(f"q{index}", asked(text)) for index, text in enumerate(texts)]
+def prompts(*texts: str) -> list[BatchPrompt]:
+    return [BatchPrompt(f"q{index}", asked(text)) for index, text in enumerate(texts)]
 
 
 def answer_file(folder: Path) -> Path:
@@ -92,11 +92,11 @@ class TestAsking:
     def test_the_policy_is_checked_when_the_model_loads(self, model: Path, tmp_path: Path) -> None:
         script = Script({"one": "x"})
         thinking = Thinking(ThinkingMode.BUDGET, 64)
-        generate(model, prompts("one"), Settings(thinking), folder=tmp_path, start=script.start)
+        generate(model, prompts("one"), GenerationSettings(thinking), folder=tmp_path, start=script.start)
         assert list(script.policies[0].values()) == [thinking]
 
     def test_a_seed_belongs_to_the_prompt_and_not_to_its_place(self, model: Path, tmp_path: Path) -> None:
-        settings = Settings(sampling=Sampling(), seed=3)
+        settings = GenerationSettings(sampling=Sampling(), seed=3)
         one, two = Script({"a": "x", "b": "y"}), Script({"a": "x", "b": "y"})
         pair = prompts("a", "b")
         generate(model, pair, settings, folder=tmp_path / "1", start=one.start)
@@ -106,7 +106,7 @@ class TestAsking:
         assert len({seed_of(seed, name, n) for seed in (0, 1) for name in "ab" for n in (0, 1)}) == 8
 
     def test_progress_is_told(self, model: Path, tmp_path: Path) -> None:
-        told: list[Progress] = []
+        told: list[GenerationProgress] = []
         script = Script({"one": "a b", "two": "c"})
         generate(model, prompts("one", "two"), folder=tmp_path, start=script.start, progress=told.append)
         steps = [(p.done, p.total, p.tokens) for p in told if p.step == "generate"]
@@ -118,7 +118,9 @@ class TestAsking:
 class TestLoops:
     def test_a_loop_is_tried_again_with_a_fresh_seed(self, model: Path, tmp_path: Path) -> None:
         script = Script({"one": (Line("la la", Finish.LOOP, 900), Line("done", tokens=4))})
-        (answer,) = generate(model, prompts("one"), Settings(sampling=Sampling()), folder=tmp_path, start=script.start)
+        (answer,) = generate(
+            model, prompts("one"), GenerationSettings(sampling=Sampling()), folder=tmp_path, start=script.start
+        )
         assert answer == Generated("done", "", "stop", 7, 4, spent_tokens=904, attempts=2, looped=True)
         first, second = script.requests
         assert first.seed != second.seed
@@ -131,7 +133,9 @@ class TestLoops:
 
     def test_one_that_loops_for_ever_is_given_up(self, model: Path, tmp_path: Path) -> None:
         script = Script({"one": Line("la la", Finish.LOOP)})
-        (answer,) = generate(model, prompts("one"), Settings(loop_retries=2), folder=tmp_path, start=script.start)
+        (answer,) = generate(
+            model, prompts("one"), GenerationSettings(loop_retries=2), folder=tmp_path, start=script.start
+        )
         assert (answer.reason, answer.looped, answer.attempts) == ("loop", True, 3)
 
     @pytest.mark.model
@@ -142,7 +146,7 @@ class TestLoops:
         answers = generate(
             specialists["python"],
             prompts(*(question.text for question in (*home, *away))),
-            Settings(Thinking(ThinkingMode.ON), max_tokens=200),
+            GenerationSettings(Thinking(ThinkingMode.ON), max_tokens=200),
             load=taught.ANSWERING,
             folder=tmp_path,
         )
@@ -181,14 +185,14 @@ class TestGoingOn:
     @pytest.mark.parametrize(
         ("settings", "load"),
         [
-            (Settings(max_tokens=9), None),
-            (Settings(seed=1), None),
-            (Settings(thinking=Thinking(prefill="x")), None),
-            (Settings(), LoadSpec(Path(), context_tokens=99)),
+            (GenerationSettings(max_tokens=9), None),
+            (GenerationSettings(seed=1), None),
+            (GenerationSettings(thinking=Thinking(prefill="x")), None),
+            (GenerationSettings(), LoadSpec(Path(), context_tokens=99)),
         ],
     )
     def test_other_settings_have_answers_of_their_own(
-        self, model: Path, tmp_path: Path, settings: Settings, load: LoadSpec | None
+        self, model: Path, tmp_path: Path, settings: GenerationSettings, load: LoadSpec | None
     ) -> None:
         generate(model, prompts("one"), folder=tmp_path, start=Script({"one": "x"}).start)
         (answer,) = generate(
@@ -237,7 +241,7 @@ class TestGoingOn:
         path = tmp_path / "a.jsonl"
         one, other = (binding(sha256, SHORT, LoadSpec(Path())) for sha256 in ("1", "2"))
         with AnswerFile.opened(path, one) as answers:
-            answers.put(Prompt("q", asked("?")), Generated("x"))
+            answers.put(BatchPrompt("q", asked("?")), Generated("x"))
         with pytest.raises(EvaluationError, match="another model"), AnswerFile.opened(path, other):
             pass
 
@@ -250,7 +254,7 @@ class TestGoingOn:
         os.close(descriptor)
 
     def test_a_full_disk_leaves_what_was_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path, prompt = tmp_path / "a.jsonl", Prompt("q", asked("?"))
+        path, prompt = tmp_path / "a.jsonl", BatchPrompt("q", asked("?"))
         bound_to = binding("1", SHORT, LoadSpec(Path()))
         with AnswerFile.opened(path, bound_to) as answers:
             answers.put(prompt, Generated("x"))
@@ -258,14 +262,14 @@ class TestGoingOn:
             write = os.write
             monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[: len(line) // 2]))
             with pytest.raises(EvaluationError, match="disk is full"):
-                answers.put(Prompt("r", asked("!")), Generated("y"))
+                answers.put(BatchPrompt("r", asked("!")), Generated("y"))
         assert path.read_bytes() == sound
 
     def test_an_interrupted_run_keeps_what_it_has(self, model: Path, tmp_path: Path) -> None:
         script = Script({"one": "x", "two": "y", "three": "z"})
         load = LoadSpec(model, parallel=1)
 
-        def stop_after_two(progress: Progress) -> None:
+        def stop_after_two(progress: GenerationProgress) -> None:
             if progress.step == "generate" and progress.done == 2:
                 raise KeyboardInterrupt
 
@@ -358,15 +362,15 @@ class TestARealModel:
 import os, signal, sys
 from pathlib import Path
 from coe.engine.spec import LoadSpec
-from coe.surgery.judge.generation import Prompt, Settings, generate
-from coe.surgery.judge.questions import asked
-prompts = [Prompt(f"q{{i}}", asked(text)) for i, text in enumerate({texts!r})]
+from coe.surgery.judge.generation import BatchPrompt, GenerationSettings, generate
+from coe.surgery.judge.values import asked
+prompts = [BatchPrompt(f"q{{i}}", asked(text)) for i, text in enumerate({texts!r})]
 def progress(p):
     if p.step == "generate" and p.done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 model, folder = map(Path, sys.argv[1:])
 load = LoadSpec(model, context_tokens=256, parallel=1, threads=1)
-generate(model, prompts, Settings(max_tokens=8), load=load, folder=folder, progress=progress)
+generate(model, prompts, GenerationSettings(max_tokens=8), load=load, folder=folder, progress=progress)
 """
         folder = tmp_path / "killed"
         killed = subprocess.run([sys.executable, "-c", program, str(smollm2), str(folder)], check=False, timeout=120)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from coe.surgery.errors import EvaluationError
-from coe.surgery.judge.questions import Kind, Question, gradable_questions, read_questions
+from coe.surgery.judge.questions import gradable_questions, read_questions
+from coe.surgery.judge.values import AnswerKind, Question
 
 CITIES = ["London", "Berlin", "Paris"]
 
@@ -33,27 +34,27 @@ class TestReading:
     @pytest.mark.parametrize("answer", ["C", "c", "(C)", "C.", 2, "Paris", "paris"])
     def test_a_choice_by_letter_position_or_words(self, file: Path, answer: str | int) -> None:
         question = one(file, options=CITIES, answer=answer)
-        assert (question.kind, question.answers) == (Kind.CHOICE, ("C",))
+        assert (question.kind, question.answers) == (AnswerKind.CHOICE, ("C",))
         assert question.chance == pytest.approx(1 / 3)
 
     @pytest.mark.parametrize(
         ("record", "kind", "answers"),
         [
-            ({"answer": "Paris"}, Kind.EXACT, ("Paris",)),
-            ({"answer": "Paris", "answers": ["the capital"]}, Kind.EXACT, ("Paris", "the capital")),
-            ({"answers": ["Paris", "Lutetia"]}, Kind.EXACT, ("Paris", "Lutetia")),
-            ({"answer": 42}, Kind.NUMERIC, ("42",)),
-            ({"answer": 2.50}, Kind.NUMERIC, ("2.5",)),
-            ({"answer": "1,234.5"}, Kind.NUMERIC, ("1,234.5",)),
-            ({"answer": "25%"}, Kind.NUMERIC, ("25%",)),
-            ({"answer": "3/4"}, Kind.NUMERIC, ("3/4",)),
-            ({"answer": "5 kg"}, Kind.EXACT, ("5 kg",)),
-            ({"answer": "1984", "kind": "exact"}, Kind.EXACT, ("1984",)),
-            ({"answer": 7, "kind": "exact"}, Kind.EXACT, ("7",)),
+            ({"answer": "Paris"}, AnswerKind.EXACT, ("Paris",)),
+            ({"answer": "Paris", "answers": ["the capital"]}, AnswerKind.EXACT, ("Paris", "the capital")),
+            ({"answers": ["Paris", "Lutetia"]}, AnswerKind.EXACT, ("Paris", "Lutetia")),
+            ({"answer": 42}, AnswerKind.NUMERIC, ("42",)),
+            ({"answer": 2.50}, AnswerKind.NUMERIC, ("2.5",)),
+            ({"answer": "1,234.5"}, AnswerKind.NUMERIC, ("1,234.5",)),
+            ({"answer": "25%"}, AnswerKind.NUMERIC, ("25%",)),
+            ({"answer": "3/4"}, AnswerKind.NUMERIC, ("3/4",)),
+            ({"answer": "5 kg"}, AnswerKind.EXACT, ("5 kg",)),
+            ({"answer": "1984", "kind": "exact"}, AnswerKind.EXACT, ("1984",)),
+            ({"answer": 7, "kind": "exact"}, AnswerKind.EXACT, ("7",)),
         ],
     )
     def test_the_kind_is_told_by_the_answer(
-        self, file: Path, record: dict[str, Any], kind: Kind, answers: tuple[str, ...]
+        self, file: Path, record: dict[str, Any], kind: AnswerKind, answers: tuple[str, ...]
     ) -> None:
         question = one(file, **record)
         assert (question.kind, question.answers, question.chance) == (kind, answers, 0.0)

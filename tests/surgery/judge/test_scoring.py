@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coe.surgery.judge.questions import Kind, Question
 from coe.surgery.judge.scoring import agree, normalised, number, score
+from coe.surgery.judge.values import AnswerKind, Question
 
 CITIES = ("London", "Berlin", "Paris", "Madrid")
 TEN = tuple(f"option number {index}" for index in range(1, 11))
@@ -13,16 +13,16 @@ CELLS = ("T cells", "B cells", "a dog", "platelets")
 
 
 def choice(text: str, options: tuple[str, ...] = CITIES) -> str | None:
-    return score(Question("q", "?", Kind.CHOICE, ("C",), options), text).extracted
+    return score(Question("q", "?", AnswerKind.CHOICE, ("C",), options), text).extracted
 
 
 def numeric(reference: str, text: str, tolerance: float | None = None) -> tuple[bool, str | None]:
-    verdict = score(Question("q", "?", Kind.NUMERIC, (reference,), tolerance=tolerance), text)
+    verdict = score(Question("q", "?", AnswerKind.NUMERIC, (reference,), tolerance=tolerance), text)
     return verdict.correct, verdict.extracted
 
 
 def exact(text: str, *references: str) -> bool:
-    return score(Question("q", "?", Kind.EXACT, references or ("Paris",)), text).correct
+    return score(Question("q", "?", AnswerKind.EXACT, references or ("Paris",)), text).correct
 
 
 class TestChoice:
@@ -126,7 +126,7 @@ class TestChoice:
         ],
     )
     def test_nothing_can_be_read_out_of_these(self, text: str) -> None:
-        verdict = score(Question("q", "?", Kind.CHOICE, ("C",), CITIES), text)
+        verdict = score(Question("q", "?", AnswerKind.CHOICE, ("C",), CITIES), text)
         assert verdict.extracted is None
         assert not verdict.correct
 
@@ -232,7 +232,7 @@ class TestChoice:
         assert choice("3 x 5 = 15, so the answer is 15.", options) == "D"
 
     def test_right_and_wrong(self) -> None:
-        question = Question("q", "?", Kind.CHOICE, ("C",), CITIES)
+        question = Question("q", "?", AnswerKind.CHOICE, ("C",), CITIES)
         assert score(question, "Answer: C").correct
         assert not score(question, "Answer: B").correct
 
@@ -365,7 +365,7 @@ class TestNumeric:
         assert not numeric("25%", "0.27", tolerance=1.0)[0]
 
     def test_several_references(self) -> None:
-        question = Question("q", "?", Kind.NUMERIC, ("2", "-2"))
+        question = Question("q", "?", AnswerKind.NUMERIC, ("2", "-2"))
         assert [score(question, text).correct for text in ("2", "-2", "4")] == [True, True, False]
 
     def test_a_reference_is_a_number_and_nothing_beside_it(self) -> None:
@@ -412,7 +412,7 @@ class TestExact:
         assert exact("united  states", "United States", "USA")
 
     def test_an_empty_answer_is_unparsed_and_a_wrong_one_is_not(self) -> None:
-        question = Question("q", "?", Kind.EXACT, ("Paris",))
+        question = Question("q", "?", AnswerKind.EXACT, ("Paris",))
         assert score(question, " \n ").extracted is None
         assert score(question, "London").extracted == "London"
 
@@ -437,9 +437,9 @@ class TestExact:
         assert normalised(one) == normalised(other)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_long_and_odd_texts_are_judged_too(kind: Kind) -> None:
-    options = CITIES if kind is Kind.CHOICE else ()
+@pytest.mark.parametrize("kind", list(AnswerKind))
+def test_long_and_odd_texts_are_judged_too(kind: AnswerKind) -> None:
+    options = CITIES if kind is AnswerKind.CHOICE else ()
     question = Question("q", "?", kind, ("C" if options else "1",), options)
     for text in ("answer " * 3000, "((((" * 5000, "\\boxed{" * 50, "2," * 3000, "=" * 50_000, "*" * 50_000, "\0"):
         assert not score(question, text).correct

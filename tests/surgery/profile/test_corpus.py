@@ -161,11 +161,11 @@ def test_shuffling_loses_nothing_and_is_the_same_every_time() -> None:
     assert set(corpus.shuffled().documents) == set(corpus.documents)
 
 
-def test_documents_apart_are_spread_over_the_corpus() -> None:
+def test_documents_by_themselves_are_spread_over_the_corpus() -> None:
     corpus = Corpus(tuple(Document("all", str(n)) for n in range(10)))
-    assert [document.text for document in corpus.apart(4).documents] == ["0", "2", "5", "7"]
-    assert corpus.apart(4).classes == ("document 0", "document 2", "document 5", "document 7")
-    assert len(corpus.apart(99).documents) == 10
+    assert [document.text for document in corpus.by_document(4).documents] == ["0", "2", "5", "7"]
+    assert corpus.by_document(4).classes == ("document 0", "document 2", "document 5", "document 7")
+    assert len(corpus.by_document(99).documents) == 10
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

@@ -7,39 +7,27 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from random_model import Shape, write_random_model
 
 from coe.demo.curriculum import DOMAINS
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.errors import ProfileError, SurgeryError
-from coe.surgery.parent import Identity, Parent
-from coe.surgery.plan.recipes import TopK, plan
+from coe.surgery.parent import Parent
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
 from coe.surgery.profile.corpus import Corpus, Document, chat_template, tokens_of
 from coe.surgery.profile.profile import Profile, read_extra
-from coe.surgery.profile.run import (
-    Pack,
-    Progress,
-    count,
-    evaluate_corpus,
-    layers_on_cpu,
-    plan_packs,
-    profile_corpus,
-    state_path,
-    summarize,
-    summary_line,
-    windows_of,
-)
+from coe.surgery.profile.run import ProfileProgress, evaluate_corpus, profile_corpus, state_path
+from coe.surgery.profile.summary import summarize
 from coe.surgery.profile.tap import Observation, TappedContext
 from fakes import taught
 from fakes.random_moe import write_random_moe
@@ -74,95 +62,7 @@ def same(one: Profile, other: Profile) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
 
 
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def replayed(packs: Sequence[Pack], lengths: Sequence[int], n_batch: int, n_seq: int) -> list[list[int]]:
-    """Positions evaluated of each window; fails where a decode would see cells that are not its own."""
-    seen: list[list[int]] = [[] for _ in lengths]
-    for pack in packs:
-        holder: dict[int, int] = {}
-        for decode in pack:
-            assert sum(piece.count for piece in decode) <= n_batch
-            assert len({piece.sequence for piece in decode}) == len(decode) <= n_seq
-            for piece in decode:
-                assert holder.setdefault(piece.sequence, piece.window) == piece.window
-                seen[piece.window].extend(range(piece.start, piece.start + piece.count))
-                assert piece.ends == (piece.start + piece.count == lengths[piece.window])
-            for piece in decode:
-                if piece.ends:
-                    del holder[piece.sequence]
-            assert len(holder) <= 1
-        assert not holder
-    return seen
-
-
-@given(
-    st.lists(st.integers(1, 70), min_size=1, max_size=40),
-    st.integers(1, 32),
-    st.integers(2, 6),
-    st.integers(1, 100),
-    st.booleans(),
-)
-def test_every_token_of_every_window_is_evaluated_once_and_in_order(
-    lengths: list[int], n_batch: int, n_seq: int, pack_tokens: int, together: bool
-) -> None:
-    packs = plan_packs(lengths, n_batch=n_batch, n_seq=n_seq, pack_tokens=pack_tokens, together=together)
-    assert replayed(packs, lengths, n_batch, n_seq) == [list(range(length)) for length in lengths]
-    for pack in packs:
-        if not together:
-            assert all(len(decode) == 1 for decode in pack)
-        for decode in pack[:-1]:
-            full = sum(piece.count for piece in decode) == n_batch
-            assert full or len(decode) == n_seq or (not together and decode[0].ends)
-
-
-def test_short_documents_share_a_decode() -> None:
-    (pack,) = plan_packs([10] * 20, n_batch=100, n_seq=32, pack_tokens=10_000)
-    assert [len(decode) for decode in pack] == [10, 10]
-
-
-def test_long_documents_are_read_in_windows_and_nothing_is_dropped() -> None:
-    documents = [np.arange(n, dtype=np.int32) for n in (5, 12, 4)]
-    windows = windows_of(documents, 5)
-    assert [(window.document, len(window.tokens), window.ends) for window in windows] == [
-        (0, 5, True), (1, 5, False), (1, 5, False), (1, 2, True), (2, 4, True),
-    ]  # fmt: skip
-    assert np.concatenate([window.tokens for window in windows if window.document == 1]).tolist() == list(range(12))
-
-
 # --- counting ---------------------------------------------------------------------------------------------------------
-
-
-def identity(n_expert: int = 5, n_used: int = 2, layers: tuple[int, ...] = (0, 3)) -> Identity:
-    return Identity("p", "0" * 64, "gemma4", layers, n_expert, n_used)
-
-
-def test_counting_is_what_a_plain_loop_counts() -> None:
-    rng = np.random.default_rng(0)
-    chosen = np.stack([[rng.permutation(5)[:2] for _ in range(30)] for _ in range(2)]).astype(np.int32)
-    chosen[1, :, 1] = -1  # a layer that uses fewer experts
-    weights = np.where(chosen < 0, 0, rng.random(chosen.shape)).astype(np.float32)
-    norms, peaks = rng.random((2, *chosen.shape)).astype(np.float32)
-    categories = rng.integers(0, 3, 30) * 2  # classes 0, 2 and 4 of five
-    profile = Profile.empty(identity(), "abcde", norms=True)
-    count(profile, Observation(chosen, weights, None, norms, peaks), categories)
-    wanted = Profile.empty(identity(), "abcde", norms=True)
-    assert wanted.norms is not None
-    assert wanted.peaks is not None
-    for (layer, token, rank), expert in np.ndenumerate(chosen):
-        if expert >= 0:
-            at = (categories[token], layer, expert)
-            wanted.selections[(*at, rank)] += 1
-            wanted.weights[(*at, rank)] += weights[layer, token, rank]
-            wanted.norms[at] += norms[layer, token, rank]
-            wanted.peaks[layer, expert] = max(wanted.peaks[layer, expert], peaks[layer, token, rank])
-    np.testing.assert_array_equal(profile.selections, wanted.selections)
-    np.testing.assert_allclose(profile.weights, wanted.weights)
-    assert profile.norms is not None
-    np.testing.assert_allclose(profile.norms, wanted.norms)
-    np.testing.assert_array_equal(profile.peaks, wanted.peaks)
-    np.testing.assert_array_equal(profile.tokens, np.bincount(categories, minlength=5))
 
 
 @pytest.mark.model
@@ -287,8 +187,8 @@ def test_router_weights_that_are_not_finite_are_named(
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
-def interrupting(at_tokens: int) -> Callable[[Progress], None]:
-    def progress(reached: Progress) -> None:
+def interrupting(at_tokens: int) -> Callable[[ProfileProgress], None]:
+    def progress(reached: ProfileProgress) -> None:
         if reached.stage == "profile" and reached.done >= at_tokens:
             raise KeyboardInterrupt
 
@@ -308,7 +208,7 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(parent: Path, tmp_path: 
         assert not out.exists()
         done.append(Profile.load(state_path(out)).n_tokens)
     assert 0 < done[0] < done[1] < whole.n_tokens
-    reached: list[Progress] = []
+    reached: list[ProfileProgress] = []
     resumed = profile_corpus(parent, corpus, out, load=LOAD, norms=norms, progress=reached.append)
     assert next(progress.done for progress in reached if progress.stage == "profile") == done[1]
     assert same(resumed, whole)
@@ -370,58 +270,3 @@ def test_a_kill_leaves_the_old_profile_and_a_state_to_go_on_from(parent: Path, t
 def test_a_folder_that_is_not_there_is_told_before_any_work(parent: Path, tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="does not exist"):
         profile_corpus(parent, corpus_of(5), tmp_path / "no" / "p.npz", load=LOAD)
-
-
-# --- room on the device -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("budget", "layers"),
-    [(1000, 0), (999, 1), (900, 1), (899, 3), (700, 3), (699, None)],
-)
-def test_as_few_layers_as_possible_keep_their_experts_on_the_cpu(budget: int, layers: int | None) -> None:
-    assert layers_on_cpu(1000, budget, [100, 0, 200]) == layers
-
-
-@pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """a_gpu(needed): a GPU on which the parent takes so many bytes when it is there whole."""
-    from coe.engine.pool.memory import Prediction
-    from coe.engine.spec import Device, Footprint
-
-    def present(needed: int) -> None:
-        async def predict(spec: LoadSpec) -> Prediction:
-            return Prediction(Footprint(needed, 0, 0), {})
-
-        monkeypatch.setattr(profiling, "devices", lambda: [Device("CUDA0", "", "gpu", 0, 0)])
-        monkeypatch.setattr(profiling.memory, "predict", predict)
-
-    return present
-
-
-def test_a_parent_larger_than_the_budget_leaves_experts_on_the_cpu(parent: Path, a_gpu: Callable[[int], None]) -> None:
-    opened = Parent.open(parent)
-    experts = sum(t.n_bytes for t in opened.headers[0].tensors if t.name.startswith("blk.0.") and "_exps." in t.name)
-    rows = 4 * 512 * 512  # logits of a whole batch
-    a_gpu(10_000_000)
-    spec = replace(LOAD, path=parent)
-    assert profiling.fitted(spec, opened, 10_000_000 + rows).cpu_expert_layers == 0
-    assert profiling.fitted(spec, opened, 10_000_000 + rows - experts - 1).cpu_expert_layers == 2
-    assert profiling.fitted(replace(spec, gpu_layers=0), opened, 1).cpu_expert_layers == 0
-    with pytest.raises(ProfileError, match="beside its experts"):
-        profiling.fitted(spec, opened, 1000)
-
-
-# --- the summary ------------------------------------------------------------------------------------------------------
-
-
-def test_the_summary_says_how_concentrated_a_layer_is() -> None:
-    profile = Profile.empty(identity(n_expert=8), ["all"])
-    profile.selections[0, :, :, 0] = [[8] * 8, [24, 8, 0, 0, 0, 0, 0, 0]]
-    profile.weights[...] = profile.selections
-    profile.tokens[0] = 32
-    even, narrow = summarize(profile)
-    assert (even.entropy, even.top_half, even.top_quarter, even.never_used) == (pytest.approx(1), 0.5, 0.25, 0)
-    assert (narrow.top_half, narrow.top_quarter, narrow.never_used) == (1.0, 1.0, 6)
-    assert narrow.entropy < 0.3
-    assert "in layer 3; 6 of 16 experts were never used" in summary_line(profile)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.surgery.build.pipeline import documents_apart
 from coe.surgery.errors import MaskError, ProfileError
 from coe.surgery.parent import Identity
 from coe.surgery.profile.corpus import Corpus
-from coe.surgery.study.coherence import DocumentCounts, coherence
+from coe.surgery.study.coherence import coherence
+from coe.surgery.study.document_counts import DocumentCounts, count_documents
 from fakes import taught
 from fakes.synthetic_profile import identity, routed
 
@@ -172,9 +172,7 @@ class TestARealRouter:
     def counts(self, folder: Path, *domains: str) -> DocumentCounts:
         asked = [question for domain in domains for question in taught.corpus(domain, 60)]
         corpus = Corpus(tuple(taught.conversation(question, "all") for question in asked))
-        return documents_apart(
-            taught.PARENT, corpus, folder / "d.npz", limit=len(asked), load=taught.READING, tell=lambda *_: None
-        )
+        return count_documents(taught.PARENT, corpus, folder / "d.npz", limit=len(asked), load=taught.READING)
 
     def test_two_domains_in_one_file_are_told_apart(self, tmp_path: Path) -> None:
         found = coherence(self.counts(tmp_path, "chemistry", "law"), taught.HALF)

@@ -12,11 +12,12 @@ import pytest
 from coe.demo.curriculum import DOMAINS
 from coe.surgery.errors import MaskError, ProfileError
 from coe.surgery.parent import Identity
-from coe.surgery.plan.recipes import TopK, plan
+from coe.surgery.plan.methods import TopK
+from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
 from coe.surgery.profile.corpus import Corpus
 from coe.surgery.profile.profile import Profile, read_extra
-from coe.surgery.profile.run import Progress
+from coe.surgery.profile.run import ProfileProgress
 from coe.surgery.study.growth import Growth, GrowthStep, Rule, profile_until_stable, settled
 from fakes import taught
 
@@ -125,7 +126,7 @@ def test_a_run_ends_when_the_mask_has_settled_and_an_interrupted_one_ends_there_
     assert taught.nearest(mask) == "math"
     assert taught.overlap(mask, "math") > 0.8, "what it settled on is the domain's mask"
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: ProfileProgress) -> None:
         if progress.stage == "profile" and progress.done > watcher.steps[1].tokens:
             raise KeyboardInterrupt
 

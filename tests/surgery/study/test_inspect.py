@@ -17,7 +17,7 @@ from coe.surgery.cut.cut import cut
 from coe.surgery.errors import MaskError
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from coe.surgery.study.inspect import Kind, inspect, kind_of
+from coe.surgery.study.inspect import TensorKind, inspect, kind_of
 from fakes.random_moe import ARCHITECTURES, write_random_moe
 
 
@@ -37,27 +37,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LoadSpec]:
 @pytest.mark.parametrize(
     ("tensor", "kind"),
     [
-        ("token_embd.weight", Kind.EMBEDDING),
-        ("output.weight", Kind.EMBEDDING),
-        ("output_norm.weight", Kind.NORMS),
-        ("rope_freqs.weight", Kind.OTHER),
-        ("blk.3.attn_q.weight", Kind.ATTENTION),
-        ("blk.3.attn_q_norm.weight", Kind.NORMS),
-        ("blk.3.attn_sinks.weight", Kind.ATTENTION),
-        ("blk.3.ssm_conv1d.weight", Kind.ATTENTION),
-        ("blk.3.ffn_gate_inp.weight", Kind.ROUTER),
-        ("blk.3.ffn_gate_inp.scale", Kind.ROUTER),
-        ("blk.3.ffn_gate_inp_shexp.weight", Kind.SHARED),
-        ("blk.3.exp_probs_b.bias", Kind.ROUTER),
-        ("blk.3.ffn_gate_up_exps.weight", Kind.EXPERTS),
-        ("blk.3.ffn_down_exps.scale", Kind.EXPERTS),
-        ("blk.3.ffn_down_shexp.weight", Kind.SHARED),
-        ("blk.3.ffn_down.weight", Kind.SHARED),
-        ("blk.3.post_ffw_norm_1.weight", Kind.NORMS),
-        ("blk.3.layer_output_scale.weight", Kind.OTHER),
+        ("token_embd.weight", TensorKind.EMBEDDING),
+        ("output.weight", TensorKind.EMBEDDING),
+        ("output_norm.weight", TensorKind.NORMS),
+        ("rope_freqs.weight", TensorKind.OTHER),
+        ("blk.3.attn_q.weight", TensorKind.ATTENTION),
+        ("blk.3.attn_q_norm.weight", TensorKind.NORMS),
+        ("blk.3.attn_sinks.weight", TensorKind.ATTENTION),
+        ("blk.3.ssm_conv1d.weight", TensorKind.ATTENTION),
+        ("blk.3.ffn_gate_inp.weight", TensorKind.ROUTER),
+        ("blk.3.ffn_gate_inp.scale", TensorKind.ROUTER),
+        ("blk.3.ffn_gate_inp_shexp.weight", TensorKind.SHARED),
+        ("blk.3.exp_probs_b.bias", TensorKind.ROUTER),
+        ("blk.3.ffn_gate_up_exps.weight", TensorKind.EXPERTS),
+        ("blk.3.ffn_down_exps.scale", TensorKind.EXPERTS),
+        ("blk.3.ffn_down_shexp.weight", TensorKind.SHARED),
+        ("blk.3.ffn_down.weight", TensorKind.SHARED),
+        ("blk.3.post_ffw_norm_1.weight", TensorKind.NORMS),
+        ("blk.3.layer_output_scale.weight", TensorKind.OTHER),
     ],
 )
-def test_tensors_have_kinds(tensor: str, kind: Kind) -> None:
+def test_tensors_have_kinds(tensor: str, kind: TensorKind) -> None:
     assert kind_of(tensor) is kind
 
 
@@ -122,14 +122,14 @@ async def test_a_dense_model_gets_a_plain_answer(smollm2: Path) -> None:
     assert found.n_expert == 0
     assert found.savings == ()
     assert found.notes[0] == "A dense model: it has no experts that a mask could drop."
-    assert Kind.EXPERTS not in found.bytes_by_kind
-    assert found.bytes_by_kind[Kind.SHARED] > found.bytes_by_kind[Kind.ATTENTION] > 0
+    assert TensorKind.EXPERTS not in found.bytes_by_kind
+    assert found.bytes_by_kind[TensorKind.SHARED] > found.bytes_by_kind[TensorKind.ATTENTION] > 0
     assert found.vram_bytes[1024] > sum(found.bytes_by_kind.values())
 
 
 @pytest.mark.model
 async def test_real_dry_runs_agree_with_the_cut_file_s_own(tmp_path: Path) -> None:
-    shape = Shape(embedding=128, experts=64, experts_used=2, expert_ff=256)
+    shape = Shape(width=128, experts=64, experts_used=2, expert_ff=256)
     path = write_random_model(tmp_path / "parent.gguf", shape, quantise=True)
     found = await inspect(path, keep=[16])
     assert found.vram_bytes[65536] > found.vram_bytes[16384]
@@ -151,7 +151,7 @@ async def test_an_architecture_that_surgery_does_not_know(tmp_path: Path, asked:
     assert found.n_expert == 4
     assert found.savings == ()
     assert "'dbrx', which surgery does not know" in found.notes[0]
-    assert found.bytes_by_kind[Kind.EXPERTS] > 0
+    assert found.bytes_by_kind[TensorKind.EXPERTS] > 0
 
 
 @pytest.mark.model
@@ -160,7 +160,7 @@ async def test_a_file_that_llama_cpp_refuses_is_still_described(tmp_path: Path) 
     found = await inspect(path)
     assert found.vram_bytes == {}
     assert any("What it takes in memory is not known" in note for note in found.notes)
-    assert found.bytes_by_kind[Kind.EXPERTS] > 0
+    assert found.bytes_by_kind[TensorKind.EXPERTS] > 0
 
 
 async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from coe.surgery.errors import EvaluationError
-from coe.surgery.judge.evaluate import Outcome, Performance
-from coe.surgery.judge.generation import Settings
+from coe.surgery.judge.evaluate import AnswerOutcome, Performance
+from coe.surgery.judge.generation import GenerationSettings
 from coe.surgery.judge.proportions import Paired, Share
-from coe.surgery.judge.questions import Kind, Question, QuestionSet, read_questions
+from coe.surgery.judge.questions import read_questions
+from coe.surgery.judge.values import AnswerKind, Question, QuestionSet
 from coe.surgery.study.compare import compare
 from coe.surgery.study.matrix import (
     PARENT,
@@ -57,7 +58,9 @@ CARD = [
 
 def performance(name: str, rights: str) -> Performance:
     """ "+-+": right, wrong, right."""
-    return Performance(name, "", tuple(Outcome(str(i), "", mark == "+", mark, 1) for i, mark in enumerate(rights)))
+    return Performance(
+        name, "", tuple(AnswerOutcome(str(i), "", mark == "+", mark, 1) for i, mark in enumerate(rights))
+    )
 
 
 class TestCell:
@@ -156,7 +159,7 @@ def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path) -> None
         models[name].write_bytes(content)
     # The two sets number their questions alike.
     targets = {
-        name: QuestionSet(tuple(Question(str(i), f"{name} {i}?", Kind.EXACT, ("yes",)) for i in range(3)))
+        name: QuestionSet(tuple(Question(str(i), f"{name} {i}?", AnswerKind.EXACT, ("yes",)) for i in range(3)))
         for name in ("math", "law")
     }
     script = Script({"math": "Answer: yes", "law": "Answer: no", "law 1?": "Answer: yes"})
@@ -177,7 +180,7 @@ def test_specialists_know_their_own_domain_and_their_masks_overlap_foretells_the
         name: read_questions([taught.write_exam(tmp_path / f"{name}.jsonl", taught.exam(name, 10))]) for name in names
     }
     visitors = {name: specialists[name] for name in names}
-    settings = Settings(max_tokens=taught.ANSWER_TOKENS, loop_retries=0)
+    settings = GenerationSettings(max_tokens=taught.ANSWER_TOKENS, loop_retries=0)
     matrix = evaluate_matrix(
         visitors, targets, taught.PARENT, settings=settings, load=taught.ANSWERING, folder=tmp_path / "answers"
     )

@@ -15,11 +15,10 @@ from matplotlib.image import imread
 
 from coe.surgery.errors import SurgeryError
 from coe.surgery.mask import Mask
-from coe.surgery.plan.criteria import score
 from coe.surgery.study import plots
 from coe.surgery.study.transfer import OVERLAP, transfer
 from fakes.published_masks import THREE, published
-from fakes.synthetic_profile import identity, routed
+from fakes.synthetic_profile import identity
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,6 @@ def test_overlap_counts_masks(tmp_path: Path, drawn: list[Figure]) -> None:
     assert drawn[0].axes[1].get_ylabel() == "masks"
 
 
-def test_scores_fall_from_left_to_right(tmp_path: Path, drawn: list[Figure]) -> None:
-    profile = routed(identity(), 100, np.random.default_rng(0))
-    plots.utility_map(tmp_path / "scores.png", score(profile), profile.parent.layers)
-    shown = np.asarray(drawn[0].axes[0].images[0].get_array())
-    assert (np.diff(shown, axis=1) <= 0).all()
-    np.testing.assert_allclose(shown.sum(1), score(profile).sum(1))
-    assert drawn[0].axes[1].get_ylabel() == "gate mass a token"
-
-
 def test_a_matrix_shows_its_values_and_names(tmp_path: Path, drawn: list[Figure]) -> None:
     values = np.array([[1.0, 0.25], [0.25, 1.0]])
     plots.matrix(tmp_path / "matrix.png", ["law", "maths"], values, "Jaccard")
@@ -108,7 +98,6 @@ def test_the_scatter_tells_r_and_its_interval(tmp_path: Path, drawn: list[Figure
 DRAWINGS = {
     "mask_map": (THREE,),
     "overlap_map": (THREE,),
-    "utility_map": (np.ones((2, 8)), (0, 1)),
     "matrix": (["a"], np.ones((1, 1)), "Jaccard"),
     "growth_curve": (STEPS[:1],),
 }

@@ -9,7 +9,9 @@ import pytest
 from coe.server.runtime.builds.order import machine_of, order_of
 from coe.surgery.build.job import BUILT
 from coe.surgery.errors import BuildError
-from coe.surgery.judge.gate import Bound
+from coe.surgery.judge.values import Bound
+from coe.surgery.plan.methods import ThreePass
+from coe.surgery.plan.recipes import Recipe
 from fakes.rosters import load
 
 ROSTER = """
@@ -45,8 +47,8 @@ def test_an_order_has_absolute_paths_and_all_that_was_written(tmp_path: Path) ->
     assert order.reasoning == (str(tmp_path / "think.txt"),)
     assert order.questions == (tmp_path / "exam.jsonl",)
     assert order.out == tmp_path / "models" / BUILT / "law.gguf"
-    assert order.recipe == {"name": "three-pass", "cap": 6, "criterion": "reap", "pin_super_experts": False}
-    assert Bound(**order.bound).loss == 0.02
+    assert order.recipe == Recipe("three-pass", ThreePass(reasoning_cap=6), "reap")
+    assert order.bound == Bound(loss=0.02)
     assert (order.system, order.quantize) == ("Be just.", "Q4_K_M")
     assert machine_of(roster.specialists[0]).cpu_expert_layers == -1
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
+from coe.engine.errors import ChildTimeoutError
 from coe.server.runtime.builds import process
-from coe.surgery.build.job import BuildState, Job, Progress
+from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
+from fakes.child_modules import write_module
 
 
 @pytest.mark.parametrize("before", [BuildState.FAILED, BuildState.RELEASED, BuildState.WAITING])
 def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
 ) -> None:
-    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "signal.pause()"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before, message="of an earlier run"))
+    job.write_progress(BuildProgress(before, message="of an earlier run"))
 
-    async def stopped() -> Progress:
+    async def stopped() -> BuildProgress:
         build = process.BuildProcess(job)
         running = asyncio.create_task(build.run())
         await asyncio.sleep(0)  # it has begun to begin
@@ -36,9 +38,42 @@ def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopp
 def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: BuildState
 ) -> None:
-    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", "raise SystemExit('no such library')"))
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "sys.exit('no such library')"))
     job = Job.of(tmp_path, "small")
-    job.note(Progress(before))
+    job.write_progress(BuildProgress(before))
     ended = asyncio.run(process.BuildProcess(job).run())
     assert ended.state is BuildState.FAILED
     assert "no such library" in ended.message
+
+
+def test_a_check_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, "signal.pause()"))
+    monkeypatch.setattr(process, "_CHECK_S", 0.01)
+    order = BuildOrder("small", tmp_path / "parent.gguf", corpus=(), experts=4, out=tmp_path / "small.gguf")
+    with pytest.raises(ChildTimeoutError, match="The check of the build of small did not end"):
+        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), None))
+
+
+def test_a_build_that_finished_before_it_heard_of_its_stop_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = """
+        from coe.surgery.build.job import BuildProgress, BuildState, Job
+        folder = Path(job["folder"])
+        Job(folder).write_progress(BuildProgress(BuildState.RELEASED))
+        (folder / "gate").write_text("recorded")
+        signal.pause()
+    """
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, main))
+    job = Job.of(tmp_path, "small")
+    job.folder.mkdir(parents=True)
+    os.mkfifo(job.folder / "gate")
+
+    async def stopped() -> BuildProgress:
+        build = process.BuildProcess(job)
+        running = asyncio.create_task(build.run())
+        await asyncio.to_thread((job.folder / "gate").read_text)
+        await build.stop()
+        return await running
+
+    assert asyncio.run(stopped()).state is BuildState.RELEASED

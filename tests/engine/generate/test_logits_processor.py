@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.engine.generate.sampling import Adjustments
+from coe.engine.generate.sampling import LogitsProcessor
 from coe.engine.process import worker_environment
 from coe.engine.spec import Sampling
 
@@ -52,31 +52,31 @@ def test_logits_become_what_llama_cpp_makes_of_them(sampling: Sampling, biases: 
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 5, N_VOCAB).astype(np.float32)
     past = [int(token) for token in rng.integers(0, 40, 150)]
-    adjustments = Adjustments(sampling, biases, N_VOCAB)
+    processor = LogitsProcessor(sampling, biases, N_VOCAB)
     for token in past:
-        adjustments.remember(token)
+        processor.remember(token)
     known = {token: bias for token, bias in biases.items() if token < N_VOCAB}
     expected = theirs(logits, sampling, known, past)
-    with adjustments.applied(logits):
+    with processor.applied(logits):
         np.testing.assert_allclose(logits, expected, rtol=1e-6)
 
 
 def test_logits_are_afterwards_what_they_were() -> None:
     logits = np.linspace(-3, 3, N_VOCAB, dtype=np.float32)
-    adjustments = Adjustments(Sampling(repeat_penalty=1.7), {3: 4.0, 5: -100.0}, N_VOCAB)
-    adjustments.remember(3)
-    adjustments.remember(8)
+    processor = LogitsProcessor(Sampling(repeat_penalty=1.7), {3: 4.0, 5: -100.0}, N_VOCAB)
+    processor.remember(3)
+    processor.remember(8)
     before = logits.copy()
-    with adjustments.applied(logits):
+    with processor.applied(logits):
         assert not np.array_equal(logits, before)
     assert np.array_equal(logits, before)
 
 
 def test_nothing_to_adjust_is_known_beforehand() -> None:
-    assert not Adjustments(Sampling(repeat_penalty=1.0), {}, N_VOCAB)
-    assert not Adjustments(Sampling(repeat_penalty=1.5, repeat_last_n=0), {}, N_VOCAB)
-    assert Adjustments(Sampling(repeat_penalty=1.5), {}, N_VOCAB)
-    assert Adjustments(Sampling(repeat_penalty=1.0), {1: 1.0}, N_VOCAB)
+    assert not LogitsProcessor(Sampling(repeat_penalty=1.0), {}, N_VOCAB)
+    assert not LogitsProcessor(Sampling(repeat_penalty=1.5, repeat_last_n=0), {}, N_VOCAB)
+    assert LogitsProcessor(Sampling(repeat_penalty=1.5), {}, N_VOCAB)
+    assert LogitsProcessor(Sampling(repeat_penalty=1.0), {1: 1.0}, N_VOCAB)
 
 
 def test_threads_of_a_worker_wait_briefly_unless_the_user_says_how() -> None:

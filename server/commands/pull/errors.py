@@ -1,0 +1,55 @@
+"""Why a model cannot be fetched, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from coe.engine.units import size_text
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PullError(Exception):
+    """A model cannot be fetched; `remedy` says what a person can do about it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message} {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+def gated(endpoint: str, repo: str) -> PullError:
+    """The hub refuses a repository to this token."""
+    return PullError(
+        f"The hub does not let you download {repo}: it is gated, or the token may not read it.",
+        f"Accept its licence at {endpoint}/{repo}, then give a token of that account (--token or HF_TOKEN).",
+    )
+
+
+def no_network(endpoint: str, error: Exception) -> PullError:
+    """The hub cannot be reached."""
+    return PullError(
+        f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
+        "See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and pull again: it goes on where it stopped.",
+    )
+
+
+def no_room(needed_bytes: int, free_bytes: int, folder: Path) -> PullError:
+    """The disk of a folder has too little room."""
+    return PullError(
+        f"The disk of {folder} has no room: {size_text(needed_bytes)} ({needed_bytes} bytes) are needed, "
+        f"{size_text(free_bytes)} ({free_bytes} bytes) are free.",
+        "Make room, or choose another `models_dir` in the roster, and pull again: it goes on where it stopped.",
+    )
+
+
+def disk_error(error: OSError, path: Path, needed_bytes: int, free_bytes: int) -> PullError:
+    """A file cannot be written, for lack of room or for another reason."""
+    if error.errno in _NO_ROOM:
+        return no_room(needed_bytes, free_bytes, path.parent)
+    return PullError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        "See to the permissions of the folder, or choose another `models_dir` in the roster.",
+    )

@@ -1,0 +1,195 @@
+"""The kinds of values that a roster's keys take: how each may be written, what is wrong with others, and the JSON
+schema of what is right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
+
+AUTO: Final = "auto"  # the model name that asks the supervisor
+
+_UNITS: Final = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_MOST_BYTES: Final = 2**60
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+_REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
+_ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class InvalidError(ValueError):
+    """A value that a key does not take, with what to write instead."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+def expanded(written: str) -> Path:
+    """A path with `~` and `~user` resolved; as it stands where there is no such user."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError:
+        return Path(written)
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `15 GiB`, `900 MB` or a plain number of bytes. Raises InvalidError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or found[2].lower() not in _UNITS:
+        raise InvalidError(f"{value!r} is not a size.", "Write `15 GiB`, `900 MB` or a number of bytes.")
+    size = float(found[1]) * _UNITS[found[2].lower()]
+    if size > _MOST_BYTES:
+        raise InvalidError(f"{value!r} is more than any machine has.", "Write `15 GiB`, `900 MB` or a number of bytes.")
+    return int(size)
+
+
+def _budget(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    size = parse_size(value)
+    if size == 0:
+        raise InvalidError("A budget of nothing holds no model.", "Write `auto` or a size such as `15 GiB`.")
+    return size
+
+
+def _share(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise InvalidError(f"{value!r} is not known here.", "Write auto, true or false.")
+    return value
+
+
+def _layers(word: Mapping[str, int]) -> Any:
+    def layers(value: object) -> object:
+        if isinstance(value, str):
+            if value not in word:
+                raise InvalidError(f"{value!r} is no number of layers.", f"Write a number or {' or '.join(word)}.")
+            return word[value]
+        if isinstance(value, int) and value < 0:
+            raise InvalidError("A number of layers is not negative.", "Write `all` for all of them.")
+        return value
+
+    return BeforeValidator(layers)
+
+
+def _layers_schema(*words: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"enum": [*words]}]})
+
+
+def _matches(pattern: re.Pattern[str], message: str, remedy: str) -> Any:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise InvalidError(f"{value!r} {message}", remedy)
+        return value
+
+    return AfterValidator(check)
+
+
+def _text_schema(pattern: re.Pattern[str], **more: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$", **more})
+
+
+def one_of(words: Collection[str]) -> AfterValidator:
+    """One of some words that another module lists."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise InvalidError(f"{value!r} is not known here.", f"Write {' or '.join(words)}.")
+        return value
+
+    return AfterValidator(check)
+
+
+def _not_auto(value: str) -> str:
+    if value == AUTO:
+        raise InvalidError("`auto` is the name that asks the supervisor.", "Choose another.")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise InvalidError("The text is empty.", "Write something, or remove the key.")
+    return value
+
+
+def _inside(value: str) -> str:
+    """A glob inside a folder must not lead out of it."""
+    if value.startswith(("/", "~")) or ".." in value.split("/"):
+        raise InvalidError(f"{value!r} leads out of the folder.", 'Write a pattern such as "*Q4_K_M*.gguf".')
+    return value
+
+
+def sequence(value: object) -> object:
+    """Any value but text, which pydantic would take for a list of its letters."""
+    if isinstance(value, str):
+        raise InvalidError("A list is wanted, this is one text.", f"Write `[{value}]`.")
+    return value
+
+
+_NOT_BLANK: Final = {"type": "string", "pattern": r"\S"}
+_SIZE_TEXT: Final = {
+    "type": "string",
+    "pattern": r"^\s*\d+(\.\d+)?\s*(([kKmMgGtT][iI]?)?[bB])?\s*$",
+    "examples": ["15 GiB", "900 MB"],
+}
+
+
+def _size_schema(least: int, *words: str) -> WithJsonSchema:
+    sizes = [{"type": "integer", "minimum": least, "maximum": _MOST_BYTES}, _SIZE_TEXT]
+    return WithJsonSchema({"anyOf": [*({"const": word} for word in words), *sizes]})
+
+
+Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema(_NOT_BLANK)]
+Switch = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0)]
+Factor = Annotated[float, Strict(), Field(ge=0)]
+Seconds = Annotated[float, Strict(), Field(gt=0)]
+SecondsOrZero = Annotated[float, Strict(), Field(ge=0)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1), _size_schema(1)]
+SizeOrZero = Annotated[int, BeforeValidator(parse_size), _size_schema(0)]
+Budget = Annotated[int | Literal["auto"], BeforeValidator(_budget), _size_schema(1, "auto")]
+ShareSwitch = Annotated[
+    Literal["auto"] | bool, BeforeValidator(_share), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
+]
+Layers = Annotated[int, Strict(), _layers({"all": -1}), _layers_schema("all")]
+LayersOrNone = Annotated[int, Strict(), _layers({"none": 0, "all": -1}), _layers_schema("none", "all")]
+Name = Annotated[
+    str,
+    _matches(_NAME, "is not a name.", "Use lowercase letters, digits, `-`, `_` and `.`, a letter or digit first."),
+    AfterValidator(_not_auto),
+    _text_schema(_NAME, **{"not": {"const": AUTO}}),
+]
+Alias = Annotated[
+    str,
+    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces."),
+    AfterValidator(_not_auto),
+    _text_schema(_ALIAS, **{"not": {"const": AUTO}}),
+]
+Repo = Annotated[
+    str, _matches(_REPO, "is not a Hugging Face repository.", "Write it as owner/name."), _text_schema(_REPO)
+]
+Package = Annotated[
+    str, _matches(_PACKAGE, "is not a package.", "Write the name that pip installs."), _text_schema(_PACKAGE)
+]
+Variable = Annotated[
+    str,
+    _matches(_ENVIRONMENT, "is not a variable's name.", "Write a name such as COE_API_KEYS."),
+    _text_schema(_ENVIRONMENT),
+]
+Pattern = Annotated[str, AfterValidator(_not_blank), AfterValidator(_inside), WithJsonSchema(_NOT_BLANK)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(sequence)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(sequence)]
+Aliases = Annotated[tuple[Alias, ...], BeforeValidator(sequence)]

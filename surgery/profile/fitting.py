@@ -1,0 +1,87 @@
+"""Expert offload while profiling: how the parent is loaded, and which layers' experts stay in host memory so that it
+fits the device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from coe.engine.llama.context import BATCH_TOKENS
+from coe.engine.llama.devices import devices
+from coe.engine.pool import memory
+from coe.engine.spec import LoadSpec
+from coe.engine.units import size_text
+
+from ..errors import ProfileError
+from ..parent import Parent
+
+CONTEXT_TOKENS: Final = 4096  # of a document; a longer one is read in windows
+_SEQUENCES: Final = 32  # documents in one decode, at most
+_MARGIN_BYTES: Final = 512 * 2**20  # of a GPU's free memory
+
+
+def load_spec(parent: Path, load: LoadSpec | None) -> LoadSpec:
+    """How the parent is loaded to be profiled: the given spec's layers, threads and cache type, with a KV cache for one
+    batch more than a document."""
+    given = load or LoadSpec(parent, context_tokens=CONTEXT_TOKENS)
+    cells = given.context_tokens + BATCH_TOKENS
+    return replace(given, path=parent, cache_tokens=cells, parallel=_SEQUENCES)
+
+
+def profiling_load(load: LoadSpec) -> LoadSpec:
+    """A build's load spec for profiling: documents need no longer context than they are cut to."""
+    return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))
+
+
+def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[int]) -> int | None:
+    """How many layers, from the first, must leave their experts in host memory for the rest to fit the budget.
+
+    needed_bytes: with all experts on the device. expert_bytes: of each layer, those without experts included.
+    None when it does not fit even without any.
+    """
+    for layers in range(len(expert_bytes) + 1):
+        if needed_bytes - sum(expert_bytes[:layers]) <= budget_bytes:
+            return layers
+    return None
+
+
+def expert_bytes_by_layer(parent: Parent) -> list[int]:
+    """Bytes of the experts of each block, 0 for one without."""
+    per_layer = [0] * int(parent.headers[0].value("block_count", 0))
+    for header in parent.headers:
+        for tensor in header.tensors:
+            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
+            if found and "_exps." in rest and block.isdecimal():
+                per_layer[int(block)] += tensor.n_bytes
+    return per_layer
+
+
+def needed_bytes(spec: LoadSpec, parent: Parent) -> int:
+    """What watching the parent takes of the device, from a dry run. Raises ModelFileError as that does."""
+    # The dry run reserves a row of logits a sequence; where the last layer only sees tokens with logits, all have one.
+    n_vocab = next(header.array_lengths.get("tokenizer.ggml.tokens", 0) for header in parent.headers)
+    rows = 4 * n_vocab * BATCH_TOKENS
+    return asyncio.run(memory.predict(spec)).footprint.total_bytes + rows
+
+
+def fit_spec(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSpec:
+    """The spec with as many layers' experts on the CPU as the GPU's budget asks for; unchanged without a GPU.
+
+    budget_bytes: None for what is free now, less a margin. Raises ProfileError when even the rest does not fit.
+    """
+    if spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
+        return spec
+    budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
+    per_layer = expert_bytes_by_layer(parent)
+    needed = needed_bytes(spec, parent)
+    layers = layers_on_cpu(needed, budget, per_layer)
+    if layers is None:
+        raise ProfileError(
+            f"{parent.path.name} needs {size_text(needed - sum(per_layer))} beside its experts, "
+            f"and the budget is {size_text(budget)}.",
+            "Lower the context, or keep the model on the CPU: --gpu-layers 0.",
+        )
+    return replace(spec, cpu_expert_layers=layers)
