@@ -14,13 +14,16 @@ ROSTER ?= demo
 # empty: what the roster says
 HOST ?=
 PORT ?=
+# What is installed beside what a server needs; `make serve` does with the demo's model. Nothing installed is removed.
+EXTRAS := all,demo,dev
+serve: EXTRAS = demo
 
 BIN := .venv/bin
 PACKAGES := server router surgery engine demo
 CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tools/*.py benchmarks/*.py))))
 
 help:
-	@echo "make serve      install, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
+	@echo "make serve      install what a server needs, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
 	@echo "make test       install, then lint, type checks and every test (PYTEST_ARGS='-k swap' for some)"
 	@echo "make test-fast  the tests that load no model and start no server: about a minute"
 	@echo "make lint       only ruff (rules and format) and mypy"
@@ -33,7 +36,7 @@ help:
 install:
 	@command -v $(firstword $(PYTHON)) >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/install.py --venv .venv $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable)
+	@$(PYTHON) tools/install.py --venv .venv --extras $(EXTRAS) $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable)
 
 serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

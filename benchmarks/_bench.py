@@ -202,7 +202,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port without a listener just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -40,7 +40,7 @@ FirstText = Callable[[int], Coroutine[None, None, float]]  # seconds to the firs
 
 
 def conversation(number: int, asker: str) -> list[dict[str, str]]:
-    """A chat whose last message nobody has sent before, so that it is in no cache."""
+    """A chat whose last message was never sent before, so that it is in no cache."""
     return [*_HISTORY, {"role": "user", "content": f"And {asker} asks: what is number {number} on the list?"}]
 
 

@@ -35,25 +35,26 @@ from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS, GENERAL
 from coe.router.encoder import Encodes, SentenceEncoder, find_encoder, load_encoder
 from coe.router.features import mistyped
-from coe.router.head import Head, load_head, with_examples
+from coe.router.head import Head
+from coe.router.head_file import load_head
 from coe.router.supervisor import Supervisor
-from coe.router.thresholds import confidences, fit_thresholds, trade
+from coe.router.teaching import with_examples
+from coe.router.training.embeddings import KeptEmbeddings
 from coe.router.training.measures import accuracy, accuracy_at, calibration_error, macro_f1
+from coe.router.training.questions import LabelledQuestion, read_questions
+from coe.router.training.thresholds import confidences, fit_thresholds, trade
 from coe.router.training.train import (
     CLEAN,
     PROMPTS,
     TYPED,
     TYPED_OTHERWISE,
-    Corpus,
-    KeptEmbeddings,
-    Question,
+    TrainingSet,
     calibrated,
-    corpus,
     groups_of,
     held_out_source,
     in_turn,
     out_of_fold,
-    read_questions,
+    training_set,
 )
 
 HELD_OUT = Path(__file__).parent / "router_prompts.jsonl"
@@ -97,7 +98,7 @@ def share(part: float) -> str:
 
 def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
     """Cross-validation on the labels of the head."""
-    data = corpus(read_questions(path), embed, versions=(CLEAN, TYPED, TYPED_OTHERWISE))
+    data = training_set(read_questions(path), embed, versions=(CLEAN, TYPED, TYPED_OTHERWISE))
     n_groups = len(np.unique(data.groups))
     n_prompts = (data.sources == PROMPTS).sum()
     print(f"{len(data.labels)} texts, {n_prompts} of them our prompts, in {n_groups} groups of near duplicates")
@@ -171,7 +172,7 @@ def wrong_specialist(probabilities: Array, threshold: float = 0.6) -> float:
     return float(((chosen != DOMAINS.index(GENERAL)) & (sure >= threshold)).mean())
 
 
-def _doubt(data: Corpus, served: Array, parts: dict[str, Array]) -> None:
+def _doubt(data: TrainingSet, served: Array, parts: dict[str, Array]) -> None:
     """One threshold for all, and one a domain, fitted on every second text and measured on the others."""
     half = data.groups % 2 == 0
     lines = []
@@ -186,9 +187,9 @@ def _doubt(data: Corpus, served: Array, parts: dict[str, Array]) -> None:
 def own_categories(path: Path, embed: KeptEmbeddings) -> None:
     """MMLU-Pro as published: its own 14 categories, the question's text only."""
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-    questions = [Question(one["category"], one["question"], "mmlu_pro") for one in rows]
+    questions = [LabelledQuestion(one["category"], one["question"], "mmlu_pro") for one in rows]
     names = sorted({question.label for question in questions})
-    data = corpus(questions, embed, names=names, prompts=False)
+    data = training_set(questions, embed, names=names, prompts=False)
     found = out_of_fold(data)
     plain = calibrated(found.plain[CLEAN], data, found.folds)
     joint = calibrated(found.joint[CLEAN], data, found.folds)

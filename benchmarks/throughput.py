@@ -132,7 +132,7 @@ async def measure(ask: Ask, jobs: Sequence[Job]) -> tuple[float, str]:
 
 
 def jobs_of(streams: int, sampling: Sampling, max_tokens: int, biases: dict[int, float], repetition: int) -> list[Job]:
-    """Prompts that share no beginning, so that nobody's prompt cache has anything to give."""
+    """Prompts that share no beginning, so that no prompt cache has anything to give."""
     return [
         Job(
             f"{repetition}{index} is the number of this question about {_TOPICS[index % len(_TOPICS)]}. "
@@ -184,13 +184,13 @@ async def run(arguments: argparse.Namespace, model: Path) -> list[list[str]]:
         for name, sampling in SAMPLINGS.items():
             for streams in arguments.streams:
                 found = await compare(contenders, sampling, streams, arguments.repetitions, arguments.tokens, ends)
-                rates = {who: statistics.median(series.rates) for who, series in found.items()}
+                rates = {name: statistics.median(series.rates) for name, series in found.items()}
                 engine, served = ratio(found["engine"], found[THEIRS]), ratio(found["coe serve"], found[THEIRS])
                 same = "yes" if len({series.text for series in found.values()}) == 1 else "no"
                 rows.append(
                     [
                         f"{name}, {streams} stream{'s' if streams > 1 else ''}",
-                        *(f"{rates[who]:.1f}" for who in ("engine", "coe serve", THEIRS)),
+                        *(f"{rates[name]:.1f}" for name in ("engine", "coe serve", THEIRS)),
                         f"{engine:.2f}",
                         f"{served:.2f}",
                         _bench.verdict(engine >= 1),

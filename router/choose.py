@@ -1,4 +1,7 @@
-"""Which specialist answers, decided over plain values: probabilities, a roster, what is warm, what a wait costs."""
+"""Model routing decided over plain values: probabilities of domains, a roster, what is warm, what a wait costs.
+
+A classifier with a reject option (below a threshold the fallback answers) and hysteresis (a conversation stays).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ CHARS_PER_TOKEN = 4  # of English; a guess that decides between near-equals only
 
 
 @dataclass(frozen=True)
-class Settings:
+class SupervisorSettings:
     """How sure is sure. Probabilities or differences of probabilities, 0..1, but for the weight.
 
     threshold:  below this confidence the fallback answers.
@@ -70,8 +73,22 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """Numbers that a decision compared; None for those that it did not come to.
+
+    threshold:   the confidence that the best specialist must reach.
+    lead:        by how much the best specialist leads the conversation's own, in probability.
+    needed_lead: the lead that it needs: hysteresis, and what the move costs or saves.
+    """
+
+    threshold: float | None = None
+    lead: float | None = None
+    needed_lead: float | None = None
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Who answers, and why."""
+    """Which specialist answers, and why."""
 
     specialist: str
     confidence: float  # 0..1, calibrated: the probability that the question belongs to what the specialist is for
@@ -79,10 +96,11 @@ class Decision:
     ranking: tuple[Ranked, ...]  # available specialists, best first
     domain: str  # the likeliest domain
     path: str  # "rules", "ngrams", "classifier", "session" or "fallback"
+    weighed: Weighed = Weighed()
 
 
 class NoSpecialist(RouterError):
-    """No candidate is available, so nobody can answer."""
+    """No candidate is available, so no specialist can answer."""
 
 
 def choose(
@@ -93,10 +111,10 @@ def choose(
     current: str | None = None,
     warm: Collection[str] = (),
     costs: Mapping[str, float] | None = None,
-    settings: Settings | None = None,
+    settings: SupervisorSettings | None = None,
     follow_up: bool = False,
     tool_exchange: bool = False,
-    chore: str | None = None,
+    client_task: str | None = None,
     path: str = "classifier",
 ) -> Decision:
     """Choose among the candidates that are marked available.
@@ -105,11 +123,11 @@ def choose(
     current:       the specialist this conversation has had, if it is known.
     warm:          names of resident specialists, most recently used first where the caller knows.
     costs:         seconds until a specialist's first token, finite: until it is resident, and until it has read what it
-                   has not in its cache. Who is not named costs nothing.
+                   has not in its cache. A specialist without an entry costs nothing.
     path:          which classifier the probabilities come from, for the decision's own path.
     Raises NoSpecialist when no candidate is available.
     """
-    settings = settings or Settings()
+    settings = settings or SupervisorSettings()
     able = sorted((c for c in candidates if c.available), key=lambda c: c.order)
     names = [c.name for c in able]
     if not names:
@@ -123,17 +141,19 @@ def choose(
     ranking = tuple(Ranked(n, round(scores[n], 4)) for n in sorted(names, key=lambda n: -scores[n]))
     domain = max(probabilities, key=lambda d: probabilities[d]) if probabilities else GENERAL
 
+    weighed = Weighed()
+
     def decision(name: str, confidence: float, reason: str, path: str) -> Decision:
-        return Decision(name, round(min(max(confidence, 0.0), 1.0), 4), reason, ranking, domain, path)
+        return Decision(name, round(min(max(confidence, 0.0), 1.0), 4), reason, ranking, domain, path, weighed)
 
     # What holds whatever the text is about.
     if tool_exchange and current:
         return decision(current, 1.0, f"inside a tool exchange {current} stays", "session")
     instead = fallback or (warm[0] if warm else ranking[0].specialist)
-    if chore:
+    if client_task:
         resident = next((n for n in (current, fallback, *warm) if n in warm), None)
         why = "goes to what is warm" if resident else "and nothing is warm"
-        return decision(resident or current or instead, 1.0, f"a chat client's chore ({chore}) {why}", "rules")
+        return decision(resident or current or instead, 1.0, f"a chat client's own task ({client_task}) {why}", "rules")
     if not probabilities:
         if current:
             return decision(current, 0.0, f"nothing to go by: {current} stays", "session")
@@ -154,6 +174,7 @@ def choose(
     confidence = _confidence(best, servers, probabilities)
     threshold = settings.threshold_of(subject)
     doubtful = confidence < threshold
+    weighed = Weighed(threshold)
 
     # A conversation keeps its specialist unless another is clearly better. To move it costs time, too, or saves some.
     if current:
@@ -162,10 +183,12 @@ def choose(
         moving = settings.residency_weight * (seconds[best] - seconds[current])
         needed = settings.follow_up_hysteresis if follow_up else settings.hysteresis
         needed += max(-settings.margin, min(settings.margin, moving))
+        weighed = Weighed(threshold, round(lead, 4), round(needed, 4))
         if current == best or current in equals or lead <= 0:
             return decision(current, kept, f"{domain} {kept:.2f}: {current} stays", "session")
         if lead < needed:
-            why = "a short follow-up" if follow_up else f"{best} leads by {lead:.2f} only"
+            why = "a short follow-up, " if follow_up else ""
+            why += f"{best} leads by {lead:.2f} of {needed:.2f}"
             return decision(current, kept, f"{why}: {current} stays", "session")
         if doubtful:
             why = f"in doubt: {subject} {confidence:.2f} of {threshold:.2f}"
@@ -202,8 +225,8 @@ def first_token_s(
 ) -> dict[str, float]:
     """What `choose` wants as costs: seconds until each specialist is ready, and until it has read the conversation.
 
-    cached_by:   who has the conversation in its cache up to its last answer, and reads the new characters only; to move
-                 a long conversation to anybody else often costs more than the swap.
+    cached_by:   the specialist that has the conversation in its cache up to its last answer, and reads the new
+                 characters only; to move a long conversation to another often costs more than the swap.
     tokens_per_s: about how fast each reads prompts here; a token is taken for CHARS_PER_TOKEN characters.
     """
     return {
@@ -218,7 +241,7 @@ def read_s(n_chars: int, tokens_per_s: float) -> float:
 
 
 def serving(domain: str, able: Sequence[Candidate]) -> list[str]:
-    """Who answers for a domain: those that name it, else those of the first stand-in that anybody names; in order."""
+    """Names of the specialists for a domain, in order: those that name it, else those that name its best stand-in."""
     for one in (domain, *stand_ins(domain)):
         found = [c.name for c in able if one in map(canonical, c.domains)]
         if found:

@@ -1,8 +1,9 @@
-"""What a human wrote, told apart from what a client wraps around it: an editor's state, tool results, quoted documents.
+"""Prompt preprocessing: a human's words told apart from a client's markup (editor state, tool results, documents).
 
 Chat clients and agent harnesses put a great deal into the user's turn. Written from what Cline, Roo Code, Continue,
 Aider, OpenHands, Claude Code, Codex, Cursor, Copilot, Open WebUI, LM Studio, LangChain and LlamaIndex send. Every step
-is one pass over the text: patterns that look for a closing tag from every opening one take minutes over hostile texts.
+is one pass over the text: patterns that look for a closing tag from every opening one backtrack for minutes over
+hostile texts.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ _LONG_BEFORE = 600
 
 
 @dataclass(frozen=True)
-class Words:
+class UserTurn:
     """One user's turn, read.
 
     text:        what a human wrote; "" when a client wrote it all, or when there is nothing but a quotation.
@@ -111,26 +112,26 @@ class Words:
         return bool(self.text or self.quoted)
 
 
-def read_turn(text: str) -> Words:
+def read_turn(text: str) -> UserTurn:
     """Tell a human's words apart from what a client put around them. At most about MAX_CHARS characters each."""
     blocks = _split_blocks(clip(text, READ_CHARS).strip())
     if blocks.asked:
-        return _words(blocks.asked, blocks.quoted)
+        return _user_turn(blocks.asked, blocks.quoted)
     rest = blocks.rest.strip()
     if _RETRIEVAL.match(rest) and (behind := blocks.behind.strip()):
         rest = behind
     if _TOOL_RESULT.match(rest):
-        return Words("", tool_result=True)
+        return UserTurn("", tool_result=True)
     if _PREPARATION.match(rest) or (not rest and not blocks.quoted):
-        return Words("", tool_result=blocks.with_result)
+        return UserTurn("", tool_result=blocks.with_result)
     if cut := _APPENDED.search(rest):
         rest = rest[: cut.start()]
-    return _words(_last_question(rest), blocks.quoted)
+    return _user_turn(_last_question(rest), blocks.quoted)
 
 
-def _words(text: str, quoted: list[str]) -> Words:
+def _user_turn(text: str, quoted: list[str]) -> UserTurn:
     own, in_lines = _split_lines(text)
-    return Words(clip(own.strip(), MAX_CHARS), clip("\n".join([*quoted, *in_lines]).strip(), MAX_CHARS))
+    return UserTurn(clip(own.strip(), MAX_CHARS), clip("\n".join([*quoted, *in_lines]).strip(), MAX_CHARS))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What chat clients ask on their own account: titles, tags, follow-up questions, commit messages, summaries."""
+"""Background requests of chat clients, recognised by pattern: titles, tags, follow-up questions, commit messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _READ_CHARS = 400  # an instruction stands at the beginning of a text: the rest 
 # By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
 # prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, Cherry Studio, big-AGI, HuggingChat, Continue, Zed,
 # Copilot, opencode, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
-_CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+_TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in (
         ("title", r"^\W*task:?\s+(?:generate|create)\s+a\s+concise,?\s+(?:and\s+)?[\w-]*\s*(?:word\s+)?title\b"),
@@ -76,7 +76,7 @@ _CHORES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
-def chore_of(text: str) -> str | None:
-    """The chore a chat client asks for by this text, or None. Only its beginning is read."""
+def client_task_of(text: str) -> str | None:
+    """The task that a text instructs the model to do for a client ("title"), or None. Only its beginning is read."""
     start = text.lstrip()[:_READ_CHARS]
-    return next((name for name, pattern in _CHORES if pattern.search(start)), None)
+    return next((name for name, pattern in _TASKS if pattern.search(start)), None)

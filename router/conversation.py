@@ -1,6 +1,6 @@
 """What the supervisor reads of a conversation: which texts, how much each counts, and what kind of request it is.
 
-Nothing here keeps a text after the decision: a conversation is recognised later by hashes.
+Nothing here keeps a text after the decision: a conversation is recognised later by hashes (session affinity).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .client_markup import MAX_CHARS, Words, read_turn
-from .client_tasks import chore_of
+from .client_markup import MAX_CHARS, UserTurn, read_turn
+from .client_tasks import client_task_of
 from .features import clip
 
 _SYSTEM_CHARS = 600
@@ -114,7 +114,7 @@ class Conversation:
     says_little:   the newest text is nothing on its own ("make it shorter").
     follow_up:     it says little, and leans on what went before ("and for n = 5?").
     tool_exchange: the model waits for a tool, or has just been given its result.
-    chore:         what a chat client asks on its own account ("title"), or None.
+    client_task:   what a chat client asks on its own account ("title"), or None.
     here, before:  digests that recognise this conversation at its newest and its previous human turn; None for none.
     n_chars:       characters of all messages; n_new_chars: of those since the last answer.
     """
@@ -122,7 +122,7 @@ class Conversation:
     passages: tuple[Passage, ...]
     follow_up: bool
     tool_exchange: bool
-    chore: str | None
+    client_task: str | None
     here: bytes | None
     before: bytes | None
     says_little: bool = False
@@ -137,9 +137,9 @@ class Conversation:
         """
         turns = [_read(message) for message in messages]
         spoken = [turn for turn in turns if turn.role == "user" and turn.written.strip()]
-        human = [turn for turn in spoken if turn.words] or [replace(t, words=_as_written(t.written)) for t in spoken]
-        newest = human[-1].words if human else Words("")
-        before = [_subject(turn.words) for turn in reversed(human[:-1])]
+        human = [turn for turn in spoken if turn.user] or [replace(t, user=_as_written(t.written)) for t in spoken]
+        newest = human[-1].user if human else UserTurn("")
+        before = [_subject(turn.user) for turn in reversed(human[:-1])]
         earlier = [text for text in before if not is_follow_up(text)] or before[-1:]
         system = " ".join(clip(t.written, MAX_CHARS) for t in turns if t.role in ("system", "developer"))
         says_little = is_follow_up(newest.text)
@@ -150,7 +150,7 @@ class Conversation:
             passages=_passages(newest, earlier, system, follow_up),
             follow_up=follow_up,
             tool_exchange=_in_tool_exchange(messages, turns),
-            chore=chore_of(spoken[-1].written if spoken else "") or chore_of(system),
+            client_task=client_task_of(spoken[-1].written if spoken else "") or client_task_of(system),
             here=_digest(turns, spoken[-1]) if spoken else None,
             before=_digest(turns, spoken[-2]) if len(spoken) > 1 else None,
             says_little=says_little,
@@ -164,16 +164,56 @@ class Conversation:
         return cls.from_messages([{"role": "user", "content": text}])
 
 
+@dataclass(frozen=True)
+class ConversationKey:
+    """How a conversation is recognised at its next request, and how long it is: keyed hashes, no text.
+
+    session: of the client's own name for it; None where the client sends none.
+    here:    of its turns up to the newest human one; None when no human spoke.
+    before:  of its turns up to the human one before that: what `here` was at the last request; None at the first.
+    n_chars: characters of all messages; n_old_chars: of those up to the last answer.
+    """
+
+    session: bytes | None
+    here: bytes | None
+    before: bytes | None
+    n_chars: int
+    n_old_chars: int
+
+    @classmethod
+    def of(cls, conversation: Conversation, session_id: str | None = None) -> ConversationKey:
+        """The key of a conversation. session_id: the client's own name for it."""
+        return cls(
+            session=digest("session", session_id) if session_id else None,
+            here=conversation.here,
+            before=conversation.before,
+            n_chars=conversation.n_chars,
+            n_old_chars=conversation.n_chars - conversation.n_new_chars,
+        )
+
+    def now(self) -> list[bytes]:
+        """The hashes under which this request is remembered."""
+        return [one for one in (self.session, self.here) if one is not None]
+
+    def earlier(self, *, same_turn: bool) -> list[bytes]:
+        """The hashes under which an earlier request of the conversation was remembered, the most certain first.
+
+        same_turn: an earlier request may have been at this very turn (a tool exchange, an answer tried again).
+        """
+        turns = (self.here, self.before) if same_turn else (self.before,)
+        return [one for one in (self.session, *turns) if one is not None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Turn:
     role: str
     written: str  # all of it
-    words: Words  # of a human; empty for other roles
+    user: UserTurn  # as read; empty for other roles
 
 
 def _read(message: Mapping[str, Any]) -> _Turn:
     role, written = str(message.get("role") or ""), message_text(message)
-    return _Turn(role, written, read_turn(written) if role == "user" else Words(""))
+    return _Turn(role, written, read_turn(written) if role == "user" else UserTurn(""))
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -201,19 +241,19 @@ def is_follow_up(text: str) -> bool:
     return any(n_words <= limit and pattern.match(head) for limit, pattern in _REPLIES)
 
 
-def _as_written(text: str) -> Words:
-    return Words(clip(text, MAX_CHARS))
+def _as_written(text: str) -> UserTurn:
+    return UserTurn(clip(text, MAX_CHARS))
 
 
-def _subject(words: Words) -> str:
+def _subject(turn: UserTurn) -> str:
     """The text that tells what a turn is about: the human's words, and the quotation where they point at it."""
-    short = len(words.text.split()) <= _POINTS_AT_QUOTATION_WORDS
-    if short and (is_follow_up(words.text) or _POINTS_AT_QUOTATION.search(words.text)):
-        return f"{words.text}\n{words.quoted}".strip()
-    return words.text
+    short = len(turn.text.split()) <= _POINTS_AT_QUOTATION_WORDS
+    if short and (is_follow_up(turn.text) or _POINTS_AT_QUOTATION.search(turn.text)):
+        return f"{turn.text}\n{turn.quoted}".strip()
+    return turn.text
 
 
-def _passages(newest: Words, earlier: Sequence[str], system: str, follow_up: bool) -> tuple[Passage, ...]:
+def _passages(newest: UserTurn, earlier: Sequence[str], system: str, follow_up: bool) -> tuple[Passage, ...]:
     """The newest text counts most, the two questions before it less, the system prompt least; a follow-up leans on its
     past."""
     subject = _subject(newest)
@@ -226,7 +266,7 @@ def _passages(newest: Words, earlier: Sequence[str], system: str, follow_up: boo
     if newest.quoted and subject == newest.text:
         weighted.append((newest.quoted, _QUOTED_SHARE))
     kept = [(text, share) for text, share in weighted if _says_anything(text)]
-    # A system prompt alone says what an application is for, but nobody has asked anything yet.
+    # A system prompt alone says what an application is for; it asks nothing.
     if not _says_anything(subject) and not earlier:
         kept = []
     total = sum(share for _, share in kept)
@@ -244,7 +284,7 @@ def _in_tool_exchange(messages: Sequence[Mapping[str, Any]], turns: Sequence[_Tu
         return False
     last = messages[-1]
     return (
-        turns[-1].words.tool_result
+        turns[-1].user.tool_result
         or last.get("role") in ("tool", "function")
         or (last.get("role") == "assistant" and bool(last.get("tool_calls") or last.get("function_call")))
     )
@@ -271,7 +311,7 @@ def _digest(turns: Sequence[_Turn], last: _Turn) -> bytes:
     spoken = []
     for turn in turns:
         if turn.role in ("user", "assistant"):
-            spoken.append(f"{turn.role}\0{turn.words.text or turn.words.quoted or turn.written.strip()}")
+            spoken.append(f"{turn.role}\0{turn.user.text or turn.user.quoted or turn.written.strip()}")
         if turn is last:
             break
     return digest(*spoken)

@@ -1,4 +1,4 @@
-"""The domains a question can belong to, and which of them can stand in for another."""
+"""The taxonomy of domains that questions are classified into, and measured transfer between them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TRANSFER: Mapping[str, tuple[tuple[str, float], ...]] = MappingProxyType(
 
 
 def canonical(domain: str) -> str:
-    """The name this package uses for a domain as somebody may write it: "CS", "computer science", "maths"."""
+    """The name this package uses for a domain that a person wrote: "CS", "computer science", "maths"."""
     name = domain.strip().lower().replace(" ", "_").replace("-", "_")
     return ALIASES.get(name, name)
 

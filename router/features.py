@@ -1,7 +1,7 @@
-"""What the heads read of a text: hashed words, word pairs and parts of words, and the excerpt that the encoder gets.
+"""Feature hashing: words, word pairs and parts of words (character n-grams), and the excerpt that the encoder gets.
 
 Training and serving call the same functions, so a head never sees features it was not fitted on. N-grams are hashed
-rather than looked up: the shipped head then carries coefficients only, and no vocabulary of anybody's questions.
+rather than looked up: the shipped head then carries coefficients only, and no vocabulary of what it was fitted on.
 Parts of words are there for typing errors and for endings: of a mistyped word most parts are still right.
 """
 

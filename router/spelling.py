@@ -1,4 +1,4 @@
-"""Mistyped words, corrected for the sentence encoder.
+"""Spelling correction for the sentence encoder.
 
 The encoder knows some 22,000 words whole. A wrong letter breaks such a word into pieces that mean something else, and
 a question of which every fifth word is mistyped is filed elsewhere. N-grams need no correction, and do worse with one:
@@ -33,7 +33,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 
 class Speller:
-    """Replaces a word that nobody knows by the commonest English one that is one typing error away from it."""
+    """Replaces an unknown word by the commonest English one at edit distance 1."""
 
     def __init__(self, vocabulary: Iterable[str] = ()) -> None:
         """vocabulary: words that are known as well, in lower case. Takes 0.2 s.

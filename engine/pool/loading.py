@@ -21,7 +21,7 @@ _LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Failure:
+class LoadFailure:
     """The last load of a group failed. until: when the next may be tried. count: failures since the last success."""
 
     error: EngineError
@@ -47,9 +47,9 @@ class Loader:
         self._free_bytes = free_bytes
         self._under_way: set[str] = set()
         self._disturbed: set[str] = set()  # of those, the loads beside which other memory was taken
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, LoadFailure] = {}
 
-    def failure(self, group: str) -> Failure | None:
+    def failure(self, group: str) -> LoadFailure | None:
         """The failure after which no load of a group is to be tried yet."""
         failure = self._failures.get(group)
         return failure if failure is not None and self._clock() < failure.until else None
@@ -139,4 +139,4 @@ class Loader:
         last = self._failures.get(group)
         count = last.count + 1 if last is not None else 1
         pause_s = min(_LONGEST_PAUSE_S, self._limits.load_backoff_s * 2 ** (count - 1))
-        self._failures[group] = Failure(error, self._clock() + pause_s, count)
+        self._failures[group] = LoadFailure(error, self._clock() + pause_s, count)

@@ -28,7 +28,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Affinity:
+class CacheAffinity:
     """The resident whose cache holds a conversation. worth_bytes: what could be swapped while it is read anew."""
 
     resident: str
@@ -65,7 +65,7 @@ class Distances:
 
 
 def choose_resident(
-    wanted: str, options: Mapping[str, Option], distances: Distances, affinity: Affinity | None = None
+    wanted: str, options: Mapping[str, Option], distances: Distances, affinity: CacheAffinity | None = None
 ) -> Assignment | None:
     """The resident that is to serve a specialist; None without options. options: by the resident's key.
 
@@ -75,7 +75,7 @@ def choose_resident(
     fewest requests are, nearest first. Of equals the least busy, then the least recently used (LRU).
     """
 
-    def best(affinity: Affinity | None) -> str:
+    def best(affinity: CacheAffinity | None) -> str:
         return min(options, key=lambda key: _cost(wanted, key, options, distances, affinity))
 
     if not options:
@@ -93,7 +93,7 @@ def choose_resident(
 
 
 def _cost(
-    wanted: str, key: str, options: Mapping[str, Option], distances: Distances, affinity: Affinity | None
+    wanted: str, key: str, options: Mapping[str, Option], distances: Distances, affinity: CacheAffinity | None
 ) -> tuple[bool, int, int, int, float]:
     """What serving a specialist by one of the options costs, the most important part first."""
     option = options[key]

@@ -22,7 +22,7 @@ from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, Ref
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
 from .loading import Loader
-from .placement import Affinity
+from .placement import CacheAffinity
 from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
@@ -136,7 +136,7 @@ class Pool:
         found = frozenset(booking.key for booking in self._bookings.warm(group))
         affinity = None
         if read_by is not None:
-            affinity = Affinity(read_by, int(read_s * self._swap_bytes_per_s(group)))
+            affinity = CacheAffinity(read_by, int(read_s * self._swap_bytes_per_s(group)))
         waiter = LeaseWaiter(next(self._ids), specialist, now, REQUEST_ID.get(), found=found, affinity=affinity)
         *waiting, newcomer = self._views([*self._queue.waiters, waiter], now)
         failure = self._loader.failure(group)

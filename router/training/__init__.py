@@ -1,1 +1,1 @@
-"""Fitting the supervisor's head, and measuring it. Nothing here is needed to serve."""
+"""Fitting the supervisor's head and thresholds, and measuring them. No serving module imports this package."""

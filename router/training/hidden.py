@@ -1,4 +1,4 @@
-"""Fits a hidden layer over the sentence embedding, which reads what no linear classifier can. The head serves it.
+"""Fits a hidden layer (multilayer perceptron) over the sentence embedding, for what no linear classifier can tell.
 
 One layer of rectified units, and past it a linear path, which the head adds to its linear weights. Fitted with the
 cross-entropy of all labels together by Adam (Kingma and Ba 2015, decay of the weights as Loshchilov and Hutter 2019),

@@ -1,4 +1,4 @@
-"""How good probabilities are: accuracy, F1, coverage, calibration. Pure functions over arrays; drawing stands last.
+"""Metrics of probabilities: accuracy, F1, coverage, expected calibration error. Pure functions; drawing stands last.
 
 Everywhere `probabilities` is (n, n_labels), rows adding up to 1, and `labels` is (n,), the right columns.
 """

@@ -1,4 +1,4 @@
-"""Fit the head and measure it on texts that it has not seen. `coe train-router` and benchmarks/router.py call this.
+"""Fit the head (linear SVMs and a hidden layer) and measure it by cross-validation, for `coe train-router`.
 
 Questions are JSON lines with `label`, `text` and, where known, `source`. The prompts in router/prompts are added, with
 more weight a prompt, since they are few and look like what people ask. Each text is learned twice, the second time with
@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..choose import SURE
-from ..domains import DOMAINS, canonical
-from ..encoder import DIMENSIONS, Encodes, QuantisedEncoder
-from ..errors import RouterError
+from ..domains import DOMAINS
+from ..encoder import Encodes, QuantisedEncoder
 from ..features import N_BUCKETS, N_WORDS, PARTS_WEIGHT, bucket_counts, mistyped, scrub, tokens
-from ..head import EMBEDDING_SCALE, Floats, Head, Linear, save_head, softmax
+from ..head import EMBEDDING_SCALE, Floats, Head, Linear, softmax
+from ..head_file import save_head
 from ..training_prompts import shipped_prompts
+from .embeddings import KeptEmbeddings
 from .hidden import UNITS, fit_hidden
 from .measures import report
+from .questions import LabelledQuestion, QuestionsError, read_questions
 
 PENALTY = 1.0  # LinearSVC's C
 TOLERANCE = 1e-2  # tighter ones take longer and change no figure
@@ -43,25 +44,9 @@ BALANCE = 0.3  # 0: labels count by their size in the data; 1: all labels count 
 TEMPERATURE_PROMPT_WEIGHT = 3.0
 FOLDS = 5
 PROMPTS = "prompts"
-EMBEDDED_AT_ONCE = 256
-WRITTEN_AFTER = 500  # new embeddings, or a tenth of those in the file if that is more: each is written some 11 times
-KEY_BYTES = 20  # of a text's SHA-1
 CLEAN, TYPED, TYPED_OTHERWISE = 0, 1, 2  # seeds of typing errors; none for the first
 
 Array = NDArray[Any]
-
-
-class QuestionsError(RouterError):
-    """A line of a file of labelled questions cannot be used."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A text, the label it belongs to, and where it comes from."""
-
-    label: str
-    text: str
-    source: str = "?"
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingSet:
     """Labelled texts as features. `versions` holds the texts as they are and with typing errors, by seed."""
 
     names: tuple[str, ...]
@@ -89,119 +74,26 @@ class Corpus:
         return np.asarray(by_label[self.labels[rows]] * np.where(self.sources[rows] == PROMPTS, PROMPT_WEIGHT, 1.0))
 
 
-def read_questions(
-    path: Path, labels: Collection[str] = DOMAINS, *, remedy: str = "write one of these"
-) -> list[Question]:
-    """The questions of a file, their labels as people write them. Raises QuestionsError naming file, line and remedy.
-
-    remedy: what to do about a label that is none of the `labels`.
-    """
-    try:
-        text = path.read_text("utf-8-sig")  # Windows begins a file with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsError(f"{path} cannot be read: {error}; it should be JSON lines in UTF-8") from error
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also cuts at U+2028
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise QuestionsError(f'{path}:{number}: no JSON ({error}); write {{"label": ..., "text": ...}}') from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("label", "text")):
-            raise QuestionsError(f'{path}:{number}: "label" and "text" are wanted, both as strings')
-        if not row["text"].strip():
-            raise QuestionsError(f"{path}:{number}: the text is empty; remove the line")
-        label = row["label"] if row["label"] in labels else canonical(row["label"])
-        if label not in labels:
-            raise QuestionsError(f"{path}:{number}: label {row['label']!r} is not one of {', '.join(labels)}; {remedy}")
-        found.append(Question(label, row["text"], str(row.get("source") or "?")))
-    if not found:
-        raise QuestionsError(f'{path} holds no question; a line is {{"label": ..., "text": ...}}')
-    return found
-
-
-class KeptEmbeddings:
-    """Embeds texts, and keeps the embeddings in a file between runs: an hour of one core saved where a run is repeated.
-
-    The file holds hashes of texts and their embeddings, no texts. It is written as the embeddings grow, so that a run
-    that is killed loses 500 or a tenth of them at most.
-    """
-
-    def __init__(self, encoder: Encodes, path: Path | None = None) -> None:
-        """Raises RouterError when there is a file and it holds no embeddings of this encoder's size."""
-        self._encoder, self._path = encoder, path
-        self._rows = _read_kept(path) if path is not None and path.exists() else {}
-        self._n_written = len(self._rows)
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        """Embeddings (n, DIMENSIONS) of the texts; new ones are written to the file."""
-        self._encoder.load()
-        # By what the encoder reads of a text: one with other weights, or that reads otherwise, finds nothing stale.
-        read = (f"{self._encoder.weights}\0{self._encoder.read(text)}" for text in texts)
-        keys = [hashlib.sha1(text.encode(), usedforsecurity=False).digest() for text in read]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
-        order = list(new)
-        try:
-            for start in range(0, len(order), EMBEDDED_AT_ONCE):
-                some = order[start : start + EMBEDDED_AT_ONCE]
-                self._rows.update(zip(some, self._encoder.encode([new[key] for key in some]), strict=True))
-                if len(self._rows) - self._n_written >= max(WRITTEN_AFTER, self._n_written / 10):
-                    self._write()
-        finally:  # Ctrl-C, too, keeps what there is
-            self._write()
-        return np.stack([self._rows[key] for key in keys]) if keys else np.zeros((0, DIMENSIONS), np.float32)
-
-    def _write(self) -> None:
-        if self._path is None or len(self._rows) == self._n_written:
-            return
-        beside = self._path.with_name(f".{self._path.name}.tmp")
-        with beside.open("wb") as file:
-            keys = np.frombuffer(b"".join(self._rows), np.uint8).reshape(-1, KEY_BYTES)
-            np.savez(file, keys=keys, rows=np.stack(list(self._rows.values())))
-        beside.replace(self._path)
-        self._n_written = len(self._rows)
-
-
-def _read_kept(path: Path) -> dict[bytes, Floats]:
-    """Embeddings by the hashes of their texts. Raises RouterError for a file that KeptEmbeddings did not write."""
-    remedy = "remove it, or name another file for embeddings"
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):  # of which numpy says that it could be loaded unsafely
-                raise ValueError("it is no whole .npz archive")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                keys, rows = arrays["keys"], arrays["rows"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise RouterError(f"{path} cannot be read as kept embeddings ({error}): {remedy}") from error
-    if rows.ndim != 2 or rows.dtype != np.float32 or (keys.dtype, keys.shape) != (np.uint8, (len(rows), KEY_BYTES)):
-        raise RouterError(f"{path} holds something else than kept embeddings: {remedy}")
-    if rows.shape[1] != DIMENSIONS:
-        raise RouterError(f"{path} keeps embeddings of {rows.shape[1]} numbers, here they have {DIMENSIONS}: {remedy}")
-    return {key.tobytes(): row for key, row in zip(keys, rows, strict=True)}
-
-
-def corpus(
-    questions: Sequence[Question],
+def training_set(
+    questions: Sequence[LabelledQuestion],
     embed: Callable[[Sequence[str]], Floats],
     *,
     names: Sequence[str] = DOMAINS,
     prompts: bool = True,
     versions: Sequence[int] = (CLEAN, TYPED),
-) -> Corpus:
+) -> TrainingSet:
     """Features of the questions and of the shipped prompts. A text that stands there twice counts once.
 
     names: the labels, three or more (of two, scikit-learn fits one row of weights only).
     """
     rows = list({_normal(question.text): question for question in questions}.values())
     if prompts:
-        rows += [Question(label, text, PROMPTS) for label, text in shipped_prompts()]
+        rows += [LabelledQuestion(label, text, PROMPTS) for label, text in shipped_prompts()]
     texts = [row.text for row in rows]
     missing = set(names) - {row.label for row in rows}
     if missing:
         raise QuestionsError(f"no text is labelled {', '.join(sorted(missing))}: a head needs some of each label")
-    return Corpus(
+    return TrainingSet(
         names=tuple(names),
         labels=np.array([list(names).index(row.label) for row in rows]),
         sources=np.array([row.source for row in rows]),
@@ -264,7 +156,7 @@ def ngram_matrix(counts: Any, idf: Floats) -> Any:
     return sparse.hstack(blocks).tocsr()
 
 
-def fit(corpus: Corpus, rows: Array) -> Head:
+def fit(data: TrainingSet, rows: Array) -> Head:
     """A head fitted on the given rows, both temperatures 1.
 
     What it serves with an embedding is a weighted sum of three classifiers: n-grams alone, both kinds of features, and
@@ -274,13 +166,13 @@ def fit(corpus: Corpus, rows: Array) -> Head:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    idf = inverse_document_frequency(corpus.versions[CLEAN].counts[rows])
-    seeds = [seed for seed in (CLEAN, TYPED) if seed in corpus.versions]
-    ngrams = sparse.vstack([ngram_matrix(corpus.versions[seed].counts[rows], idf) for seed in seeds]).tocsr()
-    embeddings = np.vstack([corpus.versions[seed].embeddings[rows] for seed in seeds])
+    idf = inverse_document_frequency(data.versions[CLEAN].counts[rows])
+    seeds = [seed for seed in (CLEAN, TYPED) if seed in data.versions]
+    ngrams = sparse.vstack([ngram_matrix(data.versions[seed].counts[rows], idf) for seed in seeds]).tocsr()
+    embeddings = np.vstack([data.versions[seed].embeddings[rows] for seed in seeds])
     both = sparse.hstack([ngrams, sparse.csr_matrix(embeddings * EMBEDDING_SCALE)]).tocsr()
-    labels = np.tile(corpus.labels[rows], len(seeds))
-    once = corpus.weights(rows)
+    labels = np.tile(data.labels[rows], len(seeds))
+    once = data.weights(rows)
     weights = np.concatenate([once * (1.0 if seed == CLEAN else TYPED_WEIGHT) for seed in seeds])
 
     def fitted(matrix: Any) -> tuple[Floats, Floats]:
@@ -293,10 +185,10 @@ def fit(corpus: Corpus, rows: Array) -> Head:
 
     plain, plain_bias = fitted(ngrams)
     joint, joint_bias = fitted(both)
-    by_embedding = fit_hidden(embeddings, labels, weights, len(corpus.names))
+    by_embedding = fit_hidden(embeddings, labels, weights, len(data.names))
     hidden = by_embedding.hidden
     return Head(
-        labels=corpus.names,
+        labels=data.names,
         idf=idf,
         ngram=Linear(plain, None, plain_bias, 1.0),
         joint=Linear(
@@ -331,24 +223,24 @@ class OutOfFold:
     joint: dict[int, Array]
 
 
-def out_of_fold(corpus: Corpus, progress: Callable[[str], None] = lambda text: None) -> OutOfFold:
+def out_of_fold(data: TrainingSet, progress: Callable[[str], None] = lambda text: None) -> OutOfFold:
     """Cross-validate over FOLDS folds; groups stay together, and each fold has its share of each label."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    n = len(corpus.labels)
+    n = len(data.labels)
     folds = np.zeros(n, int)
-    plain = {seed: np.zeros((n, len(corpus.names))) for seed in corpus.versions if seed != TYPED}
-    joint = {seed: np.zeros((n, len(corpus.names))) for seed in plain}
-    strata = np.where(corpus.sources == PROMPTS, corpus.labels + len(corpus.names), corpus.labels)
+    plain = {seed: np.zeros((n, len(data.names))) for seed in data.versions if seed != TYPED}
+    joint = {seed: np.zeros((n, len(data.names))) for seed in plain}
+    strata = np.where(data.sources == PROMPTS, data.labels + len(data.names), data.labels)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # then it is not in every fold
-        split = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(strata, strata, corpus.groups))
+        split = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(strata, strata, data.groups))
     for fold, (train, test) in enumerate(split):
         progress(f"fold {fold + 1} of {FOLDS}")
-        head = fit(corpus, train)
+        head = fit(data, train)
         folds[test] = fold
         for seed in plain:
-            plain[seed][test], joint[seed][test] = scores(head, corpus.versions[seed], test)
+            plain[seed][test], joint[seed][test] = scores(head, data.versions[seed], test)
     return OutOfFold(folds, plain, joint)
 
 
@@ -363,49 +255,49 @@ def fit_temperature(unscaled: Array, labels: Array, weights: Array) -> float:
     return float(minimize_scalar(loss, bounds=(0.02, 10), method="bounded").x)
 
 
-def temperature_weights(corpus: Corpus) -> Array:
+def temperature_weights(data: TrainingSet) -> Array:
     """How much each row counts where temperatures are fitted."""
-    return np.where(corpus.sources == PROMPTS, TEMPERATURE_PROMPT_WEIGHT, 1.0)
+    return np.where(data.sources == PROMPTS, TEMPERATURE_PROMPT_WEIGHT, 1.0)
 
 
-def calibrated(unscaled: Array, corpus: Corpus, folds: Array, to_scale: Array | None = None) -> Array:
+def calibrated(unscaled: Array, data: TrainingSet, folds: Array, to_scale: Array | None = None) -> Array:
     """Probabilities of every row, at the temperature that fits the other folds.
 
     to_scale: other scores of the same rows, to be scaled by those temperatures.
     """
-    weights = temperature_weights(corpus)
+    weights = temperature_weights(data)
     found = np.zeros(unscaled.shape)
     for fold in range(int(folds.max()) + 1):
         others, mine = folds != fold, folds == fold
-        temperature = fit_temperature(unscaled[others], corpus.labels[others], weights[others])
+        temperature = fit_temperature(unscaled[others], data.labels[others], weights[others])
         found[mine] = softmax((unscaled if to_scale is None else to_scale)[mine] / temperature)
     return found
 
 
 def in_turn(plain: Array, joint: Array, sure: float = SURE) -> tuple[Array, Array]:
-    """What is served: the n-grams' probabilities where they are sure, the joint ones elsewhere; and where they are."""
+    """A cascade, as served: the n-grams' probabilities where those are sure, the joint ones elsewhere; and where."""
     is_sure = plain.max(axis=1) >= sure
     return np.where(is_sure[:, None], plain, joint), is_sure
 
 
-def groups_of(corpus: Corpus) -> dict[str, Array]:
-    """The parts of a corpus that figures are given for: name -> which rows."""
-    prompts = corpus.sources == PROMPTS
-    pro = np.char.startswith(corpus.sources.astype(str), "mmlu_pro")
+def groups_of(data: TrainingSet) -> dict[str, Array]:
+    """The parts of a training set that figures are given for: name -> which rows."""
+    prompts = data.sources == PROMPTS
+    pro = np.char.startswith(data.sources.astype(str), "mmlu_pro")
     return {name: rows for name, rows in (("data", ~prompts), ("mmlu_pro", pro), ("prompts", prompts)) if rows.any()}
 
 
-def held_out_source(corpus: Corpus, source: str) -> tuple[int, float]:
+def held_out_source(data: TrainingSet, source: str) -> tuple[int, float]:
     """Number of texts of a source (or of a family of sources, by prefix), and joint accuracy trained without them."""
-    held = np.char.startswith(corpus.sources.astype(str), source)
+    held = np.char.startswith(data.sources.astype(str), source)
     if not held.any():
         raise QuestionsError(f"no text has a source that begins with {source!r}")
-    missing = set(range(len(corpus.names))) - set(corpus.labels[~held].tolist())
+    missing = set(range(len(data.names))) - set(data.labels[~held].tolist())
     if missing:
-        raise QuestionsError(f"without {source!r} no text is labelled {', '.join(corpus.names[i] for i in missing)}")
-    head = fit(corpus, np.flatnonzero(~held))
-    _, joint = scores(head, corpus.versions[CLEAN], np.flatnonzero(held))
-    return int(held.sum()), float((joint.argmax(axis=1) == corpus.labels[held]).mean())
+        raise QuestionsError(f"without {source!r} no text is labelled {', '.join(data.names[i] for i in missing)}")
+    head = fit(data, np.flatnonzero(~held))
+    _, joint = scores(head, data.versions[CLEAN], np.flatnonzero(held))
+    return int(held.sum()), float((joint.argmax(axis=1) == data.labels[held]).mean())
 
 
 def train(
@@ -423,8 +315,8 @@ def train(
     """
     own = "write one of these; a domain of your own is taught by `examples` in a roster"
     questions = read_questions(path, remedy=own)
-    progress(f"{len(questions)} questions; they and their mistyped copies are embedded")
-    data = corpus(questions, KeptEmbeddings(encoder, embeddings))
+    progress(f"{len(questions)} questions, to be embedded together with their mistyped copies")
+    data = training_set(questions, KeptEmbeddings(encoder, embeddings))
     found = out_of_fold(data, progress)
     plain, joint = found.plain[CLEAN], found.joint[CLEAN]
     p_plain, p_joint = calibrated(plain, data, found.folds), calibrated(joint, data, found.folds)

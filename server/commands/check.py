@@ -17,8 +17,9 @@ from coe.engine.pool.memory import budget_bytes
 from coe.engine.units import size_text
 from coe.router.encoder import EncoderError, find_encoder
 from coe.router.errors import RouterError
-from coe.router.head import load_head
-from coe.router.supervisor import examples_of, taught_by, threshold_problems
+from coe.router.examples import examples_of, taught_by
+from coe.router.head_file import load_head
+from coe.router.thresholds import threshold_problems
 
 from ..api.keys import read_keys
 from ..roster.load import load_roster

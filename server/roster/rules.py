@@ -12,8 +12,7 @@ from pathlib import Path
 from coe.engine.spec import LoadSpec
 from coe.router.choose import Candidate
 from coe.router.domains import DOMAINS, canonical
-from coe.router.head import example_problems
-from coe.router.supervisor import examples_of
+from coe.router.examples import example_problems, examples_of
 from coe.surgery.plan.recipes import RECIPES, settings_of
 
 from .models import BuildSection, ModelSource, Roster, SamplingBounds, Specialist

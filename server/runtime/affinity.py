@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from coe.router.choose import read_s
-from coe.router.conversation import Conversation
-
-REMEMBERED = 4096
+from coe.router.conversation import ConversationKey
+from coe.router.memory import REMEMBERED, ConversationMemory
 
 
 @dataclass(frozen=True)
@@ -20,28 +18,11 @@ class _Place:
     paid_s: float
 
 
-@dataclass(frozen=True)
-class ConversationKey:
-    """A conversation at its newest turn: how it is recognised now and at the turn before, and how long it is."""
-
-    here: bytes | None
-    before: bytes | None
-    n_chars: int
-    n_old_chars: int  # up to the last answer
-
-    @classmethod
-    def of(cls, conversation: Conversation) -> ConversationKey:
-        """What is kept of a conversation: no text."""
-        n_old = conversation.n_chars - conversation.n_new_chars
-        return cls(conversation.here, conversation.before, conversation.n_chars, n_old)
-
-
 class Affinity:
     """Remembers, of the last conversations of each specialist, the resident that answered. Keeps hashes, no texts."""
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
-        self._remembered = remembered
-        self._noted: OrderedDict[tuple[str, bytes], _Place] = OrderedDict()
+        self._places: ConversationMemory[tuple[str, bytes], _Place] = ConversationMemory(remembered)
 
     def record(self, specialist: str, key: ConversationKey, resident: str, swap_s: float = 0.0) -> None:
         """The resident has, or will have when it has answered, all of the conversation in its cache.
@@ -53,10 +34,7 @@ class Affinity:
         before = self._before(specialist, key)
         stays = before is not None and before.resident == resident
         paid_s = before.paid_s + swap_s if before is not None and stays else 0.0
-        self._noted[specialist, key.here] = _Place(resident, key.n_chars, paid_s)
-        self._noted.move_to_end((specialist, key.here))
-        while len(self._noted) > self._remembered:
-            self._noted.popitem(last=False)
+        self._places.remember([(specialist, one) for one in key.now()], _Place(resident, key.n_chars, paid_s))
 
     def find(self, specialist: str, key: ConversationKey, tokens_per_s: float) -> tuple[str | None, float]:
         """Resident that has most of the conversation in its cache, and the seconds that going back there may cost.
@@ -69,11 +47,10 @@ class Affinity:
         if place is None:
             return None, 0.0
         # The same words may have been about another document: then the newest turn is read anew wherever it goes.
-        same = place.n_chars == key.n_chars and (specialist, key.here) in self._noted
+        same = place.n_chars == key.n_chars and (specialist, key.here) in self._places
         n_chars = key.n_chars if same else key.n_old_chars
         return place.resident, max(0.0, read_s(n_chars, tokens_per_s) - place.paid_s)
 
     def _before(self, specialist: str, key: ConversationKey) -> _Place | None:
         """Where it was answered at this very turn, else at the one before."""
-        found = (self._noted.get((specialist, one)) for one in (key.here, key.before) if one is not None)
-        return next((place for place in found if place is not None), None)
+        return self._places.recall((specialist, one) for one in key.earlier(same_turn=True))

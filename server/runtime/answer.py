@@ -23,7 +23,7 @@ from .college import College
 from .errors import RequestError
 from .metrics import Metrics
 from .policy import Rules, rules_for
-from .provenance import Provenance
+from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
 
 _log = logging.getLogger(__name__)
@@ -83,10 +83,10 @@ class Answer:
         return self.rules.thinking.mode is not ThinkingMode.OFF
 
     @property
-    def provenance(self) -> Provenance:
+    def provenance(self) -> AnswerProvenance:
         """What a client is told of the answer, as it stands now."""
         waited_s = self.lease.waited_s if self.lease is not None else 0.0
-        return Provenance(self.choice, self.answered_by.name, self.rules, self.residency, waited_s, self.retries)
+        return AnswerProvenance(self.choice, self.answered_by.name, self.rules, self.residency, waited_s, self.retries)
 
     async def open(self) -> None:
         """Get a lease, and the worker's word that the prompt fits.

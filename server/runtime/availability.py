@@ -137,16 +137,16 @@ def availability(
             return Unavailable(one.entry, why, "", one.location, result)
         return Servable(one.entry, one.location, spec, result)
 
-    judged: dict[str, Servable | Unavailable] = {}
+    entries: dict[str, Servable | Unavailable] = {}
     for one in located:
         name, location = one.entry.name, one.location
         if name in missing:
-            judged[name] = Unavailable(one.entry, *missing[name], location)
+            entries[name] = Unavailable(one.entry, *missing[name], location)
         elif location.path is None:
-            judged[name] = Unavailable(one.entry, location.reason, location.remedy, location)
+            entries[name] = Unavailable(one.entry, location.reason, location.remedy, location)
         else:
-            judged[name] = judge(one, loads.get(name) or one.entry.load_spec(location.path))
-    return judged
+            entries[name] = judge(one, loads.get(name) or one.entry.load_spec(location.path))
+    return entries
 
 
 def sum_text(footprint: Footprint) -> str:
@@ -172,11 +172,11 @@ def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
     )
 
 
-def residents(judged: Mapping[str, Servable | Unavailable]) -> tuple[ResidentPlan, ...]:
+def residents(entries: Mapping[str, Servable | Unavailable]) -> tuple[ResidentPlan, ...]:
     """The distinct residents of what can be served and is predicted, in the roster's order."""
     names: dict[LoadSpec, list[str]] = {}
     sizes: dict[LoadSpec, int] = {}
-    for name, item in judged.items():
+    for name, item in entries.items():
         if isinstance(item, Servable) and item.footprint is not None:
             names.setdefault(item.spec, []).append(name)
             sizes[item.spec] = item.footprint.total_bytes
@@ -217,33 +217,33 @@ def most_that_fit(plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
     return count
 
 
-def page_cache_bytes(judged: Mapping[str, Servable | Unavailable]) -> int:
+def page_cache_bytes(entries: Mapping[str, Servable | Unavailable]) -> int:
     """Host memory that keeps the files of everything that can be served in the page cache, each file once."""
-    served = [item.location for item in judged.values() if isinstance(item, Servable)]
+    served = [item.location for item in entries.values() if isinstance(item, Servable)]
     files = {file for location in served for file in (*location.files, *location.sources)}
     return sum(file.stat().st_size for file in files)
 
 
 def budget_doubts(
-    roster: Roster, judged: Mapping[str, Servable | Unavailable], budget_bytes: int | None
+    roster: Roster, entries: Mapping[str, Servable | Unavailable], budget_bytes: int | None
 ) -> tuple[str, ...]:
     """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
     doubts = []
     pinned = {specialist.name for specialist in roster.specialists if specialist.pin}
     for what, wanted in (("Pinned", pinned), ("pool.preload", set(roster.pool.preload))):
-        absent = sorted(name for name in wanted if isinstance(judged[name], Unavailable))
+        absent = sorted(name for name in wanted if isinstance(entries[name], Unavailable))
         if absent:
             doubts.append(f"{what}: {', '.join(absent)} cannot be served.")
-        total = sum(plan.bytes for plan in residents(judged) if wanted.intersection(plan.names))
+        total = sum(plan.bytes for plan in residents(entries) if wanted.intersection(plan.names))
         if budget_bytes is not None and total > budget_bytes:
             doubts.append(f"{what}: together {size_text(total)}, the budget is {size_text(budget_bytes)}.")
     if pinned and budget_bytes is not None:
-        held = [plan for plan in residents(judged) if pinned.intersection(plan.names)]
+        held = [plan for plan in residents(entries) if pinned.intersection(plan.names)]
         free = budget_bytes - sum(plan.bytes for plan in held)
-        shut_out = [plan.title for plan in residents(judged) if plan not in held and plan.bytes > free]
+        shut_out = [plan.title for plan in residents(entries) if plan not in held and plan.bytes > free]
         if shut_out and free >= 0:
             doubts.append(f"What is pinned leaves {size_text(free)}: {', '.join(shut_out)} can never load.")
-    fallback = judged.get(roster.fallback) if roster.fallback is not None else None
+    fallback = entries.get(roster.fallback) if roster.fallback is not None else None
     if isinstance(fallback, Unavailable):
         instead = "whatever is warm answers in its place" if roster.fallback_warm else "nothing answers in its place"
         doubts.append(f"The fallback {roster.fallback} cannot be served: {instead}.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coe.router.choose import Decision
+from coe.router.conversation import ConversationKey
 
 from ..roster.models import Specialist
-from .affinity import ConversationKey
 
 
 @dataclass(frozen=True)

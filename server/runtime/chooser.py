@@ -12,12 +12,11 @@ from time import perf_counter
 from coe.engine.errors import UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
-from coe.router.conversation import Conversation
+from coe.router.conversation import Conversation, ConversationKey
 from coe.router.supervisor import Supervisor
 
 from ..roster.models import Roster, Specialist
 from ..roster.values import AUTO
-from .affinity import ConversationKey
 from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog

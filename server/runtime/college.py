@@ -12,14 +12,15 @@ from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
-from coe.router.choose import Candidate
-from coe.router.choose import Settings as SupervisorSettings
-from coe.router.head import SHIPPED, HeadError
+from coe.router.choose import Candidate, SupervisorSettings
+from coe.router.conversation import ConversationKey
+from coe.router.head import HeadError
+from coe.router.head_file import SHIPPED
 from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 
 from ..roster.models import Roster, Specialist
-from .affinity import Affinity, ConversationKey
+from .affinity import Affinity
 from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _PROCESS: Final = "coe.surgery.cut.cut_masks"
 _SILENT_S: Final = 1800.0  # a report comes with every few MB; what was written is then brought to the disk, without one
 
-Lack = tuple[str, str]  # what is wrong, and what to do about it
+Missing = tuple[str, str]  # what is wrong, and what to do about it
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _names_parent(specialist: Specialist) -> bool:
         return False
 
 
-async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Lack]:
+async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Missing]:
     """What a shared resident is filled by for each specialist that is a mask, or what it lacks.
 
     One small file is written for all masks of one size, into `folder`; beside the cut files where None.
@@ -74,7 +74,7 @@ async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str,
         return {}
     skeletons = folder or roster.models_path / "cut"
     answers = await _ask(roster, wanted, {"masks": [s.mask for s in wanted], "skeletons": str(skeletons)})
-    found: dict[str, MaskSource | Lack] = {}
+    found: dict[str, MaskSource | Missing] = {}
     for specialist, answer in zip(wanted, answers, strict=True):
         if isinstance(answer, Mapping):
             parent = _required_parent(roster)
@@ -84,7 +84,7 @@ async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str,
     return found
 
 
-async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> dict[str, Lack]:
+async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> dict[str, Missing]:
     """Cut what is not cut yet, all or those of these names; gives, by name, what could not be.
 
     A child process does it, which is not started when there is nothing to do. It also looks at the files of masks that
@@ -95,8 +95,8 @@ async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> di
         return {}
     cuts = [{"mask": s.mask, "out": str(cut_path(roster.models_path, s.name, Path(s.mask)))} for s in wanted if s.mask]
     _log.info("preparing the cut files of %s", ", ".join(s.name for s in wanted))
-    lacks = await _ask(roster, wanted, {"cuts": cuts})
-    return {s.name: (lack[0], lack[1]) for s, lack in zip(wanted, lacks, strict=True) if lack}
+    told = await _ask(roster, wanted, {"cuts": cuts})
+    return {s.name: (one[0], one[1]) for s, one in zip(wanted, told, strict=True) if one}
 
 
 async def _ask(roster: Roster, wanted: Sequence[Specialist], job: Mapping[str, Any]) -> list[Any]:

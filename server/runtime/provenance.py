@@ -13,7 +13,7 @@ from .policy import Rules
 
 
 @dataclass(frozen=True)
-class Provenance:
+class AnswerProvenance:
     """Where an answer comes from, as far as it is known by now.
 
     answered_by: the specialist that answers: the chosen one, or the fallback after a loop.

@@ -19,7 +19,7 @@ from coe.engine.units import size_text
 from ..roster.model_files import Location
 from ..roster.models import Roster, Specialist
 from .availability import Located, Servable, Unavailable, availability, locate
-from .mask_models import Lack, MaskSource, cut_masked, prepare_masks
+from .mask_models import MaskSource, Missing, cut_masked, prepare_masks
 
 _log = logging.getLogger(__name__)
 _DRY_RUNS_AT_ONCE = 2
@@ -105,7 +105,7 @@ async def resolve(
     located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
     sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
     prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
-    missing: dict[str, Lack] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
+    missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
     predictions = Predictions()
     loads: dict[str, LoadSpec] = {}
@@ -135,14 +135,14 @@ async def resolve(
     ]
     await predictions.make(own)
     loads |= {entry.name: spec for entry, spec in own}
-    judged = availability(
+    entries = availability(
         tuple(located.values()), predictions.__getitem__, budget_bytes, predictions.refused, loads, missing
     )
     stamps = {name: one.stamps for name, one in located.items()}
-    return Resolved(judged, tuple(groups), why_unshared, found.unhashed, stamps)
+    return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps)
 
 
-def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Lack]) -> list[Contender]:
+def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Missing]) -> list[Contender]:
     """Those of the entries that have what a shared resident is loaded from: a file, or a mask made ready."""
     contenders = []
     for one in sharers:

@@ -31,10 +31,10 @@ from .cut import KEY, OnStage, cut, identify, kept_experts, write_skeleton
 
 _SKELETONS: Final = "skeleton-????????????.gguf"
 
-Lack = tuple[str, str]
+Missing = tuple[str, str]
 
 
-def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Lack | None:
+def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Missing | None:
     """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy.
 
     A file that is there stays when it was cut from this parent: a mask of another tool names none, so that the mask's
@@ -76,7 +76,7 @@ def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int)
 
 def prepare_masks(
     parent: Parent, masks: Sequence[Path], folder: Path, progress: OnStage
-) -> list[dict[str, Any] | Lack]:
+) -> list[dict[str, Any] | Missing]:
     """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def prepare_masks(
         return [_unwritable(folder, error)] * len(masks)
     identity = identify(parent, progress)
     _remove_orphans(folder, parent, identity)
-    answers: list[dict[str, Any] | Lack] = []
+    answers: list[dict[str, Any] | Missing] = []
     written: dict[int, Path] = {}
     for path in masks:
         try:
@@ -115,7 +115,7 @@ def _remove_orphans(folder: Path, parent: Parent, identity: Identity) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, error: OSError) -> Lack:
+def _unwritable(path: Path, error: OSError) -> Missing:
     return f"{path} cannot be written: {error.strerror or error}.", "Set models_dir to a folder that can be."
 
 

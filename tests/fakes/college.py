@@ -12,10 +12,10 @@ from typing import Any, cast
 from coe.engine.errors import EngineError
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
+from coe.router.conversation import ConversationKey
 from coe.server.api.app import DIALECTS, make_app
 from coe.server.api.dialect import Dialect
 from coe.server.roster.models import Roster, Specialist
-from coe.server.runtime.affinity import ConversationKey
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
 from coe.server.runtime.request import Request

@@ -86,3 +86,9 @@ def test_builder_and_runtime_of_a_target_have_the_same_python() -> None:
         built = re.sub("-devel", "", stages()[f"build-{target}"][0].split()[1])
         runs = re.sub("-runtime", "", stages()[target][0].split()[1])
         assert built == runs
+
+
+@pytest.mark.parametrize("stage", ["build-cpu", "build-cuda"])
+def test_the_image_has_what_a_server_needs_and_the_demo(stage: str) -> None:
+    [command] = [line for line in stages()[stage] if "tools/install.py" in line]
+    assert "--extras demo --" in command

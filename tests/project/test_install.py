@@ -258,6 +258,37 @@ def test_the_stamp_changes_with_what_decides_about_the_installation() -> None:
     assert stamp(extras="demo") != stamp()
 
 
+def test_extras_of_earlier_installations_stay_and_are_the_same_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked() -> None:
+        raise installer.InstallError("there is something to install")
+
+    monkeypatch.setattr(installer, "whole", lambda venv: True)
+    monkeypatch.setattr(installer, "look", looked)
+    options = {"venv": str(tmp_path), "backend": "cpu", "editable": True, "portable": False, "source": False}
+
+    def extras_after(asked: str) -> str:
+        arguments = argparse.Namespace(extras=asked, **options)
+        (tmp_path / "coe-stamp").write_text(
+            installer.stamp(argparse.Namespace(**{**options, "extras": "all,demo,dev"}))
+        )
+        installer.install(arguments)
+        return str(arguments.extras)
+
+    (tmp_path / "coe-build.json").write_text('{"extras": ["all", "demo", "dev"]}')
+    assert extras_after("demo") == "all,demo,dev"  # `make serve` after `make test`: installs nothing
+    assert installer.all_extras("all,demo,dev", ["demo"]) == "all,demo,dev"  # and the other way round
+    assert installer.all_extras("demo", []) == "demo"
+
+
+def test_torch_is_installed_for_the_extras_that_need_it_only() -> None:
+    assert {"all", "torch"} == installer.TORCH_EXTRAS
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    with_torch = {name for name, needed in extras.items() if any("torch" in one or "sentence" in one for one in needed)}
+    assert with_torch == installer.TORCH_EXTRAS
+
+
 @contextmanager
 def index_of_wheels(folder: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):

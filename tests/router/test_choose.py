@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.router import Candidate, NoSpecialist, Settings, choose
-from coe.router.choose import first_token_s, serving
+from coe.router.choose import Candidate, NoSpecialist, SupervisorSettings, choose, first_token_s, serving
 
 MATH = Candidate("math", ("math",), order=0)
 PHYSICS = Candidate("physics", ("physics",), order=1)
@@ -73,20 +72,20 @@ def test_of_two_specialists_for_one_domain_the_first_in_the_roster_answers_unles
 )
 def test_of_two_that_nearly_tie_the_sooner_one_answers_if_the_time_outweighs_what_it_lacks(seconds, weight, answers):
     asked = {"math": 0.49, "physics": 0.47, "law": 0.04}
-    settings = Settings(threshold=0.4, residency_weight=weight)
+    settings = SupervisorSettings(threshold=0.4, residency_weight=weight)
     costs = {"math": seconds, "physics": 0.0}
     assert choose(asked, ROSTER, fallback="chat", costs=costs, settings=settings).specialist == answers
 
 
 def test_no_time_saved_outweighs_more_than_the_margin():
     asked = {"math": 0.56, "physics": 0.44}
-    settings = Settings(threshold=0.4, residency_weight=1.0)
+    settings = SupervisorSettings(threshold=0.4, residency_weight=1.0)
     assert choose(asked, ROSTER, fallback="chat", costs={"math": 3600.0}, settings=settings).specialist == "math"
 
 
 def test_to_move_a_conversation_costs_the_prompt_that_would_be_read_again():
     asked = {"math": 0.36, "physics": 0.64}
-    settings = Settings(hysteresis=0.25)
+    settings = SupervisorSettings(hysteresis=0.25)
     short = choose(asked, ROSTER, fallback="chat", current="math", costs={"physics": 0.2}, settings=settings)
     assert short.specialist == "physics"
     long = choose(asked, ROSTER, fallback="chat", current="math", costs={"physics": 12.0}, settings=settings)
@@ -126,7 +125,7 @@ def test_a_long_conversation_is_not_moved_by_a_lead_that_moves_a_short_one():
 
 
 def test_a_domain_may_have_a_threshold_of_its_own():
-    settings = Settings(threshold=0.6, thresholds={"law": 0.9, "Maths": 0.3})
+    settings = SupervisorSettings(threshold=0.6, thresholds={"law": 0.9, "Maths": 0.3})
     roster = (*ROSTER, Candidate("law", ("law",), order=5))
     assert choose({"law": 0.8, "math": 0.2}, roster, fallback="chat", settings=settings).specialist == "chat"
     assert choose({"law": 0.95, "math": 0.05}, roster, fallback="chat", settings=settings).specialist == "law"
@@ -136,11 +135,11 @@ def test_a_domain_may_have_a_threshold_of_its_own():
 
 def test_settings_are_values_that_nobody_can_change():
     thresholds = {"law": 0.9}
-    settings = Settings(thresholds=thresholds)
+    settings = SupervisorSettings(thresholds=thresholds)
     thresholds["law"] = 0.1
     assert settings.threshold_of("law") == 0.9
-    assert {settings, Settings(thresholds={"law": 0.9})} == {settings}
-    assert settings != Settings(thresholds={"law": 0.8})
+    assert {settings, SupervisorSettings(thresholds={"law": 0.9})} == {settings}
+    assert settings != SupervisorSettings(thresholds={"law": 0.8})
     assert replace(settings, margin=0.1).threshold_of("law") == 0.9
     with pytest.raises(TypeError):
         settings.thresholds["law"] = 0.5
@@ -240,13 +239,23 @@ def test_a_specialist_that_became_unavailable_loses_its_conversation():
     assert decision.specialist == "physics"
 
 
-def test_chores_go_to_what_is_warm():
-    decision = choose({}, ROSTER, fallback="chat", warm=["physics"], chore="title")
+def test_a_decision_holds_the_numbers_that_it_compared():
+    stays = choose({"math": 0.3, "physics": 0.5}, ROSTER, fallback="chat", current="math")
+    assert stays.specialist == "math"
+    assert (stays.weighed.lead, stays.weighed.needed_lead) == (pytest.approx(0.2), pytest.approx(0.25))
+    assert "physics leads by 0.20 of 0.25" in stays.reason
+    anew = choose({"math": 0.9, "physics": 0.1}, ROSTER, fallback="chat")
+    assert (anew.weighed.threshold, anew.weighed.lead) == (0.6, None)
+    assert choose({}, ROSTER, fallback="chat").weighed.threshold is None
+
+
+def test_tasks_of_chat_clients_go_to_what_is_warm():
+    decision = choose({}, ROSTER, fallback="chat", warm=["physics"], client_task="title")
     assert (decision.specialist, decision.path) == ("physics", "rules")
     assert "title" in decision.reason
-    assert choose({}, ROSTER, fallback="chat", warm=["physics", "chat"], chore="title").specialist == "chat"
-    assert choose({}, ROSTER, fallback="chat", chore="tags").specialist == "chat"
-    assert choose({}, ROSTER, fallback=None, chore="tags").specialist == "math"
+    assert choose({}, ROSTER, fallback="chat", warm=["physics", "chat"], client_task="title").specialist == "chat"
+    assert choose({}, ROSTER, fallback="chat", client_task="tags").specialist == "chat"
+    assert choose({}, ROSTER, fallback=None, client_task="tags").specialist == "math"
 
 
 def test_a_conversation_that_says_nothing_goes_to_the_fallback():
@@ -296,7 +305,7 @@ def situations(draw, *, conversation=True):
         "current": draw(someone) if conversation else None,
         "warm": draw(st.lists(st.sampled_from(NAMES), unique=True)),
         "costs": draw(st.dictionaries(st.sampled_from(NAMES), st.floats(0, 600))),
-        "settings": Settings(
+        "settings": SupervisorSettings(
             threshold=draw(st.floats(0, 1)),
             thresholds=draw(st.dictionaries(st.sampled_from(DOMAIN_NAMES), st.floats(0, 1), max_size=3)),
             margin=draw(st.floats(0, 0.3)),
@@ -307,8 +316,8 @@ def situations(draw, *, conversation=True):
 
 
 @given(situations(), st.booleans(), st.sampled_from((None, "title")))
-def test_whoever_is_chosen_is_available_and_the_confidence_is_a_probability(situation, tool_exchange, chore):
-    decision = choose(**situation, tool_exchange=tool_exchange, chore=chore)
+def test_whoever_is_chosen_is_available_and_the_confidence_is_a_probability(situation, tool_exchange, client_task):
+    decision = choose(**situation, tool_exchange=tool_exchange, client_task=client_task)
     assert decision.specialist in {c.name for c in situation["candidates"] if c.available}
     assert 0 <= decision.confidence <= 1
     assert decision.reason.isascii()

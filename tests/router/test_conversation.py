@@ -2,10 +2,9 @@
 
 import pytest
 
-from coe.router import Conversation
 from coe.router.client_markup import read_turn
-from coe.router.client_tasks import chore_of
-from coe.router.conversation import is_follow_up
+from coe.router.client_tasks import client_task_of
+from coe.router.conversation import Conversation, is_follow_up
 
 
 def words(text):
@@ -219,12 +218,12 @@ AIDER = (
 )
 def test_the_humans_words_are_taken_out_of_what_a_client_puts_around_them(text):
     assert words(text) == "Which sorting algorithm is stable?"
-    assert chore_of(text) is None
+    assert client_task_of(text) is None
     passages = Conversation.from_text(text).passages
     assert passages[0].text == "Which sorting algorithm is stable?"
 
 
-def test_tags_that_are_spoken_of_are_no_wrapping():
+def test_tags_that_are_spoken_of_are_no_markup():
     text = "In Cline, what is put between <task> and </task>, and what is the use of it in general?"
     assert words(text) == text
     text = "Why does the <document> tag break this?\n<document>\n" + "The heart pumps blood.\n" * 40 + "</document>"
@@ -279,7 +278,7 @@ def test_a_turn_of_machines_words_alone_is_read_as_it_is_where_nothing_else_is_t
 
 
 @pytest.mark.parametrize(
-    ("text", "chore"),
+    ("text", "task"),
     [
         ("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n### ...", "title"),
         ("### Task:\nGenerate 1-3 broad tags categorizing the main themes of the chat history", "tags"),
@@ -314,9 +313,9 @@ def test_a_turn_of_machines_words_alone_is_read_as_it_is_where_nothing_else_is_t
         ("Your task is to choose and return the correct tool(s) from the list of available tools", "tool choice"),
     ],
 )
-def test_chores_of_chat_clients_are_recognised(text, chore):
-    assert chore_of(text) == chore
-    assert Conversation.from_text(text).chore == chore
+def test_tasks_of_chat_clients_are_recognised(text, task):
+    assert client_task_of(text) == task
+    assert Conversation.from_text(text).client_task == task
 
 
 @pytest.mark.parametrize(
@@ -337,7 +336,7 @@ def test_chores_of_chat_clients_are_recognised(text, chore):
     ],
 )
 def test_people_who_ask_for_titles_and_tags_are_not_taken_for_a_client(text):
-    assert chore_of(text) is None
+    assert client_task_of(text) is None
 
 
 def test_a_tool_exchange_is_a_pending_call_or_a_fresh_result():

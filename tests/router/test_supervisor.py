@@ -9,11 +9,14 @@ import threading
 import numpy as np
 import pytest
 
-from coe.router import Candidate, Conversation, EncoderError, Settings, Supervisor
+from coe.router.choose import Candidate, SupervisorSettings
+from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS
-from coe.router.encoder import DIMENSIONS
+from coe.router.encoder import DIMENSIONS, EncoderError
 from coe.router.features import N_BUCKETS
-from coe.router.head import SHAPES, Head, HeadError, Linear, load_head, save_head
+from coe.router.head import Head, HeadError, Linear
+from coe.router.head_file import SHAPES, load_head, save_head
+from coe.router.supervisor import Supervisor
 
 ROSTER = (
     Candidate("math", ("math",), order=0),
@@ -85,6 +88,42 @@ async def test_scoring_happens_in_one_thread_that_is_not_the_event_loops():
     assert routed.path == "classifier"
     assert len(encoder.threads) == 1
     assert threading.get_ident() not in encoder.threads
+
+
+async def test_a_decision_is_one_debug_line_with_its_numbers_and_no_text(caplog):
+    one = supervisor()
+    with caplog.at_level("DEBUG", logger="coe.router"):
+        await one.decide(turns("the integral of x"), warm=["coder"], costs={"math": 1.5, "coder": 0.1})
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert line.startswith("decision: math, math 1.00 (path")
+    for part in (
+        "path classifier",
+        "of 0.60;",
+        "lead - of -",
+        "margin 0.05",
+        "ranking math 1.00, ",
+        "warm coder",
+        "waits math 1.5 s, ",
+    ):
+        assert part in line
+    assert line.endswith(" ms)")
+    assert "integral" not in line
+
+
+async def test_at_the_level_of_events_no_decision_is_logged(caplog):
+    with caplog.at_level("INFO", logger="coe.router"):
+        await supervisor().decide(turns("the integral of x"))
+    assert caplog.records == []
+
+
+async def test_the_line_of_a_conversation_that_stays_tells_lead_and_hysteresis(caplog):
+    one = supervisor(settings=SupervisorSettings(hysteresis=2.0))
+    await one.decide(turns("the integral of x"), session_id="s")
+    with caplog.at_level("DEBUG", logger="coe.router"):
+        await one.decide(turns("compile this program for me please, it is long"), session_id="s")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("decision: math, coder leads by ")
+    assert "of 2.00;" in line
 
 
 async def test_many_callers_share_one_start():
@@ -209,8 +248,8 @@ async def test_costs_decide_between_specialists_of_one_domain():
 async def test_a_title_request_goes_to_what_is_warm_and_moves_nothing():
     one = supervisor()
     await one.decide(turns("the integral of x squared over the interval"), session_id="s")
-    chore = turns("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.")
-    assert (await one.decide(chore, session_id="s", warm=["coder"])).specialist == "coder"
+    task = turns("### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.")
+    assert (await one.decide(task, session_id="s", warm=["coder"])).specialist == "coder"
     follow_up = await one.decide(turns("x", "y", "and then?"), session_id="s")
     assert follow_up.specialist == "math"
 
@@ -339,7 +378,7 @@ async def test_an_example_repeated_is_one_example():
 
 
 async def test_a_threshold_for_a_domain_that_is_none_is_pointed_out():
-    one = supervisor(settings=Settings(thresholds={"math": 0.7, "knitting": 0.9}))
+    one = supervisor(settings=SupervisorSettings(thresholds={"math": 0.7, "knitting": 0.9}))
     await one.start()
     (warning,) = one.warnings
     assert '"knitting"' in warning
@@ -495,6 +534,6 @@ def test_a_file_that_is_no_archive_is_refused_even_with_its_own_hash(tmp_path):
 
 
 def test_the_remedy_for_the_shipped_head_is_to_install_it_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("coe.router.head.SHIPPED", tmp_path / "head.npz")
+    monkeypatch.setattr("coe.router.head_file.SHIPPED", tmp_path / "head.npz")
     with pytest.raises(HeadError, match="reinstall the package"):
         load_head(tmp_path / "head.npz")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ...runtime.errors import Failure
 from ..dialect import EVENT_STREAM, Call, StreamFormat
-from .replies import ChatEnvelope, CompletionEnvelope, Envelope, data_frame, error_body
+from .replies import ChatEnvelope, CompletionEnvelope, OpenAIEnvelope, data_frame, error_body
 from .requests import Parsed, parse_chat, parse_completion
 
 
@@ -18,7 +18,7 @@ class OpenAIDialect:
     """Bodies by `read`, answers in `envelope`; errors and streams are the same in both."""
 
     read: Callable[[Mapping[str, Any]], Parsed]
-    envelope: type[Envelope]
+    envelope: type[OpenAIEnvelope]
 
     @property
     def stream_format(self) -> StreamFormat:

@@ -42,7 +42,7 @@ def data_frame(message: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-class Envelope(ABC):
+class OpenAIEnvelope(ABC):
     """One answer. Sub-classes say what a choice looks like, whole and in pieces."""
 
     prefix: ClassVar[str]  # of ids
@@ -131,13 +131,13 @@ class Envelope(ABC):
         return data_frame({**self._head(self.chunk), "choices": choices, **more, **facts})
 
 
-class ChatEnvelope(Envelope):
+class ChatEnvelope(OpenAIEnvelope):
     """chat.completion and chat.completion.chunk objects."""
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def choice(self, outcome: Outcome) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         message: dict[str, Any] = {"role": "assistant", "content": outcome.text, "refusal": None}
         if self.answer.thinks:
             message["reasoning_content"] = outcome.reasoning
@@ -148,7 +148,7 @@ class ChatEnvelope(Envelope):
         return {"delta": {"role": "assistant", "content": ""}}
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         content: dict[str, Any] = {}
         if delta.reasoning:
             content["reasoning_content"] = delta.reasoning
@@ -157,11 +157,11 @@ class ChatEnvelope(Envelope):
         return {"delta": content}
 
     def last(self) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         return {"delta": {}}
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         content = [
             {
                 "token": entry.token,
@@ -174,28 +174,28 @@ class ChatEnvelope(Envelope):
         return {"content": content, "refusal": None}
 
 
-class CompletionEnvelope(Envelope):
+class CompletionEnvelope(OpenAIEnvelope):
     """text_completion objects."""
 
     prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
 
     def choice(self, outcome: Outcome) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         return {"text": outcome.text}
 
     def first(self) -> None:
         """Nothing."""
 
     def piece(self, delta: Delta) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         return {"text": delta.text}
 
     def last(self) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         return {"text": ""}
 
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """See Envelope."""
+        """See OpenAIEnvelope."""
         return {
             "tokens": [entry.token for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],

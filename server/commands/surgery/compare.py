@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .._extras import PLOTS, require
 from ._shared import MaskKind, clear_errors, named_path, out_console, say
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def compare(
     out: Annotated[Path | None, typer.Option("--output", "-o", help="Write all figures as JSON.")] = None,
 ) -> None:
     """Compare masks, and say how their overlap foretells accuracy away from home."""
+    if pictures is not None:
+        require(PLOTS, "--pictures")
     with clear_errors():
         from coe.surgery.formats import read_mask
         from coe.surgery.mask import Mask

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._extras import PLOTS, require
 from ._shared import (
     CpuExperts,
     GpuLayers,
@@ -41,6 +42,8 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Ask a specialist questions with known answers, and its parent the same."""
+    if picture is not None:
+        require(PLOTS, "--picture")
     with clear_errors("What was answered stays: the same command goes on from there."):
         from coe.surgery.errors import EvaluationError
         from coe.surgery.judge.evaluate import evaluate as run

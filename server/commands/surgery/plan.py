@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._extras import PLOTS, require
 from ._shared import Criterion, clear_errors, say
 
 
@@ -38,6 +39,8 @@ def plan(
     picture: Annotated[Path | None, typer.Option(help="Draw the mask as a PNG.")] = None,
 ) -> None:
     """Choose the experts of a specialist from what a profile saw."""
+    if picture is not None:
+        require(PLOTS, "--picture")
     with clear_errors():
         from coe.surgery.files import require_output
         from coe.surgery.plan import planning, super_experts

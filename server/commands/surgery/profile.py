@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from .._extras import PLOTS, require
 from ._shared import CpuExperts, GpuLayers, Threads, clear_errors, fitting, load_spec, out_console, progress_bars, say
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def profile(
     threads: Threads = 0,
 ) -> None:
     """Watch which experts the parent's router chooses over a corpus."""
+    if until_stable:
+        require(PLOTS, "--until-stable, which draws a curve,")
     with clear_errors("The same command goes on from there."):
         from coe.surgery.errors import CorpusError
         from coe.surgery.files import require_output

@@ -35,7 +35,7 @@ from coe.engine.pool.decisions import (
     Wait,
     WaitReason,
 )
-from coe.engine.pool.placement import Affinity, Distances, Fit
+from coe.engine.pool.placement import CacheAffinity, Distances, Fit
 from coe.engine.swap.plan import Pair
 
 BOUND_S = 10.0
@@ -353,7 +353,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.number = 0
-        self.waiting: list[tuple[int, str, float, Affinity | None]] = []
+        self.waiting: list[tuple[int, str, float, CacheAffinity | None]] = []
         self.seats: dict[str, Seat] = {}
 
     def replan(self) -> None:
@@ -395,7 +395,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.number += 1
         affinity = None
         if worth_bytes is not None:
-            affinity = Affinity(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
+            affinity = CacheAffinity(data.draw(st.sampled_from(["gone", *self.seats])), worth_bytes)
         self.waiting.append((self.number, name, self.now, affinity))
         self.replan()
 

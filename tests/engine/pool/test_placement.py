@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.engine.pool.placement import Affinity, Assignment, Distances, Fit, Option, choose_resident
+from coe.engine.pool.placement import Assignment, CacheAffinity, Distances, Fit, Option, choose_resident
 from coe.engine.swap.plan import Pair
 
 NAMES = ("math", "physics", "law", "poetry")
@@ -21,7 +21,7 @@ OPTIONS = st.dictionaries(
 
 
 def chosen(
-    wanted: str, options: dict[str, Option], distances: Distances, affinity: Affinity | None = None
+    wanted: str, options: dict[str, Option], distances: Distances, affinity: CacheAffinity | None = None
 ) -> str | None:
     assignment = choose_resident(wanted, options, distances, affinity)
     return assignment.resident if assignment is not None else None
@@ -51,20 +51,20 @@ def test_of_equals_the_least_recently_used_is_changed() -> None:
 
 def test_a_long_conversation_goes_where_it_was_and_a_short_one_where_less_is_swapped() -> None:
     options = {"A": Option("math", 0, 9.0), "B": Option("law", 0, 0.0)}
-    assert chosen("math", options, DISTANCES, Affinity("B", 61)) == "B"
-    assert chosen("math", options, DISTANCES, Affinity("B", 59)) == "A"
-    assert chosen("math", options, DISTANCES, Affinity("gone", 1000)) == "A"
+    assert chosen("math", options, DISTANCES, CacheAffinity("B", 61)) == "B"
+    assert chosen("math", options, DISTANCES, CacheAffinity("B", 59)) == "A"
+    assert chosen("math", options, DISTANCES, CacheAffinity("gone", 1000)) == "A"
 
 
 def test_no_request_takes_time_slices_at_its_affinity_while_another_resident_could_begin_at_once() -> None:
     options = {"A": Option("law", 1, 0.0), "B": Option("poetry", 0, 0.0)}
-    assert chosen("math", options, DISTANCES, Affinity("A", 1000)) == "B"
+    assert chosen("math", options, DISTANCES, CacheAffinity("A", 1000)) == "B"
 
 
 def test_of_two_that_are_the_wanted_one_a_conversation_goes_where_it_was() -> None:
     options = {"A": Option("law", 2, 0.0), "B": Option("law", 0, 0.0)}
     assert chosen("law", options, DISTANCES) == "B"
-    assert chosen("law", options, DISTANCES, Affinity("A", 1)) == "A"
+    assert chosen("law", options, DISTANCES, CacheAffinity("A", 1)) == "A"
 
 
 @given(OPTIONS, st.sampled_from(NAMES))
@@ -87,11 +87,11 @@ def test_a_choice_tells_its_reason_and_what_has_to_change() -> None:
     options = {"A": Option("math", 0, 9.0), "B": Option("law", 0, 0.0)}
     assert choose_resident("law", options, DISTANCES) == Assignment("B", Fit.WARM, 0)
     assert choose_resident("physics", options, DISTANCES) == Assignment("A", Fit.SWAP, 10)
-    assert choose_resident("math", options, DISTANCES, Affinity("B", 61)) == Assignment("B", Fit.AFFINITY, 60)
+    assert choose_resident("math", options, DISTANCES, CacheAffinity("B", 61)) == Assignment("B", Fit.AFFINITY, 60)
     busy = {"A": Option("math", 2, 9.0), "B": Option("law", 1, 0.0)}
     assert choose_resident("poetry", busy, DISTANCES) == Assignment("B", Fit.TIME_SLICE, 30)
 
 
 def test_affinity_is_no_reason_where_the_resident_would_be_chosen_without_it() -> None:
     options = {"A": Option("math", 0, 9.0), "B": Option("law", 0, 0.0)}
-    assert choose_resident("math", options, DISTANCES, Affinity("A", 5)) == Assignment("A", Fit.WARM, 0)
+    assert choose_resident("math", options, DISTANCES, CacheAffinity("A", 5)) == Assignment("A", Fit.WARM, 0)

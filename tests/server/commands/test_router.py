@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from coe.router.head import SHIPPED, load_head, save_head
+from coe.router.head_file import SHIPPED, load_head, save_head
 from coe.router.thresholds import load_thresholds
 from coe.server.cli import app
 from coe.server.roster.load import load_roster

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coe.router.conversation import Conversation
-from coe.server.runtime.affinity import Affinity, ConversationKey
+from coe.router.conversation import Conversation, ConversationKey
+from coe.server.runtime.affinity import Affinity
 
 TURNS = [
     {"role": "user", "content": "What is the derivative of x squared?"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -75,3 +77,10 @@ def test_the_settings_of_a_name_are_those_that_it_can_be_given(name: str) -> Non
         if key not in settings_of(name):
             with pytest.raises(MaskError, match=f"`{key}` is no setting of the recipe {name}"):
                 Recipe.from_settings({"name": name, key: 1})
+
+
+def test_an_order_is_typed_without_numpy_or_llama_cpp() -> None:
+    """A roster types its builds whenever any command starts."""
+    code = "import sys, coe.surgery.build.job; print({'numpy', 'scipy', 'llama_cpp'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"

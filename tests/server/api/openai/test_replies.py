@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from coe.engine.request import Accepted, Delta, Finish, Finished, TokenLogprob
 from coe.engine.spec import ThinkingMode
-from coe.server.api.openai.replies import ChatEnvelope, CompletionEnvelope, Envelope, usage
+from coe.server.api.openai.replies import ChatEnvelope, CompletionEnvelope, OpenAIEnvelope, usage
 from coe.server.api.openai.requests import parse_chat, parse_completion
 from coe.server.roster.models import Specialist
 from coe.server.runtime.answer import Answer, Outcome, Step
@@ -29,7 +29,7 @@ def end(
     return Finished("", reason, prompt, cached, completion, **more)
 
 
-def envelope(*, chat: bool = True, thinking: Any = "off", include_usage: bool = False, **fields: Any) -> Envelope:
+def envelope(*, chat: bool = True, thinking: Any = "off", include_usage: bool = False, **fields: Any) -> OpenAIEnvelope:
     specialist = Specialist.model_validate({"name": "math", "file": "x.gguf", "thinking": thinking})
     parsed = (
         parse_chat({"messages": [{"role": "user", "content": "Hi"}], **fields})
