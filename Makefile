@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint bench soak clean types
+.PHONY: help install serve test test-fast lint format bench soak clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -23,18 +23,20 @@ PACKAGES := server router surgery engine demo
 CHECKED := $(patsubst %,.types/coe/%,$(PACKAGES)) $(patsubst %/,%,$(sort $(dir $(wildcard tools/*.py benchmarks/*.py))))
 
 help:
-	@echo "make serve    install what a server needs, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
-	@echo "make test     install, then lint, type checks and every test"
-	@echo "make lint     only ruff and mypy"
-	@echo "make bench    the benchmarks, each with the figure it is to reach"
-	@echo "make soak     the long test under load"
-	@echo "make install  only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile)"
-	@echo "make clean    remove what was installed and built; models stay"
+	@echo "make serve      install what a server needs, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
+	@echo "make test       install, then lint, type checks and every test (PYTEST_ARGS='-k swap' for some)"
+	@echo "make test-fast  the tests that load no model and start no server: about a minute"
+	@echo "make lint       only ruff (rules and format) and mypy"
+	@echo "make format     write what ruff can mend"
+	@echo "make bench      the benchmarks, each with the figure it is to reach"
+	@echo "make soak       the long test under load"
+	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
+	@echo "make clean      remove what was installed and built; models stay"
 
 install:
 	@command -v $(firstword $(PYTHON)) >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/install.py --venv .venv --extras $(EXTRAS) $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source)
+	@$(PYTHON) tools/install.py --venv .venv --extras $(EXTRAS) $(if $(BACKEND),--backend $(BACKEND)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable)
 
 serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
@@ -42,9 +44,18 @@ serve: install
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# What the markers mean, and how they are given: tests/conftest.py.
+test-fast: install
+	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast $(PYTEST_ARGS)
+
 lint: install types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # The folders stand at the top of the tree and the modules under "coe": a tree of links shows them to the type checker so.
 types:

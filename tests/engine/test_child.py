@@ -18,6 +18,8 @@ from coe.surgery import errors as surgery_errors
 from fakes.child_modules import write_module
 from fakes.server_process import ended
 
+pytestmark = pytest.mark.slow
+
 TITLE = "The process that stands in"
 FOREVER = "report(os.getpid()); signal.pause()"
 

@@ -15,6 +15,8 @@ from coe.surgery.parent import Parent
 from fakes.child_modules import KilledParent
 from fakes.random_moe import write_random_moe
 
+pytestmark = pytest.mark.slow
+
 WRITTEN = ("quantising",)  # kinds of which the FIFO is the output: it holds 64 KiB
 
 BEGINNING = """

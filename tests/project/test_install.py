@@ -214,6 +214,7 @@ def screen(tmp_path: Path) -> Any:
     return installer.Screen(tmp_path / "log", terminal=False)
 
 
+@pytest.mark.slow
 def test_a_half_finished_environment_is_made_anew(tmp_path: Path, screen: Any) -> None:
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
@@ -224,6 +225,7 @@ def test_a_half_finished_environment_is_made_anew(tmp_path: Path, screen: Any) -
     assert installer.whole(venv)
 
 
+@pytest.mark.slow
 def test_an_environment_that_was_moved_is_not_whole(tmp_path: Path, screen: Any) -> None:
     installer.make_venv(tmp_path / "venv", screen)
     (tmp_path / "venv").rename(tmp_path / "elsewhere")
@@ -346,6 +348,7 @@ def test_a_backend_that_was_insisted_on_is_kept_by_the_commands_after_it(
     assert decided == ["auto", "vulkan", "cpu"]
 
 
+@pytest.mark.slow
 def test_the_cpu_takes_over_when_the_gpu_build_fails_and_what_works_is_never_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: Any
 ) -> None:

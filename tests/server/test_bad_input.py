@@ -175,6 +175,7 @@ def test_numbers_that_are_none(college: ServerProcess) -> None:
         assert refused(college.post(b'{"temperature": ' + word + b", " + HI + b"}"))[1] == "temperature"
 
 
+@pytest.mark.slow
 def test_a_roster_with_unknown_keys_stops_the_server(tmp_path: Path) -> None:
     result = run_coe("serve", "--roster", str(write_roster(tmp_path, {"general": {"temprature": 1}})))
     assert result.returncode == 1
@@ -182,6 +183,7 @@ def test_a_roster_with_unknown_keys_stops_the_server(tmp_path: Path) -> None:
     assert "sampling" in result.stderr or "temperature" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_roster_with_duplicate_names_stops_the_server(tmp_path: Path) -> None:
     roster = write_roster(tmp_path, {"general": {}, "math": {"aliases": ["sums"]}, "other": {"aliases": ["sums"]}})
     result = run_coe("serve", "--roster", str(roster))
@@ -189,6 +191,7 @@ def test_a_roster_with_duplicate_names_stops_the_server(tmp_path: Path) -> None:
     assert "sums" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_roster_with_nothing_servable_stops_the_server_and_says_why(tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {"package": None, "pattern": None, "file": "nowhere.gguf"}
     specialists = {"one": nowhere, "two": {"context_tokens": 8192}}
@@ -201,6 +204,7 @@ def test_a_roster_with_nothing_servable_stops_the_server_and_says_why(tmp_path: 
     assert "raise pool.vram_budget" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_roster_that_is_not_there_stops_the_server(tmp_path: Path) -> None:
     result = run_coe("serve", "--roster", str(tmp_path / "none.yaml"))
     assert result.returncode == 1

@@ -17,6 +17,8 @@ from coe.demo.curriculum import is_right
 from fakes import taught
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
+pytestmark = pytest.mark.server
+
 LINES = 40
 TRIES = 30_000  # a request each: a build takes some seconds
 ENTRY: dict[str, Any] = {"package": None, "pattern": None, "context_tokens": 256, "domains": ["law"]}

@@ -14,6 +14,7 @@ from fakes.server_process import run_coe, write_roster
 SPECIALISTS = {"general": {}, "math": {"domains": ["math"]}, "coding": {"domains": ["coding", "python"]}}
 
 
+@pytest.mark.slow
 def test_coe_alone_says_what_to_do_next() -> None:
     result = run_coe()
     assert result.returncode == 0
@@ -21,6 +22,7 @@ def test_coe_alone_says_what_to_do_next() -> None:
         assert command in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "route", "check", "pull", "doctor"])
 def test_every_command_explains_itself(command: str) -> None:
     result = run_coe(command, "--help", env={"COLUMNS": "120"})
@@ -28,10 +30,12 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Usage" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_unknown_command_is_an_error() -> None:
     assert run_coe("sreve").returncode != 0
 
 
+@pytest.mark.slow
 def test_route_says_who_would_answer_and_loads_no_model(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     result = run_coe("route", "--roster", roster, "Solve the equation 3x + 7 = 22 for x")
@@ -40,6 +44,7 @@ def test_route_says_who_would_answer_and_loads_no_model(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in SPECIALISTS)
 
 
+@pytest.mark.slow
 def test_route_as_json_is_json(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     result = run_coe("route", "--json", "--roster", roster, "Write a Python function that sorts a list")
@@ -48,6 +53,7 @@ def test_route_as_json_is_json(tmp_path: Path) -> None:
     assert decision["ranking"][0]["specialist"] == "coding"
 
 
+@pytest.mark.slow
 def test_route_decides_each_line_of_a_file_and_names_the_lines_it_cannot_read(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     solve = {"role": "user", "content": "Solve the equation 3x + 7 = 22 for x"}
@@ -79,6 +85,7 @@ def test_route_decides_each_line_of_a_file_and_names_the_lines_it_cannot_read(tm
         assert f"line {number}: " not in result.stderr
 
 
+@pytest.mark.slow
 def test_route_of_a_sound_file_succeeds_and_reads_well(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     questions = tmp_path / "questions.jsonl"
@@ -88,6 +95,7 @@ def test_route_of_a_sound_file_succeeds_and_reads_well(tmp_path: Path) -> None:
     assert result.stdout.split()[:2] == ["1", "math"]
 
 
+@pytest.mark.slow
 def test_route_reads_what_is_piped_in_and_says_when_that_is_nothing(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     command = [sys.executable, "-m", "coe.server.cli", "route", "--file", "-", "--roster", roster]
@@ -99,6 +107,7 @@ def test_route_reads_what_is_piped_in_and_says_when_that_is_nothing(tmp_path: Pa
     assert "holds no question" in nothing.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_route_whose_decisions_cannot_be_written_does_not_blame_the_questions(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
@@ -111,6 +120,7 @@ def test_route_whose_decisions_cannot_be_written_does_not_blame_the_questions(tm
     assert "writing the decisions failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_check_says_what_the_supervisor_will_lack(tmp_path: Path) -> None:
     lost = write_roster(tmp_path, SPECIALISTS, router={"encoder": "lost"})
     doubted = run_coe("check", str(lost), "--no-dry-run")
@@ -124,6 +134,7 @@ def test_check_says_what_the_supervisor_will_lack(tmp_path: Path) -> None:
         assert remedy in result.stdout
 
 
+@pytest.mark.slow
 def test_a_roster_may_name_a_file_of_thresholds(tmp_path: Path) -> None:
     question = "Solve the equation 3x + 7 = 22 for x"
     router = {"encoder": "none", "thresholds": "fitted.json"}
@@ -142,6 +153,7 @@ def test_a_roster_may_name_a_file_of_thresholds(tmp_path: Path) -> None:
     assert trusted.stderr.count("switched off") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["a question", "--file", "questions.jsonl"]])
 def test_route_wants_a_question_or_a_file_of_them(arguments: list[str]) -> None:
     result = run_coe("route", *arguments)
@@ -149,6 +161,7 @@ def test_route_wants_a_question_or_a_file_of_them(arguments: list[str]) -> None:
     assert "--file" in result.stderr
 
 
+@pytest.mark.slow
 def test_route_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     result = run_coe("route", "--file", str(tmp_path / "none.jsonl"), "--roster", roster, env={"COLUMNS": "200"})
@@ -156,12 +169,14 @@ def test_route_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     assert "none.jsonl cannot be read" in result.stderr
 
 
+@pytest.mark.slow
 def test_route_with_a_broken_roster_names_the_key(tmp_path: Path) -> None:
     result = run_coe("route", "--roster", str(write_roster(tmp_path, {"general": {"colour": "red"}})), "Hello")
     assert result.returncode == 1
     assert "colour" in result.stderr
 
 
+@pytest.mark.slow
 def test_check_fails_on_a_broken_roster_and_passes_a_good_one(tmp_path: Path) -> None:
     broken = run_coe("check", str(write_roster(tmp_path / "broken", {"general": {"colour": "red"}})))
     assert broken.returncode == 1
@@ -171,6 +186,7 @@ def test_check_fails_on_a_broken_roster_and_passes_a_good_one(tmp_path: Path) ->
     assert "coding" in good.stdout
 
 
+@pytest.mark.slow
 def test_doctor_ends_well_and_names_llama_cpp() -> None:
     result = run_coe("doctor", env={"COLUMNS": "160"})
     assert "llama" in result.stdout.lower()

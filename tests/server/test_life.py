@@ -15,6 +15,8 @@ import pytest
 from coe.server.commands.serve import listen
 from fakes.server_process import ENDLESS, GIVE_UP_S, ServerProcess, ended, run_coe, write_roster
 
+pytestmark = pytest.mark.server
+
 LONG = {"context_tokens": 8192, "loop_guard": False}
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from fakes.server_process import ServerProcess, write_roster
 
+pytestmark = pytest.mark.server
+
 KEY = {"authorization": "Bearer from-file"}
 
 

@@ -21,6 +21,8 @@ from coe.server.roster.builtin import demo_roster
 from coe.surgery.mask import Mask
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
+pytestmark = pytest.mark.server
+
 DOMAINS = ("math", "chemistry", "python")
 PARENT = demo_roster().parent / "college-parent.gguf"
 ASKED = {domain: [q.text for q in questions(domain) if q.held_out][3:40:9] for domain in DOMAINS}

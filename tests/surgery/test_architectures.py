@@ -39,6 +39,7 @@ def test_the_table_lists_every_tensor_whose_outermost_dimension_counts_experts(
         assert is_per_expert(parent.experts.architecture, tensor.name) == (tensor.shape[-1] == 11), tensor.name
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("architecture", random_moe.ARCHITECTURES)
 def test_the_tables_nodes_are_those_that_the_graph_chooses_and_weighs_by(tmp_path: Path, architecture: str) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "m.gguf", architecture=architecture))

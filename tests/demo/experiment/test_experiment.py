@@ -28,6 +28,7 @@ from coe.engine.request import Finish
 from coe.engine.spec import Sampling
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
+from fakes.weight import brings
 
 TINY = replace(QUICK, shares=(0.5,), corpora=(3, 30), exam=8, visits=8, loops=4, loop_tokens=300, thoughts=4, growth=60)
 
@@ -46,6 +47,7 @@ def patched_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+@brings("model")
 def results(folder: Path, patched_cache: None) -> Results:
     """The smallest experiment that there is, on the parent that ships."""
     return run(PARENT, TINY, folder)
@@ -61,6 +63,7 @@ def test_questions_are_drawn_from_all_skills_alike() -> None:
     assert len(drawn_evenly(taught[:5], 60, random.Random(1))) == 5
 
 
+@pytest.mark.model
 def test_a_mask_that_keeps_everything_answers_as_its_parent(patched_cache: None) -> None:
     parent = Parent.open(PARENT)
     asked = drawn_evenly([q for q in questions("law") if q.held_out], 20, random.Random(2))
@@ -69,6 +72,7 @@ def test_a_mask_that_keeps_everything_answers_as_its_parent(patched_cache: None)
     assert sum(answer.right for answer in whole) > 10
 
 
+@pytest.mark.model
 def test_an_answer_that_is_cut_off_is_wrong(patched_cache: None) -> None:
     asked = [q for q in questions("law") if q.held_out][:4]
     answers = ask(PARENT, asked, Manner(max_tokens=2))
@@ -76,6 +80,7 @@ def test_an_answer_that_is_cut_off_is_wrong(patched_cache: None) -> None:
     assert not any(answer.right for answer in answers)
 
 
+@pytest.mark.model
 def test_the_same_seed_draws_the_same_answers(patched_cache: None) -> None:
     asked = [q for q in questions("law") if q.held_out][:6]
     manner = Manner(sampling=Sampling(temperature=0.9))

@@ -34,6 +34,8 @@ from coe.surgery.judge.scoring import score
 from coe.surgery.judge.values import AnswerKind
 from fakes.local_engine import Answer, LocalEngine
 
+pytestmark = pytest.mark.slow  # torch
+
 TEXTS = (
     "What is the capital of France?",
     "12 + 345=\t6\n\n  two  spaces ",

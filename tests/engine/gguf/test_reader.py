@@ -116,6 +116,7 @@ def test_a_part_under_another_name_cannot_find_the_others(tmp_path: Path) -> Non
         read_split(renamed)
 
 
+@pytest.mark.model
 async def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "new.gguf", architecture="gemma99")
     with pytest.raises(ModelFileError, match="gemma99"):

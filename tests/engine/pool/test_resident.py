@@ -154,6 +154,7 @@ class TestLoading:
         assert resident.memory_bytes is not None
         assert resident.memory_bytes > 50 * 2**20
 
+    @pytest.mark.model
     async def test_a_file_of_garbage_is_an_error_with_a_reason(self, tmp_path: Path) -> None:
         path = tmp_path / "garbage.gguf"
         path.write_bytes(b"GGUF" + bytes(range(256)) * 40)

@@ -15,6 +15,7 @@ from coe.engine.request import Accepted, Delta, Event, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Member, Sharing
 from fakes.local_engine import GREEDY
 from fakes.sharing_models import College
+from fakes.weight import brings
 
 # Python runs this when it starts, and the worker's third read of a swap ends as the test wants.
 AT_THE_THIRD_READ = """
@@ -30,6 +31,7 @@ os.preadv = preadv
 
 
 @pytest.fixture(scope="module")
+@brings("model")
 def college(tmp_path_factory: pytest.TempPathFactory) -> College:
     return College.random(tmp_path_factory.mktemp("college"), masks_only="c")
 

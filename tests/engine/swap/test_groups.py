@@ -19,6 +19,8 @@ from fakes.child_modules import see_modules, write_module
 from fakes.random_moe import random_mask, write_random_moe
 from fakes.sharing_models import kept_of
 
+pytestmark = pytest.mark.slow  # a process for each reading
+
 # Python runs this when it starts: reading the header of a file of this name ends the process, as ggml_abort does.
 DIES_ON = """
 import os

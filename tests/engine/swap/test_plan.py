@@ -260,6 +260,7 @@ class TestFiles:
         assert {name for name in before.others if before.others[name] != after.others[name]} == {"output_norm.weight"}
         assert before.experts == after.experts
 
+    @pytest.mark.slow
     def test_what_was_quantised_apart_is_never_taken_for_the_same(self, tmp_path: Path, parent: Parent) -> None:
         mask = random_mask(parent, 4)
         cut(parent, mask, tmp_path / "a.gguf")

@@ -23,6 +23,7 @@ from coe.engine.swap.fingerprints import fingerprint_file, member_stamp
 from coe.engine.swap.swapper import Swapper
 from coe.surgery.cut.cut import KEY, cut
 from fakes.sharing_models import College, logits
+from fakes.weight import brings
 
 Q4 = {"quantised": Type.Q4_K, "embedding": 256, "expert_ff": 256}
 
@@ -68,6 +69,7 @@ class Resident:
 
 
 @pytest.fixture
+@brings("model")
 def new_resident() -> Iterator[Any]:
     made: list[Resident] = []
 
@@ -92,6 +94,7 @@ def test_after_many_swaps_logits_are_those_of_a_fresh_load_in_the_same_slots(
     assert not np.array_equal(before, resident.college.fresh("b", resident.swapper.order))
 
 
+@pytest.mark.model
 def test_tensors_that_the_processor_cannot_reach_are_written_through_a_buffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +293,7 @@ class TestWhatGoesWrong:
 
 
 class TestWhatCannotBeShared:
+    @pytest.mark.model
     def test_tensors_laid_out_otherwise_turn_it_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ggml.require_layout.__wrapped__()
         monkeypatch.setattr(ggml, "NAME_OFFSET", ggml.NAME_OFFSET - 8)
@@ -300,6 +304,7 @@ class TestWhatCannotBeShared:
             Swapper(model, college.spec())
         model.close()
 
+    @pytest.mark.model
     def test_a_model_in_a_mapped_file_is_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab")
         model = Model(LoadSpec(tmp_path / "a.gguf"))
@@ -307,6 +312,7 @@ class TestWhatCannotBeShared:
             Swapper(model, college.spec())
         model.close()
 
+    @pytest.mark.model
     def test_repacked_weights_are_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab", **Q4)
         model = Model(LoadSpec(tmp_path / "a.gguf", mmap=False))
@@ -325,6 +331,7 @@ class TestWhatCannotBeShared:
     def test_only_buffers_that_take_bytes_as_they_are_count_as_writable(self, buffer: str, writable: bool) -> None:
         assert bool(weights_module._WRITABLE.fullmatch(buffer)) == writable
 
+    @pytest.mark.model
     def test_another_models_file_is_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab")
         model = Model(college.spec())
@@ -336,6 +343,7 @@ class TestWhatCannotBeShared:
             Swapper(model, spec)
         model.close()
 
+    @pytest.mark.model
     def test_a_file_with_other_bytes_than_what_was_loaded_is_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab")
         model = Model(college.spec())
@@ -344,6 +352,7 @@ class TestWhatCannotBeShared:
             Swapper(model, college.spec())
         model.close()
 
+    @pytest.mark.model
     def test_a_skeleton_alone_has_no_weights(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab", masks_only="b")
         skeleton = college.members[1].path
@@ -353,6 +362,7 @@ class TestWhatCannotBeShared:
             Swapper(model, spec)
         model.close()
 
+    @pytest.mark.model
     def test_a_skeleton_of_another_parent_is_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab", masks_only="b")
         other = tmp_path / "other"
@@ -365,6 +375,7 @@ class TestWhatCannotBeShared:
             Swapper(model, spec)
         model.close()
 
+    @pytest.mark.model
     @pytest.mark.parametrize(
         ("kept", "why"),
         [
@@ -383,6 +394,7 @@ class TestWhatCannotBeShared:
         model.close()
 
 
+@pytest.mark.model
 def test_how_a_file_was_quantised_after_the_cut_is_remembered(tmp_path: Path) -> None:
     college = College.random(tmp_path, names="a", quantised=Type.F16, embedding=256, expert_ff=256)
     cut(college.parent, college.masks["a"], tmp_path / "q.gguf", quantize="Q8_0")

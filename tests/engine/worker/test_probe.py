@@ -46,6 +46,7 @@ def real_load(spec: LoadSpec) -> list[str]:
 
 
 class TestPrediction:
+    @pytest.mark.model
     @pytest.mark.parametrize("model", ["smollm2", "random_gemma4"])
     async def test_kv_and_compute_are_what_a_real_load_logs(self, model: str, request: pytest.FixtureRequest) -> None:
         spec = LoadSpec(request.getfixturevalue(model), context_tokens=1024, parallel=2, threads=1, mmap=False)
@@ -57,6 +58,7 @@ class TestPrediction:
         assert predicted.weights_bytes == read_header(spec.path).weights_bytes
         assert predicted.total_bytes > kv + compute + predicted.weights_bytes
 
+    @pytest.mark.model
     async def test_more_context_takes_more(self, random_gemma4: Path) -> None:
         small, large = [
             (await memory.predict(LoadSpec(random_gemma4, context_tokens=n, parallel=1))).footprint
@@ -64,6 +66,7 @@ class TestPrediction:
         ]
         assert large.kv_bytes > small.kv_bytes
 
+    @pytest.mark.model
     @pytest.mark.parametrize(("context_tokens", "parallel", "window"), [(4096, 4, 128), (4096, 1, 512), (512, 2, 512)])
     def test_the_cells_of_a_sliding_window_follow_the_formula(
         self, tmp_path: Path, context_tokens: int, parallel: int, window: int
@@ -73,6 +76,7 @@ class TestPrediction:
         cells = min(context_tokens, window * parallel + min(BATCH_TOKENS, context_tokens))
         assert cells_of(log) == (context_tokens, -(-cells // 256) * 256)
 
+    @pytest.mark.model
     async def test_a_context_beyond_the_trained_one_is_noted(self, random_gemma4: Path) -> None:
         predicted = await memory.predict(LoadSpec(random_gemma4, context_tokens=16384, parallel=1))
         assert any("16384 is more than the 8192" in note for note in predicted.footprint.notes)
@@ -128,6 +132,7 @@ def write_llama_moe(path: Path, *, experts: int, used: int) -> Path:
     return path
 
 
+@pytest.mark.model
 class TestBadFiles:
     async def test_a_file_that_makes_llama_cpp_abort_is_an_error_and_we_live(self, tmp_path: Path) -> None:
         path = write_llama_moe(tmp_path / "abort.gguf", experts=48, used=32)

@@ -22,6 +22,7 @@ from coe.engine.spec import Sharing
 from coe.engine.swap.timeslice import next_slice, quantum_s, worst_wait_s
 from coe.engine.worker.kv_offload import OffloadedSize, plan_offload
 from fakes.sharing_models import College, SharedEngine, domain_masks
+from fakes.weight import brings
 
 DOMAINS = ("math", "chemistry", "law")
 MIB = 2**20
@@ -112,6 +113,7 @@ class TestPlanOffload:
 
 
 @pytest.fixture(scope="module")
+@brings("model")
 def college(tmp_path_factory: pytest.TempPathFactory) -> College:
     """Three specialists of the tiny parent; the third is a mask."""
     folder = tmp_path_factory.mktemp("college")
@@ -348,6 +350,7 @@ class TestASlidingWindow:
     LONG = " ".join(f"word{number}" for number in range(20))
 
     @pytest.fixture
+    @brings("model")
     def engine(self, tmp_path: Path) -> Iterator[SharedEngine]:
         college = College.random(tmp_path, architecture="gemma4")
         spec = college.spec("a", ram_budget_bytes=64 * MIB)

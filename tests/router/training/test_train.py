@@ -24,6 +24,7 @@ from coe.router.training_prompts import shipped_prompts
 from fakes.heads import Letters, likeliest
 
 
+@pytest.mark.slow
 def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path):
     lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::9]]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -50,6 +51,7 @@ def small_set(**options):
     return training_set(questions, Letters().encode, names=("a", "b", "c"), prompts=False, **options)
 
 
+@pytest.mark.slow
 def test_scores_are_of_heads_that_did_not_see_the_text():
     data = small_set()
     found = out_of_fold(data)

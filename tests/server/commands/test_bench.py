@@ -58,6 +58,7 @@ def test_speeds_of_a_real_model(college: ServerProcess) -> None:
     assert figures.prompt_tokens_per_s > max(figures.tokens_per_s.values())
 
 
+@pytest.mark.server
 def test_without_a_server_one_is_started(tmp_path: Path) -> None:
     code, said, _ = measured(write_roster(tmp_path, {"plain": {}}, fallback="plain"), url=None, rounds=1)
     assert code == 0
@@ -88,6 +89,7 @@ def test_a_proxy_is_not_asked_for_this_machine(college: ServerProcess, monkeypat
         assert server.cards()
 
 
+@pytest.mark.server
 def test_a_server_of_our_own_is_given_the_key_that_its_roster_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_without_a_college_the_remedy_is_named() -> None:
     assert "coe serve" in said
 
 
+@pytest.mark.server
 def test_a_roster_that_cannot_be_served_says_why(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("specialists:\n  - name: law\n    file: a.gguf\n    colour: blue\n")

@@ -162,6 +162,7 @@ def test_the_warning_for_serve_names_card_and_command(monkeypatch: pytest.Monkey
     assert doctor.gpu_warning() is None
 
 
+@pytest.mark.slow
 def test_this_installation_is_examined_and_printed(tmp_path: Path) -> None:
     out = io.StringIO()
     status = doctor.doctor(Console(file=out, width=120), models_dir=tmp_path / "not-yet-made")
@@ -174,6 +175,7 @@ def test_this_installation_is_examined_and_printed(tmp_path: Path) -> None:
     assert "free of" in report
 
 
+@pytest.mark.slow
 def test_a_llama_cpp_that_aborts_is_a_finding_not_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'GGML_ASSERT(false) failed' >&2\nkill -ABRT $$\n")

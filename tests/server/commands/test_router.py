@@ -31,6 +31,7 @@ def labelled(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_eval_router_prints_and_draws_the_figures(tmp_path: Path) -> None:
     picture = tmp_path / "figures.png"
     result = run_coe("eval-router", str(labelled(tmp_path)), "--plot", str(picture))
@@ -41,6 +42,7 @@ def test_eval_router_prints_and_draws_the_figures(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_fitted_thresholds_are_what_a_roster_then_uses(tmp_path: Path) -> None:
     fitted = tmp_path / "thresholds.json"
     questions = [{"label": "law", "text": f"Is clause {i} of my lease void?"} for i in range(30)]
@@ -55,6 +57,7 @@ def test_fitted_thresholds_are_what_a_roster_then_uses(tmp_path: Path) -> None:
     assert supervisor.settings.threshold_of("law") == load_thresholds(fitted)["law"]
 
 
+@pytest.mark.slow
 def test_a_bad_line_ends_each_command_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"label": "cooking", "text": "a"}\n')
@@ -69,6 +72,7 @@ def test_a_bad_line_ends_each_command_with_its_place(tmp_path: Path) -> None:
     assert not (tmp_path / "x.npz").exists()
 
 
+@pytest.mark.slow
 def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     examples = [f"How do I {verb} the sail of a yacht in the wind?" for verb in
                 ("set", "reef", "trim", "fold", "mend", "hoist", "furl", "clean", "dry", "buy")]  # fmt: skip
@@ -80,6 +84,7 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     assert "sailing" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_picture_is_of_the_kind_that_its_name_ends_in(tmp_path: Path) -> None:
     result = run_coe("eval-router", str(labelled(tmp_path)), "--plot", str(tmp_path / "figures.JPG"))
     assert result.returncode == 0, result.stderr
@@ -170,6 +175,7 @@ def test_a_folder_that_cannot_be_written_to_need_not_be_made(tmp_path: Path) -> 
     assert "is no folder" in " ".join(below_a_file.output.split())
 
 
+@pytest.mark.slow
 def test_thresholds_are_not_fitted_on_few_questions(tmp_path: Path) -> None:
     path, fitted = tmp_path / "few.jsonl", tmp_path / "thresholds.json"
     path.write_text(json.dumps({"label": "math", "text": "Solve 3x + 7 = 22 for x"}) + "\n")
@@ -180,6 +186,7 @@ def test_thresholds_are_not_fitted_on_few_questions(tmp_path: Path) -> None:
     assert not fitted.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "option", "name"),
     [
@@ -204,6 +211,7 @@ def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, command:
     assert questions.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_demos_roster_is_known_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"label": "elements", "text": "What is the chemical symbol of tin?"}\n')

@@ -104,6 +104,7 @@ def test_coe_alone_names_the_surgery_commands() -> None:
     assert all(command in printed for command in COMMANDS)
 
 
+@pytest.mark.model
 def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder: Path) -> None:
     said = done("profile", "parent.gguf", "--corpus", "chemistry.jsonl", "-o", "p.npz", "--threads", "1")
     assert "80 documents" in said
@@ -130,6 +131,7 @@ def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder
     assert accuracies["specialist"]["law"] <= 0.3
 
 
+@pytest.mark.model
 def test_cut_without_provenance_and_with_everything_kept_is_the_parent_again(folder: Path) -> None:
     profiled()
     done("plan", "p.npz", "--experts", "8", "-o", "all.json")
@@ -137,6 +139,7 @@ def test_cut_without_provenance_and_with_everything_kept_is_the_parent_again(fol
     assert (folder / "s.gguf").read_bytes() == (folder / "parent.gguf").read_bytes()
 
 
+@pytest.mark.model
 def test_verify_fails_on_a_file_that_is_not_what_the_mask_says(folder: Path) -> None:
     profiled()
     planned("m.json")
@@ -148,6 +151,7 @@ def test_verify_fails_on_a_file_that_is_not_what_the_mask_says(folder: Path) -> 
     assert "Everything" not in result.stdout
 
 
+@pytest.mark.model
 def test_several_files_classes_and_profiles_come_together(folder: Path) -> None:
     done("profile", "parent.gguf", "--corpus", "sums=sums.jsonl", "text.txt", "--class", "prose", "-o", "a.npz",
          "--norms", "--threads", "1")  # fmt: skip
@@ -162,6 +166,7 @@ def test_several_files_classes_and_profiles_come_together(folder: Path) -> None:
     assert (recipe["criterion"], recipe["reasoning_cap"]) == ("frequency", 1)
 
 
+@pytest.mark.model
 def test_a_drop_map_takes_weights_and_a_preset_says_what_of_it_is_exact(folder: Path) -> None:
     done("profile", "parent.gguf", "--corpus", "sums=sums.jsonl", "prose=text.txt", "-o", "a.npz", "--norms")
     done("plan", "a.npz", "--experts", "4", "-o", "m.json", "--recipe", "drop-map", "--weight", "sums=2", "--weight",
@@ -170,12 +175,14 @@ def test_a_drop_map_takes_weights_and_a_preset_says_what_of_it_is_exact(folder: 
     assert "no weight" in refused("plan", "a.npz", "--experts", "4", "--recipe", "drop-map", "--weight", "sums")
 
 
+@pytest.mark.model
 def test_until_stable_draws_a_curve_and_says_whether_it_settled(folder: Path) -> None:
     said = profiled("--until-stable", "--experts", "4")
     assert "give more" in said, "so small a corpus settles nothing"
     assert (folder / "p.growth.png").exists()
 
 
+@pytest.mark.model
 def test_answers_of_the_parent_are_written_beside_the_profile(taught_folder: Path) -> None:
     asked = taught.corpus("law", 40)
     lines = [json.dumps({"question": question.text, "answer": "not looked at"}) + "\n" for question in asked]
@@ -188,6 +195,7 @@ def test_answers_of_the_parent_are_written_beside_the_profile(taught_folder: Pat
     assert int(Profile.load(taught_folder / "p.npz").documents.sum()) == len(asked)
 
 
+@pytest.mark.model
 def test_documents_apart_say_whether_a_corpus_is_one_domain(taught_folder: Path) -> None:
     def said_of(*corpora: str) -> str:
         (taught_folder / "corpus.jsonl").write_text("".join((taught_folder / name).read_text() for name in corpora))
@@ -202,6 +210,7 @@ def test_documents_apart_say_whether_a_corpus_is_one_domain(taught_folder: Path)
     assert "part 3" not in said
 
 
+@pytest.mark.model
 def test_masks_are_compared_drawn_and_told_with_accuracies(folder: Path) -> None:
     profiled()
     for name, seed in (("a", "1"), ("b", "2"), ("c", "3")):
@@ -241,6 +250,7 @@ def test_a_mask_of_another_tool_becomes_one_of_ours(folder: Path) -> None:
     assert "5 of 8" in done("cut", "parent.gguf", "ours.json", "-o", "s.gguf")
 
 
+@pytest.mark.model
 def test_a_mask_of_ours_says_its_recipe_and_belongs_to_its_parent(folder: Path) -> None:
     profiled()
     planned("m.json", "--recipe", "top-k")
@@ -251,6 +261,7 @@ def test_a_mask_of_ours_says_its_recipe_and_belongs_to_its_parent(folder: Path) 
     assert Mask.load(folder / "copy.json") == Mask.load(folder / "m.json")
 
 
+@pytest.mark.model
 def test_questions_are_asked_of_a_model_and_of_its_parent(folder: Path) -> None:
     options = ("--max-tokens", "3", "--context", "256", "--threads", "1")
     said = done("eval", "parent.gguf", "--questions", "sums.jsonl", "--beside", "parent.gguf", "-o", "r.json", *options)
@@ -289,6 +300,7 @@ def test_a_slip_is_one_line_that_names_it(folder: Path, arguments: tuple[str, ..
     assert says in refused(*arguments)
 
 
+@pytest.mark.model
 def test_nothing_that_is_read_is_written_over(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for arguments in (
@@ -302,6 +314,7 @@ def test_nothing_that_is_read_is_written_over(folder: Path) -> None:
     assert "count twice" in refused("plan", "p.npz", "p.npz", "--experts", "4", "-o", "m.json")
 
 
+@pytest.mark.model
 def test_wrong_plans_say_what_may_be_written(folder: Path) -> None:
     profiled()
     assert "9" in refused("plan", "p.npz", "--experts", "9")
@@ -330,6 +343,7 @@ def roster(folder: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.model
 def test_a_build_is_kept_aside_and_released_when_accepted(roster: Callable[..., Path], folder: Path) -> None:
     path = str(roster())
     first = run_coe("build", "small", "--roster", path)
@@ -344,6 +358,7 @@ def test_a_build_is_kept_aside_and_released_when_accepted(roster: Callable[..., 
     assert "released" in done("build", "--roster", path)
 
 
+@pytest.mark.model
 def test_a_build_that_fails_says_why_and_exits_with_1(roster: Callable[..., Path]) -> None:
     path = str(roster(experts=9))
     result = run_coe("build", "small", "--roster", path)
@@ -353,6 +368,7 @@ def test_a_build_that_fails_says_why_and_exits_with_1(roster: Callable[..., Path
     assert "no specialist" in refused("build", "nobody", "--roster", path)
 
 
+@pytest.mark.model
 def test_ctrl_c_stops_a_build_and_the_same_command_goes_on(roster: Callable[..., Path], folder: Path) -> None:
     path = str(roster())
     job = Job.of(folder / "models", "small")
@@ -371,6 +387,7 @@ def test_ctrl_c_stops_a_build_and_the_same_command_goes_on(roster: Callable[...,
     assert job.records()["profile"] == before
 
 
+@pytest.mark.model
 def test_check_shows_what_is_to_be_built_and_how_large_it_will_be(roster: Callable[..., Path], folder: Path) -> None:
     path = roster()
     checked = done("check", str(path))

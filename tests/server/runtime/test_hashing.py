@@ -22,6 +22,8 @@ from coe.surgery.parent import Parent
 from fakes.child_modules import write_module
 from fakes.random_moe import random_mask, write_random_moe
 
+pytestmark = pytest.mark.slow  # a process for each file
+
 # The child that stands in for the real one tells its process id where the other tells how many bytes there are.
 BEGINS = 'report({"done": 0, "total": os.getpid()})\n'
 

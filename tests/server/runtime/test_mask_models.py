@@ -28,6 +28,8 @@ from coe.surgery.cut.cut import KEY, read_slots
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 
+pytestmark = pytest.mark.slow
+
 
 def mask_of(parent: Path, first: int = 0, count: int = 4) -> Mask:
     """Keeps `count` experts a layer from `first` on."""

@@ -39,6 +39,7 @@ from coe.surgery.plan.methods import DropMap, ThreePass, TopK
 from coe.surgery.plan.recipes import Recipe
 from coe.surgery.profile.profile import Profile
 from fakes import taught
+from fakes.weight import brings
 
 LINES = 40
 MACHINE = Machine(context_tokens=256, parallel=4, threads=1)
@@ -110,6 +111,7 @@ def steps_taken(job: Job, **how: Any) -> tuple[BuildProgress, list[str]]:
     return ended, [name for name, record in job.records().items() if record.ended != before.get(name)]
 
 
+@pytest.mark.model
 def test_a_build_goes_from_corpus_to_judgement_and_repeats_nothing(new_job: NewJob) -> None:
     job = new_job()
     ended, steps = steps_taken(job)
@@ -122,6 +124,7 @@ def test_a_build_goes_from_corpus_to_judgement_and_repeats_nothing(new_job: NewJ
     assert steps_taken(job)[1] == []
 
 
+@pytest.mark.model
 def test_every_tenth_question_is_held_out_of_the_profile_and_asked(new_job: NewJob, corpus: Path) -> None:
     with corpus.open("a") as file:  # the words of the 6th question again, with another answer
         file.write(json.dumps({"question": "what is 5  plus 5?", "answer": "ten"}) + "\n")
@@ -141,6 +144,7 @@ def test_every_tenth_question_is_held_out_of_the_profile_and_asked(new_job: NewJ
     assert report["evaluation"]["beside"]["name"] == "parent"
 
 
+@pytest.mark.model
 def test_nothing_that_asks_a_question_to_judge_by_is_profiled_in_whatever_form(
     new_job: NewJob, tmp_path: Path, corpus: Path
 ) -> None:
@@ -184,6 +188,7 @@ def test_a_corpus_of_nothing_but_the_questions_to_judge_by_is_refused(
     assert "Nothing is left to profile" in ended.message
 
 
+@pytest.mark.model
 def test_another_corpus_leaves_the_reasoning_profile_as_it_is(new_job: NewJob, tmp_path: Path, corpus: Path) -> None:
     text = _text(tmp_path / "text.txt")
     job = new_job(reasoning=(str(text),))
@@ -195,6 +200,7 @@ def test_another_corpus_leaves_the_reasoning_profile_as_it_is(new_job: NewJob, t
     assert "reasoning" not in steps
 
 
+@pytest.mark.model
 def test_too_few_questions_are_told_when_a_build_begins(new_job: NewJob, corpus: Path) -> None:
     job = new_job()
     told: list[BuildProgress] = []
@@ -205,6 +211,7 @@ def test_too_few_questions_are_told_when_a_build_begins(new_job: NewJob, corpus:
     assert preflight.check(enough.order()[0], enough.folder) == ""
 
 
+@pytest.mark.model
 def test_what_is_kept_aside_is_released_when_somebody_accepts_it(new_job: NewJob) -> None:
     job = new_job()
     build.run(job)
@@ -218,6 +225,7 @@ def test_what_is_kept_aside_is_released_when_somebody_accepts_it(new_job: NewJob
     assert not job.path("specialist.gguf").exists()
 
 
+@pytest.mark.model
 def test_an_acceptance_is_of_that_specialist_and_of_no_later_one(new_job: NewJob) -> None:
     job = new_job()
     build.run(job)
@@ -237,6 +245,7 @@ def test_nothing_can_be_accepted_before_it_is_made(new_job: NewJob) -> None:
     assert "nothing to accept" in ended.message
 
 
+@pytest.mark.model
 def test_a_changed_corpus_is_profiled_again_and_a_changed_bound_is_not(new_job: NewJob, corpus: Path) -> None:
     job = new_job()
     build.run(job)
@@ -246,6 +255,7 @@ def test_a_changed_corpus_is_profiled_again_and_a_changed_bound_is_not(new_job: 
     assert "profile" in steps_taken(new_job())[1]
 
 
+@pytest.mark.model
 def test_a_released_file_that_somebody_removed_is_cut_and_proved_again(new_job: NewJob) -> None:
     job = new_job()
     build.run(job)
@@ -260,6 +270,7 @@ def test_a_released_file_that_somebody_removed_is_cut_and_proved_again(new_job: 
     assert out.read_bytes() == old
 
 
+@pytest.mark.model
 def test_a_plain_text_is_profiled_and_has_nothing_to_be_judged_by(new_job: NewJob, tmp_path: Path) -> None:
     text = _text(tmp_path / "text.txt")
     job = new_job(corpus=(str(text),), reasoning=(str(text),), recipe=Recipe(method=ThreePass(reasoning_cap=1)))
@@ -272,6 +283,7 @@ def test_a_plain_text_is_profiled_and_has_nothing_to_be_judged_by(new_job: NewJo
     assert recipe["reasoning_tokens"]
 
 
+@pytest.mark.model
 def test_given_questions_judge_a_corpus_without_any(new_job: NewJob, tmp_path: Path, corpus: Path) -> None:
     text = _text(tmp_path / "text.txt")
     job = new_job(corpus=(str(text),), questions=(corpus,))
@@ -351,6 +363,7 @@ def test_a_full_disk_is_seen_before_anything_begins(new_job: NewJob, monkeypatch
     assert "models_dir" in ended.remedy
 
 
+@pytest.mark.model
 def test_a_disk_that_fills_in_the_middle_fails_the_build_and_nothing_else(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,6 +383,7 @@ def test_a_disk_that_fills_in_the_middle_fails_the_build_and_nothing_else(
     assert steps_taken(job)[1] == STEPS[STEPS.index("plan") :]
 
 
+@pytest.mark.model
 def test_a_step_that_fails_says_so_once_and_the_next_try_goes_on_from_it(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +399,7 @@ def test_a_step_that_fails_says_so_once_and_the_next_try_goes_on_from_it(
     assert steps_taken(job)[1] == ["cut", "verify", "evaluate", "gate", "publish"]
 
 
+@pytest.mark.model
 def test_a_bug_of_ours_fails_the_build_and_is_in_the_log(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -398,6 +413,7 @@ def test_a_bug_of_ours_fails_the_build_and_is_in_the_log(
     assert "Traceback" in capfd.readouterr().err
 
 
+@pytest.mark.model
 def test_a_step_that_never_ends_is_not_begun_for_ever(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_job()
 
@@ -418,6 +434,7 @@ def test_a_step_that_never_ends_is_not_begun_for_ever(new_job: NewJob, monkeypat
     assert build.run(job).state is BuildState.ASIDE, "asked again, it is tried again"
 
 
+@pytest.mark.model
 def test_a_stopped_build_is_stopped_and_goes_on(new_job: NewJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_job()
 
@@ -433,6 +450,7 @@ def test_a_stopped_build_is_stopped_and_goes_on(new_job: NewJob, monkeypatch: py
     assert steps_taken(job)[1] == ["verify", "evaluate", "gate", "publish"]
 
 
+@pytest.mark.model
 def test_a_build_killed_in_every_step_ends_like_one_that_ran_through(new_job: NewJob) -> None:
     whole = new_job("whole")
     build.run(whole)
@@ -451,6 +469,7 @@ def test_a_build_killed_in_every_step_ends_like_one_that_ran_through(new_job: Ne
     assert Mask.load(out_of(job).with_suffix(".mask.json")) == Mask.load(out_of(whole).with_suffix(".mask.json"))
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("where", ["replace", "record"])
 def test_a_kill_while_releasing_leaves_the_old_model_or_the_new(
     new_job: NewJob, monkeypatch: pytest.MonkeyPatch, where: str
@@ -499,6 +518,7 @@ def checked(job: Job, budget_bytes: int | None = None) -> Any:
     return asyncio.run(child.run("coe.surgery.build.process", asked, title="The check", errors=errors))
 
 
+@pytest.mark.slow
 def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: NewJob, tmp_path: Path) -> None:
     job = new_job(experts=1)
     with pytest.raises(BuildError, match="a token uses 2") as caught:
@@ -519,6 +539,7 @@ def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: Ne
 
 
 @pytest.fixture
+@brings("model")
 def taught_job(tmp_path: Path) -> NewJob:
     """taught_job(corpus=..., questions=..., ...): a build of half of the trained parent's experts."""
 

@@ -21,6 +21,7 @@ def types_of(path: Path) -> dict[str, Type]:
     return {tensor.name: tensor.type for tensor in read_header(path).tensors}
 
 
+@pytest.mark.slow
 def test_a_cut_file_is_quantised_and_keeps_its_provenance(tmp_path: Path) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "parent.gguf"))
     steps: list[tuple[int, int]] = []
@@ -40,6 +41,7 @@ def test_a_cut_file_is_quantised_and_keeps_its_provenance(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("file_type", ["Q5_0", "Q4_0"])
 def test_a_specialist_of_fewer_bits_still_knows_its_domain(tmp_path: Path, file_type: str) -> None:
     cut(Parent.open(taught.PARENT), taught.mask_of("physics"), tmp_path / "out.gguf", quantize=file_type)
@@ -47,6 +49,7 @@ def test_a_specialist_of_fewer_bits_still_knows_its_domain(tmp_path: Path, file_
     assert sum(answer.right for answer in answers) >= 28
 
 
+@pytest.mark.slow
 def test_rows_that_are_no_whole_blocks_go_to_a_type_that_fits(tmp_path: Path) -> None:
     # Q4_K's blocks are of 256; an expert's down projection has rows of 32 here, of 704 in Gemma 4.
     source = write_random_moe(tmp_path / "m.gguf", embedding=256)
@@ -56,6 +59,7 @@ def test_rows_that_are_no_whole_blocks_go_to_a_type_that_fits(tmp_path: Path) ->
     assert types["blk.0.ffn_down_exps.weight"] in (Type.Q5_0, Type.Q8_0)
 
 
+@pytest.mark.slow
 def test_what_is_quantised_already_is_quantised_anew(tmp_path: Path) -> None:
     source = write_random_moe(tmp_path / "m.gguf", quantised=Type.Q8_0)
     quantize_file(source, tmp_path / "out.gguf", "Q4_0")
@@ -77,6 +81,7 @@ def test_an_unknown_file_type_is_refused_before_anything_is_read(tmp_path: Path)
     assert require_file_type("Q8_0") == 7
 
 
+@pytest.mark.slow
 def test_llama_cpps_own_reason_is_given(tmp_path: Path) -> None:
     source = tmp_path / "m.gguf"
     source.write_bytes(b"GGUF and no more")
@@ -84,6 +89,7 @@ def test_llama_cpps_own_reason_is_given(tmp_path: Path) -> None:
         quantize_file(source, tmp_path / "out.gguf", "Q8_0")
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "parent.gguf", layers=1, embedding=256, expert_ff=256))
     out = tmp_path / "out.gguf"

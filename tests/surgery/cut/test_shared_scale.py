@@ -48,6 +48,7 @@ def with_scaled(path: Path, out: Path, ending: str, factor: float) -> Path:
     return out
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     "architecture", ["gemma4", "qwen2moe", "granitemoe", "glm4moe", "deepseek2", "qwen35moe", "qwen3next"]
 )
@@ -58,6 +59,7 @@ def test_the_scale_changes_what_the_model_computes(tmp_path: Path, architecture:
     assert np.abs(after - before).max() > 0.02 * before.std()
 
 
+@pytest.mark.model
 def test_in_gemma_a_norm_divides_a_scaled_down_projection_out_again(tmp_path: Path) -> None:
     parent = write_random_moe(tmp_path / "parent.gguf")
     before = logits_of(parent)

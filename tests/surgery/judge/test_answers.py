@@ -147,6 +147,7 @@ def test_numbering_the_questions_anew_asks_nothing_again(file: Path) -> None:
     assert one == read_unanswered(write(file, {"question": "x", "id": 2}))[0]
 
 
+@pytest.mark.model
 def test_a_model_that_knows_writes_a_corpus_that_is_right(file: Path, tmp_path: Path) -> None:
     asked = [*taught.exam("chemistry", 8), *taught.exam("law", 8)]
     paths = write(file, *({"question": q.text, "class": q.domain, "answer": "not looked at"} for q in asked))

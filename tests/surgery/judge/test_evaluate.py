@@ -193,6 +193,7 @@ class TestReport:
             EvaluationReport.load(path)
 
 
+@pytest.mark.model
 class TestARealSpecialist:
     """The chemistry specialist of the trained parent, which knows little of math, beside its parent, which does."""
 

@@ -138,6 +138,7 @@ class TestLoops:
         )
         assert (answer.reason, answer.looped, answer.attempts) == ("loop", True, 3)
 
+    @pytest.mark.model
     def test_a_specialist_that_thinks_loops_where_it_knows_nothing_and_not_at_home(
         self, specialists: dict[str, Path], tmp_path: Path
     ) -> None:

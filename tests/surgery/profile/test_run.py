@@ -65,6 +65,7 @@ def same(one: Profile, other: Profile) -> bool:
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("architecture", ["gemma4", "olmoe", "deepseek2", "qwen3next"])
 def test_histograms_equal_those_of_the_routers_scores(tmp_path: Path, architecture: str) -> None:
     path = write_random_moe(tmp_path / "p.gguf", architecture=architecture, experts=8, experts_used=3)
@@ -86,6 +87,7 @@ def test_histograms_equal_those_of_the_routers_scores(tmp_path: Path, architectu
     assert profile.n_tokens == len(tokens)
 
 
+@pytest.mark.model
 def test_packed_documents_are_counted_as_each_alone(parent: Path, tmp_path: Path) -> None:
     corpus = corpus_of(*SIZES)
     together = profile_corpus(parent, corpus, tmp_path / "all.npz", load=LOAD, norms=True)
@@ -105,6 +107,7 @@ def test_packed_documents_are_counted_as_each_alone(parent: Path, tmp_path: Path
     assert (together.selections.sum((2, 3)) == together.tokens[:, None] * 3).all()
 
 
+@pytest.mark.model
 def test_each_class_of_a_mixed_corpus_names_the_experts_of_its_own_domain(tmp_path: Path) -> None:
     """Questions that the parent never saw, of all domains mixed up and packed together."""
     documents = [taught.conversation(question) for domain in DOMAINS for question in taught.exam(domain, 50)]
@@ -120,6 +123,7 @@ def test_each_class_of_a_mixed_corpus_names_the_experts_of_its_own_domain(tmp_pa
     assert np.mean([layer.entropy for layer in summarize(profile.merged())]) > 0.95
 
 
+@pytest.mark.model
 def test_a_recurrent_parent_reads_one_document_a_decode(tmp_path: Path) -> None:
     path = write_random_moe(tmp_path / "p.gguf", architecture="qwen35moe", experts=8, experts_used=3)
     corpus = corpus_of(9, 2, 14, 5)
@@ -129,6 +133,7 @@ def test_a_recurrent_parent_reads_one_document_a_decode(tmp_path: Path) -> None:
     assert (together.selections.sum((2, 3)) == together.tokens[:, None] * 3).all()
 
 
+@pytest.mark.model
 def test_conversations_and_long_documents_are_read_whole(parent: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     talk = Document("talk", messages=(("user", words(rng, 5)), ("assistant", words(rng, 9))))
@@ -147,6 +152,7 @@ def test_conversations_and_long_documents_are_read_whole(parent: Path, tmp_path:
     assert extra["made"] == "here"
 
 
+@pytest.mark.model
 def test_the_cards_long_utility_is_the_short_one(parent: Path, tmp_path: Path) -> None:
     profile = profile_corpus(parent, corpus_of(*SIZES[:5]), tmp_path / "p.npz", load=LOAD).merged()
     hist, weight = profile.selections[0], profile.weights[0]
@@ -154,12 +160,14 @@ def test_the_cards_long_utility_is_the_short_one(parent: Path, tmp_path: Path) -
     np.testing.assert_allclose((hist / profile.n_tokens * mean_weight).sum(2), profile.gate_mass())
 
 
+@pytest.mark.model
 def test_evaluation_without_the_tap_reads_the_same_tokens(parent: Path, tmp_path: Path) -> None:
     corpus = corpus_of(*SIZES[:6])
     profile = profile_corpus(parent, corpus, tmp_path / "p.npz", load=LOAD)
     assert evaluate_corpus(parent, corpus, load=LOAD).tokens == profile.n_tokens
 
 
+@pytest.mark.model
 def test_router_weights_that_are_not_finite_are_named(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +195,7 @@ def interrupting(at_tokens: int) -> Callable[[ProfileProgress], None]:
     return progress
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("norms", [False, True])
 def test_an_interrupted_run_goes_on_and_counts_the_same(parent: Path, tmp_path: Path, norms: bool) -> None:
     corpus, out = corpus_of(*SIZES), tmp_path / "p.npz"
@@ -207,6 +216,7 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(parent: Path, tmp_path: 
     assert not state_path(out).exists()
 
 
+@pytest.mark.model
 def test_a_run_of_another_corpus_does_not_go_on_from_the_state(parent: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -217,6 +227,7 @@ def test_a_run_of_another_corpus_does_not_go_on_from_the_state(parent: Path, tmp
     assert same(profile_corpus(parent, other, out, load=LOAD), fresh)
 
 
+@pytest.mark.model
 def test_a_damaged_state_is_not_gone_on_from(parent: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.npz"
     state_path(out).write_bytes(b"PK\x03\x04 half a file")
@@ -242,6 +253,7 @@ profiling.profile_corpus(parent, read_corpus([corpus]), out, load=load, progress
 """
 
 
+@pytest.mark.model
 def test_a_kill_leaves_the_old_profile_and_a_state_to_go_on_from(parent: Path, tmp_path: Path) -> None:
     corpus, out, text = corpus_of(*SIZES), tmp_path / "p.npz", tmp_path / "corpus.jsonl"
     old = profile_corpus(parent, corpus_of(20), out, load=LOAD)

@@ -23,6 +23,7 @@ from coe.surgery.parent import Parent
 from coe.surgery.profile import tap as tap_module
 from coe.surgery.profile.tap import Observation, TapError, TappedContext
 from fakes.random_moe import ARCHITECTURES, write_random_moe
+from fakes.weight import brings
 
 TOKENS = [int(token) for token in np.random.default_rng(1).integers(10, 300, 90)]
 
@@ -35,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+@brings("model")
 def tapped(folder: Path) -> Iterator[Open]:
     """tapped("olmoe", logits=True): a context over a tiny random model of an architecture."""
     opened: list[TappedContext] = []

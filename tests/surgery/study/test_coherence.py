@@ -165,6 +165,7 @@ def test_one_layer_is_enough() -> None:
     assert coherence(documents(pair[:1], 20, rng, parent=parent), 16).coherent
 
 
+@pytest.mark.model
 class TestARealRouter:
     """Short questions of the trained parent's domains, with nothing that says which is of which."""
 

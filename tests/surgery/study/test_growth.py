@@ -110,6 +110,7 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
 LENIENT = Rule(jaccard=0.93, worst_jaccard=0.88, entropy=0.01, first_tokens=600, growth=1.5)
 
 
+@pytest.mark.model
 @pytest.mark.usefixtures("small_packs")
 def test_a_run_ends_when_the_mask_has_settled_and_an_interrupted_one_ends_there_too(tmp_path: Path) -> None:
     corpus = Corpus(tuple(taught.conversation(question) for question in taught.corpus("math", 300, seed=1)))
@@ -139,6 +140,7 @@ def test_a_run_ends_when_the_mask_has_settled_and_an_interrupted_one_ends_there_
     np.testing.assert_array_equal(again.weights, profile.weights)
 
 
+@pytest.mark.model
 @pytest.mark.usefixtures("small_packs")
 def test_a_corpus_of_all_domains_settles_no_mask_of_half_the_experts(tmp_path: Path) -> None:
     """Together they need all experts alike: which ones are best by a hair changes with every question."""

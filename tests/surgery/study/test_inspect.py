@@ -127,6 +127,7 @@ async def test_a_dense_model_gets_a_plain_answer(smollm2: Path) -> None:
     assert found.vram_bytes[1024] > sum(found.bytes_by_kind.values())
 
 
+@pytest.mark.model
 async def test_real_dry_runs_agree_with_the_cut_file_s_own(tmp_path: Path) -> None:
     shape = Shape(width=128, experts=64, experts_used=2, expert_ff=256)
     path = write_random_model(tmp_path / "parent.gguf", shape, quantise=True)
@@ -153,6 +154,7 @@ async def test_an_architecture_that_surgery_does_not_know(tmp_path: Path, asked:
     assert found.bytes_by_kind[TensorKind.EXPERTS] > 0
 
 
+@pytest.mark.model
 async def test_a_file_that_llama_cpp_refuses_is_still_described(tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "odd.gguf", architecture="no-such-architecture")
     found = await inspect(path)

@@ -171,6 +171,7 @@ def test_every_model_is_loaded_once(random_gemma4: Path, tmp_path: Path) -> None
     assert matrix.efficiencies() == [[1.0, 1.0], [1.0, 1.0]]
 
 
+@pytest.mark.model
 def test_specialists_know_their_own_domain_and_their_masks_overlap_foretells_the_rest(
     specialists: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -200,6 +200,7 @@ def loaded(path: Path) -> LoadSpec:
     return LoadSpec(path, gpu_layers=0, threads=1)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_half_of_every_architectures_experts_computes_what_the_masked_parent_does(
     tmp_path: Path, variant: dict[str, Any]
@@ -219,6 +220,7 @@ def test_half_of_every_architectures_experts_computes_what_the_masked_parent_doe
     assert found.reached < found.positions / 2
 
 
+@pytest.mark.model
 def test_another_order_of_the_same_experts_computes_the_same(tmp_path: Path) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "parent.gguf", architecture="gpt-oss", experts=12))
     mask = random_mask(parent, 7)
@@ -231,6 +233,7 @@ def test_another_order_of_the_same_experts_computes_the_same(tmp_path: Path) -> 
         assert found.problems == ()
 
 
+@pytest.mark.model
 def test_other_experts_compute_something_else(tmp_path: Path) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "parent.gguf"))
     mask, other = random_mask(parent, 4), random_mask(parent, 4, seed=1)
@@ -239,6 +242,7 @@ def test_other_experts_compute_something_else(tmp_path: Path) -> None:
     assert any("router's scores in layer 0" in problem for problem in found.problems)
 
 
+@pytest.mark.model
 def test_the_process_that_runs_them_gives_back_what_it_found(tmp_path: Path) -> None:
     parent = Parent.open(write_random_moe(tmp_path / "parent.gguf"))
     mask, out = random_mask(parent, 4), tmp_path / "out.gguf"
@@ -253,6 +257,7 @@ def test_the_process_that_runs_them_gives_back_what_it_found(tmp_path: Path) -> 
     assert steps == [(step, 14) for step in range(1, 15)]  # 7 documents, each for both
 
 
+@pytest.mark.slow
 def test_a_file_that_llama_cpp_refuses_is_said_to_be_so(tmp_path: Path) -> None:
     path = write_random_moe(tmp_path / "m.gguf")
     data = path.read_bytes()
@@ -261,6 +266,7 @@ def test_a_file_that_llama_cpp_refuses_is_said_to_be_so(tmp_path: Path) -> None:
         agree_apart(None, path, {})
 
 
+@pytest.mark.slow
 def test_a_process_that_llama_cpp_takes_down_is_reported(tmp_path: Path) -> None:
     path = write_random_moe(tmp_path / "m.gguf", experts=4, experts_used=5)
     with pytest.raises(VerificationError, match=r"ended by SIGABRT: .*GGML_ASSERT.*n_expert"):

@@ -26,11 +26,13 @@ from coe.surgery.verify import verify as verifying
 from coe.surgery.verify.agreement import Agreement, agree
 from coe.surgery.verify.verify import Verification, distance_of, norm_of, verify
 from fakes.random_moe import quantise, random_mask, write_random_moe
+from fakes.weight import brings
 
 TOKENS = list(range(20, 60))
 
 
 @pytest.fixture
+@brings("model")
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
     """Runs the models in this process, which is quicker, and keeps what was found."""
     found: list[Agreement] = []
@@ -94,6 +96,7 @@ def problems(parent: Parent, out: Path, mask: Mask, **options: Any) -> str:
 # --- what is right ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cut_file_is_what_its_mask_says(parent: Parent, out: Path, mask: Mask) -> None:
     steps: dict[str, tuple[int, int]] = {}
     found = verify(parent.path, out, mask, progress=lambda step, done, total: steps.__setitem__(step, (done, total)))
@@ -191,6 +194,7 @@ def test_rotated_router_rows_are_found_and_named(parent: Parent, out: Path, mask
     )
 
 
+@pytest.mark.model
 def test_rotated_router_rows_are_found_by_what_they_compute_too(parent: Parent, out: Path, mask: Mask) -> None:
     rotated = {**mask.keep, 1: (*mask.keep[1][1:], mask.keep[1][0])}
     found = agree(parent.path, out, rotated, tokens=TOKENS, load=LoadSpec(out, gpu_layers=0, threads=1))

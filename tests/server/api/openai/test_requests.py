@@ -194,6 +194,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(FIELDS | st.text(max_size=5), JSON | st.lists(st.dictionaries(FIELDS, JSON))))
 def test_any_object_is_a_request_or_a_refusal(body: dict[str, Any]) -> None:
