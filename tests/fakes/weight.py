@@ -87,8 +87,9 @@ class Guard:
         if self._item is None or not is_fast(self._item):
             return
         self._refused = f"A test without a marker {what}: mark it, or its fixture, {marker} (tests/fakes/weight.py)."
-        # What is raised may end a task for which the test waits: then the alarm fails the test.
-        signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
+        # What is raised may end a task for which the test waits: then the alarm fails the test, and again where its end
+        # waits for a thread.
+        signal.setitimer(signal.ITIMER_REAL, _GRACE_S, _GRACE_S)
         # Not an Exception: code under test that catches those must not swallow it.
         pytest.fail(self._refused)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coe.engine.spec import LoadSpec, Thinking
-from coe.router import thresholds
+from coe.router.training import thresholds
 from coe.server import cli
 from coe.server.commands import router as commands
 from coe.server.commands.surgery.eval import evaluate

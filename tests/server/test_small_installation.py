@@ -15,6 +15,8 @@ from coe.demo import curriculum
 from fakes.absent import OPTIONAL, environment_without
 from fakes.server_process import ServerProcess, run_coe
 
+pytestmark = pytest.mark.slow  # a process for each command
+
 DEMO = Path(curriculum.__file__).parent
 
 

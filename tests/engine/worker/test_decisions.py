@@ -16,6 +16,7 @@ from coe.engine.worker.kv_offload import Cells, OffloadedCache, OffloadedCaches
 from coe.engine.worker.schedule import CacheView, Occupant, choose_slot, make_room
 from fakes.local_engine import LocalEngine
 from fakes.sharing_models import College, SharedEngine
+from fakes.weight import brings
 
 NewEngine = Callable[..., LocalEngine]
 KEEP_GOING = {"max_tokens": 48, "logit_bias": {2: -100.0}}
@@ -91,6 +92,7 @@ class TestOneSpecialist:
 
 class TestTimeSlices:
     @pytest.fixture
+    @brings("model")
     def engine(self, tmp_path: Path) -> Iterator[SharedEngine]:
         college = College.random(tmp_path, names="ab")
         spec = college.spec("a", ram_budget_bytes=2**26)

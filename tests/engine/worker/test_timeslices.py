@@ -387,6 +387,7 @@ class TestARecurrentState:
     LONG = TestASlidingWindow.LONG
 
     @pytest.fixture
+    @brings("model")
     def engine(self, tmp_path: Path) -> Iterator[SharedEngine]:
         college = College.random(tmp_path, architecture="qwen35moe")
         spec = college.spec("a", ram_budget_bytes=64 * MIB)

@@ -195,6 +195,7 @@ def test_every_key_has_help_and_an_entry_says_what_it_inherits() -> None:
     assert SCHEMA["definitions"]["SpecialistSettings"]["properties"]["context_tokens"]["default"] == 16384
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_schema() -> None:
     command = [sys.executable, "-m", "coe.server.cli", "schema"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

@@ -13,6 +13,8 @@ from coe.server.runtime.builds import process
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
 from fakes.child_modules import write_module
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("before", [BuildState.FAILED, BuildState.RELEASED, BuildState.WAITING])
 def test_a_build_that_is_stopped_before_its_child_has_begun_is_recorded_as_stopped(
