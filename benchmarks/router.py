@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from throughput import ask_engine, jobs_of, measure
 
 from coe.engine.spec import LoadSpec, Sampling
-from coe.router.choose import SURE
+from coe.router.choose import SURE, SupervisorSettings
 from coe.router.conversation import Conversation
 from coe.router.domains import DOMAINS, GENERAL
 from coe.router.encoder import Encodes, SentenceEncoder, find_encoder, load_encoder
@@ -166,7 +166,7 @@ def labelled(path: Path, embed: KeptEmbeddings, without: Sequence[str]) -> None:
     )
 
 
-def wrong_specialist(probabilities: Array, threshold: float = 0.6) -> float:
+def wrong_specialist(probabilities: Array, threshold: float = SupervisorSettings.threshold) -> float:
     """Share of texts for `general` that another domain would get."""
     chosen, sure = confidences(probabilities, DOMAINS)
     return float(((chosen != DOMAINS.index(GENERAL)) & (sure >= threshold)).mean())

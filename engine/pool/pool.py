@@ -161,7 +161,7 @@ class Pool:
             remedy = "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
             raise self._unfitting(specialist, refusal, remedy)
         self._queue.add(waiter)
-        return await self._granted(waiter, max_wait_s)
+        return await self._wait_for_grant(waiter, max_wait_s)
 
     async def reserve(
         self, title: str, vram_bytes: int, *, waits_for_idle: bool = False, stop: Stop | None = None
@@ -185,9 +185,9 @@ class Pool:
             self._queue.add_in_idle_time(waiter)
         else:
             self._queue.add(waiter)
-        return await self._granted(waiter, None)
+        return await self._wait_for_grant(waiter, None)
 
-    async def _granted(self, waiter: Waiter[Granted], max_wait_s: float | None) -> Granted:
+    async def _wait_for_grant(self, waiter: Waiter[Granted], max_wait_s: float | None) -> Granted:
         self._replan()
         try:
             # Shielded: a future that a cancellation has ended could not be granted any more.

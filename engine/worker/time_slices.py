@@ -13,8 +13,8 @@ from collections.abc import Callable
 from ..llama.context import Context
 from ..logs import for_request
 from ..spec import Sharing
+from ..swap.quantum import SliceChoice, next_slice, quantum_s, worst_wait_s
 from ..swap.swapper import Swapper
-from ..swap.timeslice import SliceChoice, next_slice, quantum_s, worst_wait_s
 from ..units import size_text
 from .request_queue import RequestQueue
 from .slots import Slots

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..choose import SupervisorSettings
+
 Array = NDArray[Any]
 
 N_BINS = 15
@@ -67,7 +69,7 @@ def calibration_error(probabilities: Array, labels: Array, n_bins: int = N_BINS)
     return sum(abs(sure - right) * share for sure, right, share in calibration_bins(probabilities, labels, n_bins))
 
 
-def report(probabilities: Array, labels: Array, threshold: float = 0.6) -> dict[str, float]:
+def report(probabilities: Array, labels: Array, threshold: float = SupervisorSettings.threshold) -> dict[str, float]:
     """The figures in one dictionary, rounded, with what happens when answers below a threshold are withheld."""
     right, answered = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1) >= threshold
     return {

@@ -11,7 +11,7 @@ import numpy as np
 
 from coe.engine.spec import Sharing
 from coe.engine.swap.groups import Group
-from coe.engine.swap.timeslice import quantum_s, worst_wait_s
+from coe.engine.swap.quantum import quantum_s, worst_wait_s
 from coe.engine.units import size_text
 
 _COPY_BYTES: Final = 64 * 2**20

@@ -11,7 +11,7 @@ import pytest
 
 from coe.engine.llama.model import Model
 from coe.engine.logs import WORKER_LOGGER
-from coe.engine.swap.timeslice import next_slice
+from coe.engine.swap.quantum import next_slice
 from coe.engine.worker.kv_offload import Cells, OffloadedCache, OffloadedCaches
 from coe.engine.worker.schedule import CacheView, Occupant, choose_slot, make_room
 from fakes.local_engine import LocalEngine

@@ -19,7 +19,7 @@ from coe.engine.errors import SwapError
 from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Finish, Finished, Rejected
 from coe.engine.spec import Sharing
-from coe.engine.swap.timeslice import next_slice, quantum_s, worst_wait_s
+from coe.engine.swap.quantum import next_slice, quantum_s, worst_wait_s
 from coe.engine.worker.kv_offload import OffloadedSize, plan_offload
 from fakes.sharing_models import College, SharedEngine, domain_masks
 from fakes.weight import brings
