@@ -269,10 +269,11 @@ def decision_line(
 
     weighed, ranking = decision.weighed, decision.ranking[:SHOWN]
     waits = [f"{one.specialist} {waits_s.get(one.specialist, 0.0):.1f} s" for one in ranking]
+    lead = "" if weighed.lead is None else f"lead {number(weighed.lead)} of {number(weighed.needed_lead)}; "
     return (
         f"decision: {decision.specialist}, {decision.reason} (path {decision.path}; domain {decision.domain}; "
         f"confidence {number(decision.confidence)} of {number(weighed.threshold)}; "
-        f"lead {number(weighed.lead)} of {number(weighed.needed_lead)}; margin {number(margin)}; "
+        f"{lead}margin {number(margin)}; "
         f"ranking {', '.join(f'{one.specialist} {one.score:.2f}' for one in ranking)}; "
         f"warm {', '.join(warm) or '-'}; waits {', '.join(waits)}; {ms:.1f} ms)"
     )

@@ -142,7 +142,8 @@ def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
             by_layer = {int(key): row for key, row in content.items()}
         except ValueError as error:
             raise MaskError(
-                f"{name} is no mask that this program knows: its keys are {', '.join(list(content)[:3])}…, not layers.",
+                f"{name} is no mask that this program knows: its keys are {', '.join(list(content)[:3])}, "
+                "not the numbers of layers.",
                 "It reads masks of coe plan, drop maps, lists and matrices.",
             ) from error
         if odd := sorted(set(by_layer) ^ set(parent.layers)):

@@ -203,8 +203,11 @@ class WorkerResident:
                     self.beat = {name: value for name, value in message.items() if name != "event"}
                 case "log":
                     level = logging.getLevelNamesMapping()[message["level"].upper()]
-                    about = for_request(message["request"])
-                    _worker_log.log(level, "worker %s: %s", self._process.pid, message["message"], extra=about)
+                    # "ID/CHOICE": the HTTP request's own id, by which all its lines are found, and which answer of it.
+                    name, _, choice = message["request"].partition("/")
+                    of = f" {choice}" if choice else ""
+                    line = f"worker {self._process.pid}{of}: {message['message']}"
+                    _worker_log.log(level, "%s", line, extra=for_request(name))
                 case _:
                     if (queue := self._queues.get(message["id"])) is not None:
                         queue.put_nowait(event_from_json(message))

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from coe.engine.errors import EngineError
+from coe.engine.logs import for_request
 
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, failure_of
@@ -20,7 +21,7 @@ from ..runtime.metrics import Metrics
 from .answers import add_answers
 from .dialect import Dialect
 from .keys import RequireKey
-from .middleware import REQUEST_ID_HEADER, CountRequests, NameRequests
+from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
 from .status import add_builds, add_status
 
@@ -56,7 +57,7 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
-    _add_errors(app, dialect_at)
+    _add_errors(app, dialect_at, metrics)
     if keys:
         app.add_middleware(RequireKey, keys=keys, dialect_at=dialect_at)
     if college.roster.server.cors_origins:
@@ -73,18 +74,23 @@ def make_app(
     return app
 
 
-def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect]) -> None:
+def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            what = f"Nothing is served at {request.method} {request.url.path}. See the README for the paths."
+            what = f"Nothing is served at {request.method} {request.url.path}. See docs/api.md for the paths."
             error = UnknownPathError(what, error.status_code)
         failure = failure_of(error)
+        headers = dict(failure.headers)
         if failure.status == 500:
-            _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            name = request.scope.get(REQUEST_ID_KEY, "")
+            _log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=for_request(name))
+            if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
+                headers[REQUEST_ID_HEADER] = name
+                metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
             _log.debug("%s %s refused with %d: %s", request.method, request.url.path, failure.status, failure.message)
         body = dialect_at(request.url.path).error_body(failure)
-        return JSONResponse(body, failure.status, dict(failure.headers))
+        return JSONResponse(body, failure.status, headers)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nginx's code for a client that closed the connection

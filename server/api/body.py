@@ -6,24 +6,30 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from ..runtime.errors import BodyTooLargeError, RequestError
+from ..runtime.errors import BodyTooLargeError, ClientGoneError, RequestError
 
 _MAX_DEPTH = 100  # levels of lists and objects in a body
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, as long as it keeps to the limit. Raises BodyTooLargeError as soon as it does not."""
+    """The body, as long as it keeps to the limit. Raises BodyTooLargeError as soon as it does not.
+
+    Raises ClientGoneError when the client leaves before it has sent all.
+    """
     message = f"The body is larger than {limit:,} bytes. Send less, or raise server.max_body_bytes in the roster."
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise BodyTooLargeError(message)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLargeError(message)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise BodyTooLargeError(message)
+    except ClientDisconnect:
+        raise ClientGoneError from None
     return bytes(body)
 
 

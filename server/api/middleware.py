@@ -13,6 +13,7 @@ from coe.engine.logs import REQUEST_ID
 from ..runtime.metrics import Metrics
 
 REQUEST_ID_HEADER: Final = "x-request-id"
+REQUEST_ID_KEY: Final = "coe.request_id"  # of the ASGI scope
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -38,6 +39,8 @@ class NameRequests:
                 message["headers"] = [*message["headers"], (REQUEST_ID_HEADER.encode(), name.encode())]
             await send(message)
 
+        # For the handler of unforeseen errors, which runs outside of all middleware.
+        scope[REQUEST_ID_KEY] = name
         token = REQUEST_ID.set(name)
         try:
             await self._app(scope, receive, naming)

@@ -99,7 +99,6 @@ async def test_a_decision_is_one_debug_line_with_its_numbers_and_no_text(caplog)
     for part in (
         "path classifier",
         "of 0.60;",
-        "lead - of -",
         "margin 0.05",
         "ranking math 1.00, ",
         "warm coder",

@@ -39,7 +39,11 @@ def mask(
 
 
 def _origin(mask: Mask, file: Path) -> str:
+    from coe.surgery.formats import names_parent
+
     match mask.provenance.recipe:
+        case {"name": "read", "file": source} if names_parent(file):
+            return f"from {file}, one of ours already, made from {source}"
         case {"name": "read", "file": source, "kind": "keep"}:
             return f"from {source}, read as the kept ones"
         case {"name": "read", "file": source, "kind": "drop"}:

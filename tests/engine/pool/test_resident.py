@@ -203,6 +203,17 @@ class TestLogging:
         assert {record.levelno for record in decided} == {logging.DEBUG}
         assert any("KeyError" in record.getMessage() for record in caplog.records if record.name == LLAMA_LOGGER)
 
+    async def test_a_line_is_found_by_the_id_of_the_http_request_and_says_which_answer_it_is_of(
+        self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "coe")
+        resident = await WorkerResident.start(smollm2_spec, {})
+        await events(resident, request("req-1/abc-1-0", max_tokens=1))
+        await resident.stop()
+        lines = [r.getMessage() for r in caplog.records if r.__dict__.get("request_id") == "req-1"]
+        assert lines
+        assert all(line.startswith(f"worker {resident.pid} abc-1-0: ") for line in lines)
+
     async def test_a_worker_says_nothing_of_its_decisions_unless_asked_when_it_loads(
         self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
     ) -> None:

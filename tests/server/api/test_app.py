@@ -8,7 +8,7 @@ import json
 import pytest
 
 from coe.engine.request import Accepted, Delta
-from fakes.asgi import until
+from fakes.asgi import Message, until
 from fakes.college import GENERAL, SAID, FakeLease, ServedCollege, asking, post
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -53,11 +53,13 @@ async def test_a_stream_whose_lease_is_late_begins_with_a_comment() -> None:
     assert lease.releases
 
 
-async def test_a_bug_of_ours_is_a_500_in_openais_envelope() -> None:
-    client = asking(CHAT)
+async def test_a_bug_of_ours_is_a_500_in_openais_envelope(caplog: pytest.LogCaptureFixture) -> None:
+    client = asking(CHAT, {"x-request-id": "bug-1"})
     with pytest.raises(KeyError):  # handed on, so that the log has it
         await post(served(fails=True), client)
     assert client.got[0]["status"] == 500
+    assert dict(client.got[0]["headers"])[b"x-request-id"] == b"bug-1"
+    assert [r.__dict__["request_id"] for r in caplog.records if r.levelname == "ERROR"] == ["bug-1"]
     error = json.loads(client.body)["error"]
     assert error["code"] == "internal_error"
     assert "secret" not in client.body.decode()
@@ -94,3 +96,17 @@ async def test_a_request_without_a_usable_id_gets_one_of_ours(given: dict[str, s
         names.append(dict(client.got[0]["headers"])[b"x-request-id"])
     assert all(name.startswith(b"req-") for name in names)
     assert names[0] != names[1]
+
+
+async def test_a_client_that_leaves_before_it_has_sent_its_body_is_no_error_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = asking(CHAT)
+
+    async def leaves() -> Message:
+        return {"type": "http.disconnect"}
+
+    client.receive = leaves  # type: ignore[method-assign]
+    await post(served(), client)
+    assert client.got[0]["status"] == 499
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

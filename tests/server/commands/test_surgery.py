@@ -243,6 +243,8 @@ def test_a_mask_of_another_tool_becomes_one_of_ours(folder: Path) -> None:
     said = done("mask", "drop.json", "--parent", "parent.gguf", "--kind", "drop", "-o", "ours.json")
     assert "ours.json: 5 of 8 experts in 3 layers (0-2) of" in said
     assert "from drop.json, read as the dropped ones." in said
+    again = done("mask", "ours.json", "--parent", "parent.gguf", "-o", "again.json")
+    assert "from ours.json, one of ours already, made from drop.json." in again
     identity = Parent.open(folder / "parent.gguf").identity()
     assert Mask.load(folder / "ours.json") == read_mask(folder / "drop.json", identity, kind="drop")
     done("mask", "ours.json", "--parent", "parent.gguf", "-o", "again.json")
