@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -115,10 +116,16 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
         return 1
     try:
         with lines:
-            return _with_supervisor(roster, decide, err)
+            code = _with_supervisor(roster, decide, err)
+        out.file.flush()  # here, where a failure is answered, and not as the interpreter ends
+        return code
     except OSError as error:
         why = f"reading the questions or writing the decisions failed: {error.strerror}"
         err.print(f"{questions}: stopped, since {why}.", markup=False, soft_wrap=True)
+        # What stdout still holds would be written again as the interpreter ends, and that failure be the exit code, 120.
+        # Source: Python's docs, signal, "Note on SIGPIPE".
+        if out.file is sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
