@@ -122,7 +122,7 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
     except OSError as error:
         why = f"reading the questions or writing the decisions failed: {error.strerror}"
         err.print(f"{questions}: stopped, since {why}.", markup=False, soft_wrap=True)
-        # What stdout still holds would be written again as the interpreter ends, and that failure be the exit code, 120.
+        # What stdout still holds would be written again as the interpreter ends; that failure would exit with 120.
         # Source: Python's docs, signal, "Note on SIGPIPE".
         if out.file is sys.stdout:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
