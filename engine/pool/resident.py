@@ -204,8 +204,8 @@ class WorkerResident:
                 case "log":
                     level = logging.getLevelNamesMapping()[message["level"].upper()]
                     # "ID/CHOICE": the HTTP request's own id, by which all its lines are found, and which answer of it.
-                    name, _, choice = message["request"].partition("/")
-                    of = f" {choice}" if choice else ""
+                    name, slash, choice = message["request"].rpartition("/")
+                    name, of = (name, f" {choice[:6]}{choice[32:]}") if slash else (choice, "")
                     line = f"worker {self._process.pid}{of}: {message['message']}"
                     _worker_log.log(level, "%s", line, extra=for_request(name))
                 case _:

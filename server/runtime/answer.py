@@ -122,7 +122,8 @@ class Answer:
         if request.messages is not None:
             messages = with_system_prompt(request.messages, specialist.system_prompt)
         return GenerateRequest(
-            id=f"{REQUEST_ID.get() or self.id}/{self.id[:6]}-{index}-{self.retries}",
+            # The answer's own id keeps events apart where clients give many requests one id.
+            id=f"{REQUEST_ID.get()}/{self.id}-{index}-{self.retries}",
             specialist=specialist.name,
             messages=messages,
             prompt=request.prompt,

@@ -208,11 +208,11 @@ class TestLogging:
     ) -> None:
         caplog.set_level(logging.DEBUG, "coe")
         resident = await WorkerResident.start(smollm2_spec, {})
-        await events(resident, request("req-1/abc-1-0", max_tokens=1))
+        await events(resident, request("a/req-1/0123456789abcdef0123456789abcdef-1-0", max_tokens=1))
         await resident.stop()
-        lines = [r.getMessage() for r in caplog.records if r.__dict__.get("request_id") == "req-1"]
+        lines = [r.getMessage() for r in caplog.records if r.__dict__.get("request_id") == "a/req-1"]
         assert lines
-        assert all(line.startswith(f"worker {resident.pid} abc-1-0: ") for line in lines)
+        assert all(line.startswith(f"worker {resident.pid} 012345-1-0: ") for line in lines)
 
     async def test_a_worker_says_nothing_of_its_decisions_unless_asked_when_it_loads(
         self, smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
