@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -161,7 +161,7 @@ class Answer:
         """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
         assert self.lease is not None, "open comes first"
         try:
-            return await self._without_loops(self.lease, await self._collect(self._streams))
+            return await self._without_loops(self.lease, await self._collect(dict(enumerate(self._streams))))
         except Exception as error:
             self._record_failure(error)
             raise
@@ -170,9 +170,9 @@ class Answer:
         again = _looped(outcomes)
         if again:
             self.retries = 1
-            streams = [self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in again]
-            for index, outcome in zip(again, await self._collect(streams), strict=True):
-                outcomes[index] = replace(outcome, index=index)
+            streams = {index: self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in again}
+            for outcome in await self._collect(streams):
+                outcomes[outcome.index] = outcome
         again = _looped(outcomes)
         fallback = self._college.chooser.fallback_for(self.choice.specialist.name)
         if again and fallback is not None:
@@ -182,8 +182,8 @@ class Answer:
                 # An answer that was cut is still more than an error.
                 _log.warning("%s cannot answer for %s: %s", fallback.name, self.choice.specialist.name, error)
             else:
-                for index, outcome in zip(again, replacements, strict=True):
-                    outcomes[index] = replace(outcome, index=index)
+                for outcome in replacements:
+                    outcomes[outcome.index] = outcome
         return outcomes
 
     async def _from_fallback(self, lease: Lease, fallback: Specialist, indices: list[int]) -> list[Outcome]:
@@ -192,16 +192,19 @@ class Answer:
         lease.release()
         self.lease = await self._college.lease(fallback, self.choice.key)
         self.retries = 2
-        requests = [self._generate_request(fallback, rules, index) for index in indices]
-        outcomes = await self._collect([self.lease.generate(request) for request in requests], fallback)
+        requests = {index: self._generate_request(fallback, rules, index) for index in indices}
+        streams = {index: self.lease.generate(request) for index, request in requests.items()}
+        outcomes = await self._collect(streams, fallback)
         self.answered_by = fallback
         self.rules = replace(rules, notes=self.rules.notes)
         self.residency = self.lease.residency
         return outcomes
 
     async def _collect(
-        self, streams: Sequence[AsyncGenerator[Event, None]], by: Specialist | None = None
+        self, streams: Mapping[int, AsyncGenerator[Event, None]], by: Specialist | None = None
     ) -> list[Outcome]:
+        """Read streams to their ends. streams: by the choice's index, the order of what is returned."""
+
         async def one(index: int, stream: AsyncGenerator[Event, None]) -> Outcome:
             text: list[str] = []
             reasoning: list[str] = []
@@ -220,7 +223,7 @@ class Answer:
             assert end is not None, "a stream of events ends with Finished, or raises"
             return Outcome(index, "".join(text), end, "".join(reasoning), logprobs)
 
-        tasks = [asyncio.create_task(one(index, stream)) for index, stream in enumerate(streams)]
+        tasks = [asyncio.create_task(one(index, stream)) for index, stream in streams.items()]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -26,6 +26,7 @@ from .request import Request
 
 _log = logging.getLogger(__name__)
 _ASSUMED_PROMPT_TOKENS_PER_S = 1000.0  # before any prompt was read
+_NAMED = "named in the request"
 _UNTIL_BUILT_S = 600.0  # of one that is still to be built: longer than any load
 
 
@@ -144,10 +145,10 @@ class Chooser:
 
     def stand_in(self, name: str) -> Specialist | None:
         """The specialist that answers in place of another: the fallback, else a warm one, else any available one."""
+        available = self._catalog.available
         order = [self._roster.fallback]
         if self._roster.fallback_warm:
-            order += [*self._catalog.warm, *self._catalog.available]
-        available = self._catalog.available
+            order += [*self._catalog.warm, *available]
         found = next((other for other in order if other and other != name and other in available), None)
         return self._entry(found) if found else None
 
@@ -160,9 +161,6 @@ class Chooser:
 
     def _entry(self, name: str) -> Specialist:
         return self._catalog.availability[name].entry
-
-
-_NAMED = "named in the request"
 
 
 def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) -> dict[str, float]:
