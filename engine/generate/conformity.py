@@ -1,4 +1,4 @@
-"""Whether a finished answer is what its JSON schema asked for: the last word, independent of the grammar it was drawn by.
+"""Whether a finished answer is what its JSON schema asked for: the last word, not that of the grammar it was drawn by.
 
 jsonschema validates; three things are done in another way than it does them. Patterns are matched by llguidance's
 derivatives, in linear time, since a pattern of a stranger can keep Python's `re` busy for years. `multipleOf` is
@@ -11,10 +11,10 @@ import contextvars
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from datetime import date
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from jsonschema import FormatChecker, ValidationError, validators
 from llguidance import LLMatcher, LLTokenizer
@@ -22,7 +22,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from ..errors import GrammarError
-from .json_schema import Draft, JsonSchema, exactly
+from .json_schema import JsonSchema, exactly
 
 _MAX_STEPS: Final = 200_000  # keywords looked at: about a second
 _MAX_SAID_CHARS: Final = 300
@@ -41,7 +41,8 @@ class Conformity:
 
     def __init__(self, schema: JsonSchema) -> None:
         # With a registry of its own, since jsonschema's default one asks the network.
-        self._validator = _bounded(schema.draft)(schema.wanted, registry=Registry(), format_checker=_FORMATS)
+        made = _bounded(cast(Hashable, schema.draft))
+        self._validator = made(schema.wanted, registry=Registry(), format_checker=_FORMATS)
 
     def violation(self, text: str) -> str | None:
         """What an answer breaks, None when it keeps to the schema.
@@ -70,7 +71,7 @@ class Conformity:
 
 
 @functools.cache
-def _bounded(draft: Draft) -> Any:
+def _bounded(draft: Any) -> Any:
     """A draft's validator that counts its steps, with keywords of our own."""
     own: dict[str, _Keyword] = {"pattern": _pattern, "multipleOf": _multiple_of}
     if "patternProperties" in draft.VALIDATORS:
@@ -122,9 +123,8 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
 def _multiple_of(validator: Any, step: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if not validator.is_type(instance, "number"):
         return
-    if isinstance(instance, float) and not math.isfinite(instance):
-        yield ValidationError(f"{instance!r} is not a multiple of {step}")
-    elif Fraction(exactly(instance)) % Fraction(exactly(step)):
+    is_finite = isinstance(instance, int) or math.isfinite(instance)
+    if not is_finite or Fraction(exactly(instance)) % Fraction(exactly(step)):
         yield ValidationError(f"{instance!r} is not a multiple of {step}")
 
 
@@ -155,7 +155,6 @@ def _bytes() -> LLTokenizer:
 _FORMATS: Final = FormatChecker(("date", "email", "ipv4", "ipv6", "uuid"))
 
 
-@_FORMATS.checks("date-time")
 def _has_a_day(value: object) -> bool:
     if isinstance(value, str):
         try:
@@ -163,3 +162,6 @@ def _has_a_day(value: object) -> bool:
         except ValueError:
             return False
     return True
+
+
+_FORMATS.checks("date-time")(_has_a_day)

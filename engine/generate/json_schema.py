@@ -1,9 +1,9 @@
 """A client's JSON schema made ready for the grammar library: read by its draft, held against its metaschema, and then
 written anew so that what the library makes of it allows nothing that the schema forbids.
 
-llguidance leaves some things open or gets them wrong: 0 fits its `exclusiveMinimum: 0`, numbers of many digits are rounded,
-29 February comes in every year. Where an equal or narrower way of saying it exists, it is said so; the rest is refused,
-by the keyword's name. What may come out is tested against a validator with random schemas and random answers.
+llguidance leaves some things open or gets them wrong: 0 fits its `exclusiveMinimum: 0`, numbers of many digits are
+rounded, 29 February comes in every year. Where an equal or narrower way of saying it exists, it is said so; the rest is
+refused, by the keyword's name. What may come out is tested against a validator, with random schemas and answers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .exclusive import Exclusion
 Draft: TypeAlias = type[Any]  # a validator class of jsonschema
 
 SIMPLIFY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."
+_SMALLER: Final = "Write a smaller one."
 MAX_EXACT: Final = 2**53  # integers beyond it have no double of their own
 # What serde_json reads exactly; of other floats it may miss the last bit: 1.9999999999999998 becomes 2.
 _SAFE_DIGITS: Final = 15
@@ -43,7 +44,7 @@ _BY_NAME: Final[Mapping[str, Draft]] = {
 _UNNAMED: Final[tuple[Draft, ...]] = (Draft202012Validator, Draft7Validator, Draft4Validator)
 
 # Nearer to zero than any number that is meant: the library nests a group a digit, and takes 250 of these.
-_SMALLEST: Final = 1e-60
+_SMALLEST: Final = Decimal("1e-60")
 
 _NOT_FOLLOWED: Final[Mapping[str, str]] = {
     "not": "Say what is allowed instead, with enum or anyOf.",
@@ -113,7 +114,9 @@ def _draft_of(schema: Any) -> Draft:
         raise GrammarError("response_format.json_schema is no JSON schema: it must be an object.", "Give one.")
     for path, value in _numbers(schema, "$"):
         if not math.isfinite(value):
-            raise GrammarError(f"response_format.json_schema: the number at {path} is out of range.", "Write a smaller.")
+            raise GrammarError(
+                f"response_format.json_schema: the number at {path} is out of range.", "Write a smaller."
+            )
     named = schema.get("$schema") if isinstance(schema, Mapping) else None
     known = _BY_NAME.get(named.rstrip("#")) if isinstance(named, str) else None
     fault: SchemaError | None = None
@@ -168,7 +171,8 @@ class _Tightener:
                 return
             if id(node) in state:
                 raise GrammarError(
-                    f"response_format.json_schema: {path} is defined by itself alone.", "Say what it is, beside the $ref."
+                    f"response_format.json_schema: {path} is defined by itself alone.",
+                    "Say what it is, beside the $ref.",
                 )
             state[id(node)] = False
             inner = [each for word in ("allOf", "anyOf", "oneOf") for each in node.get(word) or ()]
@@ -293,7 +297,7 @@ class _Tightener:
         branches = node["oneOf"]
         discriminator = node.get("discriminator")
         preferred = discriminator.get("propertyName") if isinstance(discriminator, Mapping) else None
-        # A tag with a default is not required, as pydantic writes it; an answer that has it says the same and is told apart.
+        # A tag with a default is not required, as pydantic writes it: an answer that has it is as good, and told apart.
         tag = self._exclusion.tag(branches, preferred) if len(branches) > 1 else None
         if tag is not None:
             for branch in branches:
@@ -341,7 +345,8 @@ def _tighten_formats(node: dict[str, Any]) -> None:
     kinds = types_of(node)
     if "format" in node and kinds is not None and "string" not in kinds:
         del node["format"]  # int32, double and the like: formats of numbers forbid nothing
-    patterns = _FORMATS.get(node.get("format"), ()) if isinstance(node.get("format"), str) else ()
+    named = node.get("format")
+    patterns = _FORMATS.get(named, ()) if isinstance(named, str) else ()
     if patterns:
         node["allOf"] = [*(node.get("allOf") or ()), *({"pattern": pattern} for pattern in patterns)]
 
@@ -358,53 +363,87 @@ def is_integral(node: Mapping[str, Any]) -> bool:
     return kinds is not None and "integer" in kinds and "number" not in kinds
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """The end of a range. strict: the value itself is outside."""
+
+    value: Decimal
+    strict: bool
+
+    def within(self, other: _Bound | None, upwards: bool) -> _Bound:
+        """The narrower of two lower bounds, or of two upper ones."""
+        if other is None:
+            return self
+        if self.value == other.value:
+            return _Bound(self.value, self.strict or other.strict)
+        return self if (self.value > other.value) is upwards else other
+
+    def whole(self, upwards: bool) -> int:
+        """The next integer inside."""
+        if upwards:
+            return math.floor(self.value) + 1 if self.strict else math.ceil(self.value)
+        return math.ceil(self.value) - 1 if self.strict else math.floor(self.value)
+
+    def of_few_digits(self, upwards: bool) -> _Bound:
+        """As many digits as the library reads rightly, and not wider."""
+        digits = Context(prec=_SAFE_DIGITS, rounding=ROUND_CEILING if upwards else ROUND_FLOOR)
+        near = digits.create_decimal(self.value)
+        return _Bound(near, self.strict and near == self.value)
+
+    def next_inside(self, upwards: bool) -> _Bound:
+        """A bound that says without being strict what this one says by it, but for what no double tells apart."""
+        if not self.strict:
+            return self
+        if not self.value:
+            return _Bound(_SMALLEST if upwards else -_SMALLEST, strict=False)
+        digits = Context(prec=_SAFE_DIGITS)
+        return _Bound(self.value.next_plus(digits) if upwards else self.value.next_minus(digits), strict=False)
+
+
 def _tighten_numbers(node: dict[str, Any], path: str) -> None:
-    """Bounds that the library keeps to: none exclusive, integers for integers, no double beyond what was written."""
-    for word, exclusive, upwards in (("minimum", "exclusiveMinimum", True), ("maximum", "exclusiveMaximum", False)):
-        bounds: list[tuple[Decimal, bool]] = []
-        strict = node.get(exclusive)
-        if word in node:
-            bounds.append((exactly(node[word]), strict is True))  # as draft 4 has it
-        if strict is not None and not isinstance(strict, bool):
-            bounds.append((exactly(strict), True))
-        node.pop(exclusive, None)
-        if not bounds:
-            continue
-        try:
-            if is_integral(node):
-                made = [_whole_inside(bound, strict, upwards) for bound, strict in bounds]
-                node[word] = max(made) if upwards else min(made)
-            else:
-                inside = [_double_inside(bound, strict, upwards) for bound, strict in bounds]
-                node[word] = max(inside) if upwards else min(inside)
-        except OverflowError as error:
-            raise GrammarError(
-                f"response_format.json_schema: the bound at {path}.{word} is out of range.", "Write a smaller."
-            ) from error
+    """Bounds that the library keeps to: integers for integers, and not more digits than it reads."""
+    low, high = _bound(node, "minimum", "exclusiveMinimum", True), _bound(node, "maximum", "exclusiveMaximum", False)
+    if is_integral(node):
+        for word, bound, upwards in (("minimum", low, True), ("maximum", high, False)):
+            if bound is not None:
+                node[word] = bound.whole(upwards)
+        return
+    low, high = low and low.of_few_digits(True), high and high.of_few_digits(False)
+    # Where both ends have the same whole part, the library lets that part alone pass for the nearer end.
+    if low is not None and high is not None:
+        if 0 <= low.value == math.trunc(high.value):
+            low = low.next_inside(True)
+        if 0 >= high.value == math.trunc(low.value):
+            high = high.next_inside(False)
+    for bound, word, exclusive in ((low, "minimum", "exclusiveMinimum"), (high, "maximum", "exclusiveMaximum")):
+        if bound is not None:
+            value = float(bound.value)
+            if not math.isfinite(value):
+                message = f"response_format.json_schema: the bound at {path}.{word} is out of range."
+                raise GrammarError(message, _SMALLER)
+            node[exclusive if bound.strict else word] = (
+                int(value) if value == value // 1 and abs(value) < MAX_EXACT else value
+            )
+
+
+def _bound(node: dict[str, Any], word: str, exclusive: str, upwards: bool) -> _Bound | None:
+    """Take the keywords of one end of a range out of a schema."""
+    found: _Bound | None = None
+    strict = node.pop(exclusive, None)
+    if word in node:
+        found = _Bound(exactly(node.pop(word)), strict is True)  # true as draft 4 has it
+    if strict is not None and not isinstance(strict, bool):
+        found = _Bound(exactly(strict), strict=True).within(found, upwards)
+    if (step := exactly(node.get("multipleOf", 1))) % 1 and not is_integral(node):
+        # Beyond it no double is a multiple of so fine a step, whatever the digits say.
+        most = Decimal(10) ** (_SAFE_DIGITS + int(step.normalize().as_tuple().exponent))
+        found = _Bound(-most if upwards else most, strict=False).within(found, upwards)
+    return found
 
 
 def exactly(value: float) -> Decimal:
     """A number as it was written."""
     return Decimal(repr(value))
-
-
-def _whole_inside(bound: Decimal, strict: bool, upwards: bool) -> int:
-    if upwards:
-        return math.floor(bound) + 1 if strict else math.ceil(bound)
-    return math.ceil(bound) - 1 if strict else math.floor(bound)
-
-
-def _double_inside(bound: Decimal, strict: bool, upwards: bool) -> float:
-    """The number of 15 digits next to the bound that is allowed: more than these the library may misread."""
-    if not bound and strict:
-        return _SMALLEST if upwards else -_SMALLEST
-    digits = Context(prec=_SAFE_DIGITS, rounding=ROUND_CEILING if upwards else ROUND_FLOOR)
-    near = digits.create_decimal(bound)
-    if strict and near == bound:
-        near = near.next_plus(digits) if upwards else near.next_minus(digits)
-    if not math.isfinite(float(near)):
-        raise OverflowError
-    return int(near) if near == near.to_integral_value() and abs(near) <= MAX_EXACT else float(near)
 
 
 def is_wide(value: Any) -> bool:

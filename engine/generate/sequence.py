@@ -180,9 +180,9 @@ class ActiveSequence:
         return answer, self._keep_reasoning(rest.reasoning)
 
     def _check_against_schema(self) -> None:
-        """An answer that ended by itself is one of its schema, or invalid. Raises GrammarError when it cannot be checked.
+        """An answer that ended by itself is one of its schema, or invalid; one that was cut is neither.
 
-        One that was cut, by its length, a loop or a stop text, is neither.
+        Raises GrammarError when it cannot be checked.
         """
         if self._grammar is None or self._stopped:
             return

@@ -64,7 +64,11 @@ class _Rules:
 
     def text(self) -> str:
         start = self._rule(self._root, "$")
-        head = ['%llguidance {"ignore_once": true}', f"%ignore /{self._options['whitespace_pattern']}/", f"start: {start}"]
+        head = [
+            '%llguidance {"ignore_once": true}',
+            f"%ignore /{self._options['whitespace_pattern']}/",
+            f"start: {start}",
+        ]
         return "\n".join([*head, *self._lines])
 
     def _new(self, body: str) -> str:
@@ -126,7 +130,8 @@ class _Rules:
                 reference = part.get("$ref")
                 if isinstance(reference, str) and not reference.startswith(("#/$defs/", "#/definitions/")):
                     raise GrammarError(
-                        f"response_format.json_schema: {reference[:200]} cannot be followed beside numbers of so many digits.",
+                        f"response_format.json_schema: {reference[:200]} cannot be followed, "
+                        "beside numbers of so many digits.",
                         "Put what it points at into $defs.",
                     )
         return {**shared, **node, "x-guidance": self._options}
@@ -144,8 +149,7 @@ class _Rules:
         allowed = [value for value in values if self._validator.evolve(schema=node).is_valid(value)]
         if not allowed:
             raise GrammarError(f"response_format.json_schema allows no value at {path[:200]}.", "Give it one.")
-        texts = [json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in allowed]
-        return self._new(" | ".join(map(_literal, texts)))
+        return self._new(" | ".join(_literal(_json(value)) for value in allowed))
 
     def _integer(self, node: Mapping[str, Any]) -> str:
         return self._new(f"/{integers(node.get('minimum'), node.get('maximum'))}/")
@@ -161,7 +165,10 @@ class _Rules:
                 "Declare it in properties.",
             )
         pairs = [
-            (f'{_literal(json.dumps(name, ensure_ascii=False))} ":" {self._rule(inner, f"{path}.{name}")}', name in required)
+            (
+                f'{_literal(json.dumps(name, ensure_ascii=False))} ":" {self._rule(inner, f"{path}.{name}")}',
+                name in required,
+            )
             for name, inner in properties.items()
             if inner is not False
         ]
@@ -198,6 +205,10 @@ class _Rules:
             comma = '"," ' if at else ""
             tail = self._new(f"{comma}{firsts[at]} {tail}" + ("" if at < least else ' | ""'))
         return self._new(f'"[" {tail} "]"')
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _literal(text: str) -> str:

@@ -339,7 +339,7 @@ def _looped(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def _require_valid(end: Finished) -> None:
-    """Raises SchemaViolationError for an answer that breaks its schema: it is no success, whatever has gone out of it."""
+    """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
     if end.reason is Finish.INVALID:
         raise SchemaViolationError(
             f"The answer breaks its JSON schema: {end.violation}.",

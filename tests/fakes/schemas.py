@@ -7,12 +7,11 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from llguidance import LLTokenizer
-
 from coe.engine.generate.grammar import Grammar
 
 _CLOSING = frozenset(b'"}]')
-_WHITE = frozenset(b" \t\r\n")
+_FORMATS = ("date", "time", "date-time", "email", "ipv4", "ipv6", "uuid", "hostname", "uri")
+_CHARS = string.ascii_lowercase + '"\\\n\té/😀 '
 
 
 def answer(grammar: Grammar, draw: random.Random, *, chars: int = 120) -> str | None:
@@ -116,12 +115,14 @@ class Schemas:
         if self._chance(0.3):
             made["pattern"] = draw.choice(
                 [
-                    "^[a-z]+$", r"^\d{2,4}$", "b", "^a|b$", "^(a|bc)*$", r"\w-\w", r"^\S+$", "[^a-z]", "^$", r"^.{2,3}$",
+                    "^[a-z]+$", r"^\d{2,4}$", "b", "^a|b$", "^(a|bc)*$", r"\w-\w", r"^\S+$", "[^a-z]", "^$", r"^.{2}$",
                     r"^[\s\S]{1,3}$", r"^\w+@\w+\.com$", "x?", r"^\-?[0-9]+$", "^(?:ab){1,2}", "[.]", "^é+$", r"^\/a$",
                 ]
             )  # fmt: skip
         elif self._chance(0.2):
-            made["format"] = draw.choice(["date", "time", "date-time", "email", "ipv4", "ipv6", "uuid", "hostname", "uri"])
+            made["format"] = draw.choice(
+                ["date", "time", "date-time", "email", "ipv4", "ipv6", "uuid", "hostname", "uri"]
+            )
         return made
 
     def _values(self, depth: int) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Schemas:
 
     def text(self) -> str:
         """A text, some with characters that JSON escapes."""
-        return "".join(self._draw.choice(string.ascii_lowercase + '"\\\n\té/😀 ') for _ in range(self._draw.randint(0, 5)))
+        return "".join(self._draw.choice(_CHARS) for _ in range(self._draw.randint(0, 5)))
 
     def _object(self, depth: int) -> dict[str, Any]:
         draw = self._draw
