@@ -26,22 +26,53 @@ class Exclusion:
     def __init__(self, resolve: Resolve, accepts: Callable[[Any, Any], bool]) -> None:
         self._resolve = resolve
         self._accepts = accepts
-        self._steps = 0
+        self._steps = 0  # of all comparisons of this schema
 
-    def exclude(self, one: Any, other: Any, context: Any = True) -> bool:
-        """Whether certainly no value fits both schemas, and `context`, which applies to each of them."""
-        self._steps = 0
-        return self._exclude([one, context], [other, context], 0)
+    def overlap(self, branches: Sequence[Any], context: Any = True) -> tuple[int, int] | None:
+        """Two branches that a value may fit at once, beside `context`, which applies to each; None for none."""
+        if self._have_own_values(branches):
+            return None
+        tag = self.tag(branches)
+        if tag is not None and all(
+            _types(self._parts([branch, context])) == {"object"} and tag in self._required(branch)
+            for branch in branches
+        ):
+            return None
+        for at, one in enumerate(branches):
+            for other in range(at + 1, len(branches)):
+                if not self._exclude([one, context], [branches[other], context], 0):
+                    return at, other
+        return None
 
     def tag(self, branches: Sequence[Any], preferred: str | None = None) -> str | None:
-        """A property that each branch declares and that tells any two of them apart: a discriminator."""
+        """A property that each branch declares, each with values of its own: a discriminator."""
         tables = [self.properties(branch) for branch in branches]
         names = [name for name in tables[0] if all(name in table for table in tables)]
         for name in sorted(names, key=lambda name: name != preferred):
-            kinds = [table[name] for table in tables]
-            if all(self.exclude(a, b) for at, a in enumerate(kinds) for b in kinds[at + 1 :]):
+            if self._have_own_values([table[name] for table in tables]):
                 return name
         return None
+
+    def _have_own_values(self, schemas: Sequence[Any]) -> bool:
+        """Whether each is a list of plain values, none of which is another's."""
+        seen: set[Any] = set()
+        for schema in map(self.behind, schemas):
+            if not isinstance(schema, Mapping):
+                return False
+            values = [schema["const"]] if "const" in schema else schema.get("enum")
+            if not isinstance(values, list) or any(isinstance(value, list | dict) for value in values):
+                return False
+            own = {(isinstance(value, bool), value) for value in values}  # to Python, True is 1
+            if seen & own:
+                return False
+            seen |= own
+        return True
+
+    def _is_tagged(self, branch: Any, context: Any, tag: str) -> bool:
+        """Whether it is for objects alone, all of which have the tag."""
+        parts = self._parts([branch, context])
+        required = {name for part in parts if isinstance(part, Mapping) for name in part.get("required", ())}
+        return _types(parts) == {"object"} and tag in required
 
     def properties(self, schema: Any) -> Mapping[str, Any]:
         """The properties that a schema declares itself, behind its references."""

@@ -305,14 +305,13 @@ class _Tightener:
                 if tag not in target.get("required", ()):
                     target["required"] = [*target.get("required", ()), tag]
         context = {key: value for key, value in node.items() if key != "oneOf"}
-        for at, one in enumerate(branches):
-            for other in range(at + 1, len(branches)):
-                if not self._exclusion.exclude(one, branches[other], context):
-                    raise GrammarError(
-                        f"response_format.json_schema: a value may fit two branches of oneOf at {path}, "
-                        f"{at} and {other}, which cannot be ruled out token by token.",
-                        "Use anyOf, or give each branch a required property with a const of its own.",
-                    )
+        both = self._exclusion.overlap(branches, context)
+        if both is not None:
+            raise GrammarError(
+                f"response_format.json_schema: a value may fit two branches of oneOf at {path}, "
+                f"{both[0]} and {both[1]}, which cannot be ruled out token by token.",
+                "Use anyOf, or give each branch a required property with a const of its own.",
+            )
         _replace(node, "oneOf", "allOf" if "anyOf" in node else "anyOf", branches)
 
 

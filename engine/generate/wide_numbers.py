@@ -145,8 +145,10 @@ class _Rules:
 
     def _values(self, node: Mapping[str, Any], path: str) -> str:
         """Each value as it is written, of those that the schema beside it allows."""
-        values = [node["const"]] if "const" in node else node["enum"]
-        allowed = [value for value in values if self._validator.evolve(schema=node).is_valid(value)]
+        word = "const" if "const" in node else "enum"
+        values = [node["const"]] if word == "const" else node["enum"]
+        beside = self._validator.evolve(schema={key: inner for key, inner in node.items() if key != word})
+        allowed = [value for value in values if beside.is_valid(value)]
         if not allowed:
             raise GrammarError(f"response_format.json_schema allows no value at {path[:200]}.", "Give it one.")
         return self._new(" | ".join(_literal(_json(value)) for value in allowed))
