@@ -33,10 +33,7 @@ class Exclusion:
         if self._have_own_values(branches):
             return None
         tag = self.tag(branches)
-        if tag is not None and all(
-            _types(self._parts([branch, context])) == {"object"} and tag in self._required(branch)
-            for branch in branches
-        ):
+        if tag is not None and all(self._is_tagged(branch, context, tag) for branch in branches):
             return None
         for at, one in enumerate(branches):
             for other in range(at + 1, len(branches)):
