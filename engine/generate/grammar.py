@@ -101,7 +101,9 @@ class Grammar:
             else:
                 grammar = LLMatcher.grammar_from_json_schema(json.dumps(read.followed), overrides=options)
         except (ValueError, TypeError) as error:
-            raise GrammarError(f"response_format.json_schema is no JSON schema: {error}.", SIMPLIFY) from error
+            raise GrammarError(
+                f"response_format.json_schema cannot be followed: {_reason(str(error))}.", SIMPLIFY
+            ) from error
         self._conformity = Conformity(read)
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)

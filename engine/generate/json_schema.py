@@ -80,6 +80,10 @@ _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "time": (r":[0-5][0-9]([.Zz+]|-)",),
 }
 
+_KNOWN_FORMATS: Final = frozenset(
+    ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLE: Final = ("items", "additionalItems", "additionalProperties", "propertyNames")
@@ -220,7 +224,8 @@ class _Tightener:
                     f"response_format.json_schema: {word}, at {path}, cannot be followed.", _NOT_FOLLOWED[word]
                 )
         _tighten_numbers(node, path)
-        _tighten_formats(node)
+        _refuse_fine_steps(node, path)
+        _tighten_formats(node, path)
         for word in _MAPS:
             if isinstance(node.get(word), dict):
                 for name, inner in node[word].items():
@@ -340,11 +345,28 @@ def _close_instead_of_unevaluated(node: dict[str, Any]) -> None:
         node.setdefault("items", unevaluated)
 
 
-def _tighten_formats(node: dict[str, Any]) -> None:
+def _refuse_fine_steps(node: Mapping[str, Any], path: str) -> None:
+    """The library finds a step's digits by multiplying its double, which not all survive: 0.01 does, 0.07 does not."""
+    step = abs(float(node.get("multipleOf", 1)))
+    while step % 1 and step < 2**32:
+        step *= 10
+    if step >= 2**32:
+        raise GrammarError(
+            f"response_format.json_schema: multipleOf {node['multipleOf']}, at {path}, cannot be followed.",
+            "Use another step, such as 0.01 or 0.5.",
+        )
+
+
+def _tighten_formats(node: dict[str, Any], path: str) -> None:
     kinds = types_of(node)
     if "format" in node and kinds is not None and "string" not in kinds:
         del node["format"]  # int32, double and the like: formats of numbers forbid nothing
     named = node.get("format")
+    if named is not None and named not in _KNOWN_FORMATS:
+        raise GrammarError(
+            f"response_format.json_schema: the format {named!r:.60}, at {path}, cannot be followed.",
+            f"Leave it out, say it by a pattern, or use one of {', '.join(sorted(_KNOWN_FORMATS))}.",
+        )
     patterns = _FORMATS.get(named, ()) if isinstance(named, str) else ()
     if patterns:
         node["allOf"] = [*(node.get("allOf") or ()), *({"pattern": pattern} for pattern in patterns)]

@@ -202,6 +202,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"minimum": -float("inf")}, "$.minimum is out of range"),
     ({"$ref": "#/$defs/none"}, "nothing is at #/$defs/none"),
     ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "defined by itself alone"),
+    ({"items": {"type": "string", "format": "frob"}}, "the format 'frob', at $.items"),
+    ({"multipleOf": 0.07}, "multipleOf 0.07, at $"),
     ({"type": "strin"}, "at $.type, 'strin' is not valid"),
     ({"minimum": "3"}, "at $.minimum"),
     ({"required": "a"}, "at $.required"),
