@@ -18,6 +18,7 @@ from coe.engine.logs import for_request
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, failure_of
 from ..runtime.metrics import Metrics
+from . import openapi
 from .answers import add_answers
 from .dialect import Dialect
 from .keys import RequireKey
@@ -46,7 +47,9 @@ def make_app(
         finally:
             await college.close()
 
-    app = FastAPI(title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=openapi.PATH
+    )
     metrics = Metrics(college.pool.status, college.builds.cards)
     default = next(iter(dialects.values()))
 
@@ -57,6 +60,7 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
+    openapi.add_openapi(app, needs_key=bool(keys))
     _add_errors(app, dialect_at, metrics)
     if keys:
         app.add_middleware(RequireKey, keys=keys, dialect_at=dialect_at)
