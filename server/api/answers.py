@@ -25,6 +25,8 @@ from .dialect import Dialect, Envelope
 from .openai.requests import parse_chat
 from .sse import EventStream, until_gone
 
+ROUTE_PATH: Final = "/v1/route"
+
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
 # Kilo Code, Amp.
 _SESSION_HEADERS: Final = (
@@ -40,7 +42,7 @@ _SESSION_HEADERS: Final = (
 
 
 def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
-    """Serve each dialect at its path, and decisions alone at /v1/route."""
+    """Serve each dialect at its path, and decisions alone at ROUTE_PATH."""
     limit = college.roster.server.max_body_bytes
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
@@ -67,7 +69,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     for path, dialect in dialects.items():
         serve(path, dialect)
 
-    @app.post("/v1/route")
+    @app.post(ROUTE_PATH)
     async def route(request: Request) -> Response:
         body = await read_body(request, limit)
         data = await asyncio.to_thread(parse_json, body)
