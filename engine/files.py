@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,13 +22,29 @@ def state_folder() -> Path:
 
 def private_folder(path: Path) -> None:
     """Make a folder that the user alone can enter, and those above it that are missing; one that is open to others is
-    closed to them, where it is the user's. Raises OSError."""
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    closed to them, where it is the user's. Raises OSError where it cannot be made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.stat()
     if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-        path.chmod(0o700)
+        with suppress(OSError):  # a file system without modes
+            path.chmod(0o700)
+
+
+def shared_folder(path: Path) -> None:
+    """Make a folder for models, and those above it that are missing: open to whom the one that it lies in is open,
+    whatever the umask. Raises OSError where it cannot be made."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        with suppress(OSError):
+            folder.chmod(folder.parent.stat().st_mode & 0o777)
+
+
+def share_like(path: Path, like: Path) -> None:
+    """Let those read a model who may read the one that it was made of, whatever the umask."""
+    with suppress(OSError):
+        path.chmod(like.stat().st_mode & 0o666 | 0o600)
 
 
 def make_private(path: Path) -> None:

@@ -8,6 +8,7 @@ shown without them.
 from __future__ import annotations
 
 import logging
+import re
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -15,6 +16,16 @@ LLAMA_LOGGER: Final = "coe.llama"
 WORKER_LOGGER: Final = "coe.engine.worker"  # decisions of workers, which send them as frames; see worker.FrameHandler
 
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
+
+
+# What ends a line or steers a terminal: control characters of ASCII and of Latin-1 (C0, DEL, C1: U+009B begins a
+# sequence as ESC [ does), line and paragraph separators, and marks that turn the direction of writing.
+UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """A text as one line that steers no terminal: what could is written as Python writes it, `\\n`, `\\x1b`."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def for_request(request_id: str) -> dict[str, Any]:

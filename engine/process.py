@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .private import child_environment
-
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl.h
 SPARE = "coe spare"  # what a worker without a model is called
 
@@ -22,10 +20,9 @@ _SPIN_TURNS = "1000"
 
 
 def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that decodes: that of every child (see `private.child_environment`), and its OpenMP
-    threads wait briefly, unless `base` says how they wait."""
+    """The environment of a process that decodes: OpenMP threads wait briefly, unless `base` says how they wait."""
     told = "GOMP_SPINCOUNT" in base or "OMP_WAIT_POLICY" in base
-    return {**child_environment(base), **({} if told else {"GOMP_SPINCOUNT": _SPIN_TURNS})}
+    return dict(base) if told else {**base, "GOMP_SPINCOUNT": _SPIN_TURNS}
 
 
 def die_with(parent_pid: int) -> None:

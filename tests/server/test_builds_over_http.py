@@ -20,6 +20,7 @@ from fakes.server_process import ServerProcess, run_coe, write_roster
 pytestmark = pytest.mark.server
 
 LINES = 40
+NO_PAGE = {"x-requested-with": "pytest"}  # in place of a body's content type
 TRIES = 30_000  # a request each: a build takes some seconds
 ENTRY: dict[str, Any] = {"package": None, "pattern": None, "context_tokens": 256, "domains": ["law"]}
 
@@ -154,9 +155,10 @@ def test_a_build_that_fails_says_why_once_and_is_tried_again_when_told(
     assert "roster" in failed["remedy"]
     assert server.chat(model="small").headers["x-coe-build"] == "failed"
     assert server.log().count("building small failed") == 1
-    assert server.http.post("/v1/builds/small").status_code == 202
+    assert server.http.post("/v1/builds/small", headers=NO_PAGE).status_code == 202
     server.until(lambda: bool(card(server)) and server.log().count("building small failed") == 2, TRIES)
-    assert server.http.post("/v1/builds/nobody").status_code == 404
+    assert server.http.post("/v1/builds/nobody", headers=NO_PAGE).status_code == 404
+    assert server.http.post("/v1/builds/small").status_code == 415, "any web page could have sent that"
     assert server.http.get("/v1/builds/general").status_code == 404
     assert [one["name"] for one in server.http.get("/v1/builds").json()["data"]] == ["small"]
 

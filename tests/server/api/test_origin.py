@@ -1,4 +1,4 @@
-"""Which requests of web pages are served: Host, Origin, Sec-Fetch-Site and Content-Type, and the refusals on the wire."""
+"""Which requests of web pages are served: Host, Origin, Sec-Fetch-Site, Content-Type, and refusals on the wire."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_doing_without_keys_takes_a_word_and_has_a_loud_warning(settings: Server
 
 def test_a_state_folder_that_cannot_be_written_is_an_error_with_the_remedies(state: Path) -> None:
     state.write_text("a file in its place")
-    with pytest.raises(OSError, match="COE_API_KEYS.*--insecure"):
+    with pytest.raises(OSError, match=r"COE_API_KEYS.*--insecure"):
         exposure(ServerSection(), "0.0.0.0", "0.0.0.0", NONE, Opened())
 
 
