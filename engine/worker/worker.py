@@ -38,7 +38,7 @@ from ..generate.grammar import Grammar
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
-from ..logs import WORKER_LOGGER
+from ..logs import WORKER_LOGGER, print_uncaught
 from ..private import keep_private, make_files_private
 from ..process import SPARE, call_process, die_with, rss_bytes
 from ..request import Event, GenerateRequest, event_to_json
@@ -233,6 +233,7 @@ def main() -> None:
     die_with(parent_pid)
     keep_private()
     make_files_private()
+    sys.excepthook = print_uncaught
     call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

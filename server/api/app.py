@@ -111,7 +111,9 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
-            _log.debug("%s %s refused with %d: %s", request.method, request.url.path, failure.status, failure.message)
+            # What was wrong with a request is told to its client alone: the message may quote it.
+            reason = failure.message if failure.status >= 500 else failure.code or failure.param or failure.type
+            _log.debug("%s %s refused with %d: %s", request.method, request.url.path, failure.status, reason)
         body = dialect_at(request.url.path).error_body(failure)
         return JSONResponse(body, failure.status, headers)
 

@@ -120,7 +120,7 @@ class GuardDoors:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        _log.debug("%s %s refused with %d: %s", scope["method"], scope["path"], failure.status, failure.message)
+        _log.debug("%s %s refused with %d: %s", scope["method"], scope["path"], failure.status, failure.code)
         body = self._dialect_at(scope["path"]).error_body(failure)
         await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from coe.engine.logs import LLAMA_LOGGER, UNPRINTABLE, RequestIdFilter, one_line
+from coe.engine.logs import LLAMA_LOGGER, UNPRINTABLE, RequestIdFilter, one_line, traceback_of
 
 _CHATTY: Final = ("httpx", "sentence_transformers", "urllib3", "huggingface_hub", "uvicorn.error")
 
@@ -42,7 +42,7 @@ class TextFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         """See logging.Formatter."""
-        return _indented(super().formatException(ei))
+        return _indented(traceback_of(ei[1])) if ei[1] is not None else ""
 
     def formatStack(self, stack_info: str) -> str:
         """See logging.Formatter."""
@@ -55,6 +55,10 @@ def _indented(text: str) -> str:
 
 class JsonFormatter(logging.Formatter):
     """One object a line: time (RFC 3339, UTC), level, logger, message; request_id and exception where there is one."""
+
+    def formatException(self, ei: Any) -> str:
+        """See logging.Formatter."""
+        return traceback_of(ei[1]) if ei[1] is not None else ""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""

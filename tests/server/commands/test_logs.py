@@ -107,3 +107,20 @@ def test_a_json_line_is_one_line_to_every_reader_and_says_the_same(capsys: pytes
     assert all(c.isprintable() for c in said.rstrip("\n"))
     told = json.loads(said)
     assert (told["message"], told["request_id"]) == (written, FORGED)
+
+
+def test_a_traceback_says_what_failed_and_where_and_quotes_no_request(capsys: pytest.CaptureFixture[str]) -> None:
+    for form in LogFormat:
+        set_up(2, form)
+        try:
+            try:
+                int("the prompt")
+            except ValueError as error:
+                raise FileNotFoundError(2, "No such file", "model.gguf") from error
+        except OSError:
+            logging.getLogger("uvicorn.error").exception("it failed")
+        said = capsys.readouterr().err
+        assert "ValueError" in said
+        assert "prompt" not in said.replace('int("the prompt")', "").replace(r"int(\"the prompt\")", "")
+        assert "model.gguf" in said, "what speaks of the machine stays"
+        assert "test_logs.py" in said
