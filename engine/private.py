@@ -26,6 +26,9 @@ _SECRET: Final = re.compile(
     re.IGNORECASE,
 )
 _WITH_PASSWORD: Final = re.compile(r"\w+://[^/\s@]*:[^/\s@]*@")  # a URL that carries one, such as a proxy's
+_URL_USER: Final = re.compile(r"(\w+://)[^/\s@]+@")
+_URL_QUERY: Final = re.compile(r"(\w+://[^\s?]+)\?[^\s'\")]+")
+_TOKENS: Final = re.compile(r"(?<=[Bb]earer )\S+|\bhf_[A-Za-z0-9]{8,}")
 
 
 def keep_private() -> None:
@@ -43,6 +46,11 @@ def child_environment(base: Mapping[str, str]) -> dict[str, str]:
     leave to report to anybody. A worker reads files of strangers."""
     kept = {name: value for name, value in base.items() if not _is_secret(name, value)}
     return {**kept, **NO_TELEMETRY, **_OFFLINE}
+
+
+def without_secrets(text: str) -> str:
+    """A text without what opens something: passwords and signatures in URLs, bearer tokens, tokens of the hub."""
+    return _TOKENS.sub("***", _URL_QUERY.sub(r"\1?***", _URL_USER.sub(r"\1", text)))
 
 
 def _is_secret(name: str, value: str) -> bool:

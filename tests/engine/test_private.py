@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from coe.engine.files import make_private, private_folder, share_like, shared_folder, written_beside
-from coe.engine.private import NO_TELEMETRY, child_environment, keep_private, make_files_private
+from coe.engine.private import (
+    NO_TELEMETRY,
+    child_environment,
+    keep_private,
+    make_files_private,
+    without_secrets,
+)
 
 
 def mode(path: Path) -> int:
@@ -111,3 +117,22 @@ def test_a_released_model_is_as_open_as_what_it_was_made_of(tmp_path: Path) -> N
     (tmp_path / "closed").mkdir(0o700)
     shared_folder(tmp_path / "closed" / "built")
     assert mode(tmp_path / "closed" / "built") == 0o700
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "The hub at https://me:pass@mirror.example:8443/hf is gone.",
+            "The hub at https://mirror.example:8443/hf is gone.",
+        ),
+        ("GET https://cdn.example/a.gguf?X-Amz-Signature=ab&x=1 failed", "GET https://cdn.example/a.gguf?*** failed"),
+        ("url 'https://cdn.example/a?sig=ab'", "url 'https://cdn.example/a?***'"),
+        ("authorization: Bearer abc.def", "authorization: Bearer ***"),
+        ("the token hf_abcdefghij is refused", "the token *** is refused"),
+        ("See https://huggingface.co/owner/name (gated)", "See https://huggingface.co/owner/name (gated)"),
+        ("hf_hub is a package, and is it so? Yes", "hf_hub is a package, and is it so? Yes"),
+    ],
+)
+def test_what_opens_something_is_left_out_of_a_text(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
