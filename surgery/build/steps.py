@@ -372,9 +372,10 @@ class BuildSteps:
         out = self._order.out
         shared_folder(out.parent)
         for name, target in (("report.json", ".report.json"), ("mask.json", ".mask.json")):
-            with written_beside(out.with_suffix(target)) as beside:
+            # The report stays the user's alone: it quotes what was asked and answered.
+            with written_beside(out.with_suffix(target), private=True) as beside:
                 shutil.copyfile(self._job.path(name), beside)
-                if target != ".report.json":  # it quotes what was asked and answered
+                if target != ".report.json":
                     share_like(beside, self._order.parent)
         made = self._job.path("specialist.gguf")
         if made.exists():
@@ -420,5 +421,5 @@ def _questions(path: Path) -> QuestionSet:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with written_beside(path) as beside:
+    with written_beside(path, private=True) as beside:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
