@@ -19,6 +19,7 @@ from coe.engine.logs import for_request
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, failure_of
 from ..runtime.metrics import Metrics
+from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect
 from .keys import Keys, RequireKey
@@ -64,7 +65,7 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,
+        openapi_url=openapi.PATH,
         telemetry=_NO_TELEMETRY,
     )
     metrics = Metrics(college.pool.status, college.builds.cards)
@@ -77,6 +78,7 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
+    openapi.add_openapi(app, needs_key=bool(keys))
     _add_errors(app, dialect_at, metrics)
     if keys:
         app.add_middleware(RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH), dialect_at=dialect_at)
