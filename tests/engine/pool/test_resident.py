@@ -60,8 +60,8 @@ async def resident(smollm2_spec: LoadSpec) -> AsyncIterator[WatchedResident]:
     await resident.stop()
 
 
-def endless(name: str = "r") -> GenerateRequest:
-    return request(name, max_tokens=None, sampling=Sampling(temperature=1.0), seed=1, logit_bias={2: -100.0, 0: -100.0})
+def endless(name: str = "r", max_tokens: int | None = None) -> GenerateRequest:
+    return request(name, max_tokens=max_tokens, sampling=Sampling(temperature=1.0), seed=1, logit_bias={2: -100.0, 0: -100.0})
 
 
 class TestAnswering:
@@ -144,7 +144,7 @@ class TestAnswering:
         self, resident: WatchedResident
     ) -> None:
         ended = asyncio.Event()
-        unread = resident.generate(endless(), on_end=ended.set, unread_bytes=2**20)
+        unread = resident.generate(endless(max_tokens=100), on_end=ended.set, unread_bytes=2**20)
         assert isinstance(await anext(unread), Accepted)
         await asyncio.wait_for(ended.wait(), GONE_S)
         *deltas, finished = [event async for event in unread]
@@ -156,7 +156,7 @@ class TestAnswering:
         ended = asyncio.Event()
         unread = resident.generate(endless("unread"), on_end=ended.set, unread_bytes=100)
         await anext(unread)
-        read = asyncio.create_task(events(resident, endless("read")))
+        read = asyncio.create_task(events(resident, endless("read", max_tokens=100)))
         await asyncio.wait_for(ended.wait(), GONE_S)
         text = ""
         with pytest.raises(SlowReaderError):

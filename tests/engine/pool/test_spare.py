@@ -115,7 +115,7 @@ async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load(smollm2_spec
     first = await start(spare, smollm2_spec)
     while len(workers) < 2:
         await asyncio.sleep(0)
-    while workers[1].silent_s() or not workers[1].has_started:
+    while not workers[1].has_started:
         await asyncio.sleep(0)
     os.kill(workers[1].pid, signal.SIGSTOP)
     resident = await start(spare, smollm2_spec)
