@@ -39,6 +39,10 @@ class SlowReaderError(EngineError):
         self.limit_bytes = limit_bytes
 
 
+class ShuttingDownError(EngineError):
+    """The server ends, and its answers with it."""
+
+
 class ChildError(EngineError):
     """A child process gave no answer; `how` it failed is a phrase that goes with its title."""
 

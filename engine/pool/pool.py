@@ -55,6 +55,7 @@ class Pool:
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._refusing: EngineError | None = None
         self.loads = self.failed_loads = self.evictions = 0
 
     # --- what is resident -----------------------------------------------------------------------------------------
@@ -205,6 +206,8 @@ class Pool:
         self._replan()
 
     def _refuse_when_closed(self) -> None:
+        if self._refusing is not None:
+            raise self._refusing
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
 
@@ -337,7 +340,9 @@ class Pool:
         _report(waiter, "grant %s: %s, %s", specialist, booking.label, grant)
         if grant.swap_bytes:
             change = size_text(grant.swap_bytes)
-            _report(waiter, "swap %s: %s was %s, %s to change", specialist, booking.label, grant.before, change)
+            _report(
+                waiter, "swap %s: %s was %s, %s of its weights differ", specialist, booking.label, grant.before, change
+            )
         was_there = "swapped" if grant.swap_bytes else "warm"
         residency = was_there if booking.key in waiter.found else "loaded"
         swap_s = grant.swap_bytes / self._swap_bytes_per_s(booking.group)
@@ -477,7 +482,8 @@ class Pool:
         return not left
 
     def refuse(self, error: EngineError) -> None:
-        """End every request that waits or is being served with an error."""
+        """End every request that waits or is being served with an error, and all that come."""
+        self._refusing = error
         self._queue.fail([waiter for waiter in self._queue.waiters if isinstance(waiter, LeaseWaiter)], error)
         for booking in self._bookings.residents.values():
             if booking.resident is not None:

@@ -76,7 +76,7 @@ async def test_beyond_the_limit_what_is_there_can_be_read_and_then_the_error_com
     inbox.put(Delta("r", "nothing follows"))
     inbox.put(END)
     text = ""
-    with pytest.raises(SlowReaderError, match="waited to be read"):
+    with pytest.raises(SlowReaderError, match="waited to be read"):  # noqa: PT012
         while True:
             event = await inbox.take()
             assert isinstance(event, Delta)

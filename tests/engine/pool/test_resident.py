@@ -61,7 +61,9 @@ async def resident(smollm2_spec: LoadSpec) -> AsyncIterator[WatchedResident]:
 
 
 def endless(name: str = "r", max_tokens: int | None = None) -> GenerateRequest:
-    return request(name, max_tokens=max_tokens, sampling=Sampling(temperature=1.0), seed=1, logit_bias={2: -100.0, 0: -100.0})
+    return request(
+        name, max_tokens=max_tokens, sampling=Sampling(temperature=1.0), seed=1, logit_bias={2: -100.0, 0: -100.0}
+    )
 
 
 class TestAnswering:
@@ -159,7 +161,7 @@ class TestAnswering:
         read = asyncio.create_task(events(resident, endless("read", max_tokens=100)))
         await asyncio.wait_for(ended.wait(), GONE_S)
         text = ""
-        with pytest.raises(SlowReaderError):
+        with pytest.raises(SlowReaderError):  # noqa: PT012
             async for event in unread:
                 assert isinstance(event, Delta)
                 text += event.text

@@ -113,9 +113,9 @@ async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load(smollm2_spec
 
     spare = SpareWorker(spawn)
     first = await start(spare, smollm2_spec)
-    while len(workers) < 2:
+    while len(workers) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    while not workers[1].has_started:
+    while not workers[1].has_started:  # noqa: ASYNC110
         await asyncio.sleep(0)
     os.kill(workers[1].pid, signal.SIGSTOP)
     resident = await start(spare, smollm2_spec)
