@@ -136,7 +136,8 @@ class Pool:
         if read_by is not None:
             affinity = CacheAffinity(read_by, int(read_s * self._swap_bytes_per_s(group)))
         waiter = LeaseWaiter(next(self._ids), specialist, now, REQUEST_ID.get(), found=found, affinity=affinity)
-        *waiting, newcomer = self._views([*self._queue.waiters, waiter], now)
+        is_full = len(self._queue.waiters) >= self.limits.max_queue
+        *waiting, newcomer = self._views([*(self._queue.waiters if is_full else ()), waiter], now)
         failure = self._loader.failure(group)
         refusal = refuse(
             newcomer,
@@ -248,6 +249,7 @@ class Pool:
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
+            explain=_log.isEnabledFor(logging.DEBUG),
         )
         self._carry_out(decided)
         for eviction in replaced(self._bookings.resident_views(self._served), self._served, now):
