@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .process import ending
+
 
 class EngineError(Exception):
     """Something in the engine went wrong; `remedy` says what a person can do about it."""
@@ -60,7 +62,7 @@ class ChildDiedError(ChildError):
     """
 
     def __init__(self, title: str, code: int, words: str) -> None:
-        how = f"was ended by signal {-code}" if code < 0 else f"failed (exit {code})"
+        how = f"was ended by {ending(code)}" if code < 0 else f"failed ({ending(code)})"
         super().__init__(title, how, words or "it printed nothing")
         self.code = code
 
