@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .process import ending
+
 
 class EngineError(Exception):
     """Something in the engine went wrong; `remedy` says what a person can do about it."""
@@ -24,6 +26,25 @@ class WorkerDiedError(EngineError):
     """A worker process ended while it was needed."""
 
 
+class WorkerHungError(WorkerDiedError):
+    """A worker process gave no sign of life, or made no progress, for too long; it was killed."""
+
+
+class SlowReaderError(EngineError):
+    """More of an answer waited for its reader than is kept; the rest was not generated. limit_bytes: what is kept."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The answer was ended: more than {limit_bytes // 1024} KB of it waited to be read.",
+            "Read the stream as it comes, or ask for fewer tokens with max_tokens.",
+        )
+        self.limit_bytes = limit_bytes
+
+
+class ShuttingDownError(EngineError):
+    """The server ends, and its answers with it."""
+
+
 class ChildError(EngineError):
     """A child process gave no answer; `how` it failed is a phrase that goes with its title."""
 
@@ -41,7 +62,7 @@ class ChildDiedError(ChildError):
     """
 
     def __init__(self, title: str, code: int, words: str) -> None:
-        how = f"was ended by signal {-code}" if code < 0 else f"failed (exit {code})"
+        how = f"was ended by {ending(code)}" if code < 0 else f"failed ({ending(code)})"
         super().__init__(title, how, words or "it printed nothing")
         self.code = code
 

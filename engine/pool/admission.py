@@ -168,8 +168,10 @@ def plan(
     max_bypass_s: float,
     now: float,
     groups: Mapping[str, GroupView] | None = None,
+    explain: bool = True,
 ) -> Plan:
-    """The next actions. waiters: oldest first. groups: those of several specialists.
+    """The next actions. waiters: oldest first. groups: those of several specialists. explain: give `waits`, too, which
+    takes about as long as all the rest.
 
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
@@ -203,7 +205,7 @@ def plan(
     coming = {load.group for load in loads}
     waits = tuple(
         _wait(waiter, seats.values(), coming, groups, closed, blocked, budget_bytes - booked, budget_bytes)
-        for waiter in waiters
+        for waiter in (waiters if explain else ())
         if waiter.id not in served
     )
     return Plan(grants, evictions, tuple(loads), waits)
@@ -374,6 +376,7 @@ def refuse(
     retry_s: float = 0.0,
 ) -> Refusal | None:
     """Why a newcomer is not taken into the queue; None when it is. retry_s: until its group may be loaded again.
+    waiters: of account only where there are max_queue of them.
 
     A full queue still takes requests that are served at once.
     """
@@ -386,7 +389,15 @@ def refuse(
         return Refusal(RefusalReason.BACK_OFF, ledger, retry_s=retry_s)
     if len(waiters) < max_queue:
         return None
-    decided = plan([*waiters, newcomer], residents, budget_bytes, max_bypass_s=max_bypass_s, now=now, groups=groups)
+    decided = plan(
+        [*waiters, newcomer],
+        residents,
+        budget_bytes,
+        max_bypass_s=max_bypass_s,
+        now=now,
+        groups=groups,
+        explain=False,
+    )
     if any(grant.waiter == newcomer.id for grant in decided.grants):
         return None
     return Refusal(RefusalReason.QUEUE_FULL, ledger, n_waiting=len(waiters))

@@ -174,7 +174,8 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now: waiters to serve, residents to stop, residents to load; and why the other waiters wait."""
+    """What to do now: waiters to serve, residents to stop, residents to load; and why the other waiters wait, where
+    `plan` was to explain it."""
 
     grants: tuple[Grant, ...] = ()
     evict: tuple[Eviction, ...] = ()

@@ -10,6 +10,7 @@ from typing import Final
 
 from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError
+from ..process import ending
 from ..spec import Device, Footprint, LoadSpec, Thinking
 
 _PROBE: Final = "coe.engine.worker.probe"
@@ -48,7 +49,7 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
         if error.code >= 0:
             raise
         raise ModelFileError(
-            f"llama.cpp crashed on a {what} (signal {-error.code}): {error.words}",
+            f"llama.cpp crashed on a {what} ({ending(error.code)}): {error.words}",
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
         ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}

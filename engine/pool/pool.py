@@ -27,6 +27,7 @@ from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
 _log = logging.getLogger(__name__)
+_UNLOAD_S = 30.0  # a stop takes some seconds, the killing of a worker that does not answer included
 
 
 class Pool:
@@ -54,6 +55,7 @@ class Pool:
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._refusing: EngineError | None = None
         self.loads = self.failed_loads = self.evictions = 0
 
     # --- what is resident -----------------------------------------------------------------------------------------
@@ -109,11 +111,7 @@ class Pool:
             self.loads,
             self.failed_loads,
             self.evictions,
-            tuple(
-                f"{booking.title} shows no progress for {booking.silent_s(now):.0f} s while {booking.state.value}"
-                for booking in residents
-                if booking.silent_s(now) > self.limits.stall_s
-            ),
+            tuple(filter(None, (booking.trouble(now, self.limits.stall_s) for booking in residents))),
             self._bookings.counted(),
         )
 
@@ -138,7 +136,8 @@ class Pool:
         if read_by is not None:
             affinity = CacheAffinity(read_by, int(read_s * self._swap_bytes_per_s(group)))
         waiter = LeaseWaiter(next(self._ids), specialist, now, REQUEST_ID.get(), found=found, affinity=affinity)
-        *waiting, newcomer = self._views([*self._queue.waiters, waiter], now)
+        is_full = len(self._queue.waiters) >= self.limits.max_queue
+        *waiting, newcomer = self._views([*(self._queue.waiters if is_full else ()), waiter], now)
         failure = self._loader.failure(group)
         refusal = refuse(
             newcomer,
@@ -208,6 +207,8 @@ class Pool:
         self._replan()
 
     def _refuse_when_closed(self) -> None:
+        if self._refusing is not None:
+            raise self._refusing
         if self._closed:
             raise UnavailableError("The server is shutting down.", "Try again when it is back.")
 
@@ -248,6 +249,7 @@ class Pool:
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
+            explain=_log.isEnabledFor(logging.DEBUG),
         )
         self._carry_out(decided)
         for eviction in replaced(self._bookings.resident_views(self._served), self._served, now):
@@ -340,7 +342,9 @@ class Pool:
         _report(waiter, "grant %s: %s, %s", specialist, booking.label, grant)
         if grant.swap_bytes:
             change = size_text(grant.swap_bytes)
-            _report(waiter, "swap %s: %s was %s, %s to change", specialist, booking.label, grant.before, change)
+            _report(
+                waiter, "swap %s: %s was %s, %s of its weights differ", specialist, booking.label, grant.before, change
+            )
         was_there = "swapped" if grant.swap_bytes else "warm"
         residency = was_there if booking.key in waiter.found else "loaded"
         swap_s = grant.swap_bytes / self._swap_bytes_per_s(booking.group)
@@ -408,11 +412,16 @@ class Pool:
         self._replan()
 
     async def _watch(self, booking: ResidentBooking) -> None:
-        """A worker that ends on its own leaves the pool at once; the next request starts another."""
+        """A worker that ends on its own, or hangs and is killed, takes no more requests at once; the next one starts
+        another when the memory is back."""
         assert booking.resident is not None
-        await booking.resident.wait_gone()
+        loss = await booking.resident.wait_lost()
         if booking.state is not State.DRAINING and not self._closed:
-            _log.error("the worker of %s died", booking.title)
+            with_it = f"; requests that failed with it: {', '.join(loss.requests)}" if loss.requests else ""
+            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it)
+            booking.state = State.DRAINING
+            self._replan()
+            await booking.resident.wait_gone()
             self._forget(booking)
 
     def _evict(self, eviction: Eviction, waiter: Waiter[Any] | None = None) -> None:
@@ -427,6 +436,8 @@ class Pool:
     async def _stop(self, booking: Booking) -> None:
         try:
             await booking.stop()
+            if isinstance(booking, ResidentBooking) and booking.resident is not None:
+                await booking.resident.wait_gone()  # a process that hangs in the kernel may outlive its stop
         finally:
             self._forget(booking)  # only now is the memory back
 
@@ -460,17 +471,25 @@ class Pool:
         self._replan()
 
     async def unload(self, specialist: str) -> bool:
-        """Stop a specialist's idle residents, shared ones too; False when one is busy, or none is there."""
+        """Stop a specialist's idle residents, shared ones too; False when one is busy, none is there, or its process
+        does not end."""
         bookings = self._bookings.of_group(self._group(specialist))
         if not bookings or any(booking.state is not State.WARM or booking.leases for booking in bookings):
             return False
         for booking in bookings:
             idle_s = self._clock() - booking.last_used
             self._evict(Eviction(booking.key, reason=EvictionReason.ASKED, idle_s=idle_s))
-        for booking in bookings:
-            assert booking.work is not None
-            await asyncio.shield(booking.work)
-        return True
+        stops = [booking.work for booking in bookings if booking.work is not None]
+        _, left = await asyncio.wait(stops, timeout=_UNLOAD_S)
+        return not left
+
+    def refuse(self, error: EngineError) -> None:
+        """End every request that waits or is being served with an error, and all that come."""
+        self._refusing = error
+        self._queue.fail([waiter for waiter in self._queue.waiters if isinstance(waiter, LeaseWaiter)], error)
+        for booking in self._bookings.residents.values():
+            if booking.resident is not None:
+                booking.resident.refuse(error)
 
     async def close(self) -> None:
         """Refuse what waits, stop every resident."""

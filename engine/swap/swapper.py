@@ -144,6 +144,10 @@ class Swapper:
         """What a specialist is called in logs and errors."""
         return self._titles[specialist_id]
 
+    def names_of(self, specialist_id: int) -> str:
+        """The roster's names of a specialist: several where they stand for the same weights."""
+        return " / ".join(name for name, number in self._ids.items() if number == specialist_id)
+
     def specialist(self, specialist_id: int) -> Weights:
         """A specialist's weights."""
         return self._members[specialist_id]

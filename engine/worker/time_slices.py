@@ -48,7 +48,7 @@ class TimeSlices:
         self._queue = queue
         self._now = now
         self.current = swapper.current
-        self._began_s = now()
+        self._began_s = self._ran_until_s = now()
         self._changes_s: deque[float] = deque(maxlen=8)  # that the last changes took
         self._steps_s: deque[float] = deque(maxlen=32)  # that the last decodes took
         self.swaps = 0
@@ -65,6 +65,7 @@ class TimeSlices:
     def add_step(self, seconds: float) -> None:
         """A decode took so long."""
         self._steps_s.append(seconds)
+        self._ran_until_s = self._now()
 
     @property
     def change_s(self) -> float:
@@ -98,7 +99,11 @@ class TimeSlices:
         resident is of no more use.
         """
         began, before = self._now(), self.current
-        ran_s, quantum = began - self._began_s, self._quantum_s(len(self._queue.active_specialists))
+        # Up to its last decode: what had nothing to run since was idle.
+        ran_s, quantum = (
+            max(0.0, self._ran_until_s - self._began_s),
+            self._quantum_s(len(self._queue.active_specialists)),
+        )
         self._context.synchronize()
         report = self._swapper.swap(choice.specialist_id)
         self._queue.end_slice(before)
@@ -113,15 +118,15 @@ class TimeSlices:
         self._slots.moved_s = 0.0
         others = self._queue.active_specialists - {self.current}
         _log.debug(
-            "time slice of %s ends after %.3f s (quantum %.3f s), %s; swap to %s: %s in %.1f ms; %s",
-            self._swapper.title_of(before),
+            "time slice of %s ends, it ran for %.3f s (quantum %.3f s), %s; swap to %s: %s copied in %.1f ms; %s",
+            self._swapper.names_of(before),
             ran_s,
             quantum,
             choice.reason,
-            self._swapper.title_of(self.current),
+            self._swapper.names_of(self.current),
             size_text(report.moved_bytes),
             1000 * report.seconds,
-            f"{', '.join(sorted(map(self._swapper.title_of, others)))} wait" if others else "no other waits",
+            f"{', '.join(sorted(map(self._swapper.names_of, others)))} wait" if others else "no other waits",
             extra=for_request(self._queue.oldest_of(self.current)),
         )
         for other in others:

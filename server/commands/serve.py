@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 import uvicorn
 from rich.console import Console
 
-from coe.engine.errors import EngineError
+from coe.engine.errors import EngineError, ShuttingDownError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
@@ -24,12 +28,15 @@ from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ._exposure import Exposure, Opened, exposure
+from ._readers import READ_S, StuckReaders
 from .doctor import gpu_warning
 
 _log = logging.getLogger(__name__)
 
 NOTHING_OPENED = Opened()
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
+_LAST_FRAMES_S: Final = 2.0  # for error frames to leave, once the answers under way have been ended
+_LOOK_TICKS: Final = 50  # uvicorn ticks ten times a second
 
 
 def serve(
@@ -85,23 +92,71 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, that says when it is ready, and that a second Ctrl-C ends at once."""
+    """uvicorn's server, that says when it is ready, and ends in bounded time.
 
-    def __init__(self, config: uvicorn.Config, announce: str, out: Console) -> None:
+    serving ── Ctrl-C, SIGTERM ──> draining ── all answers have ended ──────> closing ──> exit code 0
+                                      │  └──── shutdown_s ──> answers fail ──────^
+                                      └── a second signal ──> exit code 130 at once
+    """
+
+    def __init__(self, config: uvicorn.Config, college: College, announce: str, out: Console) -> None:
         super().__init__(config)
+        self._college = college
+        self._shutdown_s = college.roster.server.shutdown_s
         self._announce = announce
         self._out = out
+        self._stuck = StuckReaders()
+        self._told_by = ""  # the signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._out.print(self._announce, markup=False, soft_wrap=True)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self.force_exit:
-            # A second Ctrl-C: nothing is waited for, not even the tasks' own ends. Workers go with this process.
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_TICKS == 0:
+            self._cut_off_stuck_readers()
+        return await super().on_tick(counter)
+
+    def _cut_off_stuck_readers(self) -> None:
+        transports = [connection.transport for connection in self.server_state.connections]
+        for transport in self._stuck.look((t for t in transports if t is not None), time.monotonic()):
+            _log.warning("a client has read nothing for %.0f s: its connection is closed", READ_S)
+            transport.abort()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            # Nothing is waited for, not even the tasks' own ends. Workers go with this process.
             os._exit(_FORCED_EXIT)
+        self.should_exit = True
+        self._told_by = signal.Signals(sig).name
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if n_answers := len(self.server_state.tasks):
+            which = "for 1 request under way" if n_answers == 1 else f"for {n_answers} requests under way"
+            again = "Ctrl-C or SIGTERM once more ends at once"
+            _log.info("%s: waiting up to %g s %s, which fail then; %s", self._told_by, self._shutdown_s, which, again)
+        else:
+            _log.info("%s: the server stops", self._told_by)
+        ending = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_answers(self) -> None:
+        """After shutdown_s the answers under way fail, each in its own words; clients that do not read are cut off."""
+        await asyncio.sleep(self._shutdown_s)
+        _log.warning(
+            "%d requests were not answered within %g s and fail", len(self.server_state.tasks), self._shutdown_s
+        )
+        self._college.pool.refuse(
+            ShuttingDownError("The server is shutting down.", "Send the request again when it is back.")
+        )
+        await asyncio.sleep(_LAST_FRAMES_S)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: Console, err: Console) -> int:
@@ -118,12 +173,12 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
         make_app(college, reach.keys, hosts=reach.hosts),
         log_config=None,
         access_log=False,
-        # A second Ctrl-C ends at once; without one, running answers are waited for.
-        timeout_graceful_shutdown=None,
+        # The server ends them itself, with an error each; this is for what would not end by that.
+        timeout_graceful_shutdown=int(roster.server.shutdown_s + 2 * _LAST_FRAMES_S) + 1,
         h11_max_incomplete_event_size=64 * 1024,
     )
     key_lines = reach.key_lines(shown=out.is_terminal)
-    server = _Server(config, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
+    server = _Server(config, college, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
 
@@ -136,6 +191,7 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
     reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     base = f"http://{reach}:{port}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
+    shutdown_s = college.roster.server.shutdown_s
     lines = ["", f"College of Experts is ready at {base}", "", f"  {AUTO:{width}}  the supervisor chooses"]
     for name, item in college.catalog.availability.items():
         entry = item.entry
@@ -153,7 +209,7 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
         *key_lines,
-        "Stop:        Ctrl-C; a second one stops at once",
+        f"Stop:        Ctrl-C, which lets answers end for {shutdown_s:g} s; a second one stops at once",
         "",
     ]
     return "\n".join(lines)

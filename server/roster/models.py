@@ -95,6 +95,8 @@ class ServerSection(Section):
     """a request that waited longer for a model is answered with 503"""
     max_queue: Count = PoolLimits.max_queue
     """requests that may wait; one more is answered with 429"""
+    shutdown_s: SecondsOrZero = 30.0
+    """Ctrl-C and SIGTERM let answers under way end for so long, then they fail; keep it below your supervisor's"""
     max_body_bytes: Size = 8 * 2**20
     """a larger request body is refused"""
     max_prompt_tokens: Count | None = None
@@ -132,7 +134,7 @@ class PoolSection(Section):
     load_timeout_s: Seconds = PoolLimits.load_timeout_s
     """a load that takes longer has failed"""
     stall_s: Seconds = PoolLimits.stall_s
-    """a load or a decode without progress for so long makes /ready fail"""
+    """a worker without a sign of life, or progress in its work, for so long is killed and replaced; 3 at least"""
     quiet_s: Seconds = PoolLimits.quiet_s
     """no request for so long: idle time, in which builds begin"""
     preload: Names = ()

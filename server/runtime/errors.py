@@ -121,6 +121,8 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
     (engine.WaitTimeoutError, 503, "wait_timeout", None),
     (engine.UnavailableError, 503, "specialist_unavailable", "model"),
     (engine.WorkerDiedError, 503, "worker_died", None),
+    (engine.ShuttingDownError, 503, "shutting_down", None),
+    (engine.SlowReaderError, 503, "client_too_slow", None),
     (engine.LoadError, 503, "load_failed", "model"),
     (engine.ModelFileError, 503, "load_failed", "model"),
     (engine.ThinkingPolicyError, 503, "thinking_policy", "model"),

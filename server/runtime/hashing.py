@@ -19,7 +19,9 @@ _log = logging.getLogger(__name__)
 
 _PROCESS: Final = "coe.engine.swap.hashing"
 _LOOK_S: Final = 0.1  # between two looks whether requests are being served
+_LONGEST_LOOK_S: Final = 1.0  # more time between two looks is this server's own delay
 _ATTEMPTS: Final = 2  # a child that died is started again once
+_SILENT_S: Final = 600.0  # of time in which it may work; a report comes with every hundredth part of a file
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,19 @@ class Hashing:
         return why
 
     async def _hash(self, path: Path) -> None:
-        watch: asyncio.Task[None] | None = None
         job = {"file": str(path)}
         async with child.started(_PROCESS, job, title=f"The process that hashes {path.name}") as process:
+            reported = asyncio.Event()
 
             def note(progress: dict[str, Any]) -> None:
-                nonlocal watch
                 self._note(path, int(progress["done"]), int(progress["total"]))
-                # Not before its first report: from then on it ends with this process, even while it stands still.
-                watch = watch or asyncio.create_task(self._give_way(process))
+                reported.set()
 
+            watch = asyncio.create_task(self._watch(process, reported))
             try:
-                # Without a limit: it stands still while requests are served, and is served last by the disk.
                 await process.answer(note)
             finally:
-                if watch is not None:
-                    watch.cancel()
+                watch.cancel()
 
     def _note(self, path: Path, done: int, total: int) -> None:
         now = self.progress
@@ -130,11 +129,33 @@ class Hashing:
         else:
             _log.info("hashing %s: %d %%", path.name, 100 * done // max(total, 1))
 
-    async def _give_way(self, process: child.Child) -> None:
-        """Have the child stand still whenever requests are served."""
-        stands = False
-        while True:
+    async def _watch(self, process: child.Child, reported: asyncio.Event) -> None:
+        """Have the child stand still whenever requests are served, and end it where it hangs.
+
+        reported: set at each of its reports. Not before the first is it stopped: from then on it ends with this
+        process, even while it stands still.
+        """
+        try:
+            async with asyncio.timeout(_SILENT_S):
+                await reported.wait()
+            await self._give_way(process, reported)
+        except TimeoutError:
+            _log.warning("the process that hashes gave no sign for %.0f s, and is killed", _SILENT_S)
+            await process.kill()
+
+    async def _give_way(self, process: child.Child, reported: asyncio.Event) -> None:
+        """Raises TimeoutError when it has not reported for _SILENT_S in which it was let work."""
+        now = asyncio.get_running_loop().time
+        stands, worked_s, before = False, 0.0, now()
+        while worked_s <= _SILENT_S:
             if self._busy() != stands:
                 stands = not stands
                 process.send_signal(signal.SIGSTOP if stands else signal.SIGCONT)
             await self._pause()
+            passed_s, before = now() - before, now()
+            if reported.is_set():
+                reported.clear()
+                worked_s = 0.0
+            elif not stands:
+                worked_s += min(passed_s, _LONGEST_LOOK_S)
+        raise TimeoutError

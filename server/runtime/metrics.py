@@ -116,7 +116,7 @@ class _PoolCollector(Collector):
             counted = {file: value for (file, what), value in status.counted.items() if what == name}
             yield _family(CounterMetricFamily, f"coe_resident_{name}", about, counted)
         yield _family(
-            GaugeMetricFamily, "coe_resident_worst_wait_seconds", "Longest wait for a turn, as things are", waits
+            GaugeMetricFamily, "coe_resident_worst_wait_seconds", "Longest wait for a time slice, as things are", waits
         )
         yield _family(
             GaugeMetricFamily, "coe_resident_prompt_tokens_per_second", "How fast prompts were read lately", speeds

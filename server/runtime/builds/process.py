@@ -14,7 +14,7 @@ from coe.engine import errors as engine_errors
 from coe.engine.errors import ChildDiedError
 from coe.engine.files import make_private
 from coe.engine.private import child_environment
-from coe.engine.process import worker_environment
+from coe.engine.process import ending, worker_environment
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import job as job_module
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
@@ -107,7 +107,7 @@ class BuildProcess:
         progress = replace(
             progress,
             state=BuildState.FAILED,
-            message=f"The process died {_how(error.code)} in the step {step or 'before the first'}: {error.words}",
+            message=f"The process died ({ending(error.code)}) in the step {step or 'before the first'}: {error.words}",
             remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} tries again.",
         )
         with contextlib.suppress(OSError):
@@ -134,9 +134,3 @@ class BuildProcess:
 
 def _progress(plain: dict[str, Any]) -> BuildProgress:
     return BuildProgress(**{**plain, "state": BuildState(plain["state"])})
-
-
-def _how(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "(killed, perhaps for lack of memory)"
-    return f"(signal {-code})" if code < 0 else f"(exit {code})"

@@ -115,6 +115,37 @@ class TestLoads:
         loader.release("a")
         await asked
 
+    async def test_a_resident_that_hangs_takes_no_more_requests_and_is_replaced_when_its_memory_is_back(
+        self, new_pool: NewPool, loader: FakeLoader, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pool = new_pool(a=4)
+        lease = await ask(pool, "a")
+        hung = loader.residents["a"]
+        hung.hang()
+        await turns()
+        assert states(pool) == {"a": State.DRAINING}
+        next_one = ask(pool, "a")
+        await turns()
+        assert not next_one.done()
+        assert booked(pool) == 4, "its process has not ended"
+        lease.release()
+        hung.gone.set()
+        (await next_one).release()
+        assert loader.loads == ["a", "a"]
+        assert "a gave no sign of life for 60 s and was killed; requests that failed with it: req-1" in caplog.text
+
+    async def test_a_pool_that_refuses_ends_what_waits_and_what_runs_and_takes_nothing_more(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=4)
+        lease = await ask(pool, "a")
+        error = UnavailableError("The server is shutting down.")
+        pool.refuse(error)
+        assert loader.residents["a"].refused == [error]
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await ask(pool, "a")
+        lease.release()
+
     async def test_a_load_that_takes_too_long_is_given_up(
         self, new_pool: NewPool, loader: FakeLoader, clock: Clock
     ) -> None:

@@ -101,7 +101,7 @@ async def test_a_swap_and_the_spread_that_follows_it(new_pool: NewPool, caplog: 
     (await asked_as("r1", pool, "law")).release()
     (await asked_as("r2", pool, "math")).release()
     assert lines(caplog, "swap", "spread") == [
-        ("r2", "swap math: resident 1 (law, math) was law, 50 bytes to change"),
+        ("r2", "swap math: resident 1 (law, math) was law, 50 bytes of its weights differ"),
         ("r2", "spread law: resident 3 (law, math), displaced, 4 bytes needed, 4 bytes of 8 bytes free"),
     ]
     assert ("r2", "grant math: resident 1 (law, math), swap, after 0.0 s") in lines(caplog, "grant")

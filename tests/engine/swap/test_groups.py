@@ -165,7 +165,7 @@ async def test_a_file_on_which_the_reader_dies_is_set_aside(
     monkeypatch.setattr(grouping, "_THREADS", 2)
     found = await find_groups(cuts(parent, "abc"))
     assert [names(one) for one in found.groups] == [["a", "c"]]
-    assert found.unshared == {"b": "the process that reads headers was ended by signal 6 on b.gguf"}
+    assert found.unshared == {"b": "the process that reads headers was ended by signal 6, SIGABRT on b.gguf"}
 
 
 async def test_a_parent_on_which_it_dies_takes_its_masks_along(

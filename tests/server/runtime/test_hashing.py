@@ -183,6 +183,17 @@ with open({str(starts)!r}, "a+") as log:
     assert all("without an answer" in why for _, why in work.progress.failed)
 
 
+async def test_a_process_that_hangs_though_it_may_work_is_given_up(
+    tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.server.runtime.hashing._SILENT_S", 0.0)
+    stand_in("import signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    work = Hashing([tmp_path / "x.gguf"], lambda: False)
+    work.start()
+    await work.wait()
+    assert "without an answer" in work.progress.failed[0][1]
+
+
 async def test_without_files_there_is_nothing_to_do() -> None:
     work = Hashing([], lambda: False)
     work.start()
