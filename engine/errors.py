@@ -24,6 +24,21 @@ class WorkerDiedError(EngineError):
     """A worker process ended while it was needed."""
 
 
+class WorkerHungError(WorkerDiedError):
+    """A worker process gave no sign of life, or made no progress, for too long; it was killed."""
+
+
+class SlowReaderError(EngineError):
+    """More of an answer waited for its reader than is kept; the rest was not generated. limit_bytes: what is kept."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The answer was ended: more than {limit_bytes // 1024} KB of it waited to be read.",
+            "Read the stream as it comes, or ask for fewer tokens with max_tokens.",
+        )
+        self.limit_bytes = limit_bytes
+
+
 class ChildError(EngineError):
     """A child process gave no answer; `how` it failed is a phrase that goes with its title."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,18 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that decodes: OpenMP threads wait briefly, unless `base` says how they wait."""
     told = "GOMP_SPINCOUNT" in base or "OMP_WAIT_POLICY" in base
     return dict(base) if told else {**base, "GOMP_SPINCOUNT": _SPIN_TURNS}
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words, by its exit code or the negative number of a signal."""
+    if code >= 0:
+        return f"exit {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    hint = ": killed, perhaps by the kernel for lack of memory" if -code == signal.SIGKILL else ""
+    return f"signal {-code}, {name}{hint}"
 
 
 def die_with(parent_pid: int) -> None:
@@ -50,6 +63,13 @@ def call_process(name: str) -> None:
     """What `top` and /proc/PID/comm call this process, on Linux; cut after 15 bytes. Called by its main thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("utf-8", "replace"), 0, 0, 0)
+
+
+def effort() -> tuple[float, int]:
+    """Two figures that grow while this process gets on: processor seconds of all its threads; page faults that went to
+    the disk and blocks read from it. Source: getrusage(2)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime, usage.ru_majflt + usage.ru_inblock
 
 
 def rss_bytes() -> int:

@@ -77,11 +77,14 @@ class ResidentBooking:
             +self.shares if self.is_shared else {},
         )
 
-    def silent_s(self, now: float) -> float:
-        """Seconds without a sign of progress, 0 when there is nothing to do."""
+    def trouble(self, now: float, stall_s: float) -> str | None:
+        """Why the server is not ready on its account: a load without progress, a worker that seems to hang. The latter
+        is told from half of the time on after which it is killed."""
         if self.state is State.LOADING:
-            return now - self.last_progress
-        return self.resident.silent_s() if self.resident is not None else 0.0
+            silent_s = now - self.last_progress
+            return f"{self.title} shows no progress for {silent_s:.0f} s while loading" if silent_s > stall_s else None
+        silent_s = self.resident.silent_s() if self.resident is not None else 0.0
+        return f"{self.title} shows no sign of life for {silent_s:.0f} s" if silent_s > stall_s / 2 else None
 
     def status(self, specialists: tuple[str, ...], now: float) -> ResidentStatus:
         """For PoolStatus. specialists: all that it can become."""

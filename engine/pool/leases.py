@@ -16,7 +16,8 @@ from .types import Stop
 
 
 class Lease:
-    """A request's hold on a resident: it is not evicted meanwhile. Release it exactly when the last byte is out.
+    """A request's hold on a resident: it is not evicted meanwhile. Release it as soon as the last of its requests
+    has ended; what the requests' readers have not taken yet can still be taken.
 
     residency: warm; swapped, when the resident was another specialist; loaded, after a load.
     swap_s:    about what changing the resident takes; 0 for one that stays as it is.
@@ -45,11 +46,17 @@ class Lease:
         assert self._booking is not None, "the lease was released"
         return self._booking.key
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        on_end: Callable[[], None] | None = None,
+        unread_bytes: int | None = None,
+    ) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         assert self._booking is not None, "the lease was released"
         assert self._booking.resident is not None
-        return self._booking.resident.generate(request)
+        return self._booking.resident.generate(request, on_end=on_end, unread_bytes=unread_bytes)
 
     def release(self) -> None:
         """End the hold; a second call does nothing."""

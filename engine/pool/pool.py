@@ -27,6 +27,7 @@ from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
 _log = logging.getLogger(__name__)
+_UNLOAD_S = 30.0  # a stop takes some seconds, the killing of a worker that does not answer included
 
 
 class Pool:
@@ -109,11 +110,7 @@ class Pool:
             self.loads,
             self.failed_loads,
             self.evictions,
-            tuple(
-                f"{booking.title} shows no progress for {booking.silent_s(now):.0f} s while {booking.state.value}"
-                for booking in residents
-                if booking.silent_s(now) > self.limits.stall_s
-            ),
+            tuple(filter(None, (booking.trouble(now, self.limits.stall_s) for booking in residents))),
             self._bookings.counted(),
         )
 
@@ -408,11 +405,16 @@ class Pool:
         self._replan()
 
     async def _watch(self, booking: ResidentBooking) -> None:
-        """A worker that ends on its own leaves the pool at once; the next request starts another."""
+        """A worker that ends on its own, or hangs and is killed, takes no more requests at once; the next one starts
+        another when the memory is back."""
         assert booking.resident is not None
-        await booking.resident.wait_gone()
+        loss = await booking.resident.wait_lost()
         if booking.state is not State.DRAINING and not self._closed:
-            _log.error("the worker of %s died", booking.title)
+            with_it = f"; requests that failed with it: {', '.join(loss.requests)}" if loss.requests else ""
+            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it)
+            booking.state = State.DRAINING
+            self._replan()
+            await booking.resident.wait_gone()
             self._forget(booking)
 
     def _evict(self, eviction: Eviction, waiter: Waiter[Any] | None = None) -> None:
@@ -427,6 +429,8 @@ class Pool:
     async def _stop(self, booking: Booking) -> None:
         try:
             await booking.stop()
+            if isinstance(booking, ResidentBooking) and booking.resident is not None:
+                await booking.resident.wait_gone()  # a process that hangs in the kernel may outlive its stop
         finally:
             self._forget(booking)  # only now is the memory back
 
@@ -460,17 +464,24 @@ class Pool:
         self._replan()
 
     async def unload(self, specialist: str) -> bool:
-        """Stop a specialist's idle residents, shared ones too; False when one is busy, or none is there."""
+        """Stop a specialist's idle residents, shared ones too; False when one is busy, none is there, or its process
+        does not end."""
         bookings = self._bookings.of_group(self._group(specialist))
         if not bookings or any(booking.state is not State.WARM or booking.leases for booking in bookings):
             return False
         for booking in bookings:
             idle_s = self._clock() - booking.last_used
             self._evict(Eviction(booking.key, reason=EvictionReason.ASKED, idle_s=idle_s))
-        for booking in bookings:
-            assert booking.work is not None
-            await asyncio.shield(booking.work)
-        return True
+        stops = [booking.work for booking in bookings if booking.work is not None]
+        _, left = await asyncio.wait(stops, timeout=_UNLOAD_S)
+        return not left
+
+    def refuse(self, error: EngineError) -> None:
+        """End every request that waits or is being served with an error."""
+        self._queue.fail([waiter for waiter in self._queue.waiters if isinstance(waiter, LeaseWaiter)], error)
+        for booking in self._bookings.residents.values():
+            if booking.resident is not None:
+                booking.resident.refuse(error)
 
     async def close(self) -> None:
         """Refuse what waits, stop every resident."""

@@ -14,38 +14,68 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
-from ..errors import EngineError, LoadError, WorkerDiedError
+from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
-from ..process import worker_environment
+from ..process import ending, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
+from .inbox import Inbox
+from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
 _STOP_S = 5.0  # a worker that is told to stop and does not is killed
 _LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
+_KILL_S = 5.0  # a killed process that has not ended by then hangs in the kernel, in a driver, say
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had."""
+
+    how: str
+    requests: tuple[str, ...] = ()
 
 
 class Resident(Protocol):
     """A model that is ready to answer."""
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        on_end: Callable[[], None] | None = None,
+        unread_bytes: int | None = None,
+    ) -> AsyncGenerator[Event, None]:
         """Events of one answer, Accepted first. Leaving the iterator early ends the generation.
 
-        Raises the EngineError of a rejected request, and WorkerDiedError when the resident goes meanwhile.
+        The generation does not wait for the iterator: what is not taken yet is kept, deltas joined.
+        on_end:       called once when the resident has done with the request, whether or not its events are taken.
+        unread_bytes: more text than that is not kept: the generation ends, and the iterator with SlowReaderError.
+        Raises the EngineError of a rejected request, WorkerDiedError when the resident goes meanwhile, and what
+        `refuse` was given.
         """
         ...
 
+    def refuse(self, error: EngineError) -> None:
+        """End every request with an error."""
+        ...
+
     async def stop(self) -> None:
-        """Give the memory back; returns when it is back."""
+        """Give the memory back; returns when it is back, or a few seconds after the process was killed in vain."""
+        ...
+
+    async def wait_lost(self) -> Loss:
+        """Returns when the resident is of no more use, whatever the reason: its process ended, or hangs and was
+        killed. Its requests have failed then; its memory may not be back yet."""
         ...
 
     async def wait_gone(self) -> None:
-        """Returns when the resident is no more, whatever the reason."""
+        """Returns when the resident is no more, and its memory back."""
         ...
 
     @property
@@ -54,7 +84,7 @@ class Resident(Protocol):
         ...
 
     def silent_s(self) -> float:
-        """Seconds since the last sign of progress while there is work, 0 when there is none."""
+        """Seconds without a sign of life; while there is work, seconds without progress or an effort to it."""
         ...
 
     @property
@@ -67,15 +97,18 @@ class Resident(Protocol):
 class WorkerResident:
     """A resident in a worker process of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        """stall_s: see Vitals."""
         self._title: str | None = None  # of what it holds, or is loading
         self._on_progress: Callable[[float], None] = lambda fraction: None
-        self._queues: dict[str, asyncio.Queue[Event | None]] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._gone = asyncio.Event()
+        self._lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self._hung: str | None = None  # why it was given up while its process still ran
+        self._stall_s = stall_s
+        self._vitals = Vitals(time.monotonic(), stall_s)
         self._tail: deque[str] = deque(maxlen=200)  # the worker's last lines on stderr, a stack's worth
-        self._last_sign = time.monotonic()
-        self._stopping = False
         self._readers: list[asyncio.Task[None]] = []
         self.info: dict[str, Any] = {}
         self.beat: dict[str, Any] = {}
@@ -97,17 +130,18 @@ class WorkerResident:
         return resident
 
     @classmethod
-    async def spawn(cls) -> WorkerResident:
+    async def spawn(cls, stall_s: float = STALL_S) -> WorkerResident:
         """A worker that holds nothing yet: it takes the time to load its libraries before it can load a model.
 
+        stall_s: without a sign of life for so long it is given up, see Vitals; that goes for spares and loads, too.
         Leaves no process behind when it fails or is cancelled.
         """
-        resident = cls()
+        resident = cls(stall_s)
         try:
             await resident._launch()
         except BaseException:
             resident.kill()
-            await asyncio.shield(resident.wait_gone())
+            await asyncio.shield(resident._wait_killed())
             raise
         return resident
 
@@ -120,7 +154,7 @@ class WorkerResident:
         """
         self._title, self._on_progress = spec.title, on_progress
         self._ready = asyncio.get_running_loop().create_future()
-        if self._gone.is_set():
+        if self._lost.done():
             raise self._death()
         told = {name: asdict(policy) for name, policy in policies.items()}
         log_decisions = _worker_log.isEnabledFor(logging.DEBUG)
@@ -129,7 +163,7 @@ class WorkerResident:
             self.info = await self._ready
         except BaseException:
             self.kill()
-            await asyncio.shield(self.wait_gone())
+            await asyncio.shield(self._wait_killed())
             raise
 
     async def _launch(self) -> None:
@@ -165,7 +199,11 @@ class WorkerResident:
             raise
         finally:
             theirs.close()
-        self._readers = [asyncio.create_task(self._receive(reader)), asyncio.create_task(self._drain_output())]
+        self._readers = [
+            asyncio.create_task(self._receive(reader)),
+            asyncio.create_task(self._drain_output()),
+            asyncio.create_task(self._watch()),
+        ]
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -174,6 +212,7 @@ class WorkerResident:
             await asyncio.wait_for(self._process.wait(), _STOP_S)
         except asyncio.CancelledError:  # the event loop is going down: wait_gone must return all the same
             self.kill()
+            self._be_lost()
             self._gone.set()
             raise
         except Exception as error:
@@ -183,16 +222,47 @@ class WorkerResident:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._readers[1]), _LAST_WORDS_S)
         self._writer.close()
+        self._readers[2].cancel()
+        self._be_lost()
         self._gone.set()
-        self._settle(self._death())
-        for queue in self._queues.values():
-            queue.put_nowait(None)
+
+    def _be_lost(self) -> None:
+        """Nothing more will come of this worker: what it was asked fails."""
+        if self._lost.done():
+            return
+        requests = tuple(name for name, inbox in self._inboxes.items() if not inbox.ended)
+        self._lost.set_result(Loss(self._how(), requests))
+        death = self._death()
+        self._settle(death)
+        for inbox in list(self._inboxes.values()):
+            inbox.fail(death)
+
+    async def _watch(self) -> None:
+        """Kill a worker that hangs. Its requests fail at once, even where the kernel takes its time to end it."""
+        lookout = Lookout(time.monotonic(), self._stall_s)
+        while True:
+            await asyncio.sleep(lookout.every_s)
+            now = time.monotonic()
+            self._vitals.work(now, self._is_busy())
+            if lookout.was_away(now):
+                self._vitals.forgive(now)
+            elif (fault := self._vitals.fault(now)) is not None:
+                self._hung = f"{fault} and was killed"
+                self.kill()
+                self._be_lost()
+                return
+
+    def _is_busy(self) -> bool:
+        return any(not inbox.ended for inbox in self._inboxes.values())
 
     async def _dispatch(self, reader: asyncio.StreamReader) -> None:
         while (message := await frames.read(reader)) is not None:
-            self._last_sign = time.monotonic()
+            now = time.monotonic()
             match message["event"]:
+                case "alive":
+                    self._vitals.beat(now, Beat.from_json(message))
                 case "progress":
+                    self._vitals.progress(now)
                     self._on_progress(message["fraction"])
                 case "ready":
                     self._settle(message)
@@ -209,8 +279,14 @@ class WorkerResident:
                     line = f"worker {self._process.pid}{of}: {message['message']}"
                     _worker_log.log(level, "%s", line, extra=for_request(name))
                 case _:
-                    if (queue := self._queues.get(message["id"])) is not None:
-                        queue.put_nowait(event_from_json(message))
+                    self._vitals.progress(now)
+                    if (inbox := self._inboxes.get(message["id"])) is not None:
+                        self._deliver(inbox, event_from_json(message))
+
+    def _deliver(self, inbox: Inbox, event: Event) -> None:
+        inbox.put(event)
+        if inbox.ended and not isinstance(event, Finished | Rejected):  # its reader is too far behind
+            self._send({"op": "cancel", "id": event.id})
 
     def _settle(self, result: dict[str, Any] | EngineError) -> None:
         if self._ready is None or self._ready.done():
@@ -228,51 +304,58 @@ class WorkerResident:
             self._tail.append(text)
             _llama_log.debug("worker %s: %s", self._process.pid, text)
 
-    def _death(self) -> WorkerDiedError:
+    def _how(self) -> str:
+        """How it was lost, a phrase that goes with its title."""
+        if self._hung is not None:
+            return self._hung
         code = self._process.returncode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
         marks = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
         cause = next((line for mark in marks for line in self._tail if mark in line), None)
         if cause is None and self._tail and code is not None and code > 0:
             cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
+        return f"died ({ending(code) if code is not None else 'with its server'}){f': {cause}' if cause else ''}"
+
+    def _death(self) -> WorkerDiedError:
+        kind = WorkerDiedError if self._hung is None else WorkerHungError
         worker = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
-        return WorkerDiedError(
-            f"{worker} died ({how}){f': {cause}' if cause else ''}.",
-            "Send the request again: a new worker will be started.",
-        )
+        return kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if not self._gone.is_set() and not self._writer.is_closing():
             self._writer.write(frames.pack(message))
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        on_end: Callable[[], None] | None = None,
+        unread_bytes: int | None = None,
+    ) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
-        if self._gone.is_set():
+        if self._lost.done():
             raise self._death()
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._queues[request.id] = queue
-        if not self._busy():
-            self._last_sign = time.monotonic()
+        self._inboxes[request.id] = inbox = Inbox(on_end, unread_bytes)
+        self._vitals.work(time.monotonic(), True)
         self._send({"op": "generate", "request": request.to_json()})
-        ended = False
         try:
-            while not ended:
-                event = await queue.get()
-                if event is None:
-                    ended = True
-                    raise self._death()
+            while True:
+                event = await inbox.take()
                 if isinstance(event, Rejected):
-                    ended = True
                     raise _rejection(event)
-                ended = isinstance(event, Finished)
                 yield event
+                if isinstance(event, Finished):
+                    return
         finally:
-            del self._queues[request.id]
-            if not ended:
+            del self._inboxes[request.id]
+            if not inbox.ended:
                 self._send({"op": "cancel", "id": request.id})
 
-    def _busy(self) -> bool:
-        return len(self._queues) > 1 or bool(self.beat.get("active") or self.beat.get("waiting"))
+    def refuse(self, error: EngineError) -> None:
+        """See Resident.refuse."""
+        for name, inbox in list(self._inboxes.items()):
+            if not inbox.ended:
+                inbox.fail(error)
+                self._send({"op": "cancel", "id": name})
 
     @property
     def activity(self) -> Mapping[str, float]:
@@ -281,7 +364,9 @@ class WorkerResident:
 
     def silent_s(self) -> float:
         """See Resident.silent_s."""
-        return time.monotonic() - self._last_sign if self._queues else 0.0
+        now = time.monotonic()
+        self._vitals.work(now, self._is_busy())
+        return 0.0 if self._gone.is_set() else self._vitals.silent_s(now)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -290,6 +375,11 @@ class WorkerResident:
         if memory is None:
             return None
         return int(memory["device_bytes"] if memory["device_bytes"] is not None else memory["rss_bytes"])
+
+    @property
+    def has_started(self) -> bool:
+        """Whether its libraries are loaded: its first heartbeat has come."""
+        return self._vitals.has_started
 
     @property
     def pid(self) -> int:
@@ -302,16 +392,29 @@ class WorkerResident:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.wait_gone(), _STOP_S)
         self.kill()
-        await self.wait_gone()
+        await self._wait_killed()
+
+    async def _wait_killed(self) -> None:
+        try:
+            await asyncio.wait_for(self.wait_gone(), _KILL_S)
+        except TimeoutError:
+            _log.error("worker %s was killed and does not end: it hangs in the kernel", self._process.pid)
+            self._be_lost()
 
     def kill(self) -> None:
         """End the process at once."""
         process = getattr(self, "_process", None)
         if process is None:
+            if not self._lost.done():
+                self._lost.set_result(Loss("did not start"))
             self._gone.set()
         elif process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+
+    async def wait_lost(self) -> Loss:
+        """See Resident.wait_lost."""
+        return await asyncio.shield(self._lost)
 
     async def wait_gone(self) -> None:
         """See Resident.wait_gone."""

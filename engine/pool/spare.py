@@ -12,6 +12,8 @@ from .resident import Resident, WorkerResident
 
 _log = logging.getLogger(__name__)
 
+_FRESH_S = 5.0  # a spare without a heartbeat for so long is not handed out: it was stopped, or is about to be killed
+
 
 class SpareWorker:
     """Starts residents in worker processes, of which the next has loaded its libraries already.
@@ -30,6 +32,10 @@ class SpareWorker:
     ) -> Resident:
         """See WorkerResident.start. The next spare is spawned when the load has ended, so as not to slow it."""
         spare, self._spare = self._spare, None
+        if spare is not None and spare.silent_s() > _FRESH_S:
+            _log.warning("the spare worker gives no sign of life: another is started")
+            spare.kill()
+            spare = None
         try:
             if spare is not None and (resident := await self._load_in(spare, spec, policies, on_progress)) is not None:
                 return resident
@@ -79,6 +85,5 @@ class SpareWorker:
             self._filling.cancel()
             await asyncio.gather(self._filling, return_exceptions=True)
         if self._spare is not None:
-            self._spare.kill()
-            await self._spare.wait_gone()
+            await self._spare.stop()
             self._spare = None

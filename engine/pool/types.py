@@ -10,6 +10,7 @@ from ..spec import LoadSpec, Thinking
 from .admission import GroupView
 from .placement import Distances
 from .resident import Resident
+from .vitals import STALL_S
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class PoolLimits:
     load_timeout_s: float = 600.0
     quiet_s: float = 60.0  # without a request for so long: idle time, in which a reservation may wait for its room
     load_backoff_s: float = 30.0  # after a failed load; doubles with each further failure, up to a minute
-    stall_s: float = 60.0  # loading or decoding without a sign of progress for so long is a stall
+    stall_s: float = STALL_S  # without a sign of life, or of progress in its work, for so long a worker is replaced
 
 
 Stop = Callable[[], Awaitable[None]]  # returns when the memory is back

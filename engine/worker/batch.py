@@ -88,7 +88,7 @@ class BatchLoop:
             else None
         )
         self._prompts = PromptReader(model, spec)
-        self._steps = 0
+        self.steps = 0  # decodes so far
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class BatchLoop:
             active=self.active,
             waiting=self.waiting,
             cells=self._slots.cells_used,
-            steps=self._steps,
+            steps=self.steps,
             swaps=self._slices.swaps,
             swapped_bytes=self._slices.swapped_bytes,
             change_s=self._slices.change_s,
@@ -253,7 +253,7 @@ class BatchLoop:
                 return None
         if result:
             raise EngineError(f"llama_decode failed with {result}.")
-        self._steps += 1
+        self.steps += 1
         for slot, count in plan:
             self._slots.book(slot, count)
         return outputs

@@ -11,8 +11,9 @@ Operations that the server sends:
     {"op": "cancel", "id": ...}
     {"op": "stop"}
 
-Frames beside the events of requests: `progress` of the load, `beat` (see BatchStatus) once a second and when the last
-request has ended, and `log` with a level, a message and a request's id: warnings, and with log_decisions one line of
+Frames beside the events of requests: `alive` once a second from the beginning to the end, on a thread of its own, so
+that a decode of minutes is no silence (see pool/vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
+second with work and when the last request has ended; and `log` with a level, a message and a request's id: warnings, and with log_decisions one line of
 level debug for every decision.
 """
 
@@ -39,7 +40,7 @@ from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
 from ..logs import WORKER_LOGGER
-from ..process import SPARE, call_process, die_with, rss_bytes
+from ..process import SPARE, call_process, die_with, effort, rss_bytes
 from ..request import Event, GenerateRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
@@ -88,10 +89,12 @@ class Worker:
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._last_beat = 0.0
         self._last_progress = -1.0
+        self._loop: BatchLoop | None = None
 
     def run(self) -> None:
         """Load what the first command names, then serve until told to stop or until the server is gone."""
         threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._live, daemon=True).start()
         command = self._commands.get()
         if command["op"] == "stop":
             return
@@ -100,7 +103,7 @@ class Worker:
         log.addHandler(FrameHandler(self._send))
         log.setLevel(logging.DEBUG if command["log_decisions"] else logging.WARNING)
         try:
-            self._load(spec, command["policies"])
+            loop = self._load(spec, command["policies"])
         except EngineError as error:
             self._send(
                 {
@@ -111,7 +114,9 @@ class Worker:
                 }
             )
             return
-        self._serve()
+        self._loop = loop
+        self._send({"event": "ready", "memory": asdict(self._memory())})
+        self._serve(loop)
 
     def _read(self) -> None:
         try:
@@ -121,6 +126,13 @@ class Worker:
             # A decode may last long, and no client waits for its result any more.
             os._exit(0)
 
+    def _live(self) -> None:
+        while True:
+            cpu_s, reads = effort()
+            steps = self._loop.steps if self._loop is not None else 0
+            self._send({"event": "alive", "steps": steps, "cpu_s": cpu_s, "reads": reads})
+            time.sleep(_BEAT_S)
+
     def _send(self, message: dict[str, Any]) -> None:
         frame = frames.pack(message)
         try:
@@ -129,7 +141,7 @@ class Worker:
         except OSError:
             os._exit(0)
 
-    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> None:
+    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop:
         call_process(f"coe {spec.title}")
         self._free_before = gpu_free_bytes()
         model = Model(spec, progress=self._progress)
@@ -143,8 +155,7 @@ class Worker:
                 loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
         if self._free_before is not None:
             self._warm_up(context)
-        self._loop = loop
-        self._send({"event": "ready", "memory": asdict(self._memory())})
+        return loop
 
     def _progress(self, fraction: float) -> bool:
         if fraction - self._last_progress >= 0.02 or fraction >= 1:
@@ -167,62 +178,64 @@ class Worker:
     def _emit(self, event: Event) -> None:
         self._send(event_to_json(event))
 
-    def _serve(self) -> None:
+    def _serve(self, loop: BatchLoop) -> None:
         busy = False
         while True:
             # Between steps take every command there is; wait for one only when there is nothing to decode.
             while not busy or not self._commands.empty():
                 command = self._commands.get()
                 if command["op"] == "stop":
-                    self._loop.close()
+                    loop.close()
                     return
-                self._handle(command)
+                self._handle(loop, command)
                 busy = True
             try:
-                busy = self._loop.step()
+                busy = loop.step()
             except SwapError as error:  # neither specialist: all requests are refused, and the next one loads anew
                 print(error, file=sys.stderr, flush=True)
                 os._exit(1)
-            self._beat(busy)
+            self._beat(loop, busy)
 
-    def _handle(self, command: dict[str, Any]) -> None:
+    def _handle(self, loop: BatchLoop, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
             if request.response_format is None:
-                self._loop.submit(request)
+                loop.submit(request)
             else:
                 self._preparing.add(request.id)
-                self._preparer.submit(self._prepare, request)
+                self._preparer.submit(self._prepare, loop, request)
         elif command["op"] == "prepared":
-            self._submit_prepared(command["request"], command["grammar"])
+            self._submit_prepared(loop, command["request"], command["grammar"])
         elif command["op"] == "cancel":
             self._preparing.discard(command["id"])
-            self._loop.cancel(command["id"])
+            loop.cancel(command["id"])
 
-    def _prepare(self, request: GenerateRequest) -> None:
+    def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> None:
         """On a thread of its own, for a schema may take seconds to read: the answers under way go on."""
         try:
-            grammar: Grammar | EngineError | None = self._loop.grammar_of(request)
+            grammar: Grammar | EngineError | None = loop.grammar_of(request)
         except EngineError as error:
             grammar = error
         except Exception as error:  # a request of an unforeseen kind must get an answer too
             grammar = EngineError(f"The request cannot be prepared: {error!r}.")
         self._commands.put({"op": "prepared", "request": request, "grammar": grammar})
 
-    def _submit_prepared(self, request: GenerateRequest, grammar: Grammar | EngineError | None) -> None:
+    def _submit_prepared(
+        self, loop: BatchLoop, request: GenerateRequest, grammar: Grammar | EngineError | None
+    ) -> None:
         if request.id not in self._preparing:  # cancelled meanwhile
             return
         self._preparing.discard(request.id)
         if isinstance(grammar, EngineError):
-            self._loop.reject(request.id, grammar)
+            loop.reject(request.id, grammar)
         else:
-            self._loop.submit(request, grammar)
+            loop.submit(request, grammar)
 
-    def _beat(self, busy: bool) -> None:
+    def _beat(self, loop: BatchLoop, busy: bool) -> None:
         now = time.monotonic()
         if not busy or now - self._last_beat >= _BEAT_S:
             self._last_beat = now
-            self._send({"event": "beat", **vars(self._loop.status)})
+            self._send({"event": "beat", **vars(loop.status)})
 
 
 def main() -> None:

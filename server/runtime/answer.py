@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Final
 
 from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.logs import REQUEST_ID
@@ -27,6 +28,8 @@ from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
 
 _log = logging.getLogger(__name__)
+
+_UNREAD_BYTES: Final = 64 * 1024  # of a streamed choice's text, that may wait for its reader
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Answer:
     """One request being answered. `open` first; then `steps`, or `whole`; `close` at the end, whatever happened.
 
         made ── open ──> leased ── steps / whole ──> finished ── close ──> closed
+          │                │ streamed: the lease ends with the generation, read or not
           │                │ a loop, unstreamed: begun again with a fresh seed,
           │ refused        │ then a lease of the fallback in place of this one
           └──── close ─────┴──────── the client leaves, or a worker dies ──> closed
@@ -76,6 +80,7 @@ class Answer:
         self._opened_s = perf_counter()
         self._unended = 0  # choices that a worker was given and has neither rejected nor finished
         self._failed = False
+        self._running = 0  # streamed: choices that the resident has not done with
 
     @property
     def thinks(self) -> bool:
@@ -95,7 +100,11 @@ class Answer:
         """
         self.lease = await self._college.lease(self.choice.specialist, self.choice.key)
         self.residency = self.lease.residency
-        self._streams = [self._generate(self.lease, index) for index in range(self.request.n)]
+        if self.request.stream:
+            self._running = self.request.n
+            self._streams = [self._generate_streamed(self.lease, index) for index in range(self.request.n)]
+        else:
+            self._streams = [self._generate(self.lease, index) for index in range(self.request.n)]
         for stream in self._streams:
             self._unended += 1
             try:
@@ -111,6 +120,17 @@ class Answer:
 
     def _generate(self, lease: Lease, index: int, *, seed: int | None = None) -> AsyncGenerator[Event, None]:
         return lease.generate(self._generate_request(self.answered_by, self.rules, index, seed=seed))
+
+    def _generate_streamed(self, lease: Lease, index: int) -> AsyncGenerator[Event, None]:
+        """A choice that is generated whether it is read or not; the lease ends with the last of them."""
+
+        def end() -> None:
+            self._running -= 1
+            if not self._running:
+                lease.release()
+
+        request = self._generate_request(self.answered_by, self.rules, index)
+        return lease.generate(request, on_end=end, unread_bytes=_UNREAD_BYTES)
 
     def _generate_request(
         self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
@@ -276,17 +296,20 @@ async def _numbered(stream: AsyncGenerator[Event, None]) -> AsyncGenerator[Step,
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Step, None]:
-    """Events of several streams as they come. Closing it leaves the streams themselves to their owner."""
-    queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
+    """Events of several streams as they come. Closing it leaves the streams themselves to their owner.
+
+    What is not read yet stays in the streams, which bound it.
+    """
+    queue: asyncio.Queue[Step | Exception | None] = asyncio.Queue(maxsize=len(streams))
 
     async def pump(index: int, stream: AsyncIterator[Event]) -> None:
         try:
             async for event in stream:
-                queue.put_nowait(Step(index, event))
+                await queue.put(Step(index, event))
         except Exception as error:
-            queue.put_nowait(error)
-        finally:
-            queue.put_nowait(None)
+            await queue.put(error)
+        else:
+            await queue.put(None)
 
     pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:

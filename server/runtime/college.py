@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
 from coe.engine.pool.leases import Lease
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Pool
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, SupervisorSettings
@@ -73,7 +75,7 @@ class College:
                 if isinstance(item, Unavailable)
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
-        spare = SpareWorker()
+        spare = SpareWorker(partial(WorkerResident.spawn, roster.pool.stall_s))
         pool = Pool(entries, _pool_limits(roster, budget), spare.start, free_bytes=free_device_bytes)
         return cls(roster, resolved, pool, spare, supervisor_of(roster), note)
 

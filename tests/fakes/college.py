@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,7 +45,9 @@ class FakeLease:
     running: int = 0
     releases: int = 0
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread_bytes: int | None = None
+    ) -> AsyncGenerator[Event, None]:
         assert not self.releases, "a released lease is nobody's"
         self.requests.append(request)
         self.running += 1
@@ -53,6 +55,8 @@ class FakeLease:
             for event in self.scripts.pop(0):
                 if isinstance(event, Exception):
                     raise event
+                if isinstance(event, Finished) and on_end is not None:
+                    on_end()
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -61,7 +65,8 @@ class FakeLease:
             self.running -= 1
 
     def release(self) -> None:
-        self.releases += 1
+        """As often as it likes; the first time counts."""
+        self.releases = 1
 
 
 @dataclass

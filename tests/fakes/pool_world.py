@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
+from coe.engine.errors import EngineError
 from coe.engine.pool.admission import State
 from coe.engine.pool.leases import Lease
 from coe.engine.pool.pool import Pool
+from coe.engine.pool.resident import Loss
 from coe.engine.request import Event, GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking
 
@@ -22,12 +24,29 @@ class FakeResident:
         self.memory_bytes = memory_bytes
         self.activity: dict[str, float] = {}
         self.gone = asyncio.Event()
+        self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self.refused: list[EngineError] = []
         self.may_stop = asyncio.Event()
         self.may_stop.set()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread_bytes: int | None = None
+    ) -> AsyncGenerator[Event, None]:
         raise NotImplementedError
         yield
+
+    def refuse(self, error: EngineError) -> None:
+        self.refused.append(error)
+
+    def hang(self, how: str = "gave no sign of life for 60 s and was killed") -> None:
+        """It is lost, and its process not gone yet."""
+        self.lost.set_result(Loss(how, ("req-1",)))
+
+    async def wait_lost(self) -> Loss:
+        gone = asyncio.create_task(self.gone.wait())
+        await asyncio.wait([gone, self.lost], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        return self.lost.result() if self.lost.done() else Loss("died (signal 9)")
 
     async def stop(self) -> None:
         await self.may_stop.wait()

@@ -21,11 +21,15 @@ from coe.engine.errors import (
     GrammarError,
     ModelFileError,
     PromptTooLongError,
+    SlowReaderError,
     ThinkingPolicyError,
+    UnavailableError,
     WorkerDiedError,
+    WorkerHungError,
 )
 from coe.engine.logs import LLAMA_LOGGER, WORKER_LOGGER
 from coe.engine.pool.resident import WorkerResident
+from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from fakes.worker_events import GONE_S, events, gone, request
@@ -136,10 +140,44 @@ class TestAnswering:
             beat = await asyncio.wait_for(resident.beats.get(), GONE_S)
         assert beat["prompt_tokens_per_s"] > 0
 
-    async def test_silence_counts_only_while_there_is_work(self, resident: WatchedResident) -> None:
-        assert resident.silent_s() == 0.0
-        await events(resident, request())
-        assert resident.silent_s() == 0.0
+    async def test_a_generation_goes_on_to_its_end_though_nothing_of_it_is_read(
+        self, resident: WatchedResident
+    ) -> None:
+        ended = asyncio.Event()
+        unread = resident.generate(endless(), on_end=ended.set, unread_bytes=2**20)
+        assert isinstance(await anext(unread), Accepted)
+        await asyncio.wait_for(ended.wait(), GONE_S)
+        *deltas, finished = [event async for event in unread]
+        assert isinstance(finished, Finished)
+        assert finished.reason is Finish.LENGTH
+        assert len(deltas) < finished.completion_tokens, "deltas are joined"
+
+    async def test_a_reader_that_is_too_far_behind_ends_its_generation_alone(self, resident: WatchedResident) -> None:
+        ended = asyncio.Event()
+        unread = resident.generate(endless("unread"), on_end=ended.set, unread_bytes=100)
+        await anext(unread)
+        read = asyncio.create_task(events(resident, endless("read")))
+        await asyncio.wait_for(ended.wait(), GONE_S)
+        text = ""
+        with pytest.raises(SlowReaderError):
+            async for event in unread:
+                assert isinstance(event, Delta)
+                text += event.text
+        assert 0 < len(text.encode()) <= 100
+        assert isinstance((await read)[-1], Finished)
+        beat: dict[str, Any] = {}
+        while beat.get("active", 1) or beat["waiting"]:
+            beat = await asyncio.wait_for(resident.beats.get(), GONE_S)  # the first is empty
+
+    async def test_requests_are_refused_all_at_once(self, resident: WatchedResident) -> None:
+        streams = [resident.generate(endless(name)) for name in ("a", "b")]
+        for stream in streams:
+            await anext(stream)
+        resident.refuse(UnavailableError("The server is shutting down."))
+        for stream in streams:
+            with pytest.raises(UnavailableError):
+                _ = [event async for event in stream]
+        assert isinstance((await events(resident, request()))[-1], Finished)
 
 
 class TestLoading:
@@ -253,6 +291,50 @@ class TestDying:
         fresh = await WorkerResident.start(smollm2_spec, {})
         assert isinstance((await events(fresh, request()))[-1], Finished)
         await fresh.stop()
+
+    async def test_a_stopped_worker_is_killed_and_its_requests_fail(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.spawn(SHORTEST_S)
+        await resident.load(smollm2_spec, {}, lambda fraction: None)
+        streams = [resident.generate(endless(name)) for name in ("a", "b")]
+        for stream in streams:
+            await anext(stream)
+        os.kill(resident.pid, signal.SIGSTOP)
+        for stream in streams:
+            with pytest.raises(WorkerHungError, match="no sign of life") as caught:
+                _ = [event async for event in stream]
+            assert "Send the request again" in caught.value.remedy
+        loss = await resident.wait_lost()
+        assert set(loss.requests) == {"a", "b"}
+        await resident.wait_gone()
+        with pytest.raises(WorkerHungError):
+            await events(resident, request())
+
+    async def test_a_stopped_worker_without_work_is_killed_too(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.spawn(SHORTEST_S)
+        await resident.load(smollm2_spec, {}, lambda fraction: None)
+        os.kill(resident.pid, signal.SIGSTOP)
+        assert "no sign of life" in (await resident.wait_lost()).how
+        await resident.wait_gone()
+
+    async def test_a_worker_that_is_stopped_while_it_loads_fails_the_load(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.spawn(SHORTEST_S)
+        stopped: list[float] = []
+
+        def stop(fraction: float) -> None:
+            if not stopped:
+                os.kill(resident.pid, signal.SIGSTOP)
+            stopped.append(fraction)
+
+        with pytest.raises(WorkerHungError):
+            await resident.load(smollm2_spec, {}, stop)
+        assert stopped
+        assert gone(resident.pid)
+
+    async def test_a_stopped_worker_can_be_stopped_for_good(self, smollm2_spec: LoadSpec) -> None:
+        resident = await WorkerResident.start(smollm2_spec, {})
+        os.kill(resident.pid, signal.SIGSTOP)
+        await resident.stop()
+        assert gone(resident.pid)
 
     async def test_a_worker_that_breaks_says_what_it_said_last(self, smollm2_spec: LoadSpec) -> None:
         resident = await WorkerResident.start(smollm2_spec, {})

@@ -14,6 +14,7 @@ import pytest
 from coe.engine.errors import ModelFileError
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
+from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Finished
 from coe.engine.spec import LoadSpec
 from fakes.worker_events import GONE_S, events, gone, request
@@ -87,6 +88,42 @@ async def test_a_spare_that_dies_as_it_is_taken_costs_no_load(spawned: Spawned, 
     assert resident is spawned.workers[2]
     assert isinstance((await events(resident, request()))[-1], Finished)
     await spare.close()
+
+
+async def test_a_stopped_spare_is_not_handed_out(
+    spawned: Spawned, smollm2_spec: LoadSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = SpareWorker(spawned)
+    await start(spare, smollm2_spec)
+    await spawned.until(2)
+    os.kill(spawned.workers[1].pid, signal.SIGSTOP)
+    monkeypatch.setattr(spawned.workers[1], "silent_s", lambda: 6.0)
+    resident = await start(spare, smollm2_spec)
+    assert resident is spawned.workers[2]
+    assert gone(spawned.workers[1].pid)
+    await spare.close()
+
+
+async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load(smollm2_spec: LoadSpec) -> None:
+    workers: list[WorkerResident] = []
+
+    async def spawn() -> WorkerResident:
+        workers.append(await WorkerResident.spawn(SHORTEST_S))
+        return workers[-1]
+
+    spare = SpareWorker(spawn)
+    first = await start(spare, smollm2_spec)
+    while len(workers) < 2:
+        await asyncio.sleep(0)
+    while workers[1].silent_s() or not workers[1].has_started:
+        await asyncio.sleep(0)
+    os.kill(workers[1].pid, signal.SIGSTOP)
+    resident = await start(spare, smollm2_spec)
+    assert resident is workers[2]
+    assert isinstance((await events(resident, request()))[-1], Finished)
+    await spare.close()
+    for worker in (first, resident):
+        await worker.stop()
 
 
 async def test_a_load_that_fails_leaves_a_spare_for_the_next(

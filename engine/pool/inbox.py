@@ -1,0 +1,104 @@
+"""The events of one request that its reader has not taken yet: a bounded buffer, so that no generation waits for its
+reader (flow control). A reader that is far behind finds deltas joined to larger ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import EngineError, SlowReaderError
+from ..request import Delta, Event, Finished, Rejected
+
+_BEHIND: Final = 16  # events that wait, from which on deltas are joined: a reader that keeps pace gets them one by one
+_JOINED_BYTES: Final = 1024  # of text, that one delta is joined up to
+_LOGPROB_BYTES: Final = 64  # about what a token's log-probability takes in an answer, and each of its rivals'
+
+
+class Inbox:
+    """Holds what a worker said of a request until it is taken.
+
+        open ── Finished, Rejected ──> ended: what is there can still be taken
+          ├──── fail ────────────────> ended: then the error is raised
+          └──── more than limit_bytes ──> ended, then SlowReaderError
+
+    `on_end` is called once, when the request has ended, whether or not anything was taken: from then on the resident
+    does nothing for it any more.
+    """
+
+    def __init__(self, on_end: Callable[[], None] | None = None, limit_bytes: int | None = None) -> None:
+        """limit_bytes: of text that may wait for the reader; None for no limit."""
+        self._on_end = on_end
+        self._limit_bytes = limit_bytes
+        self._events: deque[Event] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._error: EngineError | None = None
+        self.ended = False
+
+    def __len__(self) -> int:
+        """Events that can be taken at once."""
+        return len(self._events)
+
+    def put(self, event: Event) -> None:
+        """Keep an event for the reader; what comes after the end is dropped."""
+        if self.ended:
+            return
+        size = _size(event)
+        if self._limit_bytes is not None and self._events and self._waiting_bytes + size > self._limit_bytes:
+            self.fail(SlowReaderError(self._limit_bytes))
+            return
+        self._waiting_bytes += size
+        last = self._events[-1] if len(self._events) >= _BEHIND else None
+        if isinstance(event, Delta) and isinstance(last, Delta) and _joinable(last, event):
+            self._events[-1] = _joined(last, event)
+        else:
+            self._events.append(event)
+        self._arrived.set()
+        if isinstance(event, Finished | Rejected):
+            self._end()
+
+    def fail(self, error: EngineError) -> None:
+        """End the request with an error, which is raised when all that came before it has been taken."""
+        if not self.ended:
+            self._error = error
+            self._arrived.set()
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._on_end is not None:
+            self._on_end()
+
+    async def take(self) -> Event:
+        """The next event; waits for it. Raises the error that `fail` was given. Not to be called after the last."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        self._waiting_bytes -= _size(event)
+        return event
+
+
+def _size(event: Event) -> int:
+    """About the bytes that an event adds to an answer; the same for two deltas as for what they are joined to."""
+    if not isinstance(event, Delta):
+        return 0
+    rivals = sum(1 + len(entry.top) for entry in event.logprobs)
+    return len(event.text.encode("utf-8", "surrogatepass")) + len(event.reasoning.encode("utf-8", "surrogatepass")) + (
+        _LOGPROB_BYTES * rivals
+    )
+
+
+def _joinable(first: Delta, second: Delta) -> bool:
+    """Reasoning comes before text: one delta cannot say that it came after."""
+    return not (first.text and second.reasoning) and _size(first) + _size(second) <= _JOINED_BYTES
+
+
+def _joined(first: Delta, second: Delta) -> Delta:
+    return Delta(
+        first.id, first.text + second.text, first.reasoning + second.reasoning, (*first.logprobs, *second.logprobs)
+    )
