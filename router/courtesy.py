@@ -17,7 +17,9 @@ MOST_NAMES = 2
 
 # A clause ends at a mark that white space, or the text's end, follows; those of Chinese and Japanese need none. A dash
 # ends one where white space stands on both sides.
-_CLAUSE = re.compile(r"(?:[^\n.!?…,:;。！？，、–—-]|[.!?…,:;](?!\s|$)|(?<!\s)[–—-]|[–—-](?!\s))*(?:[.!?…,:;。！？，、\n–—-]+\s*|$)")
+_CLAUSE = re.compile(
+    r"(?:[^\n.!?…,:;。！？，、–—-]|[.!?…,:;](?!\s|$)|(?<!\s)[–—-]|[–—-](?!\s))*(?:[.!?…,:;。！？，、\n–—-]+\s*|$)"
+)
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SAYS_MORE = re.compile(r"[\d_{}()\[\]=<>+*/^$#&|%@~\\`]")  # formulas and code are about something
 _SMILEY = re.compile(r"(?<!\S)[:;][-']?[)(DPp3](?!\S)|<3(?!\S)")
@@ -89,7 +91,9 @@ def _without_thanks(clause: str) -> str:
 
 def _is_name(clause: str) -> bool:
     written = _WORD.findall(clause)
-    return 0 < len(written) <= MOST_NAMES and not _SAYS_MORE.search(clause) and all(word[0].isupper() for word in written)
+    return (
+        0 < len(written) <= MOST_NAMES and not _SAYS_MORE.search(clause) and all(word[0].isupper() for word in written)
+    )
 
 
 @cache

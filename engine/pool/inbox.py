@@ -88,8 +88,10 @@ def _size(event: Event) -> int:
     if not isinstance(event, Delta):
         return 0
     rivals = sum(1 + len(entry.top) for entry in event.logprobs)
-    return len(event.text.encode("utf-8", "surrogatepass")) + len(event.reasoning.encode("utf-8", "surrogatepass")) + (
-        _LOGPROB_BYTES * rivals
+    return (
+        len(event.text.encode("utf-8", "surrogatepass"))
+        + len(event.reasoning.encode("utf-8", "surrogatepass"))
+        + (_LOGPROB_BYTES * rivals)
     )
 
 

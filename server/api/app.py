@@ -21,7 +21,8 @@ from ..runtime.metrics import Metrics
 from .answers import add_answers
 from .dialect import Dialect
 from .keys import RequireKey
-from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
+from .journal import REQUEST_ID_KEY, Journal
+from .middleware import REQUEST_ID_HEADER, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
 from .status import add_builds, add_status
 
@@ -48,6 +49,7 @@ def make_app(
 
     app = FastAPI(title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     metrics = Metrics(college.pool.status, college.builds.cards)
+    app.state.metrics = metrics
     default = next(iter(dialects.values()))
 
     def dialect_at(path: str) -> Dialect:
@@ -69,7 +71,7 @@ def make_app(
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
     # Last, so outermost: what the others refuse is counted, too, and has an id.
-    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(Journal, metrics=metrics, slow_s=college.roster.server.slow_request_s)
     app.add_middleware(NameRequests)
     return app
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from ..roster.source import RosterError
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
+from ..runtime.dump import state_lines
+from ..runtime.metrics import Running
 from .doctor import gpu_warning
 
+_log = logging.getLogger(__name__)
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 
 
@@ -98,8 +103,9 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
+    app = make_app(college, keys)
     config = uvicorn.Config(
-        make_app(college, keys),
+        app,
         log_config=None,
         access_log=False,
         # A second Ctrl-C ends at once; without one, running answers are waited for.
@@ -107,8 +113,18 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config, announcement(college, host, port, with_key=bool(keys)), out)
+    running = app.state.metrics.running
+    running.connections = lambda: len(server.server_state.connections)
+    if hasattr(signal, "SIGUSR1"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, college, running)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _dump(college: College, running: Running) -> None:
+    """SIGUSR1: the server's state into its log."""
+    for line in state_lines(college, running):
+        _log.info("state: %s", line)
 
 
 def announcement(college: College, host: str, port: int, *, with_key: bool) -> str:
