@@ -1,12 +1,12 @@
-"""A long test of changes of specialist under mixed load: is the memory the same afterwards, and each text as when alone?
+"""A long test of changes of specialist under mixed load: is memory the same afterwards, and each text as when alone?
 
     python benchmarks/soak_changes.py [--minutes 30] [--changes 1000] [--seed 1] [--quick]
 
-Serves the demo's college, whose specialists change places in one resident. First each question is asked alone, greedily,
-and its text kept. Then, for so many minutes and changes at least: clients ask mixed questions, streamed and not, leave in
-the middle, read slowly, send slowly; now and then 200 ask at once. Afterwards: every text was that of the question asked
-alone; memory, descriptors and threads of the server and its workers are as after the warm-up; no lease is held. Exits
-with 1 when one of these fails.
+Serves the demo's college, whose specialists change places in one resident. First each question is asked alone,
+greedily, and its text kept. Then, for so many minutes and changes at least: clients ask mixed questions, streamed and
+not, leave in the middle, read slowly, send slowly; now and then 200 ask at once. Afterwards: every text was that of the
+question asked alone; memory, descriptors and threads of the server and its workers are as after the warm-up; no lease
+is held. Exits with 1 when one of these fails.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def some_questions(per_domain: int) -> list[Asked]:
     found = []
     for domain in DOMAINS:
         known = questions(domain)
-        found += [Asked(domain, known[i * len(known) // per_domain].question) for i in range(per_domain)]
+        found += [Asked(domain, known[i * len(known) // per_domain].text) for i in range(per_domain)]
     return found
 
 
@@ -161,7 +161,7 @@ def compare(asked: Asked, text: str, kind: str, tally: Tally) -> None:
 
 
 async def all_at_once(base: str, known: list[Asked], tally: Tally) -> None:
-    """Many clients in the same moment; those whom the queue has no room for are refused with a 429, and no other way."""
+    """Many clients in the same moment; those for whom the queue has no room are refused with a 429."""
     limits = httpx.Limits(max_connections=AT_ONCE)
     async with httpx.AsyncClient(base_url=base, timeout=ANSWER_S, limits=limits) as client:
 
@@ -257,11 +257,13 @@ async def run(minutes: float, at_least: int, seed: int, per_domain: int) -> list
         if last > first + spare:
             tally.problems.append(f"the server has {last} {what} in place of {first}")
     print(_bench.table(["requests", "count"], [[what, str(count)] for what, count in tally.outcomes.most_common()]))
-    print(f"\n{made} changes of specialist, {floods} times {AT_ONCE} clients at once; descriptors and threads {before}, {after}")
+    print(f"\n{made} changes of specialist, {floods} times {AT_ONCE} clients at once")
+    print(f"descriptors and threads of the server: {before} before, {after} after")
     for pid, samples in tally.samples.items():
         drift, sizes = drift_bytes(samples), [size for _, size in samples]
         name = "server" if pid == process.pid else "worker"
-        print(f"{name}: {sizes[0] / 2**20:.1f} MiB at first, {sizes[-1] / 2**20:.1f} at last, drift {drift / 2**20:+.2f} MiB")
+        begin, end, grown = (size / 2**20 for size in (sizes[0], sizes[-1], drift))
+        print(f"{name}: {begin:.1f} MiB at first, {end:.1f} at last, drift {grown:+.2f} MiB")
         if drift > DRIFT_BYTES:
             tally.problems.append(f"the {name}'s memory grew by {drift / 2**20:.1f} MiB")
     return tally.problems

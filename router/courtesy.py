@@ -23,16 +23,21 @@ _CLAUSE = re.compile(
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SAYS_MORE = re.compile(r"[\d_{}()\[\]=<>+*/^$#&|%@~\\`]")  # formulas and code are about something
 _SMILEY = re.compile(r"(?<!\S)[:;][-']?[)(DPp3](?!\S)|<3(?!\S)")
-# Thanks that follow a question without a mark between: "how do tides work thanks a lot". Only words of courtesies follow.
+# Thanks that follow a question without a mark between: "how do tides work thanks a lot".
 _THANKING = re.compile(
-    r"\s(?:(?:many|a million) )?(?:thanks|thank you|thank u|thx|tysm|cheers|please and thank|best regards|kind regards|any help"
+    r"\s(?:(?:many|a million) )?(?:thanks|thank you|thank u|thx|tysm|cheers|please and thank|best regards"
+    r"|kind regards|any help"
     r"|i['’]d be grateful|i would be grateful|i(?: really)? appreciate|much appreciated|have a (?:nice|great|good)"
     r"|vielen dank|danke|mit freundlichen|merci|muchas gracias|gracias|grazie|obrigad[oa]|спасибо|sorry)(?![\w'’])",
     re.IGNORECASE,
 )
+# What stands beside a name.
 _NAMED = frozenset(
-    "hi hello hey dear hallo hei hej hoi bonjour salut hola ciao olá oi cześć merhaba thanks thank thx cheers merci danke"
-    " gracias grazie obrigado regards wishes sincerely yours name i'm liebe lieber beste".split()
+    (
+        *("hi", "hello", "hey", "dear", "hallo", "hei", "hej", "hoi", "bonjour", "salut", "hola", "ciao", "olá", "oi"),
+        *("cześć", "merhaba", "thanks", "thank", "thx", "cheers", "merci", "danke", "gracias", "grazie", "obrigado"),
+        *("regards", "wishes", "sincerely", "yours", "name", "i'm", "liebe", "lieber", "beste"),
+    )
 )
 # What stands before the question in its own sentence: "Could you please tell me what 27 + 35 is?"
 _OPENING = re.compile(

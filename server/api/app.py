@@ -20,8 +20,8 @@ from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, fa
 from ..runtime.metrics import Metrics
 from .answers import add_answers
 from .dialect import Dialect
-from .keys import RequireKey
 from .journal import REQUEST_ID_KEY, Journal
+from .keys import RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
 from .status import add_builds, add_status

@@ -86,7 +86,7 @@ class Journal:
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
             what = scope.get("path_params", {}).get("name") or request.model
-            _log.info("administration: POST %s of %s by %s: %d %s", request.route, what, who, status, outcome)
+            _log.info("administration: POST %s of %s %s: %d %s", request.route, what, who, status, outcome)
 
 
 def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A dump of the running server's state for a person with a hanging server: `kill -USR1`. No text of a request is in it."""
+"""A dump of the running server's state, for a person with a hanging server: `kill -USR1`. No text of a request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ MOST_FRAMES = 6  # of a task's stack, the innermost
 def state_lines(college: College, running: Running) -> Iterator[str]:
     """Pool, residents, who waits, requests in flight with their ages, stacks of threads and tasks.
 
-    To be called in the event loop's thread. Of tasks that stand at the same place there is one stack, with their number.
+    To be called in the event loop's thread. Tasks that stand at the same place share one line, with their number.
     """
     status, now = college.pool.status(), time.perf_counter()
     yield (
         f"pool: {status.booked_bytes} of {status.budget_bytes} bytes booked, {len(status.waiting)} wait, "
-        f"{status.loads} loads, {status.failed_loads} failed, {status.evictions} evictions, deaths {status.deaths or 'none'}"
+        f"{status.loads} loads, {status.failed_loads} failed, {status.evictions} evictions, "
+        f"deaths {status.deaths or 'none'}"
     )
     yield from (f"stalled: {line}" for line in status.stalled)
     yield from college.pool.describe()
@@ -32,7 +33,8 @@ def state_lines(college: College, running: Running) -> Iterator[str]:
     yield f"{len(requests)} requests in flight, {running.connections()} connections"
     for request in requests[:MOST_REQUESTS]:
         age_s = now - request.since
-        yield f"request [{request.id}] {request.route}, {age_s:.1f} s old: model {request.model}, by {request.specialist}"
+        what = f"model {request.model}, by {request.specialist}"
+        yield f"request [{request.id}] {request.route}, {age_s:.1f} s old: {what}"
     stacks = Counter(_task_stack(task) for task in asyncio.all_tasks())
     for stack, count in stacks.most_common():
         yield f"{count} tasks at {stack}"

@@ -50,9 +50,7 @@ def test_what_leads_up_to_a_question_is_left_out(text: str, rest: str) -> None:
     assert without_courtesies(text) == rest
 
 
-@pytest.mark.parametrize(
-    "text", ["Hi!", "Thanks a lot!", "Good morning, how are you?", "Bonjour", "🙂", "", "?"]
-)
+@pytest.mark.parametrize("text", ["Hi!", "Thanks a lot!", "Good morning, how are you?", "Bonjour", "🙂", "", "?"])
 def test_a_bare_courtesy_stays_whole(text: str) -> None:
     assert without_courtesies(text) == text
 

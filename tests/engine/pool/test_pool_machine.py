@@ -50,7 +50,9 @@ class PoolMachine(RuleBasedStateMachine):
         limits = PoolLimits(BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
         return Pool(entries, limits, self.loader, clock=self.clock)
 
-    def call_at(self, when: float, callback: Callable[..., object], *arguments: Any, **more: Any) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Callable[..., object], *arguments: Any, **more: Any
+    ) -> asyncio.TimerHandle:
         return self.clock.call_later(when - self.clock.now, callback, *arguments, **more)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -91,11 +90,11 @@ class BatchMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(random_gemma4: Any, gemma4_model: Model, new_engine: Any) -> Iterator[type[BatchMachine]]:
+def machine(random_gemma4: Any, gemma4_model: Model, new_engine: Any) -> type[BatchMachine]:
     class Bound(BatchMachine):
         engine = new_engine(gemma4_model, parallel=PARALLEL, context_tokens=CELLS // PARALLEL, cache_tokens=CELLS)
 
-    yield Bound
+    return Bound
 
 
 def test_every_rule_holds_at_every_step(machine: type[BatchMachine]) -> None:
