@@ -49,6 +49,18 @@ SPARE_THREADS = 3
 Body = dict[str, Any]
 
 
+class QueueFull(Exception):
+    """A 429: while many ask at once, others find the queue full."""
+
+
+def accept(status: int, body: str) -> None:
+    """Raises QueueFull for a 429, ValueError for anything else but a 200."""
+    if status == 429 and '"queue_full"' in body:
+        raise QueueFull
+    if status != 200:
+        raise ValueError(f"{status}: {body[:200]}")
+
+
 @dataclass
 class Tally:
     """What happened. samples: process -> (seconds, bytes) of its resident memory."""
@@ -83,8 +95,7 @@ def some_questions(per_domain: int) -> list[Asked]:
 async def whole(client: httpx.AsyncClient, asked: Asked) -> str:
     """The text of an answer in one piece. Raises ValueError for anything but a 200."""
     reply = await client.post("/v1/chat/completions", json=asked.body())
-    if reply.status_code != 200:
-        raise ValueError(f"{reply.status_code}: {reply.text[:200]}")
+    accept(reply.status_code, reply.text)
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
@@ -93,7 +104,7 @@ async def streamed(client: httpx.AsyncClient, asked: Asked, pause_s: float = 0.0
     text, done = "", False
     async with client.stream("POST", "/v1/chat/completions", json=asked.body(stream=True)) as reply:
         if reply.status_code != 200:
-            raise ValueError(f"{reply.status_code}: {(await reply.aread())[:200]!r}")
+            accept(reply.status_code, (await reply.aread()).decode())
         async for line in reply.aiter_lines():
             if line == "data: [DONE]":
                 done = True
@@ -128,8 +139,7 @@ async def send_slowly(client: httpx.AsyncClient, asked: Asked) -> str:
 
     headers = {"content-type": "application/json"}
     reply = await client.post("/v1/chat/completions", content=pieces(), headers=headers)
-    if reply.status_code != 200:
-        raise ValueError(f"{reply.status_code}: {reply.text[:200]}")
+    accept(reply.status_code, reply.text)
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
@@ -150,6 +160,8 @@ async def be_client(base: str, seed: int, known: list[Asked], stop: asyncio.Even
                     pause_s = 0.05 if kind == "slow reader" else 0.0
                     compare(asked, await streamed(client, asked, pause_s), kind, tally)
                 tally.outcomes[kind] += 1
+            except QueueFull:
+                tally.outcomes["refused, the queue is full"] += 1
             except (httpx.HTTPError, ValueError) as error:
                 tally.problems.append(f"{kind}: {type(error).__name__}: {error}")
 
@@ -273,7 +285,7 @@ def _roster(folder: Path) -> Body:
     import yaml
 
     roster: Body = yaml.safe_load(with_own_models(demo_roster(), folder).read_text())
-    roster.get("router", roster.setdefault("router", {}))["encoder"] = "none"
+    roster["router"] = {**(roster.get("router") or {}), "encoder": "none"}
     roster["pool"] |= {"preload": [DOMAINS[0]]}
     roster["specialists"] = [one for one in roster["specialists"] if one["name"] in (*DOMAINS, "general")]
     return roster

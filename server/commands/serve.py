@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -16,7 +17,7 @@ from coe.engine.errors import EngineError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
-from ..api.keys import read_keys
+from ..api.keys import forget_keys, read_keys, readable_by_others
 from ..roster.load import load_roster
 from ..roster.models import Roster
 from ..roster.source import RosterError
@@ -25,20 +26,28 @@ from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ..runtime.dump import state_lines
 from ..runtime.metrics import Running
+from ._exposure import Exposure, Opened, exposure
 from .doctor import gpu_warning
 
 _log = logging.getLogger(__name__)
+
+NOTHING_OPENED = Opened()
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 
 
-def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: Console) -> int:
+def serve(
+    path: Path, *, host: str | None, port: int | None, out: Console, err: Console, opened: Opened = NOTHING_OPENED
+) -> int:
     """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
     try:
         roster = load_roster(path)
         keys = read_keys(roster)
-        listener = listen(host or roster.server.host, roster.server.port if port is None else port)
+        forget_keys(roster)
+        host = host or roster.server.host
+        listener = listen(host, roster.server.port if port is None else port)
+        reach = exposure(roster.server, host, listener.getsockname()[0], keys, opened)
     except RosterError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, soft_wrap=True)
@@ -49,8 +58,13 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
         return 1
     for problem in roster.warnings:
         err.print(str(problem), markup=False, style="yellow")
+    for file in readable_by_others(roster):
+        err.print(f"{file} holds keys, and others can read it: chmod 600 {file}", markup=False, style="yellow")
+    if reach.warning:
+        err.print(reach.warning, markup=False, style="bold red", soft_wrap=True)
+        _log.warning("%s", reach.warning)
     try:
-        return asyncio.run(_serve(roster, keys, listener, out, err))
+        return asyncio.run(_serve(roster, reach, listener, out, err))
     except KeyboardInterrupt:
         return 0
 
@@ -93,7 +107,7 @@ class _Server(uvicorn.Server):
             os._exit(_FORCED_EXIT)
 
 
-async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
+async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: Console, err: Console) -> int:
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -103,7 +117,7 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
-    app = make_app(college, keys)
+    app = make_app(college, reach.keys, hosts=reach.hosts)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -112,7 +126,8 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         timeout_graceful_shutdown=None,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, announcement(college, host, port, with_key=bool(keys)), out)
+    key_lines = reach.key_lines(shown=out.is_terminal)
+    server = _Server(config, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
     running = app.state.metrics.running
     running.connections = lambda: len(server.server_state.connections)
     if hasattr(signal, "SIGUSR1"):
@@ -127,8 +142,11 @@ def _dump(college: College, running: Running) -> None:
         _log.info("state: %s", line)
 
 
-def announcement(college: College, host: str, port: int, *, with_key: bool) -> str:
-    """What a person needs to begin: address, models, a request to try, what to enter in a chat client."""
+def announcement(college: College, host: str, port: int, key_lines: Sequence[str] = (), *, with_key: bool) -> str:
+    """What a person needs to begin: address, models, a request to try, what to enter in a chat client.
+
+    key_lines: where keys are that the server made.
+    """
     reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     base = f"http://{reach}:{port}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
@@ -148,6 +166,7 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         f"Try:         curl -s {base}/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
+        *key_lines,
         "Stop:        Ctrl-C; a second one stops at once",
         "",
     ]
