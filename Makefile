@@ -29,7 +29,7 @@ help:
 	@echo "make lint       only ruff (rules and format) and mypy"
 	@echo "make format     write what ruff can mend"
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
-	@echo "make soak       the long test under load"
+	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -63,11 +63,13 @@ types:
 	@for package in $(PACKAGES); do ln -s ../../$$package .types/coe/$$package; done
 
 bench: install
-	@set -e; for script in $(sort $(filter-out benchmarks/soak.py benchmarks/random_model.py benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+	@set -e; for script in $(sort $(filter-out benchmarks/soak.py benchmarks/soak_changes.py benchmarks/random_model.py benchmarks/_%,$(wildcard benchmarks/*.py))); do \
 	  echo "== $$script"; $(BIN)/python $$script; done
 
 soak: install
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m pytest tests/engine/pool/test_pool_machine.py tests/engine/worker/test_batch_machine.py --hypothesis-profile soak
+	$(BIN)/python benchmarks/soak_changes.py --minutes 35
+	$(BIN)/python benchmarks/soak.py --minutes 20
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from random_model import Shape, write_random_model
 
 from coe.engine.llama.devices import physical_cores
 from coe.engine.llama.model import Model
+from coe.engine.pool.memory import hardware
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.spec import LoadSpec, Thinking
 
@@ -50,11 +52,7 @@ def describe_machine(threads: int) -> str:
 
 def devices() -> list[dict[str, Any]]:
     """ggml's devices, asked in a process of its own: asking takes memory of a GPU."""
-    done = subprocess.run(
-        [sys.executable, "-m", "coe.engine.worker.probe"], input="{}", capture_output=True, text=True, check=True
-    )
-    found: list[dict[str, Any]] = json.loads(done.stdout)["devices"]
-    return found
+    return [asdict(device) for device in asyncio.run(hardware()).devices]
 
 
 def threads_here() -> int:

@@ -205,6 +205,8 @@ def choose(
             why += ", no fallback: the warm one" if warm else ", no fallback: the likeliest"
         return decision(instead, confidence, why, "fallback")
     why = f"{subject} {confidence:.2f}"
+    if subject in names and subject != best:  # a domain and another specialist have the same name
+        why = f"the domain {subject} {confidence:.2f}, which {best} serves"
     direct = any(subject in map(canonical, c.domains) for c in able if c.name == best)
     if not direct and best == fallback:
         return decision(best, confidence, f"{subject} has no specialist", "fallback")

@@ -14,6 +14,7 @@ from typing import Any
 
 from .client_markup import MAX_CHARS, UserTurn, read_turn
 from .client_tasks import client_task_of
+from .courtesy import without_courtesies
 from .features import clip
 
 _SYSTEM_CHARS = 600
@@ -138,8 +139,9 @@ class Conversation:
         turns = [_read(message) for message in messages]
         spoken = [turn for turn in turns if turn.role == "user" and turn.written.strip()]
         human = [turn for turn in spoken if turn.user] or [replace(t, user=_as_written(t.written)) for t in spoken]
-        newest = human[-1].user if human else UserTurn("")
-        before = [_subject(turn.user) for turn in reversed(human[:-1])]
+        asked = [replace(turn.user, text=without_courtesies(turn.user.text)) for turn in human]
+        newest = asked[-1] if asked else UserTurn("")
+        before = [_subject(turn) for turn in reversed(asked[:-1])]
         earlier = [text for text in before if not is_follow_up(text)] or before[-1:]
         system = " ".join(clip(t.written, MAX_CHARS) for t in turns if t.role in ("system", "developer"))
         says_little = is_follow_up(newest.text)

@@ -29,6 +29,8 @@ _GUARD = Guard()
 # Tests assert behaviour, never time: what is slow on a busy machine is no failure. `make test-fast` takes `fast`.
 settings.register_profile("coe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fast", settings.get_profile("coe"), max_examples=20)
+# `make soak`: state machines take some 10,000 steps each.
+settings.register_profile("soak", settings.get_profile("coe"), max_examples=200, stateful_step_count=60)
 
 
 def pytest_configure(config: pytest.Config) -> None:

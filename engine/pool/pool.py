@@ -7,6 +7,7 @@ import contextvars
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,6 +58,7 @@ class Pool:
         self._closed = False
         self._refusing: EngineError | None = None
         self.loads = self.failed_loads = self.evictions = 0
+        self.deaths: Counter[str] = Counter()
 
     # --- what is resident -----------------------------------------------------------------------------------------
 
@@ -113,7 +115,26 @@ class Pool:
             self.evictions,
             tuple(filter(None, (booking.trouble(now, self.limits.stall_s) for booking in residents))),
             self._bookings.counted(),
+            dict(self.deaths),
         )
+
+    def describe(self) -> list[str]:
+        """What is resident and who waits, a line each, for a person: titles, request ids and ages, no texts."""
+        now = self._clock()
+        lines = [
+            f"resident {booking.label}: {booking.state.value}, {booking.leases} leases, "
+            f"{size_text(booking.vram_bytes)}, last used {now - booking.last_used:.1f} s ago"
+            for booking in self._bookings.residents.values()
+        ]
+        lines += [
+            f"reserved for {one.title}: {size_text(one.vram_bytes)}" for one in self._bookings.reservations.values()
+        ]
+        lines += [
+            f"waits {waiter.name} [{waiter.request_id or '-'}] for {now - waiter.since:.1f} s, "
+            f"because: {waiter.last_wait.value if waiter.last_wait is not None else '-'}"
+            for waiter in self._queue.waiters
+        ]
+        return lines
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -417,6 +438,7 @@ class Pool:
         assert booking.resident is not None
         loss = await booking.resident.wait_lost()
         if booking.state is not State.DRAINING and not self._closed:
+            self.deaths[loss.cause] += 1
             with_it = f"; requests that failed with it: {', '.join(loss.requests)}" if loss.requests else ""
             _log.error("the worker of %s %s%s", booking.title, loss.how, with_it)
             booking.state = State.DRAINING

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,10 +37,14 @@ _KILL_S = 5.0  # a killed process that has not ended by then hangs in the kernel
 
 @dataclass(frozen=True)
 class Loss:
-    """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had."""
+    """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had.
+
+    cause: a word or two of few that there are, for counting: "hung", "SIGKILL", "exit 1".
+    """
 
     how: str
     requests: tuple[str, ...] = ()
+    cause: str = "unknown"
 
 
 class Resident(Protocol):
@@ -232,7 +237,7 @@ class WorkerResident:
         if self._lost.done():
             return
         requests = tuple(name for name, inbox in self._inboxes.items() if not inbox.ended)
-        self._lost.set_result(Loss(self._how(), requests))
+        self._lost.set_result(Loss(self._how(), requests, self._cause()))
         death = self._death()
         self._settle(death)
         for inbox in list(self._inboxes.values()):
@@ -315,6 +320,16 @@ class WorkerResident:
         if cause is None and self._tail and code is not None and code > 0:
             cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return f"died ({ending(code) if code is not None else 'with its server'}){f': {cause}' if cause else ''}"
+
+    def _cause(self) -> str:
+        if self._hung is not None:
+            return "hung"
+        code = self._process.returncode
+        if code is None:
+            return "unknown"
+        if code >= 0:
+            return f"exit {code}"
+        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
     def _death(self) -> WorkerDiedError:
         kind = WorkerDiedError if self._hung is None else WorkerHungError

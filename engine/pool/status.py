@@ -36,6 +36,7 @@ class PoolStatus:
     """For /v1/pool, /ready and /metrics.
 
     counted: (file, one of COUNTED) -> what all its residents have done so far, those that are gone too.
+    deaths:  workers that ended unasked once they were ready, by Loss.cause.
     """
 
     budget_bytes: int
@@ -48,3 +49,4 @@ class PoolStatus:
     evictions: int
     stalled: tuple[str, ...]
     counted: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    deaths: Mapping[str, int] = field(default_factory=dict)

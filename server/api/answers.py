@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 from coe.engine.request import Delta
 
+from ..roster.values import AUTO
 from ..runtime.answer import Answer
 from ..runtime.choice import Choice
 from ..runtime.college import College
@@ -22,6 +23,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from .body import parse_json, read_body
 from .dialect import Dialect, Envelope
+from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
 from .openapi import gives, of_dialect, takes
@@ -53,6 +55,11 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             metrics.routed(choice.specialist.name, choice.decision.path, choice.decided_in_ms / 1000)
         return choice
 
+    def known(model: str) -> str:
+        """A client's word for a model as the roster has it: the journal and the metrics hold no other."""
+        specialist = college.roster.find(model)
+        return specialist.name if specialist is not None else AUTO if model == AUTO else "unknown"
+
     def serve(path: str, dialect: Dialect) -> None:
         @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
@@ -60,7 +67,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             body = await read_body(request, limit)
             # Megabytes of JSON take a while to parse: not in the event loop.
             call = await asyncio.to_thread(lambda: dialect.parse(parse_json(body)))
+            about(request.scope, model=known(call.request.model))
             choice = await until_gone(request, choose(request, call.request))
+            about(request.scope, specialist=choice.specialist.name)
             answer = Answer(college, call.request, choice, metrics)
             envelope = call.envelope(answer)
             if not call.request.stream:

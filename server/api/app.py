@@ -22,8 +22,9 @@ from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect
+from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
-from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
+from .middleware import REQUEST_ID_HEADER, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
 from .origin import Doors, GuardDoors
 from .status import add_builds, add_status
@@ -69,6 +70,7 @@ def make_app(
         telemetry=_NO_TELEMETRY,
     )
     metrics = Metrics(college.pool.status, college.builds.cards)
+    app.state.metrics = metrics
     default = next(iter(dialects.values()))
 
     def dialect_at(path: str) -> Dialect:
@@ -94,7 +96,7 @@ def make_app(
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
     # Last, so outermost: what the others refuse is counted, too, and has an id.
-    app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(Journal, metrics=metrics, slow_s=college.roster.server.slow_request_s)
     app.add_middleware(NameRequests)
     return app
 

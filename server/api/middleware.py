@@ -1,4 +1,4 @@
-"""What happens around every request: its id, and the count of its answer."""
+"""What happens around every request: its id."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.engine.logs import REQUEST_ID
 
-from ..runtime.metrics import Metrics
+from .journal import REQUEST_ID_KEY
 
 REQUEST_ID_HEADER: Final = "x-request-id"
-REQUEST_ID_KEY: Final = "coe.request_id"  # of the ASGI scope
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -46,26 +45,3 @@ class NameRequests:
             await self._app(scope, receive, naming)
         finally:
             REQUEST_ID.reset(token)
-
-
-class CountRequests:
-    """Counts answers by path and status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def counting(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                # Paths as they are written in the routes: those of clients would be labels without end.
-                route = scope.get("route")
-                self._metrics.requested(getattr(route, "path", "other"), message["status"])
-            await send(message)
-
-        await self._app(scope, receive, counting)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..runtime.errors import ClientGoneError, failure_of
 from .dialect import Dialect
+from .journal import OUTCOME_KEY
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -75,6 +76,7 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._sent = 0  # frames so far
         self._sending = asyncio.Lock()
+        self._ended = self._failed = False
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         # A stream's length is not known.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
@@ -89,6 +91,10 @@ class EventStream(Response):
             watch.cancel()
             results = await asyncio.gather(sender, watch, return_exceptions=True)
             await self._close()
+        if not self._ended:
+            scope[OUTCOME_KEY] = "left"
+        elif self._failed:
+            scope[OUTCOME_KEY] = "failed"
         if isinstance(results[0], Exception):
             _log.debug("the client left a stream: %r", results[0])
 
@@ -119,10 +125,12 @@ class EventStream(Response):
         except OSError:
             raise
         except Exception as error:
+            self._failed = True
             failure = failure_of(error)
             if failure.status == 500:
                 _log.exception("a stream failed")
             await self._send_body(send, self._dialect.error_frame(failure))
+        self._ended = True
         # Before the client learns of the end: its next request is to find the lease given back.
         await self._close()
         async with self._sending:

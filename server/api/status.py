@@ -15,6 +15,7 @@ from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
 from .body import parse_json, read_body
+from .journal import about
 from .openai.described import ERROR
 from .openapi import gives, takes
 
@@ -77,7 +78,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     async def pool() -> dict[str, Any]:
         """Residents, bytes, leases and the queue."""
         status = asdict(college.pool.status())
-        del status["counted"]  # stands in /metrics
+        del status["counted"], status["deaths"]  # stand in /metrics
         return {**status, "budget": college.budget_note}
 
     @app.post("/v1/pool/unload", openapi_extra=takes(_UNLOAD), responses=gives(_UNLOADED, ERROR))
@@ -90,6 +91,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
             raise UnknownModelError(
                 f"There is no model {name!r}. Known: {', '.join(college.roster.names)}.", param="model"
             )
+        about(request.scope, model=specialist.name)
         shared = college.pool.shared_with(specialist.name) if specialist.name in college.catalog.available else ()
         unloaded = bool(shared) and await college.pool.unload(specialist.name)
         return {"model": specialist.name, "unloaded": unloaded, "with": [n for n in shared if n != specialist.name]}

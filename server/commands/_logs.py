@@ -21,14 +21,18 @@ class LogFormat(StrEnum):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00 INFO    [req-1f2e3d4c5b6a7980] message`; the id only where a request is served.
+    """`2026-01-31T12:00:00.000+01:00 INFO    [req-1f2e3d4c5b6a7980] message`; the id only where a request is served.
 
     A message is one line whatever it quotes: a name or a text out of a file or a request cannot forge another. Lines of
     a traceback are indented, for the same reason.
     """
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(request)s%(message)s", "%H:%M:%S")
+        super().__init__("%(asctime)s %(levelname)-7s %(request)s%(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """See logging.Formatter: local time with its distance to UTC, RFC 3339."""
+        return datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds")
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""

@@ -27,6 +27,8 @@ from ..roster.source import RosterError
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
+from ..runtime.dump import state_lines
+from ..runtime.metrics import Running
 from ._exposure import Exposure, Opened, exposure
 from ._readers import READ_S, StuckReaders
 from .doctor import gpu_warning
@@ -169,8 +171,9 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
+    app = make_app(college, reach.keys, hosts=reach.hosts)
     config = uvicorn.Config(
-        make_app(college, reach.keys, hosts=reach.hosts),
+        app,
         log_config=None,
         access_log=False,
         # The server ends them itself, with an error each; this is for what would not end by that.
@@ -179,8 +182,18 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
     )
     key_lines = reach.key_lines(shown=out.is_terminal)
     server = _Server(config, college, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
+    running = app.state.metrics.running
+    running.connections = lambda: len(server.server_state.connections)
+    if hasattr(signal, "SIGUSR1"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, college, running)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _dump(college: College, running: Running) -> None:
+    """SIGUSR1: the server's state into its log."""
+    for line in state_lines(college, running):
+        _log.info("state: %s", line)
 
 
 def announcement(college: College, host: str, port: int, key_lines: Sequence[str] = (), *, with_key: bool) -> str:

@@ -93,6 +93,8 @@ class ServerSection(Section):
     """a response's status waits this long for a model; then comment frames keep a stream alive"""
     max_wait_s: Seconds = 120.0
     """a request that waited longer for a model is answered with 503"""
+    slow_request_s: Seconds = 60.0
+    """a request that takes longer has a line in the log"""
     max_queue: Count = PoolLimits.max_queue
     """requests that may wait; one more is answered with 429"""
     shutdown_s: SecondsOrZero = 30.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +30,19 @@ class Metrics:
         self.registry.register(_PoolCollector(pool_status))
         self.registry.register(_BuildCollector(builds))
         registry = self.registry
+        self.running = Running()
+        registry.register(_RunningCollector(self.running))
+        info = Gauge(
+            "coe_build_info", "1, labelled with versions", ["version", "llama_cpp", "python"], registry=registry
+        )
+        info.labels(*(_version(name) for name in ("coe-runtime", "llama-cpp-python")), platform.python_version()).set(1)
+        self._duration_s = Histogram(
+            "coe_request_seconds",
+            "Time from a request to its last byte",
+            ["specialist", "outcome"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self._requests = Counter("coe_requests", "Requests by status", ["route", "status"], registry=registry)
         self._routed = Counter("coe_routed", "Decisions of the supervisor", ["specialist", "path"], registry=registry)
         self._route_s = Histogram("coe_route_seconds", "Time for a decision", buckets=_SECONDS, registry=registry)
@@ -47,6 +63,10 @@ class Metrics:
     def requested(self, route: str, status: int) -> None:
         """A request was answered with a status."""
         self._requests.labels(route, str(status)).inc()
+
+    def ended(self, specialist: str, outcome: str, seconds: float) -> None:
+        """A request was done with. specialist: a name of the roster; outcome: one of Outcome."""
+        self._duration_s.labels(specialist, outcome).observe(seconds)
 
     def routed(self, specialist: str, path: str, seconds: float) -> None:
         """The supervisor decided."""
@@ -78,6 +98,42 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+@dataclass
+class RunningRequest:
+    """A request that is being served, as far as it is known. Nothing of its body is here."""
+
+    id: str
+    route: str
+    since: float  # of time.perf_counter
+    model: str = "-"
+    specialist: str = "-"
+
+
+class Running:
+    """Requests in flight and connections of clients."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, RunningRequest] = {}
+        self.connections: Callable[[], int] = lambda: 0
+
+
+class _RunningCollector(Collector):
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def collect(self) -> Iterator[Metric]:
+        in_flight = len(self._running.requests)
+        yield GaugeMetricFamily("coe_requests_in_flight", "Requests that are being served", in_flight)
+        yield GaugeMetricFamily("coe_connections", "Connections of clients", self._running.connections())
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 class _PoolCollector(Collector):
     def __init__(self, status: Callable[[], PoolStatus]) -> None:
         self._status = status
@@ -91,6 +147,12 @@ class _PoolCollector(Collector):
         yield CounterMetricFamily("coe_loads", "Models loaded", status.loads)
         yield CounterMetricFamily("coe_failed_loads", "Loads that failed", status.failed_loads)
         yield CounterMetricFamily("coe_evictions", "Residents stopped", status.evictions)
+        deaths = CounterMetricFamily("coe_worker_deaths", "Workers that ended unasked, by cause", labels=["cause"])
+        for cause, count in status.deaths.items():
+            deaths.add_metric([cause], count)
+        yield deaths
+        yield GaugeMetricFamily("coe_stalled_residents", "Residents without progress", len(status.stalled))
+        yield GaugeMetricFamily("coe_ready", "1 while /ready says so, else 0", int(not status.stalled))
         # Specialists that share may have several residents: what they have in common is added up.
         booked: Tally[tuple[str, str]] = Tally()
         offloaded: Tally[str] = Tally()

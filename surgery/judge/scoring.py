@@ -83,8 +83,9 @@ def normalised(text: str) -> str:
 
 _SUPERSCRIPT: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _WRAPPED: Final = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|bm)\s*\{([^{}]*)\}")
-_BOX: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BOLD: Final = re.compile(r"(?<![\w*)])(\*\*\*?|__)(?=\S)([^*\n]+?)(?<=\S)\1(?!\w)")
+_BOX_OR_BRACE: Final = re.compile(r"\\(?:boxed|fbox)\s*\{\s*|[{}]")
+# Bounded: an opening mark that nothing closes must not be followed to the end of a long line, each of them again.
+_BOLD: Final = re.compile(r"(?<![\w*)])(\*\*\*?|__)(?=\S)([^*\n]{1,300}?)(?<=\S)\1(?!\w)")
 _ITALIC: Final = re.compile(r"(?<![\w*)])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])")
 _NEXT_QUESTION: Final = re.compile(
     r"^[ \t>#*]*(?:next\s+)?(?:question|q|problem|exercise)\b[ \t]*\d*[ \t]*[:.)]", re.I | re.M
@@ -95,7 +96,7 @@ def _plain(text: str) -> str:
     """Without markup: emphasis, LaTeX's dress, boxes written as "Answer: ...", superscripts as ^{...}."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
     # A model that repeats one mark for ever must not cost more to read than another.
-    text = re.sub(r"([^\w\n])\1{8,}", lambda m: m[1] * 8, re.sub(r"\s*\n\s*\n\s*", "\n\n", text))
+    text = re.sub(r"([^\w\n])\1{8,}", lambda m: m[1] * 8, re.sub(r"\s+", _paragraph_end, text))
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda m: "^{" + m[0].translate(_SUPERSCRIPT) + "}", text)
     text = re.sub(r"[¼½¾⅐-⅞]", lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f\u2007'’](?=\d{3}(?!\d))", ",", text)
@@ -106,7 +107,7 @@ def _plain(text: str) -> str:
     for _ in range(3):  # one in another
         text = _WRAPPED.sub(r" \1 ", text)
     text = _unboxed(text)
-    text = re.sub(r"<answer>(.*?)</answer>", r"\nAnswer: \1\n", text, flags=re.I | re.S)
+    text = re.sub(r"<answer>((?:(?!<answer>).)*?)</answer>", r"\nAnswer: \1\n", text, flags=re.I | re.S)
     text = re.sub(r"^[ \t]*####(?!#)[ \t]*(?=\S)", "Answer: ", text, flags=re.M)
     text = _BOLD.sub(lambda m: f"({m[2].strip('() ')})" if re.fullmatch(r"\(?[A-Z]\)?", m[2]) else m[2], text)
     text = _ITALIC.sub(r"\1", text)
@@ -114,24 +115,42 @@ def _plain(text: str) -> str:
     return _before_the_next_question(text)
 
 
+def _paragraph_end(space: re.Match[str]) -> str:
+    """Blank lines as one; other white space as it is."""
+    return "\n\n" if space[0].count("\n") > 1 else space[0]
+
+
 def _unboxed(text: str) -> str:
     """`\\boxed{...}` as a statement of its own line. Braces may stand in one another, so no regular expression."""
-    while match := _BOX.search(text):
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        inside = text[match.end() : at - (depth == 0)]
-        text = f"{text[: match.start()]}\nAnswer: {inside.strip()}\n{text[at:]}"
-    return text
+    plain: list[str] = []
+    open_braces: list[bool] = []  # of those inside the outermost box: whether a brace is a box's
+    position = 0
+    for mark in _BOX_OR_BRACE.finditer(text):
+        if not open_braces and mark[0] in "{}":
+            continue
+        is_end = mark[0] == "}"
+        before = text[position : mark.start()]
+        if is_end and not open_braces.pop():
+            plain.append(text[position : mark.end()])
+        elif is_end:
+            plain += [before.rstrip(), "\n"]
+        elif mark[0] == "{":
+            open_braces.append(False)
+            plain.append(text[position : mark.end()])
+        else:
+            open_braces.append(True)
+            plain += [before, "\nAnswer: "]
+        position = mark.end()
+    return "".join([*plain, text[position:], "\n" * sum(open_braces)])
 
 
 def _before_the_next_question(text: str) -> str:
     """Up to where a model that has answered goes on with a question of its own."""
-    for match in _NEXT_QUESTION.finditer(text):
-        if _ANSWER.search(text, 0, match.start()):
-            return text[: match.start()]
-    return text
+    answered = re.search(r"\banswer\b", text, re.I)
+    if answered is None:
+        return text
+    asked = _NEXT_QUESTION.search(text, answered.end())
+    return text if asked is None else text[: asked.start()]
 
 
 # --- statements -----------------------------------------------------------------------------------------------------
@@ -312,8 +331,8 @@ _NUMBER: Final = re.compile(
       |(?P<body>{_DIGITS})(?:\s*/\s*(?P<by>{_DIGITS})(?![\w^]))?
     )
     (?:(?P<e>[eE][+\-−]?\d{{1,4}})(?!\w)
-      |\s*(?:×|x|\*|·|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{{?\s*(?P<ten>[+\-−]?\d{{1,4}})\s*\}}?
-      |(?:\^|\*\*)\s*\{{?\s*(?P<power>[+\-−]?\d{{1,4}})\s*\}}?
+      |\s*(?:×|x|\*|·|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:\{{\s*)?(?P<ten>[+\-−]?\d{{1,4}})\s*\}}?
+      |(?:\^|\*\*)\s*(?:\{{\s*)?(?P<power>[+\-−]?\d{{1,4}})\s*\}}?
     )?
     (?P<percent>\s*(?:%|per\s?cent\b))?
     (?:\s*(?P<scale>thousand|million|billion|trillion)\b)?
@@ -324,7 +343,7 @@ _SCALES: Final = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1
 _SYMBOL: Final = re.compile(r"\s*(?:\\?pi\b|π|√|\\sqrt)|\s*/\s*(?:\\?pi\b|π|√|\\sqrt)")
 _EQUALS: Final = re.compile(r"[^=≈\n.;]{0,80}?(?:\.\d[^=≈\n.;]{0,80}?)*(?:=|≈|\\approx)\s*(?=[^\s=])")
 _RANGE: Final = re.compile(r"\s*(?:[-–—]|\bto\b)\s*\d")
-_UNIT_POWER: Final = re.compile(r"(?<=[A-Za-zµΩ°])\s?\^\s*\{?\s*[+\-−]?\d+\s*\}?")
+_UNIT_POWER: Final = re.compile(r"(?<=[A-Za-zµΩ°])\s?\^\s*(?:\{\s*)?[+\-−]?\d+\s*\}?")
 
 
 def number(text: str) -> Number | None:

@@ -219,3 +219,30 @@ def test_200_clients_at_once_get_well_formed_answers_and_the_server_serves_on(co
     assert college.chat().status_code == 200
     assert college.leases() == 0
     assert college.pool()["waiting"] == []
+
+
+def test_an_idle_worker_that_is_killed_is_counted_and_the_state_is_told_on_a_signal(tmp_path: Path) -> None:
+    with ServerProcess(write_roster(tmp_path, {"general": {}})) as server:
+        assert server.chat("my secret words").status_code == 200
+        (worker,) = [pid for pid in children(server.process.pid) if is_resident(pid)]
+        os.kill(worker, signal.SIGKILL)
+        counted = 'coe_worker_deaths_total{cause="SIGKILL"} 1.0'
+        while counted not in server.http.get("/metrics").text:
+            assert server.process.poll() is None
+        assert server.chat().status_code == 200
+        server.process.send_signal(signal.SIGUSR1)
+        while "requests in flight" not in server.log():
+            assert server.http.get("/health").status_code == 200
+        told = server.log()
+        assert "resident " in told
+        assert "deaths {'SIGKILL': 1}" in told
+        assert "secret" not in told
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_resident(pid: int) -> bool:
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    return name.startswith("coe ") and name != "coe spare"

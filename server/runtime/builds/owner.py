@@ -34,6 +34,7 @@ class _Tracked:
     task: asyncio.Task[None] | None = None
     order_changed: bool = False  # the roster's order differs from the one in the build's folder
     warning: str = ""  # what the check of its build foresaw
+    unwritten: BuildProgress | None = None  # newer than the record on a disk that is full; written when there is room
 
 
 class Builds:
@@ -125,7 +126,9 @@ class Builds:
         async with self._refreshing:
             for name, tracked in self._tracked.items():
                 progress, stamp, tracked.order_changed = await asyncio.to_thread(self._read, name)
-                if tracked.task is None or progress.state is BuildState.RUNNING:
+                if tracked.unwritten is not None and tracked.task is None:
+                    await self._record(name, tracked.unwritten)  # the disk may have room again
+                elif tracked.task is None or progress.state is BuildState.RUNNING:
                     tracked.progress = progress
                 if stamp is not None and stamp != tracked.stamp and await self._adopt(name):
                     tracked.stamp = stamp
@@ -194,7 +197,7 @@ class Builds:
 
     def _begin(self, name: str, *, again: bool = False) -> None:
         tracked = self._tracked[name]
-        tracked.warning = ""
+        tracked.warning, tracked.unwritten = "", None
         tracked.progress = BuildProgress(BuildState.WAITING)
         tracked.task = asyncio.create_task(self._build(name, again=again))
 
@@ -228,8 +231,11 @@ class Builds:
         tracked.progress = progress = replace(progress, warning=tracked.warning)
         try:
             await asyncio.to_thread(self._job(name).write_progress, progress)
+            tracked.unwritten = None
         except OSError as error:
-            _log.warning("how far the build of %s is cannot be written: %s", name, error)
+            if tracked.unwritten is None:
+                _log.warning("how far the build of %s is cannot be written: %s", name, error)
+            tracked.unwritten = progress  # the record on the disk is older, and must not take the place of this
 
     async def _prepare_and_run(self, name: str, job: Job, *, again: bool) -> None:
         specialist = self._specialist(name)
@@ -317,7 +323,10 @@ class Builds:
         tracked = self._tracked[name]
         tracked.progress = BuildProgress(BuildState.RUNNING, warning=tracked.warning)
         try:
-            tracked.progress = await process.run()
+            tracked.progress = ended = await process.run()
+            # Where the disk is full the child could not record why it failed.
+            if (await asyncio.to_thread(self._job(name).progress)).state is not ended.state:
+                await self._record(name, ended)
         except Busy:
             tracked.progress = BuildProgress(BuildState.STOPPED)  # a terminal was quicker; polled next
         finally:

@@ -443,3 +443,30 @@ def test_long_and_odd_texts_are_judged_too(kind: AnswerKind) -> None:
     question = Question("q", "?", kind, ("C" if options else "1",), options)
     for text in ("answer " * 3000, "((((" * 5000, "\\boxed{" * 50, "2," * 3000, "=" * 50_000, "*" * 50_000, "\0"):
         assert not score(question, text).correct
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2^" + " \t" * 200_000,
+        "a^" + "\n" * 400_000,
+        "1 x 10^" + " \t" * 200_000,
+        "\\boxed{" * 20_000,
+        "<answer>" * 8_000,
+        "Question:\n" * 80_000,
+        " \t" * 200_000 + "x",
+        "__a " * 40_000,
+    ],
+    ids=lambda text: repr(text[:10]),
+)
+@pytest.mark.parametrize("kind", list(AnswerKind))
+def test_a_long_run_of_what_a_pattern_may_begin_with_is_read_once(kind: AnswerKind, text: str) -> None:
+    """Where a pattern looks again from each place, these take many minutes: a quadratic pattern hangs here."""
+    options = CITIES if kind is AnswerKind.CHOICE else ()
+    assert not score(Question("q", "?", kind, ("C" if options else "1",), options), text).correct
+    assert number(text) is None
+
+
+def test_boxes_may_lie_in_boxes_and_stay_open() -> None:
+    assert score(Question("q", "?", AnswerKind.NUMERIC, ("12",)), r"\boxed{\fbox{ 12 }} and {more}").extracted == "12"
+    assert score(Question("q", "?", AnswerKind.NUMERIC, ("12",)), r"so \boxed{12").extracted == "12"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
+import pytest
+
 from coe.server.runtime.builds.owner import Builds
+from coe.surgery.build.job import BuildProgress, BuildState, Job
 from fakes.rosters import load
 
 ROSTER = """
@@ -35,3 +39,33 @@ def test_two_refreshes_at_the_same_time_adopt_a_new_file_once(tmp_path: Path) ->
 
     asyncio.run(refresh())
     assert adopted == ["small"]
+
+
+def test_a_reason_that_a_full_disk_does_not_take_is_kept_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster, full = load(tmp_path, ROSTER), True
+    write = Job.write_progress
+
+    def unless_full(job: Job, progress: BuildProgress) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(job, progress)
+
+    monkeypatch.setattr(Job, "write_progress", unless_full)
+    reason = BuildProgress(BuildState.FAILED, message="cut: no space left on the disk", remedy="Make room.")
+
+    async def build() -> None:
+        nonlocal full
+        owner = Builds(roster, None, None)  # type: ignore[arg-type]
+        await owner._record("small", reason)
+        await owner._refresh()
+        assert owner.card("small")["message"] == reason.message
+        full = False
+        Job.of(roster.models_path, "small").folder.mkdir(parents=True)
+        await owner._refresh()
+        await owner._refresh()
+        assert owner.card("small")["message"] == reason.message
+        assert Job.of(roster.models_path, "small").progress().message == reason.message
+
+    asyncio.run(build())

@@ -1,0 +1,118 @@
+"""Stop-clause removal: clauses that say nothing of a subject are left out before a text is classified.
+
+A greeting, a thank-you or a sign-off around a question changes a classifier's mind about a question that it knows. Such
+a clause is told by its words alone: all of them are words of courtesies (`courtesy.txt`), but for the names of those
+who greet and are greeted. What is left out of a text is never all of it: a bare greeting stays what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+WORDS = Path(__file__).parent / "courtesy.txt"
+MOST_WORDS = 16  # of a clause; a longer one tells something
+MOST_NAMES = 2
+
+# A clause ends at a mark that white space, or the text's end, follows; those of Chinese and Japanese need none. A dash
+# ends one where white space stands on both sides.
+_CLAUSE = re.compile(
+    r"(?:[^\n.!?…,:;。！？，、–—-]|[.!?…,:;](?!\s|$)|(?<!\s)[–—-]|[–—-](?!\s))*(?:[.!?…,:;。！？，、\n–—-]+\s*|$)"
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_SAYS_MORE = re.compile(r"[\d_{}()\[\]=<>+*/^$#&|%@~\\`]")  # formulas and code are about something
+_SMILEY = re.compile(r"(?<!\S)[:;][-']?[)(DPp3](?!\S)|<3(?!\S)")
+# Thanks that follow a question without a mark between: "how do tides work thanks a lot".
+_THANKING = re.compile(
+    r"\s(?:(?:many|a million) )?(?:thanks|thank you|thank u|thx|tysm|cheers|please and thank|best regards"
+    r"|kind regards|any help"
+    r"|i['’]d be grateful|i would be grateful|i(?: really)? appreciate|much appreciated|have a (?:nice|great|good)"
+    r"|vielen dank|danke|mit freundlichen|merci|muchas gracias|gracias|grazie|obrigad[oa]|спасибо|sorry)(?![\w'’])",
+    re.IGNORECASE,
+)
+# What stands beside a name.
+_NAMED = frozenset(
+    (
+        *("hi", "hello", "hey", "dear", "hallo", "hei", "hej", "hoi", "bonjour", "salut", "hola", "ciao", "olá", "oi"),
+        *("cześć", "merhaba", "thanks", "thank", "thx", "cheers", "merci", "danke", "gracias", "grazie", "obrigado"),
+        *("regards", "wishes", "sincerely", "yours", "name", "i'm", "liebe", "lieber", "beste"),
+    )
+)
+# What stands before the question in its own sentence: "Could you please tell me what 27 + 35 is?"
+_OPENING = re.compile(
+    r"\s*(?:(?:so|and|but|ok|okay|well|please|kindly|just|also|then)\b,?\s+)*"
+    r"(?:(?:(?:i was|i am|i'm|i've been|just)?\s*wondering (?:if|whether) you )?"
+    r"(?:(?:can|could|would|will|might|may) (?:you|u|i)\b|do you think you (?:can|could)|(?:can|could|would|might)\b"
+    r"|(?:would|do) you mind|would you be (?:so kind (?:as )?to|able to|willing to)|i (?:want|need|would like|'d like)"
+    r" you to|i'd like you to)?\s*(?:(?:please|kindly|possibly|perhaps|maybe|just|quickly|briefly|to)\s+)*"
+    r"(?:(?:tell|telling|let) me(?: know)?|help(?:ing)? me (?:to )?(?:understand|find out|figure out|work out|with)"
+    r"|ask(?: you)?)"
+    r"|(?:i want|i need|i wish|i would like|i'd like|i would love|i'd love|i am trying|i'm trying|i wanted)"
+    r" (?:to (?:know|ask you|ask|understand|find out)|help (?:with|understanding|to understand))"
+    r"|(?:i was|i am|i'm|i've been|just)? ?(?:wondering|curious)(?: about)?"
+    r"|(?:can|could|would|will) you (?:please|kindly)|please|kindly|pls|plz)\b[,:]?\s+(?=\S)",
+    re.IGNORECASE,
+)
+
+
+def without_courtesies(text: str) -> str:
+    """The text without clauses that carry no subject, and without the phrase that leads up to the question; the whole
+    text where nothing else would be left. What stays stands as it was written."""
+    clauses = [match[0] for match in _CLAUSE.finditer(text) if match[0]]
+    kept: list[str] = []
+    left_out = False  # the clause before
+    for number, clause in enumerate(clauses):
+        is_signature = left_out and number == len(clauses) - 1 and _is_name(clause)
+        left_out = is_signature or _is_courtesy(clause)
+        if not left_out:
+            kept.append(_without_thanks(clause))
+    rest = "".join(kept).strip()
+    if opening := _OPENING.match(rest):
+        rest = rest[opening.end() :]
+    return rest if any(character.isalnum() for character in rest) else text
+
+
+def _is_courtesy(clause: str) -> bool:
+    bare = _SMILEY.sub(" ", clause)
+    if _SAYS_MORE.search(bare):
+        return False
+    written = _WORD.findall(bare)
+    if len(written) > MOST_WORDS:
+        return False
+    words = [word.lower().replace("’", "'") for word in written]
+    unknown = [word for word, low in zip(written, words, strict=True) if low not in _known()]
+    if words and _fillers().issuperset(words):
+        return False
+    if not unknown:
+        return True
+    return len(unknown) <= MOST_NAMES and all(word[0].isupper() for word in unknown) and not _NAMED.isdisjoint(words)
+
+
+def _without_thanks(clause: str) -> str:
+    match = next((m for m in _THANKING.finditer(clause) if _is_courtesy(clause[m.start() :])), None)
+    return clause if match is None else clause[: match.start()] + " "
+
+
+def _is_name(clause: str) -> bool:
+    written = _WORD.findall(clause)
+    return (
+        0 < len(written) <= MOST_NAMES and not _SAYS_MORE.search(clause) and all(word[0].isupper() for word in written)
+    )
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(_words("")) | _fillers()
+
+
+@cache
+def _fillers() -> frozenset[str]:
+    return frozenset(_words("+ "))
+
+
+def _words(mark: str) -> list[str]:
+    """The words of the lines of the file that begin with a mark, "" for those without one; in lower case."""
+    lines = [line for line in WORDS.read_text("utf-8").splitlines() if not line.startswith("#")]
+    marked = [line[2:] if mark else line for line in lines if line.startswith("+ ") == bool(mark)]
+    return [word.lower() for line in marked for word in line.split()]

@@ -1,0 +1,129 @@
+"""The journal of requests: lines for refusals, slow requests and administration; in flight, times and counts.
+
+A line holds who asked (by address, and the fingerprint of the key), what for and how it ended, and nothing of a body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..runtime.line_limit import LineLimit
+from ..runtime.metrics import Metrics, RunningRequest
+
+_log = logging.getLogger("coe.journal")
+
+RUNNING_KEY: Final = "coe.running"  # of the ASGI scope: the RunningRequest
+OUTCOME_KEY: Final = "coe.outcome"  # of the ASGI scope: of an answer whose status said too little
+REQUEST_ID_KEY: Final = "coe.request_id"  # of the ASGI scope
+_ADMIN_PATHS: Final = ("/v1/pool/", "/v1/builds/")
+_READ_BYTES: Final = 4096  # of a refusal's body
+_FINGERPRINT_CHARS: Final = 8
+
+
+class Journal:
+    """ASGI middleware around everything but the naming of requests."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, slow_s: float) -> None:
+        """slow_s: a request that takes longer has a line of its own; 0 for none."""
+        self._app = app
+        self._metrics = metrics
+        self._slow_s = slow_s
+        self._refusals, self._slow = LineLimit(), LineLimit()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = RunningRequest(scope.get(REQUEST_ID_KEY, ""), "other", time.perf_counter())
+        scope[RUNNING_KEY] = request
+        self._metrics.running.requests[id(request)] = request
+        status, code = 0, "-"
+
+        async def noting(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                # Paths as they are written in the routes: those of clients would be labels without end.
+                request.route = getattr(scope.get("route"), "path", "other")
+                self._metrics.requested(request.route, status)
+            elif status >= 400 and code == "-":
+                code = _code_of(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except BaseException as error:
+            if not status:
+                status, code = (500, "internal_error") if isinstance(error, Exception) else (499, "client_gone")
+            raise
+        finally:
+            del self._metrics.running.requests[id(request)]
+            self._write(scope, request, status or 499, code)
+
+    def _write(self, scope: Scope, request: RunningRequest, status: int, code: str) -> None:
+        took_s = time.perf_counter() - request.since
+        outcome = scope.get(OUTCOME_KEY) or _outcome(status)
+        if request.specialist != "-" or request.model != "-":
+            self._metrics.ended(request.specialist, outcome, took_s)
+        who = _who(scope)
+        if status >= 400 and status != 499 and request.route not in ("/ready", "/health"):
+            _limited(
+                self._refusals,
+                f"refused {scope['method']} {request.route} with {status} {code}: model {request.model}, {who}",
+            )
+        elif 0 < self._slow_s < took_s:
+            _limited(
+                self._slow,
+                f"slow: {scope['method']} {request.route} took {took_s:.1f} s, {outcome}: model {request.model}, "
+                f"answered by {request.specialist}, {who}",
+            )
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
+            what = scope.get("path_params", {}).get("name") or request.model
+            _log.info("administration: POST %s of %s %s: %d %s", request.route, what, who, status, outcome)
+
+
+def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:
+    """Note which model a request names and which specialist answers it, once that is known."""
+    request: RunningRequest | None = scope.get(RUNNING_KEY)
+    if request is not None:
+        request.model = request.model if model is None else model
+        request.specialist = request.specialist if specialist is None else specialist
+
+
+def _outcome(status: int) -> str:
+    if status == 499:
+        return "left"
+    return "failed" if status >= 500 else "refused" if status >= 400 else "answered"
+
+
+def _limited(limit: LineLimit, line: str) -> None:
+    kept_back = limit.take()
+    if kept_back is not None:
+        _log.info("%s%s", line, f" ({kept_back} such lines before it were left out)" if kept_back else "")
+
+
+def _who(scope: Scope) -> str:
+    """The address, and the key's fingerprint: of a hash, so that the log gives no key away."""
+    address = (scope.get("client") or ("-",))[0]
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    key = given.partition(b" ")[2].strip()
+    if not key:
+        return f"from {address}"
+    return f"from {address} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"
+
+
+def _code_of(body: bytes) -> str:
+    """Why a request was refused, in the one word that clients are told."""
+    try:
+        error: Any = json.loads(body[:_READ_BYTES]).get("error")
+        found = error.get("code") or error.get("type")
+    except (ValueError, AttributeError):
+        return "-"
+    return found if isinstance(found, str) and found.isascii() and found.isprintable() else "-"

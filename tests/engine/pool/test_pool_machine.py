@@ -1,0 +1,196 @@
+"""The pool under random sequences of what may happen to it: a state machine, its rules held after each step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coe.engine.errors import EngineError, LoadError
+from coe.engine.pool.admission import State
+from coe.engine.pool.leases import Lease, Reservation
+from coe.engine.pool.pool import Pool
+from coe.engine.pool.types import Entry, PoolLimits
+from coe.engine.spec import LoadSpec
+from fakes.pool_world import Clock, FakeLoader, turns
+
+_T = TypeVar("_T")
+SIZES = {"a": 3, "b": 4, "c": 5, "pinned": 2}
+BUDGET, PLACES, MAX_QUEUE, MAX_WAIT_S = 10, 2, 6, 50.0
+NAMES = st.sampled_from(sorted(SIZES))
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Requests come, are granted, end or leave; loads end or fail; workers die; time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clock, self.loader = Clock(), FakeLoader()
+        self.loop.time = self.clock  # type: ignore[method-assign]
+        self.loop.call_later = self.clock.call_later  # type: ignore[method-assign, assignment]
+        self.loop.call_at = self.call_at  # type: ignore[method-assign, assignment]
+        self.waiting: list[asyncio.Task[Lease]] = []
+        self.reserving: list[asyncio.Task[Reservation]] = []
+        self.held: list[Lease] = []
+        self.reserved: list[Reservation] = []
+        self.ends = 0
+        self.asked = 0
+        self.pool = self.run(self.opened())
+
+    async def opened(self) -> Pool:
+        entries = {
+            name: Entry(LoadSpec(Path(name), parallel=PLACES), size, pinned=name == "pinned")
+            for name, size in SIZES.items()
+        }
+        limits = PoolLimits(BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
+        return Pool(entries, limits, self.loader, clock=self.clock)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *arguments: Any, **more: Any
+    ) -> asyncio.TimerHandle:
+        return self.clock.call_later(when - self.clock.now, callback, *arguments, **more)
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self.loop.run_until_complete(work)
+
+    def settle(self) -> None:
+        """Let all go on, and collect what waiters got: a lease or an error, each exactly one end."""
+        self.run(turns())
+        for task in [task for task in self.waiting if task.done()]:
+            self.waiting.remove(task)
+            self.ends += 1
+            if not task.cancelled() and task.exception() is None:
+                self.held.append(task.result())
+            elif not task.cancelled():
+                assert isinstance(task.exception(), EngineError)
+        for reserving in [task for task in self.reserving if task.done()]:
+            self.reserving.remove(reserving)
+            if not reserving.cancelled() and reserving.exception() is None:
+                self.reserved.append(reserving.result())
+
+    @rule(name=NAMES)
+    def ask(self, name: str) -> None:
+        self.asked += 1
+        self.waiting.append(self.loop.create_task(self.pool.lease(name, max_wait_s=MAX_WAIT_S)))
+        self.settle()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.waiting)).cancel()
+        self.settle()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), twice=st.booleans())
+    def end(self, data: st.DataObject, twice: bool) -> None:
+        lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+
+        async def release() -> None:
+            lease.release()
+            if twice:
+                lease.release()
+
+        self.run(release())
+        self.settle()
+
+    @rule(size=st.integers(1, 4))
+    def reserve(self, size: int) -> None:
+        if len(self.reserving) < 2:
+            self.reserving.append(self.loop.create_task(self.pool.reserve("a build", size)))
+            self.settle()
+
+    @precondition(lambda self: self.reserved)
+    @rule()
+    def vacate(self) -> None:
+        reservation = self.reserved.pop()
+
+        async def release() -> None:
+            reservation.release()
+
+        self.run(release())
+        self.settle()
+
+    @rule(name=NAMES)
+    def hold_load(self, name: str) -> None:
+        self.loader.gates[name].clear()
+        self.loader.hold(name)
+
+    @rule(name=NAMES)
+    def let_load(self, name: str) -> None:
+        self.loader.release(name)
+        self.settle()
+
+    @rule(name=NAMES, fails=st.booleans())
+    def loads_fail(self, name: str, fails: bool) -> None:
+        if fails:
+            self.loader.failures[name] = LoadError("broken", "mend it")
+        else:
+            self.loader.failures.pop(name, None)
+
+    @rule(name=NAMES)
+    def die(self, name: str) -> None:
+        if name in self.loader.residents:
+            self.loader.residents[name].gone.set()
+            self.settle()
+
+    @rule(name=NAMES)
+    def unload(self, name: str) -> None:
+        self.run(asyncio.wait_for(self.pool.unload(name), None))
+        self.settle()
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 6.0, 45.0]))
+    def time_passes(self, seconds: float) -> None:
+        async def advance() -> None:
+            self.clock.advance(seconds)
+
+        self.run(advance())
+        self.settle()
+
+    @invariant()
+    def the_budget_is_kept(self) -> None:
+        status = self.pool.status()
+        assert status.booked_bytes == sum(one.vram_bytes for one in status.residents) <= BUDGET
+
+    @invariant()
+    def no_lease_is_lost_and_none_made_up(self) -> None:
+        residents = [one for one in self.pool.status().residents if one.specialists]
+        assert all(0 <= one.leases <= PLACES for one in residents)
+        living = [lease for lease in self.held if self.loop_has(lease)]
+        assert sum(one.leases for one in residents) == len(living)
+
+    def loop_has(self, lease: Lease) -> bool:
+        """Whether the resident of a lease is still in the pool: of one that died the lease is held in vain."""
+        return lease.resident in self.pool._bookings.residents
+
+    @invariant()
+    def nobody_waits_without_being_seen(self) -> None:
+        assert self.asked == self.ends + len(self.waiting)
+        assert len(self.pool.status().waiting) == len(self.waiting) + len(self.reserving)
+        assert len(self.waiting) <= MAX_QUEUE + 1
+
+    @invariant()
+    def nobody_waits_for_ever(self) -> None:
+        assert self.pool.status().oldest_wait_s <= MAX_WAIT_S + 45.0 or self.reserving
+
+    @invariant()
+    def what_is_drained_is_not_asked(self) -> None:
+        assert all(not one.leases for one in self.pool.status().residents if one.state is State.LOADING)
+
+    def teardown(self) -> None:
+        """Whatever happened, all comes to an end when the pool closes."""
+        for name in SIZES:
+            self.loader.release(name)
+        self.run(self.pool.close())
+        self.settle()
+        assert not self.waiting
+        assert not self.pool.status().residents
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+TestPoolMachine = PoolMachine.TestCase

@@ -1,0 +1,98 @@
+"""Lines and figures for a person who looks into the log at three in the morning."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coe.engine.errors import UnavailableError
+from coe.engine.pool.status import PoolStatus
+from coe.server.api.journal import RUNNING_KEY, Journal
+from coe.server.runtime.line_limit import LineLimit
+from coe.server.runtime.metrics import Metrics, RunningRequest
+from fakes.asgi import Client
+from fakes.college import SAID, FakeLease, ServedCollege, asking, post
+
+CHAT = {"model": "secret-model\nforged", "messages": [{"role": "user", "content": "my secret"}]}
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "coe.journal"]
+
+
+async def test_a_refusal_has_a_line_with_model_reason_and_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = asking(CHAT, {"authorization": "Bearer a-secret-key", "x-request-id": "req-7"})
+    await post(ServedCollege([UnavailableError("It is gone.", "Wait.")]), client)
+    (line,) = lines(caplog)
+    assert "refused POST /v1/chat/completions with 503 specialist_unavailable" in line
+    assert "model unknown" in line
+    assert "with key " in line
+    assert "secret" not in line
+    assert "\n" not in line
+
+
+async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = asking(CHAT)
+    await post(ServedCollege([FakeLease([SAID], "math")]), client)
+    assert client.got[0]["status"] == 200
+    assert not lines(caplog)
+
+
+def test_a_flood_of_lines_is_kept_back_and_counted() -> None:
+    now = [0.0]
+    limit = LineLimit(3, 1.0, lambda: now[0])
+    assert [limit.take() for _ in range(10)] == [0, 0, 0, *[None] * 7]
+    now[0] = 1.0
+    assert limit.take() == 7
+    assert limit.take() is None
+
+
+async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    metrics = Metrics(lambda: status())
+    in_flight: list[int] = []
+
+    async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
+        in_flight.append(len(metrics.running.requests))
+        scope[RUNNING_KEY].model = "math"
+        await send({"type": "http.response.start", "status": 200})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b"{}"})  # type: ignore[operator]
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/pool/unload", "headers": [], "client": ("10.0.0.9", 1)}
+    client = Client()
+    await Journal(app, metrics, 1e-9)(scope, client.receive, client.send)  # type: ignore[arg-type]
+    slow, audit = lines(caplog)
+    assert slow.startswith("slow: POST")
+    assert "10.0.0.9" in slow
+    assert audit.startswith("administration: POST")
+    assert "of math from 10.0.0.9: 200 answered" in audit
+    assert in_flight == [1]
+    assert not metrics.running.requests
+
+
+def status(**more: object) -> PoolStatus:
+    return PoolStatus(10, 5, (), (), 0.0, 1, 0, 0, **{"stalled": (), **more})  # type: ignore[arg-type]
+
+
+def test_the_scrape_is_valid_and_tells_of_deaths_and_of_what_is_going_on() -> None:
+    metrics = Metrics(lambda: status(stalled=("math shows no progress",), deaths={"SIGKILL": 2, "hung": 1}))
+    metrics.running.requests[1] = RunningRequest("req-1", "/v1/chat/completions", 0.0)
+    metrics.running.connections = lambda: 3
+    metrics.ended('a "name"\n', "answered", 0.5)
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+    assert samples["coe_worker_deaths_total", "SIGKILL"] == 2
+    assert samples["coe_worker_deaths_total", "hung"] == 1
+    assert samples["coe_ready",] == 0
+    assert samples["coe_stalled_residents",] == 1
+    assert samples["coe_requests_in_flight",] == 1
+    assert samples["coe_connections",] == 3
+    assert samples["coe_request_seconds_count", 'a "name"\n', "answered"] == 1
+    assert any(name[0] == "coe_build_info" for name in samples)
