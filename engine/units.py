@@ -1,4 +1,4 @@
-"""Numbers as people read them, and texts of strangers as a terminal and a log can bear them."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,3 @@ def size_text(n_bytes: int) -> str:
     if size >= _MIB:
         return f"{sign}{size / _MIB:.1f} MiB"
     return f"{sign}{size / _KIB:.0f} KiB" if size >= _KIB else f"{sign}{size} bytes"
-
-
-def printable(text: str, most: int = 300) -> str:
-    """A stranger's text for a message: what is no printable character (line breaks, escape sequences, directions of
-    writing) is written as Python writes it, and what is beyond `most` characters is left out."""
-    shown = text if len(text) <= most else f"{text[:most]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -53,7 +53,7 @@ def _pattern(texts: Sequence[str]) -> str:
     branches = []
     for _, group in by_first:
         same = list(group)
-        shared = os.path.commonprefix(same)
+        shared = os.path.commonprefix(same)  # noqa: RUF071 -- characters are what is wanted
         branches.append(re.escape(shared) + _pattern([text[len(shared) :] for text in same]))
     whole = branches[0] if len(branches) == 1 and "" not in texts else f"(?:{'|'.join(branches)})"
     return f"{whole}?" if "" in texts else whole

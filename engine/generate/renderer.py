@@ -19,7 +19,8 @@ from jinja2 import Template
 from .. import frames
 from ..errors import ModelTemplateError, TemplateError
 from ..process import rss_bytes
-from ..units import printable, size_text
+from ..text import printable
+from ..units import size_text
 from .jinja import RefusedError, compiled, rendered, told
 from .origin import Own
 
@@ -164,7 +165,7 @@ class RenderProcess:
         words = self._words.fileno()
         said = os.pread(words, 2000, max(0, os.fstat(words).st_size - 2000)).decode("utf-8", "replace").strip()
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended (exit {code})"
-        last = printable(said.splitlines()[-1]) if said else "it printed nothing"
+        last = printable(said.splitlines()[-1], 300) if said else "it printed nothing"
         return ModelTemplateError(f"The process that renders the model's chat template {how}: {last}.", _ANOTHER)
 
     def _over(self, how: str) -> ModelTemplateError:
@@ -224,4 +225,4 @@ def broken(said: str) -> ModelTemplateError:
 
 
 def _quoted(said: str) -> str:
-    return printable(said.strip().rstrip(".")) or "it does not say why"
+    return printable(said.strip().rstrip("."), 300) or "it does not say why"
