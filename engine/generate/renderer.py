@@ -161,7 +161,8 @@ class RenderProcess:
         code = self._process.poll()
         self._end()
         if code == -signal.SIGXCPU:
-            return self._over(f"takes more than {self._limits.cpu_s} s of processor time")
+            most_s = min(self._limits.cpu_s, self._limits.total_cpu_s or self._limits.cpu_s)
+            return self._over(f"takes more than {most_s} s of processor time")
         words = self._words.fileno()
         said = os.pread(words, 2000, max(0, os.fstat(words).st_size - 2000)).decode("utf-8", "replace").strip()
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended (exit {code})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -76,11 +77,10 @@ class Reading:
 @pytest.mark.parametrize("name", ["smollm2", "gemma4"])
 class TestRealModels:
     @pytest.fixture
-    def reading(self, name: str, request: pytest.FixtureRequest) -> Reading:
+    def reading(self, name: str, request: pytest.FixtureRequest) -> Iterator[Reading]:
         file = request.getfixturevalue("smollm2" if name == "smollm2" else "random_gemma4")
-        made = Reading(request.getfixturevalue(f"{name}_model"), file)
-        request.addfinalizer(made.close)
-        return made
+        with closing(Reading(request.getfixturevalue(f"{name}_model"), file)) as made:
+            yield made
 
     @pytest.mark.parametrize("content", HARMLESS)
     def test_a_harmless_conversation_has_the_tokens_that_it_always_had(self, reading: Reading, content: str) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 QUICK = Limits(cpu_s=1, memory_bytes=128 * 2**20)
 HI = [{"role": "user", "content": "Hi"}]
 LATER = "{% if messages | length > 2 %}LATE{% endif %}{{ messages[-1].content }}<end>"
-ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLED = (
     "{% set ns = namespace(t='xxxxxxxx') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}"
 )
@@ -73,9 +73,9 @@ def test_a_process_that_dies_is_replaced(render: RenderProcess) -> None:
 
 def test_all_renderings_together_may_be_bounded_too() -> None:
     source = "{% for a in range(60) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
-    with closing(RenderProcess(source, Limits(cpu_s=60, total_cpu_s=1))) as process, pytest.raises(ModelTemplateError):
-        for _ in range(100):
-            process.render(HI, {}, {})
+    over = pytest.raises(ModelTemplateError, match="takes more than 1 s of processor time")
+    with closing(RenderProcess(source, Limits(cpu_s=60, total_cpu_s=1))) as process, over:
+        _ = [process.render(HI, {}, {}) for _ in range(100)]
 
 
 @pytest.mark.parametrize(
