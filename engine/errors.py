@@ -111,7 +111,11 @@ class PromptTooLongError(EngineError):
 
 
 class TemplateError(EngineError):
-    """A chat template is missing, broken, or refuses the conversation."""
+    """A chat template refuses a conversation, or fails on it."""
+
+
+class ModelTemplateError(EngineError):
+    """A model cannot answer chats: its chat template is missing, broken, or costs more than a rendering may."""
 
 
 class ThinkingPolicyError(EngineError):

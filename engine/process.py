@@ -72,10 +72,10 @@ def effort() -> tuple[float, int]:
     return usage.ru_utime + usage.ru_stime, usage.ru_majflt + usage.ru_inblock
 
 
-def rss_bytes() -> int:
-    """Resident memory of this process. Source: /proc/self/status, VmRSS."""
+def rss_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process, this one if none is named. Source: /proc/PID/status, VmRSS."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     except OSError:

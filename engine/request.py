@@ -25,6 +25,7 @@ class GenerateRequest:
     """One answer wanted from one specialist.
 
     messages or prompt: a conversation for the chat template, or a text to be continued as it is.
+    raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
     max_tokens: None for what the context leaves.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
     """
@@ -33,6 +34,7 @@ class GenerateRequest:
     specialist: str
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
+    raw_prompt: bool = False
     thinking: Thinking = field(default_factory=Thinking)
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None

@@ -6,20 +6,15 @@ the client: `<think></think>` is six ordinary tokens to Gemma 4.
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from ..errors import TemplateError, ThinkingPolicyError
 from ..spec import Thinking, ThinkingMode
-
-Message = Mapping[str, Any]
+from .origin import Own, Spans, is_own, joined, spans_of
+from .renderer import Message, Renderer
 
 
 @dataclass(frozen=True)
@@ -54,53 +49,41 @@ class Prompt:
     history_chars: length of the part before the answer's turn; the next turn of the conversation shares it.
     tags: opening and closing strings of thinking blocks to look for in the answer.
     thinking_open: the prompt itself has opened the block.
+    own: the parts of the text that are the template's, and the only ones in which control tokens are read.
     """
 
     text: str
     history_chars: int
     tags: tuple[tuple[str, str], ...]
     thinking_open: bool = False
+    own: Spans = ()
 
 
 class ChatTemplate:
     """A model's chat template, ready to render."""
 
-    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
-        """Raises TemplateError when the source is no Jinja template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise TemplateError(
-                f"The model's chat template is broken: {error}.", "Give the entry another GGUF of the model."
-            ) from error
-        self._constants = {"bos_token": bos, "eos_token": eos}
-        self.family = next((family for family in FAMILIES if family.mark in source), None)
+    def __init__(self, renderer: Renderer, *, bos: str = "", eos: str = "") -> None:
+        """Raises ModelTemplateError when its source is no template."""
+        renderer.compile()
+        self._renderer = renderer
+        self._own = {"bos_token": bos, "eos_token": eos}
+        self.source = renderer.source
+        self.family = next((family for family in FAMILIES if family.mark in renderer.source), None)
 
     def _render(self, messages: Sequence[Message], *, thinking: bool, answer: bool) -> str:
-        try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=answer,
-                enable_thinking=thinking,  # Qwen 3, Gemma 4
-                thinking=thinking,  # DeepSeek V3.1
-                **self._constants,
-            )
-        except (jinja2.TemplateError, _RefusedError) as error:
-            raise TemplateError(f"The model's chat template refuses this conversation: {error}.") from error
-        except Exception as error:  # a template is a program: it may fail in any way
-            raise TemplateError(f"The model's chat template fails on this conversation: {error!r}.") from error
+        # enable_thinking: Qwen 3, Gemma 4; thinking: DeepSeek V3.1
+        flags = {"add_generation_prompt": answer, "enable_thinking": thinking, "thinking": thinking}
+        return self._renderer.render(messages, self._own, flags)
+
+    def close(self) -> None:
+        """Free what renders it."""
+        self._renderer.close()
 
     def prompt(self, messages: Sequence[Message], policy: Thinking) -> Prompt:
         """Render a conversation. A trailing assistant message is continued, not closed.
 
-        Raises TemplateError when the template refuses the messages, ThinkingPolicyError when the policy cannot be
-        carried out with this template.
+        Raises TemplateError when the template refuses the messages, ModelTemplateError when it costs too much,
+        ThinkingPolicyError when the policy cannot be carried out with this template.
         """
         start = ""
         if messages and messages[-1]["role"] == "assistant":
@@ -118,28 +101,37 @@ class ChatTemplate:
         history = self._render(messages, thinking=thinks, answer=False)
         shared = len(history) if text.startswith(history) else 0
         prefill = self._close(text, policy) if not thinks else self._require_thinking(policy)
-        text += prefill
+        text = joined((text, Own.literal(prefill)))
         family = self.family
-        opened = bool(thinks and family and text.rstrip().endswith(family.opening.rstrip()))
-        if opened and start and family and family.closing not in start:
-            text += self._rest_of_block(text, family)  # what is continued is the answer, not the thinking
-        return Prompt(text + start, shared, self.tags, opened and not start)
+        opened = bool(thinks and family and _ends_in_own(text, family.opening))
+        if opened and start and family:  # what is continued is the answer, not the thinking
+            thought, closed, answer = start.partition(family.closing)
+            if closed:
+                text = joined((text, thought, Own.literal(closed)))
+                start = answer
+            else:
+                text = joined((text, Own.literal(self._rest_of_block(text, family))))
+        whole = joined((text, start))
+        return Prompt(str.__str__(whole), shared, self.tags, opened and not start, spans_of(whole))
 
-    def conversation(self, messages: Sequence[Message], policy: Thinking) -> str:
+    def conversation(self, messages: Sequence[Message], policy: Thinking) -> Prompt:
         """A conversation whose last answer is finished: it begins as the policy demands, and its turn is closed.
 
         One that does not end in an answer is rendered as a prompt. Raises what `prompt` raises.
         """
-        text = self.prompt(messages, policy).text
+        prompt = self.prompt(messages, policy)
         if not messages or messages[-1]["role"] != "assistant":
-            return text
+            return prompt
         try:
             whole = self._render(messages, thinking=False, answer=False)
         except TemplateError:
             whole = self._render(_system_into_user(messages) or messages, thinking=False, answer=False)
         answer = str(messages[-1].get("content") or "").strip()
-        _, found, closing = whole.rpartition(answer) if answer else ("", "", "")
-        return text + closing if found else text
+        at = whole.rfind(answer) if answer else -1
+        if at < 0:
+            return prompt
+        text = joined((Own(prompt.text, prompt.own), whole[at + len(answer) :]))
+        return replace(prompt, text=str.__str__(text), own=spans_of(text))
 
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
@@ -176,10 +168,10 @@ class ChatTemplate:
 
     def _rest_of_block(self, text: str, family: Family) -> str:
         """What of the closed block is not there yet at the end of a rendered text."""
-        if text.rstrip().endswith(family.closing):
+        if _ends_in_own(text, family.closing):
             return ""  # the template closes the block in its own way, which is what the model was trained on
         start = text.rfind(family.opening.rstrip())
-        begun = text[start:] if start >= 0 else ""
+        begun = text[start:] if start >= 0 and is_own(text, start, len(text)) else ""
         return family.closed[len(begun) :] if family.closed.startswith(begun) else family.closed
 
     def _require_thinking(self, policy: Thinking) -> str:
@@ -191,12 +183,10 @@ class ChatTemplate:
         return policy.prefill or ""
 
 
-class _RefusedError(Exception):
-    """A template called raise_exception."""
-
-
-def _refuse(message: str) -> None:
-    raise _RefusedError(message)
+def _ends_in_own(text: str, ending: str) -> bool:
+    """Whether a text ends so, white space aside, and the ending is the template's."""
+    trimmed, wanted = text.rstrip(), ending.rstrip()
+    return trimmed.endswith(wanted) and is_own(trimmed, len(trimmed) - len(wanted), len(trimmed))
 
 
 def _system_into_user(messages: Sequence[Message]) -> list[Message] | None:

@@ -3,29 +3,92 @@
 from __future__ import annotations
 
 import functools
+from typing import Final
 
 from llguidance import LLTokenizer
 
-from ..errors import PromptTooLongError, TemplateError
+from ..errors import EngineError, ModelTemplateError, PromptTooLongError
 from ..llama.model import Model
 from ..request import GenerateRequest
-from ..spec import LoadSpec
+from ..spec import LoadSpec, Thinking, ThinkingMode
 from .chat_template import ChatTemplate, Prompt
 from .grammar import Grammar, schema_of, tokenizer_of
+from .origin import within
+from .plain_text import markers_of, tokens_of
+from .renderer import HONEST, Limits, Message, RenderProcess
 from .sequence import ActiveSequence
 
 # From here on a prompt is worth a look at its length before it is read into tokens.
 _LONG_PROMPT_CHARS = 100_000
 
+_NO_CHAT: Final = "It answers POST /v1/completions only; chats need another GGUF of the model, with a chat template."
+
+
+# What every template is asked once: no client's text, so that all the control tokens in it are the template's.
+_HARMLESS: Final[tuple[tuple[Message, ...], ...]] = (
+    ({"role": "user", "content": "What is 27 + 35?"},),
+    (
+        {"role": "user", "content": "What is 27 + 35?"},
+        {"role": "assistant", "content": "62"},
+        {"role": "user", "content": "And twice that?"},
+    ),
+)
+
 
 class PromptReader:
-    """Reads requests for one model. template: the model's own; None when its file has none."""
+    """Reads requests for one model.
 
-    def __init__(self, model: Model, spec: LoadSpec) -> None:
+    template:   the model's own chat template; None when the model cannot answer chats, and
+    chat_fault: why it cannot; None when it can.
+    """
+
+    def __init__(self, model: Model, spec: LoadSpec, *, limits: Limits = HONEST) -> None:
+        """limits: what a rendering may cost. A template is tried out here, once."""
         self._vocab = model.vocab
         self._context_tokens = spec.context_tokens
         source, text = model.chat_template(), model.vocab.text
-        self.template = ChatTemplate(source, bos=text(model.vocab.bos), eos=text(model.vocab.eos)) if source else None
+        self._markers = markers_of(model.vocab, source or "")
+        self._renderer = RenderProcess(source, limits) if source else None
+        self.template: ChatTemplate | None = None
+        self.chat_fault: ModelTemplateError | None = None
+        try:
+            if self._renderer is None:
+                raise ModelTemplateError("The model file carries no chat template.", _NO_CHAT)
+            template = ChatTemplate(self._renderer, bos=text(model.vocab.bos), eos=text(model.vocab.eos))
+            self._try_out(template)
+            self.template = template
+        except ModelTemplateError as error:
+            self.chat_fault = error
+            if self._renderer is not None:
+                self._renderer.close()
+
+    def _try_out(self, template: ChatTemplate) -> None:
+        """Render conversations that are nobody's, and read them as a user's are read. Raises ModelTemplateError."""
+        policy = Thinking(ThinkingMode.ON if template.family is not None else ThinkingMode.OFF)
+        for messages in _HARMLESS:
+            try:
+                prompt = template.prompt(messages, policy)
+            except ModelTemplateError:
+                raise
+            except EngineError as error:
+                if messages is _HARMLESS[0]:
+                    raise ModelTemplateError(error.message, _NO_CHAT) from error
+                continue  # it may take one question alone
+            if self._tokens(prompt) != self._vocab.tokenize(prompt.text, bos=self._adds_bos(prompt.text)):
+                raise ModelTemplateError(
+                    "The model's chat template makes control tokens in a way that cannot be told from a user's text.",
+                    _NO_CHAT,
+                )
+
+    @property
+    def renderer_bytes(self) -> int:
+        """Resident memory of the process that renders the template; 0 where none runs."""
+        return self._renderer.rss_bytes if self._renderer is not None else 0
+
+    def close(self) -> None:
+        """End the process that renders the template."""
+        if self._renderer is not None:
+            self._renderer.close()
 
     def grammar_of(self, request: GenerateRequest) -> Grammar | None:
         """What the answer has to keep to, None for plain text.
@@ -39,27 +102,43 @@ class PromptReader:
     def _grammar_tokens(self) -> LLTokenizer:
         return tokenizer_of(self._vocab)
 
-    def read(self, request: GenerateRequest, grammar: Grammar | None, specialist_id: int) -> ActiveSequence:
-        """The sequence of a request.
+    def prompt_of(self, request: GenerateRequest) -> Prompt:
+        """What a request is to be continued from.
 
-        Raises PromptTooLongError and TemplateError.
+        Takes as long as the chat template does, within its bounds, and may run on a thread of its own. Raises
+        TemplateError, ModelTemplateError and ThinkingPolicyError.
         """
-        prompt = self._prompt(request)
+        if request.prompt is not None:
+            tags = self.template.tags if self.template else ()
+            own = ((0, len(request.prompt)),) if request.raw_prompt and request.prompt else ()
+            return Prompt(request.prompt, 0, tags, own=own)
+        if self.template is None:
+            assert self.chat_fault is not None
+            raise self.chat_fault
+        return self.template.prompt(request.messages or [], request.thinking)
+
+    def read(
+        self, request: GenerateRequest, grammar: Grammar | None, specialist_id: int, prompt: Prompt | None = None
+    ) -> ActiveSequence:
+        """The sequence of a request. prompt: what `prompt_of` made of it beforehand; made here when left out.
+
+        Raises PromptTooLongError, and what `prompt_of` raises.
+        """
+        prompt = prompt if prompt is not None else self.prompt_of(request)
         vocab, context_tokens = self._vocab, self._context_tokens
-        bos = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
         # Reading megabytes into tokens takes seconds in which no answer goes on: refuse what cannot fit.
         if len(prompt.text) > _LONG_PROMPT_CHARS:
             at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
             if at_least >= context_tokens:
                 raise PromptTooLongError(at_least, context_tokens, at_least=True)
-        history = vocab.tokenize(prompt.text[: prompt.history_chars], bos=bos) if prompt.history_chars else []
-        tokens = vocab.tokenize(prompt.text, bos=bos)
+        tokens = self._tokens(prompt)
         if not tokens:
             tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
         if len(tokens) >= context_tokens:
             raise PromptTooLongError(len(tokens), context_tokens)
+        history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
         room = context_tokens - len(tokens)
         return ActiveSequence(
             request,
@@ -74,9 +153,11 @@ class PromptReader:
             specialist_id=specialist_id,
         )
 
-    def _prompt(self, request: GenerateRequest) -> Prompt:
-        if request.prompt is not None:
-            return Prompt(request.prompt, 0, self.template.tags if self.template else ())
-        if self.template is None:
-            raise TemplateError("The model file carries no chat template.", "Use /v1/completions, or another GGUF.")
-        return self.template.prompt(request.messages or [], request.thinking)
+    def _tokens(self, prompt: Prompt, chars: int | None = None) -> list[int]:
+        """Tokens of a prompt, or of its first characters."""
+        text = prompt.text if chars is None else prompt.text[:chars]
+        own = within(prompt.own, 0, len(text))
+        return tokens_of(text, own, self._vocab, self._markers, bos=self._adds_bos(prompt.text))
+
+    def _adds_bos(self, text: str) -> bool:
+        return self._vocab.adds_bos and not text.startswith(self._vocab.text(self._vocab.bos) or "\0")

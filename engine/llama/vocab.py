@@ -52,6 +52,37 @@ class Vocab:
             count = lib.llama_tokenize(self._vocab, data, len(data), buffer, -count, bos, special)
         return list(buffer[:count])
 
+    def tokenize_on(self, text: str) -> list[int]:
+        """Tokens of text that goes on where another one ended, control tokens recognised.
+
+        Some vocabularies begin each text with a space of their own, which has no place within one. Source:
+        llama-vocab.cpp, llama_vocab::impl::tokenize, add_space_prefix.
+        """
+        if not self._adds_space:
+            return self.tokenize(text)
+        lead = self.tokenize("\n")
+        tokens = self.tokenize(f"\n{text}")
+        return tokens[len(lead) :] if tokens[: len(lead)] == lead else self.tokenize(text)
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        tokens = self.tokenize("x")
+        return bool(tokens) and self.piece(tokens[0]).startswith(b" ")
+
+    def special_texts(self) -> list[tuple[str, bool]]:
+        """The texts that `tokenize` looks for before all others, and whether it does so without `special` too.
+
+        Those are user-defined. Source: llama-vocab.cpp, llama_vocab::impl::tokenizer_st_partition.
+        """
+        looked_for = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        found = []
+        for token in range(self.n_tokens):
+            attributes = lib.llama_vocab_get_attr(self._vocab, token)
+            if attributes & looked_for and (text := self.text(token)):
+                always = not attributes & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN)
+                found.append((text, always))
+        return found
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; control tokens give nothing unless special."""
         key = (token, special)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from .. import child
-from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError
+from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..spec import Device, Footprint, LoadSpec, Thinking
 
@@ -19,10 +19,15 @@ _PROBE_S: Final = 120.0  # a dry run takes some seconds
 
 @dataclass(frozen=True)
 class Prediction:
-    """A dry run's result. refused: thinking policies the model cannot carry out, name -> why."""
+    """A dry run's result.
+
+    refused:    thinking policies the model cannot carry out, name -> why.
+    chat_fault: why the model cannot answer chats, with a remedy; None when it can.
+    """
 
     footprint: Footprint
     refused: Mapping[str, str]
+    chat_fault: ModelTemplateError | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
         ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
-    return Prediction(Footprint(**sizes), answer["refused"])
+    fault = answer.get("chat_fault")
+    chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault)
 
 
 async def hardware() -> Hardware:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..errors import EngineError, SourceChangedError, SwapError
-from ..generate.chat_template import ChatTemplate
+from ..errors import EngineError, ModelTemplateError, SourceChangedError, SwapError
+from ..generate.chat_template import ChatTemplate, Prompt
 from ..generate.grammar import Grammar
 from ..generate.prompt import PromptReader
 from ..generate.sequence import ActiveSequence
@@ -69,8 +69,10 @@ class BatchLoop:
         *,
         swapper: Swapper | None = None,
         now: Callable[[], float] = time.monotonic,
+        prompts: PromptReader | None = None,
     ) -> None:
-        """emit: receives every event, in order. now: seconds, for waits and the length of time slices."""
+        """emit: receives every event, in order. now: seconds, for waits and the length of time slices.
+        prompts: what reads requests; made here when left out, and closed with the loop."""
         self._context = context
         self._emit = emit
         self._now = now
@@ -87,28 +89,42 @@ class BatchLoop:
             if model.vocab.n_tokens >= _WIDE_VOCABULARY
             else None
         )
-        self._prompts = PromptReader(model, spec)
+        self._prompts = prompts or PromptReader(model, spec)
         self.steps = 0  # decodes so far
 
     # --- requests ---------------------------------------------------------------------------------------------
 
     @property
     def template(self) -> ChatTemplate | None:
-        """The model's own; None when its file has none."""
+        """The model's own; None when it cannot answer chats."""
         return self._prompts.template
+
+    @property
+    def chat_fault(self) -> ModelTemplateError | None:
+        """Why the model cannot answer chats; None when it can."""
+        return self._prompts.chat_fault
+
+    @property
+    def renderer_bytes(self) -> int:
+        """Resident memory of the process that renders the chat template; 0 where none runs."""
+        return self._prompts.renderer_bytes
+
+    def prompt_of(self, request: GenerateRequest) -> Prompt:
+        """See PromptReader.prompt_of. Takes as long as the chat template may, and may run on another thread."""
+        return self._prompts.prompt_of(request)
 
     def grammar_of(self, request: GenerateRequest) -> Grammar | None:
         """See PromptReader.grammar_of. Takes up to seconds, and may run on another thread."""
         return self._prompts.grammar_of(request)
 
-    def submit(self, request: GenerateRequest, grammar: Grammar | None = None) -> None:
+    def submit(self, request: GenerateRequest, grammar: Grammar | None = None, prompt: Prompt | None = None) -> None:
         """Queue a request: Accepted or Rejected is emitted at once.
 
-        grammar: what `grammar_of` made of it beforehand; made here when left out.
+        grammar, prompt: what `grammar_of` and `prompt_of` made of it beforehand; made here when left out.
         """
         try:
             specialist_id = self._slices.id_of(request.specialist)
-            sequence = self._prompts.read(request, grammar or self.grammar_of(request), specialist_id)
+            sequence = self._prompts.read(request, grammar or self.grammar_of(request), specialist_id, prompt)
         except EngineError as error:
             self.reject(request.id, error)
             return
@@ -307,7 +323,8 @@ class BatchLoop:
                 self._queue.release(slot)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and the process that renders."""
         self._slices.close()
+        self._prompts.close()
         if self._samplers is not None:
             self._samplers.shutdown()

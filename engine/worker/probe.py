@@ -9,13 +9,15 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 
 from ..child import Report
-from ..errors import EngineError
-from ..generate.chat_template import ChatTemplate
+from ..errors import EngineError, ModelTemplateError
+from ..generate.prompt import PromptReader
+from ..generate.renderer import Limits
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
 from ..llama.context import Context
@@ -38,6 +40,9 @@ if platform.machine().lower() in ("arm64", "aarch64"):
     _REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q5_K, Type.Q6_K, Type.Q8_0}
 
 _CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabulary in every thread that samples
+
+# A dry run holds the start up: all of a template's renderings together have a few seconds.
+_TRIAL = Limits(total_cpu_s=4)
 
 _MIB = 2**20
 _SIZE = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
@@ -104,8 +109,21 @@ def buffers(log: Iterable[str]) -> tuple[int, int, int]:
     return int(kv * _MIB), int(compute * _MIB), int(host * _MIB)
 
 
-def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
-    """Bring the model up without memory, and add up. Raises EngineError when it would not load.
+@dataclass(frozen=True)
+class DryRun:
+    """What loading a spec would come to.
+
+    refused:    thinking policies that the model's template cannot carry out: name -> why.
+    chat_fault: why the model cannot answer chats; None when it can.
+    """
+
+    footprint: Footprint
+    refused: dict[str, str]
+    chat_fault: EngineError | None
+
+
+def dry_run(spec: LoadSpec, found: Sequence[Device], policies: dict[str, Any]) -> DryRun:
+    """Bring the model up without memory, add up, and try its chat template. Raises EngineError when it would not load.
 
     What sharing needs of llama.cpp is looked at too: LayoutError says that specialists have to be loaded apart.
     """
@@ -121,11 +139,35 @@ def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
     context = Context(model, spec)
     kv, compute, host = buffers(log.lines)
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
-    loop = BatchLoop(model, context, spec, lambda event: None)
-    overhead = rss_bytes() + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+    prompts = PromptReader(model, spec, limits=_TRIAL)
+    loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)
+    overhead = (
+        rss_bytes()
+        + prompts.renderer_bytes
+        + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+    )
     overhead += spec.ram_budget_bytes
+    refused, chat_fault = try_policies(prompts, policies)
     loop.close()
     context.close()
+    sizes = _footprint(
+        model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
+    )
+    return DryRun(sizes, refused, chat_fault)
+
+
+def _footprint(
+    model: Model,
+    spec: LoadSpec,
+    headers: Sequence[Header],
+    *,
+    has_gpu: bool,
+    repacks: bool,
+    buffers: tuple[int, int, int],
+    overhead: int,
+) -> Footprint:
+    """The sum of a load: what llama.cpp logged, the file's weights, and the process itself."""
+    kv, compute, host = buffers
     device_weights, host_weights = weights(headers, spec, has_gpu)
     notes = []
     if repacks and not has_gpu and (extra := copies(headers, spec)):
@@ -150,20 +192,20 @@ def footprint(spec: LoadSpec, found: Sequence[Device]) -> Footprint:
     )
 
 
-def check_policies(spec: LoadSpec, policies: dict[str, Any]) -> dict[str, str]:
-    """Thinking policies that the model's template cannot carry out: name -> why. Needs the vocabulary alone."""
-    model = Model(spec, dry_run=True)
-    source = model.chat_template()
-    if source is None:
-        return {}
-    template = ChatTemplate(source, bos=model.vocab.text(model.vocab.bos), eos=model.vocab.text(model.vocab.eos))
-    refused = {}
+def try_policies(prompts: PromptReader, policies: dict[str, Any]) -> tuple[dict[str, str], EngineError | None]:
+    """Thinking policies that the model's template cannot carry out, name -> why; and why it cannot answer chats, None
+    when it can. A template that costs too much is not asked again."""
+    refused: dict[str, str] = {}
+    if prompts.template is None:
+        return refused, prompts.chat_fault
     for name, policy in policies.items():
         try:
-            template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
+            prompts.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
+        except ModelTemplateError as error:
+            return {}, error
         except EngineError as error:
             refused[name] = str(error)
-    return refused
+    return refused, None
 
 
 def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -173,6 +215,9 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     answer: dict[str, Any] = {"devices": [vars(device) for device in found], "system_info": system_info()}
     if "spec" in job:
         spec = LoadSpec.from_json(job["spec"])
-        answer["footprint"] = vars(footprint(spec, found))
-        answer["refused"] = check_policies(spec, job.get("policies", {}))
+        tried = dry_run(spec, found, job.get("policies", {}))
+        answer["footprint"] = vars(tried.footprint)
+        answer["refused"] = tried.refused
+        if (fault := tried.chat_fault) is not None:
+            answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
     return answer

@@ -65,7 +65,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     async def ready() -> Response:
         """Requests can be answered: 503 with the problems where they cannot."""
         stalled = college.pool.status().stalled
-        warnings = list(college.supervisor.warnings)
+        warnings = [*college.supervisor.warnings, *college.catalog.doubts]
         body = {"ready": not stalled, "problems": list(stalled), "warnings": warnings}
         return JSONResponse(body, 503 if stalled else 200)
 
@@ -148,6 +148,9 @@ def _card(college: College, name: str, created: int) -> dict[str, Any]:
         facts |= {"reason": item.reason, "remedy": item.remedy}
     else:
         facts["warm"] = college.pool.is_warm(name)
+        facts["chats"] = item.chat_fault is None
+        if item.doubts:
+            facts["warnings"] = list(item.doubts)
     if name in college.builds:
         facts["build"] = college.builds.progress(name).line()
     if item.footprint is not None:

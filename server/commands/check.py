@@ -129,6 +129,9 @@ def print_report(
         _line(out, line)
     if servable:
         _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(entries))}.")
+    for name, item in entries.items():
+        for found in item.doubts if isinstance(item, Servable) else ():
+            _line(out, f"warning: {name}: {found}")
     for problem in roster.warnings:
         _line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
@@ -214,6 +217,8 @@ def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str,
 
 def _verdict(item: Servable | Unavailable) -> str:
     if isinstance(item, Servable):
+        if item.chat_fault is not None:
+            return "completions only"
         return "yes" if item.footprint is not None else "yes, size not predicted"
     if item.footprint is not None:
         return "no: over the budget"

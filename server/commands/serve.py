@@ -25,7 +25,7 @@ from ..roster.load import load_roster
 from ..roster.models import Roster
 from ..roster.source import RosterError
 from ..roster.values import AUTO
-from ..runtime.availability import Unavailable
+from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
 from ..runtime.dump import state_lines
 from ..runtime.metrics import Running
@@ -210,6 +210,8 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
         entry = item.entry
         about = entry.description or ""
         mark = f"unavailable: {item.reason} {item.remedy}" if isinstance(item, Unavailable) else about
+        if isinstance(item, Servable) and item.chat_fault is not None:
+            mark = f"{about} Answers no chats: {item.chat_fault.message}".strip()
         absent = isinstance(item, Unavailable) and item.location.path is None
         if absent and entry.build and entry.on_missing == "build":
             mark = f"{about} To be built when it is asked for.".strip()

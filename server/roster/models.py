@@ -293,6 +293,9 @@ class SpecialistSettings(Section):
     """for people to read"""
     loop_guard: Switch = True
     """end answers that repeat themselves"""
+    raw_prompts: Switch = False
+    """read control tokens that a prompt of /v1/completions spells; else they are text, as in every message.
+    Who may send them can open turns and thinking: for formats of your own"""
 
 
 class ModelSource(Section):

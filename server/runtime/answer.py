@@ -150,6 +150,7 @@ class Answer:
             specialist=specialist.name,
             messages=messages,
             prompt=request.prompt,
+            raw_prompt=specialist.raw_prompts,
             thinking=rules.thinking,
             sampling=rules.sampling,
             max_tokens=rules.max_tokens,
@@ -221,7 +222,9 @@ class Answer:
         if again:
             await self._again(lease, outcomes, again)
         again = _looped(outcomes)
-        fallback = self._college.chooser.fallback_for(self.choice.specialist.name)
+        fallback = self._college.chooser.fallback_for(
+            self.choice.specialist.name, chats=self.request.messages is not None
+        )
         if again and fallback is not None:
             try:
                 replacements = await self._from_fallback(lease, fallback, again)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from coe.engine.errors import EngineError
+from coe.engine.errors import EngineError, ModelTemplateError
 from coe.engine.files import stamp
 from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
@@ -18,6 +18,7 @@ from ..roster.models import Roster, Specialist
 
 Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]
+ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
 
 _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 
@@ -36,12 +37,23 @@ class Located:
 
 @dataclass(frozen=True)
 class Servable:
-    """A specialist that can be served here: its entry, its files, and how it is loaded. footprint: None unpredicted."""
+    """A specialist that can be served here: its entry, its files, and how it is loaded.
+
+    footprint:  None unpredicted.
+    chat_fault: why its model answers plain completions only; None where it answers chats too.
+    """
 
     entry: Specialist
     location: Location
     spec: LoadSpec
     footprint: Footprint | None
+    chat_fault: ModelTemplateError | None = None
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the dry run found that an operator has to know though it can be served."""
+        notes = self.footprint.notes if self.footprint is not None else ()
+        return (*((f"It answers no chats. {self.chat_fault}",) if self.chat_fault is not None else ()), *notes)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ def availability(
     refusals: Refusals = lambda spec: {},
     loads: Mapping[str, LoadSpec] | None = None,
     missing: Mapping[str, tuple[str, str]] | None = None,
+    chat_faults: ChatFaults = lambda spec: None,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -115,6 +128,7 @@ def availability(
     refusals:     thinking policies that the loaded model cannot carry out: specialist -> why.
     loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
     missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
+    chat_faults:  why the loaded model answers no chats; None where it does.
     """
     loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
@@ -135,7 +149,7 @@ def availability(
             return Unavailable(one.entry, reason, shrink_remedy(result, budget_bytes), one.location, result)
         if why := refusals(spec).get(one.entry.name):
             return Unavailable(one.entry, why, "", one.location, result)
-        return Servable(one.entry, one.location, spec, result)
+        return Servable(one.entry, one.location, spec, result, chat_faults(spec))
 
     entries: dict[str, Servable | Unavailable] = {}
     for one in located:

@@ -38,13 +38,31 @@ class Catalog:
         """Names of the specialists that can be served, in the roster's order."""
         return [name for name, item in self.availability.items() if isinstance(item, Servable)]
 
+    def answering(self, *, chats: bool) -> list[str]:
+        """Those of them that answer chats, or plain completions, which all do."""
+        items = ((name, self.availability[name]) for name in self.available)
+        return [name for name, item in items if not (chats and isinstance(item, Servable) and item.chat_fault)]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What an operator has to know of what can be served, a line each."""
+        return [
+            f"{name}: {doubt}"
+            for name, item in self.availability.items()
+            if isinstance(item, Servable)
+            for doubt in item.doubts
+        ]
+
     @property
     def warm(self) -> list[str]:
         """Names of those that would be served without a load or a swap."""
         return [name for name in self.available if self._pool.is_warm(name)]
 
     def start(self) -> None:
-        """Begin to hash, while no request is served, the files of which no mask tells what they have in common."""
+        """Log what is in doubt, and begin to hash, while no request is served, files of which no mask tells what they
+        have in common."""
+        for doubt in self.doubts:
+            _log.warning("%s", doubt)
         if self._resolved.unhashed:
             self._in_background(self._hash())
 
@@ -70,9 +88,12 @@ class Catalog:
 
     async def _resolve(self) -> None:
         """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
-        budget_bytes = self._pool.limits.budget_bytes
+        budget_bytes, known = self._pool.limits.budget_bytes, self.doubts
         self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
         self._pool.serve(self._resolved.entries())
+        for doubt in self.doubts:
+            if doubt not in known:
+                _log.warning("%s", doubt)
 
     async def _resolve_quietly(self) -> None:
         """The same in the background, where no caller would hear of a failure."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
-from coe.engine.errors import UnavailableError
+from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
 from coe.router.conversation import Conversation, ConversationKey
@@ -48,7 +48,7 @@ class Chooser:
         Raises UnknownModelError; UnavailableError or BuildingError when no specialist can answer.
         """
         if request.model != AUTO:
-            choice = await self._named(request.model, begin=begin)
+            choice = await self._named(request, begin=begin)
             if choice.reason != _NAMED:
                 _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
             if len(self._pool.shared_with(choice.specialist.name)) == 1:
@@ -66,16 +66,19 @@ class Chooser:
                 costs=self._costs(conversation, session_id, names),
             )
 
-        available = self._catalog.available
-        buildable = [name for name in self._roster.names if name in available or self._may_build(name)]
+        chats = request.messages is not None
+        available = self._catalog.answering(chats=chats)
+        there = self._catalog.available
+        buildable = [n for n in self._roster.names if n in available or (n not in there and self._may_build(n))]
         if not buildable:
-            raise UnavailableError("Nothing in the roster can be served yet.", "See GET /v1/models for the reasons.")
+            what = "Nothing in the roster can be served yet." if not there else "No model of the roster answers chats."
+            raise UnavailableError(what, "See GET /v1/models for the reasons.")
         decision = await decide(buildable)
         build = None
         if decision.specialist not in available:
             wanted = self._entry(decision.specialist)
             build = (self._builds.ask(wanted.name) if begin else self._builds.progress(wanted.name)).line()
-            stand_in = self.stand_in(wanted.name)
+            stand_in = self.stand_in(wanted.name, chats=chats)
             if stand_in is None and not available:
                 raise self._building(wanted)
             if stand_in is not None:
@@ -112,21 +115,24 @@ class Chooser:
     def _may_build(self, name: str) -> bool:
         return self._entry(name).on_missing == "build" and self._builds.can_come(name)
 
-    async def _named(self, model: str, *, begin: bool) -> Choice:
-        entry = self._roster.find(model)
+    async def _named(self, request: Request, *, begin: bool) -> Choice:
+        chats = request.messages is not None
+        entry = self._roster.find(request.model)
         if entry is None:
             known = ", ".join([AUTO, *self._roster.names])
-            raise UnknownModelError(f"There is no model {model!r}. Known: {known}.", param="model")
+            raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param="model")
         name = entry.name
         await self._catalog.recheck(name, being_built=self._builds)
         item = self._catalog.availability[name]
         if not isinstance(item, Unavailable):
+            if chats and (fault := item.chat_fault) is not None:
+                raise ModelTemplateError(f"{name} cannot answer chats: {fault.message}", fault.remedy)
             return Choice(entry, 1.0, _NAMED)
         to_build = self._builds.is_missing(name)
         if to_build and begin and entry.on_missing == "build":
             self._builds.ask(name)
         build = self._builds.progress(name).line() if to_build else None
-        stand_in = self.stand_in(name) if entry.on_missing != "refuse" else None
+        stand_in = self.stand_in(name, chats=chats) if entry.on_missing != "refuse" else None
         if stand_in is None:
             if to_build:
                 raise self._building(entry)
@@ -143,19 +149,19 @@ class Chooser:
             said += f" To build it: coe build {entry.name}, or POST /v1/builds/{entry.name}."
         return BuildingError(said, progress.line(), retry=progress.state.unfinished)
 
-    def stand_in(self, name: str) -> Specialist | None:
+    def stand_in(self, name: str, *, chats: bool = True) -> Specialist | None:
         """The specialist that answers in place of another: the fallback, else a warm one, else any available one."""
-        available = self._catalog.available
+        available = self._catalog.answering(chats=chats)
         order = [self._roster.fallback]
         if self._roster.fallback_warm:
             order += [*self._catalog.warm, *available]
         found = next((other for other in order if other and other != name and other in available), None)
         return self._entry(found) if found else None
 
-    def fallback_for(self, name: str) -> Specialist | None:
-        """The roster's fallback, when it can be served and is another specialist."""
+    def fallback_for(self, name: str, *, chats: bool = True) -> Specialist | None:
+        """The roster's fallback, when it can answer and is another specialist."""
         fallback = self._roster.fallback
-        if fallback is None or fallback == name or fallback not in self._catalog.available:
+        if fallback is None or fallback == name or fallback not in self._catalog.answering(chats=chats):
             return None
         return self._entry(fallback)
 

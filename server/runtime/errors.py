@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from coe.engine import errors as engine
 
@@ -115,6 +116,7 @@ class Failure:
 _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], ...] = (
     (engine.PromptTooLongError, 400, "context_length_exceeded", "messages"),
     (engine.TemplateError, 400, "template_refused", "messages"),
+    (engine.ModelTemplateError, 503, "chat_template", "model"),
     (engine.GrammarError, 400, "invalid_schema", "response_format"),
     (engine.SchemaViolationError, 500, "schema_violated", "response_format"),
     (engine.QueueFullError, 429, "queue_full", None),
@@ -133,6 +135,9 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
     (engine.ChildError, 503, "child_failed", None),
 )
 
+# Nothing that a client could wait for.
+_LASTING: Final = ("specialist_unavailable", "chat_template")
+
 
 def failure_of(error: BaseException) -> Failure:
     """What a client is told of an error. What we did not foresee is a 500 that gives nothing away."""
@@ -141,7 +146,7 @@ def failure_of(error: BaseException) -> Failure:
     for kind, status, code, param in _ENGINE_FAILURES:
         if isinstance(error, kind):
             family = {400: "invalid_request_error", 429: "rate_limit_error"}.get(status, "server_error")
-            retry = {"retry-after": "5"} if status in (429, 503) and code != "specialist_unavailable" else {}
+            retry = {"retry-after": "5"} if status in (429, 503) and code not in _LASTING else {}
             return Failure(status, str(error), family, code, param, retry)
     if isinstance(error, engine.EngineError):
         return Failure(500, str(error), "server_error", "engine_error")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coe.engine.errors import EngineError
+from coe.engine.errors import EngineError, ModelTemplateError
 from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
@@ -93,6 +93,11 @@ class Predictions:
         result = self._results.get(spec)
         return result.refused if isinstance(result, Prediction) else {}
 
+    def chat_fault(self, spec: LoadSpec) -> ModelTemplateError | None:
+        """Why this model answers no chats; None where it does, or does not load at all."""
+        result = self._results.get(spec)
+        return result.chat_fault if isinstance(result, Prediction) else None
+
 
 async def resolve(
     roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
@@ -136,7 +141,13 @@ async def resolve(
     await predictions.make(own)
     loads |= {entry.name: spec for entry, spec in own}
     entries = availability(
-        tuple(located.values()), predictions.__getitem__, budget_bytes, predictions.refused, loads, missing
+        tuple(located.values()),
+        predictions.__getitem__,
+        budget_bytes,
+        predictions.refused,
+        loads,
+        missing,
+        predictions.chat_fault,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from coe.engine.errors import EngineError
 from coe.engine.generate.chat_template import ChatTemplate
+from coe.engine.generate.plain_text import markers_of, tokens_of
+from coe.engine.generate.renderer import RenderProcess
 from coe.engine.llama.vocab import Vocab
 from coe.engine.spec import Thinking
 
@@ -275,31 +277,50 @@ def _whole(text: str, where: str) -> str:
     return text
 
 
-def chat_template(source: str | None, vocab: Vocab) -> ChatTemplate | None:
-    """A model's own template, ready to render; None for a model without one."""
-    return ChatTemplate(source, bos=vocab.text(vocab.bos), eos=vocab.text(vocab.eos)) if source else None
+class ChatReader:
+    """Reads conversations as a model's own chat template writes them, in a process of its own; see engine's renderer.
 
-
-def tokens_of(document: Document, vocab: Vocab, template: ChatTemplate | None) -> NDArray[np.int32]:
-    """A document's tokens: a text as it stands, a conversation through the template with its thinking closed.
-
-    The last answer begins with the family's closed block, as it does when a think-off specialist serves, and its turn
-    is closed. Control tokens that a plain text happens to spell are read as text. Begins with the model's begin-of-text
-    token where the model wants one. All tokens count, the question's and the template's too.
-
-    Raises CorpusError for a conversation that the template cannot render, or when there is none.
+    Without a template it reads plain texts alone.
     """
-    text = document.text
-    if document.messages:
-        if template is None:
+
+    def __init__(self, source: str | None, vocab: Vocab) -> None:
+        """Raises CorpusError when the template is broken."""
+        self._vocab = vocab
+        self._markers = markers_of(vocab, source or "")
+        self._template: ChatTemplate | None = None
+        if source:
+            try:
+                bos, eos = vocab.text(vocab.bos), vocab.text(vocab.eos)
+                self._template = ChatTemplate(RenderProcess(source), bos=bos, eos=eos)
+            except EngineError as error:
+                raise CorpusError(error.message, error.remedy) from error
+
+    def close(self) -> None:
+        """End the process."""
+        if self._template is not None:
+            self._template.close()
+
+    def tokens_of(self, document: Document) -> NDArray[np.int32]:
+        """A document's tokens: a text as it stands, a conversation through the template with its thinking closed.
+
+        The last answer begins with the family's closed block, as it does when a think-off specialist serves, and its
+        turn is closed. Control tokens that a text or a message happens to spell are read as text. Begins with the
+        model's begin-of-text token where the model wants one. All tokens count, the question's and the template's too.
+
+        Raises CorpusError for a conversation that the template cannot render, or when there is none.
+        """
+        vocab = self._vocab
+        if not document.messages:
+            return np.array(vocab.tokenize(document.text, special=False, bos=vocab.adds_bos), np.int32)
+        if self._template is None:
             raise CorpusError(
                 f"{document.source} is a conversation, and the parent carries no chat template.",
                 'Give {"text": …}, or a GGUF with a template.',
             )
         messages = [{"role": role, "content": content} for role, content in document.messages]
         try:
-            text = template.conversation(messages, Thinking())
+            prompt = self._template.conversation(messages, Thinking())
         except EngineError as error:
             raise CorpusError(f"{document.source}: {error.message}", error.remedy) from error
-    begins = vocab.adds_bos and not (document.messages and text.startswith(vocab.text(vocab.bos) or "\0"))
-    return np.array(vocab.tokenize(text, special=bool(document.messages), bos=begins), np.int32)
+        begins = vocab.adds_bos and not prompt.text.startswith(vocab.text(vocab.bos) or "\0")
+        return np.array(tokens_of(prompt.text, prompt.own, vocab, self._markers, bos=begins), np.int32)

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,7 +25,7 @@ from coe.engine.spec import LoadSpec
 from ..errors import ProfileError
 from ..files import require_output
 from ..parent import Parent
-from .corpus import Corpus, chat_template, tokens_of
+from .corpus import ChatReader, Corpus
 from .counting import added, count
 from .fitting import fit_spec, load_spec
 from .packing import Pack, Window, entries_of, plan_packs, windows_of
@@ -82,12 +82,12 @@ class _Reading:
         # Decodes of a recurrent model hold one document, and it keeps a state for every sequence that there may be.
         self.together = not self.model.recurrent
         self.spec = spec if self.together else replace(spec, parallel=1)
-        template = chat_template(self.model.chat_template(), self.model.vocab)
         documents = []
-        for done, document in enumerate(corpus.documents, 1):
-            documents.append(tokens_of(document, self.model.vocab, template))
-            if done % 100 == 0 or done == len(corpus.documents):
-                progress(ProfileProgress("read", done, len(corpus.documents)))
+        with closing(ChatReader(self.model.chat_template(), self.model.vocab)) as reader:
+            for done, document in enumerate(corpus.documents, 1):
+                documents.append(reader.tokens_of(document))
+                if done % 100 == 0 or done == len(corpus.documents):
+                    progress(ProfileProgress("read", done, len(corpus.documents)))
         self.windows = windows_of(documents, spec.context_tokens)
         self.cut = sum(len(tokens) > spec.context_tokens for tokens in documents)
         self.packs = plan_packs(

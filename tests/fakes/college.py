@@ -90,7 +90,7 @@ class FakeCollege:
     def chooser(self) -> Any:
         return self
 
-    def fallback_for(self, name: str) -> Specialist | None:
+    def fallback_for(self, name: str, *, chats: bool = True) -> Specialist | None:
         return self.fallback
 
 

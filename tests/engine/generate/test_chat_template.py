@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from random_model import CHAT_TEMPLATE as GEMMA4
 
-from coe.engine.errors import TemplateError, ThinkingPolicyError
-from coe.engine.generate.chat_template import ChatTemplate
+from coe.engine.errors import ModelTemplateError, TemplateError, ThinkingPolicyError
+from coe.engine.generate.chat_template import ChatTemplate as Template
+from coe.engine.generate.renderer import InProcess
 from coe.engine.llama.model import Model
 from coe.engine.spec import Thinking, ThinkingMode
 
@@ -44,8 +45,12 @@ NO_SYSTEM = (
 USER = [{"role": "user", "content": "Hi"}]
 
 
+def chat_template(source: str, *, bos: str = "") -> Template:
+    return Template(InProcess(source), bos=bos)
+
+
 def text(source: str, policy: Thinking = OFF, messages: list[dict[str, str]] | None = None) -> str:
-    return ChatTemplate(source, bos="<bos>").prompt(messages or USER, policy).text
+    return chat_template(source, bos="<bos>").prompt(messages or USER, policy).text
 
 
 def answered(start: str) -> list[dict[str, str]]:
@@ -65,7 +70,7 @@ class TestThinkingOff:
     def test_a_prompt_ends_in_the_familys_closed_block(self, source: str, ending: str) -> None:
         assert text(source).endswith(ending)
         assert text(source).count("think>") <= 2, "the block is closed once"
-        ChatTemplate(source).check(OFF)
+        chat_template(source).check(OFF)
 
     def test_a_family_whose_template_does_not_close_the_block_gets_it_appended(self) -> None:
         never_closes = PLAIN + "{#- </think> -#}"
@@ -76,7 +81,7 @@ class TestThinkingOff:
 
     def test_harmony_cannot_be_closed_and_says_what_to_do(self) -> None:
         with pytest.raises(ThinkingPolicyError, match="thinking: on"):
-            ChatTemplate(HARMONY).check(OFF)
+            chat_template(HARMONY).check(OFF)
 
     def test_a_rosters_prefill_replaces_the_familys(self) -> None:
         policy = Thinking(prefill="<think></think>\n")
@@ -86,7 +91,7 @@ class TestThinkingOff:
         )
 
     def test_the_answer_is_not_taken_for_thinking(self) -> None:
-        assert not ChatTemplate(ALWAYS_THINKS).prompt(USER, OFF).thinking_open
+        assert not chat_template(ALWAYS_THINKS).prompt(USER, OFF).thinking_open
 
 
 class TestThinkingOn:
@@ -96,17 +101,17 @@ class TestThinkingOn:
 
     @pytest.mark.parametrize("source", [GEMMA4, DEEPSEEK, ALWAYS_THINKS])
     def test_a_block_that_the_prompt_opens_is_known_to_be_open(self, source: str) -> None:
-        assert ChatTemplate(source).prompt(USER, BUDGET).thinking_open
+        assert chat_template(source).prompt(USER, BUDGET).thinking_open
 
     def test_one_that_the_model_opens_itself_is_not(self) -> None:
-        assert not ChatTemplate(QWEN3).prompt(USER, ON).thinking_open
+        assert not chat_template(QWEN3).prompt(USER, ON).thinking_open
 
     def test_a_model_that_does_not_think_cannot_be_told_to(self) -> None:
         with pytest.raises(ThinkingPolicyError, match="no thinking block"):
-            ChatTemplate(PLAIN).check(BUDGET)
+            chat_template(PLAIN).check(BUDGET)
 
     def test_harmony_may_think(self) -> None:
-        ChatTemplate(HARMONY).check(ON)
+        chat_template(HARMONY).check(ON)
 
     def test_gemma4_is_told_in_the_system_turn(self) -> None:
         messages = [{"role": "system", "content": "Be brief."}, *USER]
@@ -136,7 +141,7 @@ class TestTrailingAssistant:
         assert text(QWEN3, messages=answered(start)).endswith(start)
 
     def test_a_continued_answer_is_not_thinking_though_the_prompt_opens_a_block(self) -> None:
-        prompt = ChatTemplate(DEEPSEEK).prompt(answered("So the"), ON)
+        prompt = chat_template(DEEPSEEK).prompt(answered("So the"), ON)
         assert prompt.text.endswith("</think>\n\nSo the")
         assert not prompt.thinking_open
 
@@ -156,8 +161,8 @@ class TestMessages:
             text("{{ messages[0].content / 0 }}")
 
     def test_a_template_that_is_none_is_reported_at_once(self) -> None:
-        with pytest.raises(TemplateError, match="broken"):
-            ChatTemplate("{% for %}")
+        with pytest.raises(ModelTemplateError, match=r"broken: line 1: Expected an expression"):
+            chat_template("{% for %}")
 
     @pytest.mark.parametrize(
         "attack",
@@ -185,7 +190,7 @@ class TestMessages:
 class TestHistory:
     @pytest.mark.parametrize("source", [GEMMA4, QWEN3, DEEPSEEK, PLAIN, ALWAYS_THINKS])
     def test_the_next_turn_begins_with_this_ones_history(self, source: str) -> None:
-        template = ChatTemplate(source)
+        template = chat_template(source)
         first = template.prompt(USER, OFF)
         history = first.text[: first.history_chars]
         then = template.prompt([*answered("Hello"), {"role": "user", "content": "More"}], OFF)
@@ -193,7 +198,7 @@ class TestHistory:
         assert then.text.startswith(history)
 
     def test_the_answers_own_turn_is_not_part_of_it(self) -> None:
-        prompt = ChatTemplate(QWEN3).prompt(USER, OFF)
+        prompt = chat_template(QWEN3).prompt(USER, OFF)
         assert prompt.text[prompt.history_chars :] == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
@@ -201,7 +206,7 @@ class TestRealModel:
     def test_smollm2_has_no_thinking_block(self, smollm2_model: Model) -> None:
         source = smollm2_model.chat_template()
         assert source is not None
-        template = ChatTemplate(source)
+        template = chat_template(source)
         assert template.family is None
         template.check(OFF)
         assert template.prompt(USER, OFF).text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
@@ -209,6 +214,6 @@ class TestRealModel:
     def test_the_random_gemma4_is_recognised(self, gemma4_model: Model) -> None:
         source = gemma4_model.chat_template()
         assert source is not None
-        family = ChatTemplate(source).family
+        family = chat_template(source).family
         assert family is not None
         assert family.name == "gemma4"

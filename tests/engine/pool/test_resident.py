@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_model import CHAT_TEMPLATE, write_random_model
 
 from coe.engine.errors import (
     EngineError,
     GrammarError,
     ModelFileError,
+    ModelTemplateError,
     PromptTooLongError,
     SlowReaderError,
     ThinkingPolicyError,
@@ -380,3 +382,39 @@ class TestDying:
             server.kill()
             assert select.select([descriptor], [], [], GONE_S)[0], "the worker outlived its server"
             os.close(descriptor)
+
+
+@pytest.mark.model
+class TestChatTemplatesOfStrangers:
+    @pytest.fixture
+    async def later(self, tmp_path: Path) -> AsyncIterator[WatchedResident]:
+        """A model whose template never ends from the fifth message on."""
+        endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+        source = CHAT_TEMPLATE + "{% if messages | length > 4 %}" + endless + "{% endif %}"
+        path = write_random_model(tmp_path / "later.gguf", chat_template=source)
+        resident = await WatchedResident.start(LoadSpec(path, context_tokens=8192, parallel=2, threads=1), {})
+        assert isinstance(resident, WatchedResident)
+        yield resident
+        await resident.stop()
+
+    async def test_one_that_hangs_holds_no_other_answer_up(self, later: WatchedResident) -> None:
+        def chat(name: str, turns: int) -> GenerateRequest:
+            messages = [{"role": ("user", "assistant")[n % 2], "content": "w1"} for n in range(turns)]
+            return request(name, prompt=None, messages=messages, max_tokens=4)
+
+        hangs = asyncio.create_task(events(later, chat("hangs", 5)))
+        plain = await events(later, request("plain", prompt="w1 w2", max_tokens=4))
+        assert isinstance(plain[-1], Finished)
+        assert not hangs.done(), "it is still being rendered"
+        with pytest.raises(ModelTemplateError, match="takes more than 2 s of processor time"):
+            await hangs
+        assert isinstance((await events(later, chat("short", 1)))[-1], Finished)
+
+    async def test_a_hanging_rendering_that_is_cancelled_leaves_nothing_behind(self, later: WatchedResident) -> None:
+        messages = [{"role": "user", "content": "w1"}] * 5
+        hangs = asyncio.create_task(events(later, request("hangs", prompt=None, messages=messages)))
+        await events(later, request("plain", prompt="w1", max_tokens=1))
+        hangs.cancel()
+        await asyncio.gather(hangs, return_exceptions=True)
+        short = await events(later, request("short", prompt=None, messages=messages[:1], max_tokens=1))
+        assert isinstance(short[-1], Finished)

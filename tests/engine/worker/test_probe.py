@@ -205,3 +205,45 @@ def test_the_free_memory_of_this_machine_is_known() -> None:
 
 async def test_a_budget_of_the_roster_is_taken_as_it_is() -> None:
     assert await memory.budget_bytes(123, 5) == (123, "set in the roster")
+
+
+@pytest.mark.model
+class TestChats:
+    """What a dry run finds out about a model's chat template."""
+
+    async def predicted(self, path: Path, source: str | None) -> memory.Prediction:
+        write_random_model(path, chat_template=source)
+        return await memory.predict(LoadSpec(path, context_tokens=512, parallel=1), {"plain": Thinking()})
+
+    async def test_a_model_with_a_template_answers_chats(self, random_gemma4: Path) -> None:
+        assert (await memory.predict(LoadSpec(random_gemma4, context_tokens=512))).chat_fault is None
+
+    @pytest.mark.parametrize(
+        ("source", "why"),
+        [
+            (None, "carries no chat template"),
+            ("{% if %}", "broken: line 1: Expected an expression"),
+            ("{{ raise_exception('not\n\x1b[2J today') }}", r"not\\n\\x1b\[2J today"),
+            ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "processor time"),
+            (
+                "{% set ns = namespace(t='ab') %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
+                "memory",
+            ),
+            ("{{ 'a' * (10**9) * 3 }}", "needs more than 512 MiB of memory"),
+            ("{% for i in range(10**12) %}x{% endfor %}", "Range too big"),
+        ],
+    )
+    async def test_one_whose_template_is_missing_or_hurts_is_served_without_chats(
+        self, tmp_path: Path, source: str | None, why: str
+    ) -> None:
+        predicted = await self.predicted(tmp_path / "m.gguf", source)
+        assert predicted.footprint.total_bytes > 0
+        assert not predicted.refused
+        assert predicted.chat_fault is not None
+        assert re.search(why, predicted.chat_fault.message)
+        assert predicted.chat_fault.remedy
+
+    async def test_the_process_that_renders_is_counted(self, tmp_path: Path) -> None:
+        bare = await self.predicted(tmp_path / "bare.gguf", None)
+        whole = await self.predicted(tmp_path / "whole.gguf", "{{ messages[0].content }}")
+        assert whole.footprint.overhead_bytes - bare.footprint.overhead_bytes > 5 * 2**20

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from coe.engine.errors import ModelFileError
+from coe.engine.errors import ModelFileError, ModelTemplateError
 from coe.engine.spec import Footprint, LoadSpec
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED, load_head
@@ -80,6 +80,25 @@ def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(
     refused = judged["a"]
     assert isinstance(refused, Unavailable)
     assert refused.reason == "a model that does not think"
+
+
+def test_a_model_without_chats_and_what_else_a_dry_run_notes_are_told(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    fault = ModelTemplateError("The model file carries no chat template.", "Take another.")
+
+    def noted(spec: LoadSpec) -> Footprint:
+        return Footprint(GIB, GIB, 0, notes=("context_tokens 9 is more than the 8 it was trained for",))
+
+    judged = availability(
+        locate(roster), noted, 8 * GIB, chat_faults=lambda spec: fault if spec.path.stem == "a" else None
+    )
+    out = StringIO()
+    assert print_report(roster, judged, 8 * GIB, Console(file=out, width=200)) == 0
+    printed = out.getvalue()
+    assert "completions only" in printed
+    assert "warning: a: It answers no chats. The model file carries no chat template. Take another." in printed
+    assert "warning: b: context_tokens 9 is more than the 8" in printed
+    assert "warning: b: It answers no chats" not in printed
 
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:

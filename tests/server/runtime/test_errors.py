@@ -24,6 +24,7 @@ def test_the_body_is_openais_envelope() -> None:
         (NoKeyError("?"), 401, "invalid_api_key"),
         (engine.PromptTooLongError(300, 256), 400, "context_length_exceeded"),
         (engine.TemplateError("?"), 400, "template_refused"),
+        (engine.ModelTemplateError("?"), 503, "chat_template"),
         (engine.GrammarError("?"), 400, "invalid_schema"),
         (engine.QueueFullError("?"), 429, "queue_full"),
         (engine.WaitTimeoutError("?"), 503, "wait_timeout"),

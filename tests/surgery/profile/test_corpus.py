@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from coe.engine.llama.model import Model
 from coe.surgery.errors import CorpusError
-from coe.surgery.profile.corpus import UNCLASSED, Corpus, CorpusFile, Document, chat_template, read_corpus, tokens_of
+from coe.surgery.profile.corpus import UNCLASSED, ChatReader, Corpus, CorpusFile, Document, read_corpus
 
 
 @pytest.fixture
@@ -172,7 +173,8 @@ def test_documents_by_themselves_are_spread_over_the_corpus() -> None:
 
 
 def rendered(model: Model, document: Document) -> str:
-    tokens = tokens_of(document, model.vocab, chat_template(model.chat_template(), model.vocab))
+    with closing(ChatReader(model.chat_template(), model.vocab)) as reader:
+        tokens = reader.tokens_of(document)
     return b"".join(model.vocab.piece(int(token), special=True) for token in tokens).decode()
 
 
@@ -196,7 +198,7 @@ def test_a_real_models_template_closes_the_turn_too(smollm2_model: Model) -> Non
 
 def test_a_text_begins_as_the_model_wants_and_its_control_tokens_are_text(gemma4_model: Model) -> None:
     vocab = gemma4_model.vocab
-    tokens = tokens_of(Document("all", "a<turn|>"), vocab, None).tolist()
+    tokens = ChatReader(None, vocab).tokens_of(Document("all", "a<turn|>")).tolist()
     assert tokens[0] == vocab.bos
     assert vocab.bos not in tokens[1:]
     assert not any(vocab.is_control(token) for token in tokens[1:])
@@ -205,4 +207,4 @@ def test_a_text_begins_as_the_model_wants_and_its_control_tokens_are_text(gemma4
 def test_a_conversation_needs_a_template(gemma4_model: Model) -> None:
     document = Document("all", messages=(("user", "w1"), ("assistant", "w2")), source="f.jsonl, line 1")
     with pytest.raises(CorpusError, match="line 1 is a conversation, and the parent carries no chat template"):
-        tokens_of(document, gemma4_model.vocab, None)
+        ChatReader(None, gemma4_model.vocab).tokens_of(document)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from coe.surgery.parent import Parent
 from coe.surgery.plan.methods import TopK
 from coe.surgery.plan.planning import plan
 from coe.surgery.profile import run as profiling
-from coe.surgery.profile.corpus import Corpus, Document, chat_template, tokens_of
+from coe.surgery.profile.corpus import ChatReader, Corpus, Document
 from coe.surgery.profile.profile import Profile, read_extra
 from coe.surgery.profile.run import ProfileProgress, evaluate_corpus, profile_corpus, state_path
 from coe.surgery.profile.summary import summarize
@@ -73,7 +74,7 @@ def test_histograms_equal_those_of_the_routers_scores(tmp_path: Path, architectu
     profile = profile_corpus(path, corpus, tmp_path / "p.npz", load=LOAD)
     spec = replace(LOAD, path=path, parallel=1)
     model = Model(spec)
-    tokens = tokens_of(corpus.documents[0], model.vocab, None)[:256].tolist()
+    tokens = ChatReader(None, model.vocab).tokens_of(corpus.documents[0])[:256].tolist()
     tapped = TappedContext(model, spec, Parent.open(path).experts, scores=True)
     _, seen = tapped.evaluate(tokens)
     tapped.close()
@@ -140,8 +141,8 @@ def test_conversations_and_long_documents_are_read_whole(parent: Path, tmp_path:
     book = Document("book", words(rng, 700))
     profile = profile_corpus(parent, Corpus((talk, book)), tmp_path / "p.npz", load=LOAD, extra={"made": "here"})
     model = Model(replace(LOAD, path=parent))
-    template = chat_template(model.chat_template(), model.vocab)
-    sizes = [len(tokens_of(document, model.vocab, template)) for document in (talk, book)]
+    with closing(ChatReader(model.chat_template(), model.vocab)) as reader:
+        sizes = [len(reader.tokens_of(document)) for document in (talk, book)]
     model.close()
     assert profile.tokens.tolist() == sizes
     assert profile.documents.tolist() == [1, 1]
