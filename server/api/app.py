@@ -24,6 +24,7 @@ from .keys import RequireKey
 from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
 from .status import add_builds, add_status
+from .uploads import BoundUploads, Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def make_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
+    app.add_middleware(BoundUploads, uploads=Uploads(college.roster.server.max_uploads_bytes))
     # Last, so outermost: what the others refuse is counted, too, and has an id.
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(NameRequests)

@@ -14,7 +14,7 @@ from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
-from .body import parse_json, read_body
+from .body import read_json
 
 
 def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
@@ -57,8 +57,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
 
     @app.post("/v1/pool/unload")
     async def unload(request: Request) -> dict[str, Any]:
-        body = await read_body(request, college.roster.server.max_body_bytes)
-        name = parse_json(body).get("model")
+        name = await read_json(request, college.roster.server, lambda body: body.get("model"))
         specialist = college.roster.find(name) if isinstance(name, str) else None
         if specialist is None:
             raise UnknownModelError(

@@ -16,6 +16,7 @@ from rich.console import Console
 from coe.engine import child
 from coe.engine.child import Report
 
+from ..roster.addresses import LOOPBACK
 from ._logs import LogFormat, set_up
 from .serve import serve
 
@@ -76,7 +77,10 @@ class _Announcement(io.TextIOBase):
 
 
 def main(job: dict[str, str], report: Report) -> int:
-    """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`."""
+    """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`.
+
+    It is for one command alone, and so for this machine alone, wherever the roster listens.
+    """
     set_up(0, LogFormat.TEXT)
     out = Console(file=_Announcement(report))  # type: ignore[arg-type]  # rich asks for IO[str], and writes to it
-    return serve(Path(job["roster"]), host=None, port=0, out=out, err=Console(stderr=True))
+    return serve(Path(job["roster"]), host=LOOPBACK, port=0, out=out, err=Console(stderr=True))

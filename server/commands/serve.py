@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import socket
+from functools import partial
 from pathlib import Path
+from typing import Any, Final, cast
 
 import uvicorn
 from rich.console import Console
@@ -14,16 +17,24 @@ from coe.engine.errors import EngineError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
+from ..api.connections import ConnectionLimits, Connections, room_for
 from ..api.keys import read_keys
+from ..api.protocol import BoundedProtocol
+from ..roster.addresses import base_url, is_everywhere
 from ..roster.load import load_roster
 from ..roster.models import Roster
 from ..roster.source import RosterError
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
+from ._descriptors import open_descriptors, raise_descriptor_limit
+from ._listen import listen
 from .doctor import gpu_warning
 
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
+_MAX_HEAD_BYTES: Final = 64 * 1024  # of a request's line and headers
+_ACCEPTED_AT_A_TIME: Final = 16
+_QUEUE: Final = 512  # clients that the kernel keeps until they are accepted
 
 
 def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: Console) -> int:
@@ -33,7 +44,7 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
     try:
         roster = load_roster(path)
         keys = read_keys(roster)
-        listener = listen(host or roster.server.host, roster.server.port if port is None else port)
+        listener = listen(roster.server.host if host is None else host, roster.server.port if port is None else port)
     except RosterError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, soft_wrap=True)
@@ -50,24 +61,6 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
         return 0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is loaded: a taken port is best known at once. Raises OSError with the remedy."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # With its protocol named: asyncio sends frames at once only on sockets that say they are TCP. Elsewhere the
-        # second frame of a kept connection waits for the client's acknowledgement, 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()  # another that has bound the same port meanwhile fails here, and not after its models load
-    except (OSError, OverflowError) as error:
-        raise OSError(
-            f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. "
-            "Choose another with --port, or end what listens there."
-        ) from error
-    return listener
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, that says when it is ready, and that a second Ctrl-C ends at once."""
 
@@ -78,6 +71,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_QUEUE)  # uvicorn gave it the number of clients to accept at a time
         if self.started:
             self._out.print(self._announce, markup=False, soft_wrap=True)
 
@@ -89,6 +84,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
+    descriptors = raise_descriptor_limit()
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -98,13 +94,21 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
+    limits = ConnectionLimits(most=room_for(descriptors, open_descriptors(), roster.server.max_connections))
+    connections = Connections(limits)
+    connections.watch_accepts(asyncio.get_running_loop())
     config = uvicorn.Config(
         make_app(college, keys),
+        http=cast(Any, partial(BoundedProtocol, connections)),  # it wants a class, and calls it
+        ws="none",
         log_config=None,
         access_log=False,
         # A second Ctrl-C ends at once; without one, running answers are waited for.
         timeout_graceful_shutdown=None,
-        h11_max_incomplete_event_size=64 * 1024,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_keep_alive=int(limits.idle_s),
+        # As many clients are accepted at a time; asyncio tries as often when descriptors run out.
+        backlog=_ACCEPTED_AT_A_TIME,
     )
     server = _Server(config, announcement(college, host, port, with_key=bool(keys)), out)
     await server.serve(sockets=[listener])
@@ -113,8 +117,7 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
 
 def announcement(college: College, host: str, port: int, *, with_key: bool) -> str:
     """What a person needs to begin: address, models, a request to try, what to enter in a chat client."""
-    reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    base = f"http://{reach}:{port}/v1"
+    base = f"{base_url(host, port)}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
     lines = ["", f"College of Experts is ready at {base}", "", f"  {AUTO:{width}}  the supervisor chooses"]
     for name, item in college.catalog.availability.items():
@@ -127,9 +130,12 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = '{"model":"auto","messages":[{"role":"user","content":"What is 27 + 35?"}]}'
+    if is_everywhere(host):
+        lines += ["", f"Other machines reach it by this one's name or address, with the port {port}."]
+    chat = shlex.quote(f"{base}/chat/completions")  # an IPv6 address stands in brackets, which a shell expands
     lines += [
         "",
-        f"Try:         curl -s {base}/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
+        f"Try:         curl -s {chat}{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
         "Stop:        Ctrl-C; a second one stops at once",

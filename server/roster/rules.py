@@ -15,6 +15,7 @@ from coe.router.domains import DOMAINS, canonical
 from coe.router.examples import example_problems, examples_of
 from coe.surgery.plan.recipes import RECIPES, settings_of
 
+from .addresses import is_loopback
 from .models import BuildSection, ModelSource, Roster, SamplingBounds, Specialist
 from .source import KeyPath, nearest
 
@@ -183,7 +184,7 @@ def roster_findings(
                     "There is no parent to cut it from.",
                     "Add `parent:` at the top of the roster.",
                 )
-    if draft.server.host not in ("127.0.0.1", "::1", "localhost") and not (
+    if not is_loopback(draft.server.host) and not (
         draft.server.api_keys_env or draft.server.api_keys_file
     ):
         yield Finding(
