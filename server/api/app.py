@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -16,13 +16,14 @@ from coe.engine.errors import EngineError
 from coe.engine.logs import for_request
 
 from ..runtime.college import College
-from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, failure_of
+from ..runtime.errors import ClientGoneError, RequestError, failure_of
 from ..runtime.metrics import Metrics
 from .answers import add_answers
 from .dialect import Dialect
 from .keys import RequireKey
 from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
 from .openai.dialects import CHAT, COMPLETIONS
+from .paths import AnswerHead, Paths, shown
 from .status import add_builds, add_status
 from .uploads import BoundUploads, Uploads
 
@@ -48,6 +49,7 @@ def make_app(
             await college.close()
 
     app = FastAPI(title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False  # to an address made of the client's Host; the refusal names the path
     metrics = Metrics(college.pool.status, college.builds.cards)
     default = next(iter(dialects.values()))
 
@@ -58,7 +60,13 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
-    _add_errors(app, dialect_at, metrics)
+
+    @app.get("/")
+    async def root() -> dict[str, Any]:
+        return paths.card()
+
+    paths = Paths(app)
+    _add_errors(app, dialect_at, metrics, paths)
     if keys:
         app.add_middleware(RequireKey, keys=keys, dialect_at=dialect_at)
     if college.roster.server.cors_origins:
@@ -73,28 +81,36 @@ def make_app(
     # Last, so outermost: what the others refuse is counted, too, and has an id.
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(NameRequests)
+    app.add_middleware(AnswerHead)
     return app
 
 
-def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics) -> None:
+def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics, paths: Paths) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            what = f"Nothing is served at {request.method} {request.url.path}. See docs/api.md for the paths."
-            error = UnknownPathError(what, error.status_code)
+            asked = request.scope["path"]
+            allow = paths.allow(asked)
+            if request.method == "OPTIONS" and allow is not None:
+                return Response(status_code=204, headers={"allow": allow})
+            error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
         headers = dict(failure.headers)
         if failure.status == 500:
             name = request.scope.get(REQUEST_ID_KEY, "")
-            _log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=for_request(name))
+            _log.error(
+                "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
+            )
             if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
                 headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
-            _log.debug("%s %s refused with %d: %s", request.method, request.url.path, failure.status, failure.message)
-        body = dialect_at(request.url.path).error_body(failure)
+            path = shown(request.scope["path"])
+            _log.debug("%s %s refused with %d: %s", request.method, path, failure.status, failure.message)
+        body = dialect_at(request.scope["path"]).error_body(failure)
         return JSONResponse(body, failure.status, headers)
 
     async def gone(request: Request, error: Exception) -> Response:
+        _log.info("%s %s: the client left before it had its answer", request.method, shown(request.scope["path"]))
         return Response(status_code=499)  # nginx's code for a client that closed the connection
 
     for kind in (RequestError, EngineError, HTTPException, Exception):

@@ -23,7 +23,7 @@ _reader: Final = ThreadPoolExecutor(1, "coe-bodies")
 
 
 async def read_json(request: Request, settings: ServerSection, then: Callable[[dict[str, Any]], _T]) -> _T:
-    """What `then` makes of a request's JSON object. Large bodies are parsed outside the event loop, and `then` with them.
+    """What `then` makes of a request's JSON object. A large body is parsed outside the event loop, and `then` with it.
 
     Raises RequestError for what is too large, too late, encoded in a way that is not taken or no JSON object, and what
     `then` raises; ClientGoneError when the client leaves before it has sent all.
@@ -52,7 +52,7 @@ async def read_json(request: Request, settings: ServerSection, then: Callable[[d
 async def _read(request: Request, upload: Upload, limit: int) -> bytes:
     message = f"The body is larger than {limit:,} bytes. Send less, or raise server.max_body_bytes in the roster."
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and len(declared) > 20 or declared.isdigit() and int(declared) > limit:
+    if (declared.isdigit() and len(declared) > 20) or (declared.isdigit() and int(declared) > limit):
         raise BodyTooLargeError(message)
     body = bytearray()
     try:

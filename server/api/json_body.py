@@ -19,7 +19,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError("The body is not UTF-8. Send JSON in UTF-8.") from error
     if len(body) > MAX_VALUES and _n_values(body) > MAX_VALUES:
-        raise RequestError(f"The body has more than {MAX_VALUES:,} values. Send fewer.")
+        raise RequestError(f"The body has more than {MAX_VALUES:,} values, nested ones among them. Send fewer.")
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -39,7 +39,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def _n_values(body: bytes) -> int:
     """Members of all lists and objects, counted without parsing: in C, in a fraction of the time.
 
-    Outside of texts a comma is between two members, and a bracket before the first. What is no JSON may give any number.
+    Outside of texts a comma is between two members, and a bracket before the first. What is no JSON gives any number.
     """
     most = _n_marks(body)
     if most <= MAX_VALUES:  # those in texts among them

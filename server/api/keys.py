@@ -56,7 +56,7 @@ class RequireKey:
             return
         failure = failure_of(NoKeyError("A valid API key is needed: send Authorization: Bearer KEY."))
         body = self._dialect_at(scope["path"]).error_body(failure)
-        await JSONResponse(body, failure.status)(scope, receive, send)
+        await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol, with phases that `connections.py` bounds and errors in our envelope."""
+"""HTTP/1.1 on one connection: uvicorn's protocol, in phases that `connections.py` bounds, with our errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _errors_only = logging.getLogger("uvicorn.error.http")
 _errors_only.setLevel(logging.ERROR)
 
 _TLS_HANDSHAKE: Final = b"\x16\x03"
-_SLICE_BYTES: Final = 8 * 1024  # of a read that are parsed before others have their turn
+_SLICE_BYTES: Final = 4 * 1024  # of a read that are parsed before others have their turn
 
 
 class BoundedProtocol(H11Protocol):
@@ -101,7 +101,9 @@ class BoundedProtocol(H11Protocol):
         error = sys.exc_info()[1]
         status = getattr(error, "error_status_hint", 400)
         if self._first == _TLS_HANDSHAKE:
-            what = "This server speaks plain HTTP: write http:// in place of https://, or put a proxy with TLS before it."
+            what = (
+                "This server speaks plain HTTP: write http:// in place of https://, or put a proxy with TLS before it."
+            )
         elif status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
             what = "The request's line and headers are too large. Send fewer or shorter headers."
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
 
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
@@ -28,6 +29,8 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
+        if not name.strip("/"):
+            raise HTTPException(404)  # /v1/models with a slash too many
         specialist = college.roster.find(name)
         if specialist is None and name != AUTO:
             known = ", ".join([AUTO, *college.roster.names])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Final
+from typing import Any, Final
 
 from ..roster.addresses import address_text, unbracketed
 
@@ -39,7 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
     raise ListenError(_why_not(refusal, host, port)) from refusal
 
 
-def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str | int, ...]]]:
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     """The addresses of a host, the preferred one first."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -55,7 +55,7 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
     return [(family, address) for family, _, _, _, address in found]
 
 
-def _bound(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+def _bound(family: socket.AddressFamily, address: Any) -> socket.socket:
     # With its protocol named: asyncio sends frames at once only on sockets that say they are TCP. Elsewhere the
     # second frame of a kept connection waits for the client's acknowledgement, 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -22,8 +22,10 @@ def server_url(given: str) -> str:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
         brackets = " An IPv6 address stands in brackets: http://[::1]:8000." if text.count(":") > 2 else ""
-        raise ValueError(f"{given!r} is no address of a server ({error}). Give one such as {_SAMPLE}.{brackets}") from error
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise ValueError(
+            f"{given!r} is no address of a server ({error}). Give one such as {_SAMPLE}.{brackets}"
+        ) from error
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment or len(text.split()) > 1:
         raise ValueError(f"{given!r} is no address of a server. Give one such as {_SAMPLE}.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
@@ -37,7 +39,7 @@ def is_here(url: str) -> bool:
 def why_none(url: str, error: Exception) -> str:
     """What to tell a person when no server of ours answers at an address, with the remedy for the cause."""
     if isinstance(error, httpx.TimeoutException):
-        return f"{url} does not answer ({error or 'no answer in time'}). Correct the address, or look at that server's log."
+        return f"{url} does not answer ({error or 'no answer in time'}). Correct the address, or see that server's log."
     if isinstance(error, httpx.TransportError):
         return f"No college is served at {url} ({error}). Correct the address, or start one: coe serve"
     # Something answers, and not as a college does.

@@ -184,9 +184,7 @@ def roster_findings(
                     "There is no parent to cut it from.",
                     "Add `parent:` at the top of the roster.",
                 )
-    if not is_loopback(draft.server.host) and not (
-        draft.server.api_keys_env or draft.server.api_keys_file
-    ):
+    if not is_loopback(draft.server.host) and not (draft.server.api_keys_env or draft.server.api_keys_file):
         yield Finding(
             ("server", "host"),
             f"Every machine that reaches {draft.server.host} may use the server.",

@@ -10,7 +10,7 @@ from coe.engine import errors as engine
 
 
 class Part(StrEnum):
-    """What of a request is at fault, where only a dialect knows the field's name; the value is the name of no dialect."""
+    """What of a request is at fault, where only a dialect knows the field's name."""
 
     INPUT = "input"  # the conversation, or the text to be continued
     FORMAT = "format"  # what the answer has to keep to
@@ -52,11 +52,12 @@ class BuildingError(RequestError):
 
 
 class UnknownPathError(RequestError):
-    """Nothing is served at this path, or not with this method."""
+    """Nothing is served at this path, or not with this method. headers: such as Allow."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, code="unknown_url" if status == 404 else "method_not_allowed")
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, code={404: "unknown_url", 405: "method_not_allowed"}.get(status))
         self.status = status
+        self.headers = headers or {}
 
 
 class NoKeyError(RequestError):
@@ -65,6 +66,7 @@ class NoKeyError(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+    headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="College of Experts"'}
 
 
 class BodyTooLargeError(RequestError):
