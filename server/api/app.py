@@ -77,7 +77,9 @@ def make_app(
             allow_headers=["*"],
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
-    app.add_middleware(BoundUploads, uploads=Uploads(college.roster.server.max_uploads_bytes))
+    settings = college.roster.server
+    # A body that may come at all may come alone.
+    app.add_middleware(BoundUploads, uploads=Uploads(max(settings.max_uploads_bytes, settings.max_body_bytes)))
     # Last, so outermost: what the others refuse is counted, too, and has an id.
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(NameRequests)

@@ -98,13 +98,12 @@ class ServerSection(Section):
     max_body_bytes: Size = 8 * 2**20
     """a larger request body is refused"""
     max_uploads_bytes: Size = 64 * 2**20
-    """of all requests together that are being sent or answered; one more is answered with 503. Bodies of up to 64 KiB
-    do not count"""
+    """bodies of all requests together, of each what is beyond 64 KiB; what makes them larger is answered with 503"""
     body_timeout_s: Seconds = 60.0
-    """a request's body must have come within this time, else 408"""
+    """a request body that takes longer to come is answered with 408"""
     max_connections: Count = 1000
-    """clients at once, or fewer where the open files of the process do not allow as many; one more takes the place
-    of a connection without a request, or is answered with 503"""
+    """at once, fewer where the process may not open as many files; one more takes the place of an idle one, or is
+    answered with 503"""
     max_prompt_tokens: Count | None = None
     """a longer prompt is refused, even where the context would hold it"""
     api_keys_env: Variable | None = None
