@@ -22,7 +22,9 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from .body import read_json
 from .dialect import Dialect, Envelope
+from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
+from .openapi import gives, of_dialect, takes
 from .sse import EventStream, until_gone
 
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
@@ -50,7 +52,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         return choice
 
     def serve(path: str, dialect: Dialect) -> None:
-        @app.post(path)
+        @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
             call = await read_json(request, settings, dialect.parse)
@@ -64,8 +66,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     for path, dialect in dialects.items():
         serve(path, dialect)
 
-    @app.post("/v1/route")
+    @app.post("/v1/route", openapi_extra=takes(ROUTE), responses=gives(DECISION, ERROR))
     async def route(request: Request) -> Response:
+        """Which specialist would answer, and why; no model is asked."""
         wanted = await read_json(request, settings, _to_route)
         return JSONResponse(_decision(await choose(request, wanted, begin=False)))
 

@@ -18,11 +18,14 @@ from coe.engine.logs import for_request
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, failure_of
 from ..runtime.metrics import Metrics
+from . import openapi
 from .answers import add_answers
 from .dialect import Dialect
 from .keys import RequireKey
 from .middleware import REQUEST_ID_HEADER, REQUEST_ID_KEY, CountRequests, NameRequests
+from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
+from .openapi import gives
 from .paths import AnswerHead, Paths, shown
 from .status import add_builds, add_status
 from .uploads import BoundUploads, Uploads
@@ -48,7 +51,9 @@ def make_app(
         finally:
             await college.close()
 
-    app = FastAPI(title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="College of Experts", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=openapi.PATH
+    )
     app.router.redirect_slashes = False  # to an address made of the client's Host; the refusal names the path
     metrics = Metrics(college.pool.status, college.builds.cards)
     default = next(iter(dialects.values()))
@@ -60,9 +65,11 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
+    openapi.add_openapi(app, needs_key=bool(keys))
 
-    @app.get("/")
+    @app.get("/", responses=gives({"type": "object"}, ERROR))
     async def root() -> dict[str, Any]:
+        """What is served where."""
         return paths.card()
 
     paths = Paths(app)

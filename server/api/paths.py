@@ -68,7 +68,7 @@ class Paths:
         for route in app.routes:
             if isinstance(route, Route):
                 methods.setdefault(route.path, []).extend(route.methods or ())
-        self._paths = [_Path(path, sorted(set(taken))) for path, taken in methods.items()]
+        self._paths = [_Path(path, sorted({*taken} - {"HEAD"})) for path, taken in methods.items()]
 
     def card(self) -> dict[str, Any]:
         """What is served where, for people and programs that ask for the root."""

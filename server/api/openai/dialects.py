@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Final
 
 from ...runtime.errors import Failure, Part
-from ..dialect import EVENT_STREAM, Call, StreamFormat
+from ..dialect import EVENT_STREAM, Call, Described, StreamFormat
+from .described import CHAT_DESCRIBED, COMPLETIONS_DESCRIBED
 from .replies import (
     CHAT_NAMES,
     COMPLETION_NAMES,
@@ -28,6 +29,7 @@ class OpenAIDialect:
     read: Callable[[Mapping[str, Any]], Parsed]
     envelope: type[OpenAIEnvelope]
     names: Mapping[Part, str]
+    described: Described
 
     @property
     def stream_format(self) -> StreamFormat:
@@ -48,5 +50,5 @@ class OpenAIDialect:
         return data_frame(error_body(failure, self.names))
 
 
-CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope, CHAT_NAMES)
-COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope, COMPLETION_NAMES)
+CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope, CHAT_NAMES, CHAT_DESCRIBED)
+COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope, COMPLETION_NAMES, COMPLETIONS_DESCRIBED)
