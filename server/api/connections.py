@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final, Protocol
 
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 SWEEP_S: Final = 1.0
 _SAY_AGAIN_S: Final = 30.0  # that a line about too many clients is not repeated
+_FREE: Final = 24  # descriptors: to start a worker takes a dozen, and a spare may start beside it
 _MOST_REFUSED: Final = 8  # connections beyond `most` that are held for a moment, so that their 503 is read
 _ACCEPT_FAILED: Final = "socket.accept() out of system resource"  # asyncio's words for it
 
@@ -85,10 +86,10 @@ class Connection(Protocol):
 def room_for(descriptors: int, in_use: int, most: int) -> int:
     """How many connections a process may hold: `most`, or what its file descriptors allow.
 
-    descriptors: the limit of the process. in_use: of them, before the first client. A quarter, at least 16, stays free
-    for workers, files and connections on their way out.
+    descriptors: the limit of the process. in_use: of them, before the first client. A quarter stays free, at least what
+    a worker takes to start, for files and for connections on their way out.
     """
-    return max(1, min(most, descriptors - in_use - max(16, descriptors // 4)))
+    return max(1, min(most, descriptors - in_use - max(_FREE, descriptors // 4)))
 
 
 class Connections:
@@ -100,6 +101,10 @@ class Connections:
         self._unsent: dict[Connection, tuple[int, float]] = {}  # bytes left, and since when they are so many
         self._said_s: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def fit(self, descriptors: int, in_use: int) -> None:
+        """Take no more connections than the process has descriptors for; see room_for."""
+        self.limits = replace(self.limits, most=room_for(descriptors, in_use, self.limits.most))
 
     @property
     def open(self) -> int:
@@ -116,7 +121,7 @@ class Connections:
             return
         waiting = [other for other in held if other is not connection and other.phase in (Phase.HEAD, Phase.IDLE)]
         if waiting:
-            min(waiting, key=lambda other: other.since_s).time_out()
+            self._evict(min(waiting, key=lambda other: other.since_s))
         elif len(self._open) - len(held) < _MOST_REFUSED:
             self._say(f"All {self.limits.most} connections are in use by running requests: a client was refused.")
             connection.refuse()
@@ -176,6 +181,14 @@ class Connections:
     def _accept_failed(self, loop: asyncio.AbstractEventLoop, error: BaseException | None) -> None:
         self._say(f"New clients wait: {error}. Raise the limit before the server starts: ulimit -n 4096.")
         for connection in _longest_idle(self._open, 1):
+            self._evict(connection)
+
+    def _evict(self, connection: Connection) -> None:
+        """End one for its place. It is counted out at once: what comes before its end is not to choose it again."""
+        self.lost(connection)
+        if connection.unsent_bytes:
+            connection.abort()
+        else:
             connection.time_out()
 
     def _say(self, line: str) -> None:

@@ -119,6 +119,8 @@ class BoundedProtocol(H11Protocol):
 
     def time_out(self) -> None:
         """See Connection. Half a head is answered with 408, so that its sender learns why."""
+        if self.transport.is_closing():
+            return
         if self.phase is Phase.HEAD and self._partial:
             what = f"The request's headers did not come within {self._owner.limits.head_s:.0f} s. Send it again."
             self._end_with(Failure(408, what, "invalid_request_error", "request_timeout"))

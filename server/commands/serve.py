@@ -17,7 +17,7 @@ from coe.engine.errors import EngineError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
-from ..api.connections import ConnectionLimits, Connections, room_for
+from ..api.connections import ConnectionLimits, Connections
 from ..api.keys import read_keys
 from ..api.protocol import BoundedProtocol
 from ..roster.addresses import base_url, is_everywhere
@@ -64,13 +64,16 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
 class _Server(uvicorn.Server):
     """uvicorn's server, that says when it is ready, and that a second Ctrl-C ends at once."""
 
-    def __init__(self, config: uvicorn.Config, announce: str, out: Console) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, announce: str, out: Console) -> None:
         super().__init__(config)
+        self._connections = connections
         self._announce = announce
         self._out = out
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        descriptors = raise_descriptor_limit()
         await super().startup(sockets)
+        self._connections.fit(descriptors, open_descriptors())
         for listener in sockets or []:
             listener.listen(_QUEUE)  # uvicorn gave it the number of clients to accept at a time
         if self.started:
@@ -84,7 +87,6 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
-    descriptors = raise_descriptor_limit()
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -94,7 +96,7 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
-    limits = ConnectionLimits(most=room_for(descriptors, open_descriptors(), roster.server.max_connections))
+    limits = ConnectionLimits(most=roster.server.max_connections)
     connections = Connections(limits)
     connections.watch_accepts(asyncio.get_running_loop())
     config = uvicorn.Config(
@@ -110,7 +112,7 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         # As many clients are accepted at a time; asyncio tries as often when descriptors run out.
         backlog=_ACCEPTED_AT_A_TIME,
     )
-    server = _Server(config, announcement(college, host, port, with_key=bool(keys)), out)
+    server = _Server(config, connections, announcement(college, host, port, with_key=bool(keys)), out)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
 

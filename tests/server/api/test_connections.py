@@ -89,6 +89,15 @@ async def test_beyond_the_limit_the_longest_without_a_request_goes(owner: Connec
     assert (busy.ended, old.ended, young.ended, new.ended) == ([], ["timed out"], [], [])
 
 
+async def test_those_that_come_together_each_take_the_place_of_another(owner: Connections) -> None:
+    old = [come(owner, Phase.IDLE, float(second)) for second in range(3)]
+    for client in old:
+        client.time_out = lambda client=client: client.ended.append("closing")  # type: ignore[method-assign,misc]
+    for _ in range(3):
+        come(owner, Phase.SERVING, 9.0)
+    assert [client.ended for client in old] == [["closing"]] * 3, "not the oldest three times"
+
+
 async def test_where_all_are_at_work_the_new_one_is_refused(
     owner: Connections, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,7 +133,7 @@ async def test_other_errors_of_the_loop_are_still_told(owner: Connections, caplo
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "in_use", "room"), [(65536, 30, 1000), (1024, 30, 738), (64, 20, 28), (64, 60, 1), (256, 40, 152)]
+    ("descriptors", "in_use", "room"), [(65536, 30, 1000), (1024, 30, 738), (64, 20, 20), (64, 60, 1), (256, 40, 152)]
 )
 def test_connections_leave_descriptors_for_workers(descriptors: int, in_use: int, room: int) -> None:
     assert room_for(descriptors, in_use, 1000) == room
