@@ -27,6 +27,8 @@ from .openai.requests import parse_chat
 from .openapi import gives, of_dialect, takes
 from .sse import EventStream, until_gone
 
+ROUTE_PATH: Final = "/v1/route"
+
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
 # Kilo Code, Amp.
 _SESSION_HEADERS: Final = (
@@ -42,7 +44,7 @@ _SESSION_HEADERS: Final = (
 
 
 def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
-    """Serve each dialect at its path, and decisions alone at /v1/route."""
+    """Serve each dialect at its path, and decisions alone at ROUTE_PATH."""
     settings = college.roster.server
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
@@ -66,7 +68,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     for path, dialect in dialects.items():
         serve(path, dialect)
 
-    @app.post("/v1/route", openapi_extra=takes(ROUTE), responses=gives(DECISION, ERROR))
+    @app.post(ROUTE_PATH, openapi_extra=takes(ROUTE), responses=gives(DECISION, ERROR))
     async def route(request: Request) -> Response:
         """Which specialist would answer, and why; no model is asked."""
         wanted = await read_json(request, settings, _to_route)

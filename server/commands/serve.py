@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,7 +20,7 @@ from coe.router.errors import RouterError
 
 from ..api.app import make_app
 from ..api.connections import ConnectionLimits, Connections
-from ..api.keys import read_keys
+from ..api.keys import forget_keys, read_keys, readable_by_others
 from ..api.protocol import BoundedProtocol
 from ..roster.addresses import base_url, is_everywhere
 from ..roster.load import load_roster
@@ -28,23 +30,32 @@ from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ._descriptors import open_descriptors, raise_descriptor_limit
+from ._exposure import Exposure, Opened, exposure
 from ._listen import listen
 from .doctor import gpu_warning
 
+_log = logging.getLogger(__name__)
+
+NOTHING_OPENED = Opened()
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 _MAX_HEAD_BYTES: Final = 64 * 1024  # of a request's line and headers
 _ACCEPTED_AT_A_TIME: Final = 16
 _QUEUE: Final = 512  # clients that the kernel keeps until they are accepted
 
 
-def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: Console) -> int:
+def serve(
+    path: Path, *, host: str | None, port: int | None, out: Console, err: Console, opened: Opened = NOTHING_OPENED
+) -> int:
     """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
     try:
         roster = load_roster(path)
         keys = read_keys(roster)
-        listener = listen(roster.server.host if host is None else host, roster.server.port if port is None else port)
+        forget_keys(roster)
+        host = roster.server.host if host is None else host
+        listener = listen(host, roster.server.port if port is None else port)
+        reach = exposure(roster.server, host, listener.getsockname()[0], keys, opened)
     except RosterError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, soft_wrap=True)
@@ -55,8 +66,13 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
         return 1
     for problem in roster.warnings:
         err.print(str(problem), markup=False, style="yellow")
+    for file in readable_by_others(roster):
+        err.print(f"{file} holds keys, and others can read it: chmod 600 {file}", markup=False, style="yellow")
+    if reach.warning:
+        err.print(reach.warning, markup=False, style="bold red", soft_wrap=True)
+        _log.warning("%s", reach.warning)
     try:
-        return asyncio.run(_serve(roster, keys, listener, out, err))
+        return asyncio.run(_serve(roster, reach, listener, out, err))
     except KeyboardInterrupt:
         return 0
 
@@ -86,7 +102,7 @@ class _Server(uvicorn.Server):
             os._exit(_FORCED_EXIT)
 
 
-async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
+async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: Console, err: Console) -> int:
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -100,7 +116,7 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
     connections = Connections(limits)
     connections.watch_accepts(asyncio.get_running_loop())
     config = uvicorn.Config(
-        make_app(college, keys),
+        make_app(college, reach.keys, hosts=reach.hosts),
         http=cast(Any, partial(BoundedProtocol, connections)),  # it wants a class, and calls it
         ws="none",
         log_config=None,
@@ -112,13 +128,17 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         # As many clients are accepted at a time; asyncio tries as often when descriptors run out.
         backlog=_ACCEPTED_AT_A_TIME,
     )
-    server = _Server(config, connections, announcement(college, host, port, with_key=bool(keys)), out)
+    key_lines = reach.key_lines(shown=out.is_terminal)
+    server = _Server(config, connections, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
 
 
-def announcement(college: College, host: str, port: int, *, with_key: bool) -> str:
-    """What a person needs to begin: address, models, a request to try, what to enter in a chat client."""
+def announcement(college: College, host: str, port: int, key_lines: Sequence[str] = (), *, with_key: bool) -> str:
+    """What a person needs to begin: address, models, a request to try, what to enter in a chat client.
+
+    key_lines: where keys are that the server made.
+    """
     base = f"{base_url(host, port)}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
     lines = ["", f"College of Experts is ready at {base}", "", f"  {AUTO:{width}}  the supervisor chooses"]
@@ -140,6 +160,7 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         f"Try:         curl -s {chat}{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
+        *key_lines,
         "Stop:        Ctrl-C; a second one stops at once",
         "",
     ]

@@ -20,12 +20,14 @@ from coe.server.runtime.errors import RequestError, UploadsFullError
 from fakes.asgi import Client, Message, until
 from fakes.college import SAID, Asking, FakeLease, ServedCollege, post
 
+JSON = [(b"content-type", b"application/json")]
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi " * 20_000}]}).encode()
 
 
 async def sent(body: bytes, path: str = "/v1/chat/completions", **headers: str) -> tuple[int, dict[str, str], Any]:
     """Status, headers and body of the answer to a body as it is."""
-    client = Asking(body, {name.replace("_", "-"): value for name, value in headers.items()})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    client = Asking(body, {"content-type": "application/json", **named})
     await post(ServedCollege([FakeLease([SAID], "math")]), client, path)
     got = {name.decode(): value.decode() for name, value in client.got[0]["headers"]}
     return client.got[0]["status"], got, json.loads(client.body)
@@ -223,7 +225,7 @@ async def test_unfinished_uploads_have_a_total_and_short_requests_are_served_bes
 
     def ask(client: Client) -> asyncio.Task[None]:
         scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/chat/completions"}
-        return asyncio.create_task(app({**scope, "query_string": b"", "headers": []}, client.receive, client.send))
+        return asyncio.create_task(app({**scope, "query_string": b"", "headers": JSON}, client.receive, client.send))
 
     uploads = [Uploading(b"x" * 400_000) for _ in range(100)]
     running = [ask(client) for client in uploads]
@@ -247,7 +249,14 @@ async def test_a_body_that_does_not_come_is_a_408(path: str) -> None:
     college = ServedCollege([])
     college.roster = Roster.model_validate({"specialists": [], "server": {"body_timeout_s": 0.01}})
     client = Uploading(b"{")
-    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": b"", "headers": []}
-    await make_app(cast(College, college))(scope, client.receive, client.send)
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": JSON,
+    }
+    await make_app(cast(College, college))({**scope, "headers": JSON}, client.receive, client.send)
     assert client.got[0]["status"] == 408
     assert "server.body_timeout_s" in json.loads(client.body)["error"]["message"]

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from coe.server.api.app import make_app
+from coe.server.api.keys import Keys
 from coe.server.runtime.college import College
 from fakes.asgi import Client
 from fakes.college import ServedCollege
@@ -24,10 +25,11 @@ PATHS = [
 
 
 async def asked(
-    method: str, path: str, *, keys: frozenset[str] = frozenset(), headers: dict[str, str] | None = None
+    method: str, path: str, *, keys: Keys = Keys(), headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     client = Client()
-    sent = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    given = {"content-type": "application/json", **(headers or {})}
+    sent = [(name.encode(), value.encode()) for name, value in given.items()]
     scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b""}
     app = make_app(cast(College, ServedCollege([])), keys)
     await app({**scope, "headers": sent}, client.receive, client.send)
@@ -134,7 +136,7 @@ async def test_a_path_forges_no_line() -> None:
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic abc"}])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 async def test_401_says_how_to_authenticate(method: str, headers: dict[str, str]) -> None:
-    status, got, _ = await asked(method, "/v1/models", keys=frozenset(["right"]), headers=headers)
+    status, got, _ = await asked(method, "/v1/models", keys=Keys(chat=frozenset(["right"])), headers=headers)
     assert status == 401
     assert got["www-authenticate"].startswith("Bearer")
     assert got["content-type"] == "application/json"

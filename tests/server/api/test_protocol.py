@@ -23,6 +23,7 @@ from fakes.college import SAID, FakeLease, ServedCollege
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
 PATH = b"/v1/chat/completions"
+TO = b"host: 127.0.0.1\r\ncontent-type: application/json\r\n"
 
 
 @dataclass
@@ -71,7 +72,17 @@ async def served(*leases: FakeLease, most: int = 100, college: ServedCollege | N
 
 def post(body: bytes, *headers: bytes, path: bytes = PATH) -> bytes:
     length = b"content-length: %d" % len(body)
-    return b"\r\n".join([b"POST " + path + b" HTTP/1.1", b"host: a", length, *headers, b"", body])
+    return b"\r\n".join(
+        [
+            b"POST " + path + b" HTTP/1.1",
+            b"host: 127.0.0.1",
+            b"content-type: application/json",
+            length,
+            *headers,
+            b"",
+            body,
+        ]
+    )
 
 
 def parsed(answer: bytes) -> tuple[int, dict[str, str], Any]:
@@ -96,7 +107,7 @@ async def test_a_kept_connection_is_idle_between_requests_and_closed_when_it_sta
     async with served() as server:
         reader, writer = await server.connect()
         for _ in range(2):
-            writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+            writer.write(b"GET /health HTTP/1.1\r\n" + TO + b"\r\n")
             assert b"200" in await reader.readline()
             await reader.readuntil(b'{"status":"ok"}')
             await until(lambda: server.protocols[0].phase is Phase.IDLE)
@@ -107,7 +118,7 @@ async def test_a_kept_connection_is_idle_between_requests_and_closed_when_it_sta
 async def test_the_next_head_on_a_kept_connection_has_its_deadline() -> None:
     async with served() as server:
         reader, writer = await server.connect()
-        writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\n" + TO + b"\r\n")
         await reader.readuntil(b'{"status":"ok"}')
         writer.write(b"GET /")
         await until(lambda: server.protocols[0].phase is Phase.HEAD)
@@ -118,7 +129,7 @@ async def test_the_next_head_on_a_kept_connection_has_its_deadline() -> None:
 async def test_an_answer_that_comes_before_the_body_leaves_a_connection_that_drains_for_a_moment() -> None:
     async with served() as server:
         reader, writer = await server.connect()
-        writer.write(b"POST " + PATH + b" HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\nabc")
+        writer.write(b"POST " + PATH + b" HTTP/1.1\r\n" + TO + b"content-length: 99999999\r\n\r\nabc")
         assert b" 413 " in await reader.readline()
         await until(lambda: server.protocols[0].phase is Phase.DRAINING)
         server.owner.sweep(server.protocols[0].since_s + 4)
@@ -146,8 +157,16 @@ async def test_beyond_the_limit_a_client_is_told_so() -> None:
     [
         (b"\x16\x03\x01\x02\x00\x01\x00", 400, "http:// in place of https://"),
         (b"hello\r\n\r\n", 400, "not HTTP/1.1"),
-        (b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 20_000, 431, "headers are too large"),
-        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: many\r\n\r\n", 400, "not HTTP/1.1"),
+        (
+            b"GET / HTTP/1.1\r\n" + TO + b"x: y\r\n" * 20_000,
+            431,
+            "headers are too large",
+        ),
+        (
+            b"POST / HTTP/1.1\r\n" + TO + b"content-length: many\r\n\r\n",
+            400,
+            "not HTTP/1.1",
+        ),
     ],
 )
 async def test_what_is_no_http_is_refused_in_our_envelope(sent: bytes, status: int, words: str) -> None:
@@ -163,17 +182,17 @@ async def test_a_body_of_single_bytes_is_parsed_bit_by_bit_and_others_have_their
     async with served(FakeLease([SAID], "math")) as server:
         reader, writer = await server.connect()
         writer.write(
-            b"POST " + PATH + b" HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST " + PATH + b" HTTP/1.1\r\n" + TO + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         writer.write(filler + chunks + b"0\r\n\r\n")
-        assert b" 200 " in await server.said(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert b" 200 " in await server.said(b"GET /health HTTP/1.1\r\n" + TO + b"connection: close\r\n\r\n")
         assert b" 200 " in await reader.read()
 
 
 async def test_requests_that_come_together_are_answered_one_after_the_other() -> None:
-    one = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+    one = b"GET /health HTTP/1.1\r\n" + TO + b"\r\n"
     async with served() as server:
-        answers = await server.said(one * 3 + b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        answers = await server.said(one * 3 + b"GET /health HTTP/1.1\r\n" + TO + b"connection: close\r\n\r\n")
     assert answers.count(b'{"status":"ok"}') == 4
 
 
@@ -182,7 +201,7 @@ async def test_an_upload_that_is_broken_off_is_no_error_of_ours(caplog: pytest.L
     async with served() as server:
         for body in (b"abc", b"x" * 100_000):
             _, writer = await server.connect()
-            writer.write(b"POST " + PATH + b" HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n" + body)
+            writer.write(b"POST " + PATH + b" HTTP/1.1\r\n" + TO + b"content-length: 200000\r\n\r\n" + body)
             await until(lambda: any(one.phase is Phase.SERVING for one in server.protocols))
             writer.close()
             await until(lambda: server.owner.open == 0)
@@ -193,5 +212,5 @@ async def test_an_upload_that_is_broken_off_is_no_error_of_ours(caplog: pytest.L
 async def test_an_upgrade_that_is_not_made_is_answered_and_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
     async with served() as server:
         wish = b"connection: upgrade, close\r\nupgrade: h2c\r\n"
-        assert b" 200 " in await server.said(b"GET /health HTTP/1.1\r\nhost: a\r\n" + wish + b"\r\n")
+        assert b" 200 " in await server.said(b"GET /health HTTP/1.1\r\n" + TO + wish + b"\r\n")
     assert not caplog.records
