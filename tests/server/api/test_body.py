@@ -218,7 +218,7 @@ class Uploading(Client):
 
 
 async def test_unfinished_uploads_have_a_total_and_short_requests_are_served_beside_them() -> None:
-    roster = {"specialists": [], "server": {"max_uploads_bytes": 1_000_000, "body_timeout_s": 1e6}}
+    roster = {"specialists": [], "server": {"max_uploads_bytes": 1_000_000, "max_body_bytes": 1_000_000}}
     college = ServedCollege([FakeLease([SAID], "math") for _ in range(3)])
     college.roster = Roster.model_validate(roster)
     app = make_app(cast(College, college))

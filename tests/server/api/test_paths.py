@@ -13,6 +13,7 @@ from coe.server.runtime.college import College
 from fakes.asgi import Client
 from fakes.college import ServedCollege
 
+NO_KEYS = Keys()
 PATHS = [
     ("/", "GET"),
     ("/health", "GET"),
@@ -25,7 +26,7 @@ PATHS = [
 
 
 async def asked(
-    method: str, path: str, *, keys: Keys = Keys(), headers: dict[str, str] | None = None
+    method: str, path: str, *, keys: Keys = NO_KEYS, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     client = Client()
     given = {"content-type": "application/json", **(headers or {})}
