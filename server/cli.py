@@ -155,13 +155,14 @@ def pull(
 @app.command()
 def demo(
     url: Annotated[
-        str, typer.Option(help="A server to ask; where none serves the demo there, one is started for the tour.")
-    ] = "http://127.0.0.1:8000",
+        str | None,
+        typer.Option(help="A server to ask; when left out, the one on port 8000 if it serves the demo, else its own."),
+    ] = None,
 ) -> None:
     """A tour of the built-in college in under a minute: questions, answers, and a specialist built on the way."""
     from .commands.demo import tour
 
-    raise typer.Exit(tour(demo_roster(), url.rstrip("/").removesuffix("/v1"), _out))
+    raise typer.Exit(tour(demo_roster(), url, _out))
 
 
 @app.command()

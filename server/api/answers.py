@@ -21,7 +21,7 @@ from ..runtime.college import College
 from ..runtime.errors import RequestError
 from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
-from .body import parse_json, read_body
+from .body import read_json
 from .dialect import Dialect, Envelope
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
@@ -47,7 +47,7 @@ _SESSION_HEADERS: Final = (
 
 def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
     """Serve each dialect at its path, and decisions alone at ROUTE_PATH."""
-    limit = college.roster.server.max_body_bytes
+    settings = college.roster.server
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
         choice = await college.chooser.choose(wanted, _session(request), begin=begin)
@@ -64,9 +64,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
-            body = await read_body(request, limit)
-            # Megabytes of JSON take a while to parse: not in the event loop.
-            call = await asyncio.to_thread(lambda: dialect.parse(parse_json(body)))
+            call = await read_json(request, settings, dialect.parse)
             about(request.scope, model=known(call.request.model))
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)
@@ -74,8 +72,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             envelope = call.envelope(answer)
             if not call.request.stream:
                 return await until_gone(request, _whole(answer, envelope))
-            wait_s = college.roster.server.first_byte_s
-            return await _stream(request, answer, envelope, dialect, metrics, started_s, wait_s)
+            return await _stream(request, answer, envelope, dialect, metrics, started_s, settings.first_byte_s)
 
     for path, dialect in dialects.items():
         serve(path, dialect)
@@ -83,14 +80,19 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     @app.post(ROUTE_PATH, openapi_extra=takes(ROUTE), responses=gives(DECISION, ERROR))
     async def route(request: Request) -> Response:
         """Which specialist would answer, and why; no model is asked."""
-        body = await read_body(request, limit)
-        data = await asyncio.to_thread(parse_json, body)
-        if data.get("messages") is None:
-            text = data.pop("text", None)
-            if not isinstance(text, str):
-                raise RequestError("Give `text`, or `messages` as a chat has them.", param="text")
-            data["messages"] = [{"role": "user", "content": text}]
-        return JSONResponse(_decision(await choose(request, parse_chat(data).request, begin=False)))
+        wanted = await read_json(request, settings, _to_route)
+        return JSONResponse(_decision(await choose(request, wanted, begin=False)))
+
+
+def _to_route(body: Mapping[str, Any]) -> InternalRequest:
+    """What a decision is wanted for: `messages` as a chat has them, or one `text` of a user."""
+    if body.get("messages") is None:
+        body = dict(body)
+        text = body.pop("text", None)
+        if not isinstance(text, str):
+            raise RequestError("Give `text`, or `messages` as a chat has them.", param="text")
+        body["messages"] = [{"role": "user", "content": text}]
+    return parse_chat(body).request
 
 
 def _session(request: Request) -> str | None:

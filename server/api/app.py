@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,7 +17,7 @@ from coe.engine.errors import EngineError
 from coe.engine.logs import for_request
 
 from ..runtime.college import College
-from ..runtime.errors import ClientGoneError, RequestError, UnknownPathError, failure_of
+from ..runtime.errors import ClientGoneError, RequestError, failure_of
 from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
@@ -25,9 +25,13 @@ from .dialect import Dialect
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
+from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
+from .openapi import gives
 from .origin import Doors, GuardDoors
+from .paths import AnswerHead, Paths, shown
 from .status import add_builds, add_status
+from .uploads import BoundUploads, Uploads
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,7 @@ def make_app(
         openapi_url=openapi.PATH,
         telemetry=_NO_TELEMETRY,
     )
+    app.router.redirect_slashes = False  # to an address made of the client's Host; the refusal names the path
     metrics = Metrics(college.pool.status, college.builds.cards)
     app.state.metrics = metrics
     default = next(iter(dialects.values()))
@@ -81,7 +86,14 @@ def make_app(
     add_status(app, college, metrics)
     add_builds(app, college)
     openapi.add_openapi(app, needs_key=bool(keys))
-    _add_errors(app, dialect_at, metrics)
+
+    @app.get("/", responses=gives({"type": "object"}, ERROR))
+    async def root() -> dict[str, Any]:
+        """What is served where."""
+        return paths.card()
+
+    paths = Paths(app)
+    _add_errors(app, dialect_at, metrics, paths)
     if keys:
         app.add_middleware(RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH), dialect_at=dialect_at)
     doors = Doors(hosts, college.roster.server.cors_origins)
@@ -95,33 +107,45 @@ def make_app(
             allow_private_network=True,
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
+    settings = college.roster.server
+    # A body that may come at all may come alone.
+    app.add_middleware(BoundUploads, uploads=Uploads(max(settings.max_uploads_bytes, settings.max_body_bytes)))
     # Last, so outermost: what the others refuse is counted, too, and has an id.
     app.add_middleware(Journal, metrics=metrics, slow_s=college.roster.server.slow_request_s)
     app.add_middleware(NameRequests)
+    app.add_middleware(AnswerHead)
     return app
 
 
-def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics) -> None:
+def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics, paths: Paths) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            what = f"Nothing is served at {request.method} {request.url.path}. See docs/api.md for the paths."
-            error = UnknownPathError(what, error.status_code)
+            asked = request.scope["path"]
+            allow = paths.allow(asked)
+            if request.method == "OPTIONS" and allow is not None:
+                return Response(status_code=204, headers={"allow": allow})
+            error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
         headers = dict(failure.headers)
         if failure.status == 500:
             name = request.scope.get(REQUEST_ID_KEY, "")
-            _log.error("%s %s failed", request.method, request.url.path, exc_info=error, extra=for_request(name))
+            _log.error(
+                "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
+            )
             if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
                 headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
             # What was wrong with a request is told to its client alone: the message may quote it.
             reason = failure.message if failure.status >= 500 else failure.code or failure.param or failure.type
-            _log.debug("%s %s refused with %d: %s", request.method, request.url.path, failure.status, reason)
-        body = dialect_at(request.url.path).error_body(failure)
+            _log.debug(
+                "%s %s refused with %d: %s", request.method, shown(request.scope["path"]), failure.status, reason
+            )
+        body = dialect_at(request.scope["path"]).error_body(failure)
         return JSONResponse(body, failure.status, headers)
 
     async def gone(request: Request, error: Exception) -> Response:
+        _log.info("%s %s: the client left before it had its answer", request.method, shown(request.scope["path"]))
         return Response(status_code=499)  # nginx's code for a client that closed the connection
 
     for kind in (RequestError, EngineError, HTTPException, Exception):

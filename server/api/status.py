@@ -8,13 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
 
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
-from .body import parse_json, read_body
+from .body import read_json
 from .journal import about
 from .openai.described import ERROR
 from .openapi import gives, takes
@@ -50,6 +51,8 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
     async def model(name: str) -> dict[str, Any]:
         """One specialist, by its name or an alias."""
+        if not name.strip("/"):
+            raise HTTPException(404)  # /v1/models with a slash too many
         specialist = college.roster.find(name)
         if specialist is None and name != AUTO:
             known = ", ".join([AUTO, *college.roster.names])
@@ -84,8 +87,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     @app.post("/v1/pool/unload", openapi_extra=takes(_UNLOAD), responses=gives(_UNLOADED, ERROR))
     async def unload(request: Request) -> dict[str, Any]:
         """Give a specialist's memory back now, unless a request holds it."""
-        body = await read_body(request, college.roster.server.max_body_bytes)
-        name = parse_json(body).get("model")
+        name = await read_json(request, college.roster.server, lambda body: body.get("model"))
         specialist = college.roster.find(name) if isinstance(name, str) else None
         if specialist is None:
             raise UnknownModelError(

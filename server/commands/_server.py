@@ -18,6 +18,7 @@ from coe.engine import child
 from coe.engine.child import Report
 
 from ..api.keys import ADMIN_VARIABLE, CHAT_VARIABLE
+from ..roster.addresses import LOOPBACK
 from ._logs import LogFormat, set_up
 from .serve import serve
 
@@ -82,7 +83,10 @@ class _Announcement(io.TextIOBase):
 
 
 def main(job: dict[str, str], report: Report) -> int:
-    """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`."""
+    """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`.
+
+    It is for one command alone, and so for this machine alone, wherever the roster listens.
+    """
     set_up(0, LogFormat.TEXT)
     out = Console(file=_Announcement(report))  # type: ignore[arg-type]  # rich asks for IO[str], and writes to it
-    return serve(Path(job["roster"]), host="127.0.0.1", port=0, out=out, err=Console(stderr=True))
+    return serve(Path(job["roster"]), host=LOOPBACK, port=0, out=out, err=Console(stderr=True))

@@ -27,12 +27,12 @@ from ..api.keys import read_keys
 from ..roster.load import load_roster
 from ..roster.source import RosterError
 from ._server import ServerStartError, own_server
+from ._url import is_here, server_url, why_none
 
 STREAMS: Final = (1, 4)
 _FEWEST_TOKENS: Final = 8  # that a speed means something
 _LEAST_S: Final = 0.005  # likewise
 _LONG_PROMPT_WORDS: Final = 400
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _ANSWER_S: Final = 900.0  # a first load from a slow disk, and a queue before it
 _WORDS: Final = (
     *("river", "lamp", "seven", "garden", "quiet", "engine", "morning", "paper", "bridge", "winter", "copper"),
@@ -91,17 +91,22 @@ class Server:
     """A server of ours, as a client sees it."""
 
     def __init__(self, url: str, key: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
-        """url: without /v1. key: where the server asks for one. Raises BenchError for what is none."""
+        """url: with or without /v1. key: where the server asks for one. Raises BenchError for what is none."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
-            # A proxy is for other machines: it would be asked for its own 127.0.0.1.
-            far = httpx.URL(url).host not in _LOOPBACK
+            self.url = server_url(url)
+        except ValueError as error:
+            raise BenchError(str(error)) from error
+        try:
             self._client = httpx.Client(
-                base_url=url, timeout=_ANSWER_S, headers=headers, transport=transport, trust_env=far
+                base_url=self.url,
+                timeout=_ANSWER_S,
+                headers=headers,
+                transport=transport,
+                trust_env=not is_here(self.url),
             )
-        except (httpx.InvalidURL, UnicodeEncodeError, ImportError, ValueError) as error:
-            raise BenchError(f"{url} cannot be asked with this key or proxy: {error}") from error
-        self.url = url
+        except (ImportError, ValueError) as error:  # a key that no header can hold, a proxy that is none
+            raise BenchError(f"{self.url} cannot be asked with this key or proxy: {error}") from error
 
     def close(self) -> None:
         """Let its connections go."""
@@ -116,7 +121,7 @@ class Server:
             models = response.raise_for_status().json()["data"]
             return [_card(model["id"], model["coe"]) for model in models if model["id"] != "auto"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            raise BenchError(f"No college is served at {self.url} ({error}). Start one: coe serve") from error
+            raise BenchError(why_none(self.url, error)) from error
 
     def ask(self, specialist: str, prompt: str, max_tokens: int) -> Timing:
         """One streamed answer. Raises BenchError with what the server says instead of one."""
@@ -307,8 +312,7 @@ def _server(roster: Path, url: str | None, key: str | None, err: Console) -> Ite
             key = _key_of(roster)
             with err.status("Starting a server ..."):
                 url = stack.enter_context(own_server(roster))
-        url = url if "://" in url else f"http://{url}"
-        yield stack.enter_context(contextlib.closing(Server(url.rstrip("/").removesuffix("/v1"), key)))
+        yield stack.enter_context(contextlib.closing(Server(url, key)))
 
 
 def _key_of(roster: Path) -> str | None:

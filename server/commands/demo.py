@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,10 @@ from rich.table import Table
 from coe.demo.curriculum import DOMAINS, is_right, questions
 from coe.surgery.build.job import BuildState
 
+from ..roster.addresses import base_url
+from ..roster.models import ServerSection
 from ._server import ServerStartError, own_server
+from ._url import is_here, server_url, why_none
 
 # A question a domain, none of which the parent was trained on in these words; then one of no domain.
 QUESTIONS: Final = (
@@ -37,6 +40,7 @@ BUILT: Final = "law"
 TO_BUILD: Final = ("law", "What does frustration mean in law?")
 
 _ANSWER_S: Final = 120.0
+_LOOK_S: Final = 2.0  # that a server may take to list its models
 _LOOK_EVERY_S: Final = 0.2
 _WIDEST_ANSWER: Final = 90  # characters
 
@@ -58,16 +62,16 @@ class TourError(Exception):
     """The tour cannot go on; says why, and what to do."""
 
 
-def tour(roster: Path, url: str, out: Console) -> int:
-    """Show the demo's college at work, through the server at `url` or, where that serves none, one of its own.
+def tour(roster: Path, url: str | None, out: Console) -> int:
+    """Show the demo's college at work, through the server at `url`.
 
-    Returns the exit code: 0, or 1 where the server cannot be started or the specialist was not built.
+    url: None for the one at the usual address or, where that serves no demo, one of the tour's own.
+    Returns the exit code: 0, or 1 where no server can be asked or started, or the specialist was not built.
     """
     try:
         with (
             _server(roster, url, out) as base,
-            # No proxy of the environment: it would be asked for its own 127.0.0.1.
-            httpx.Client(base_url=base, timeout=_ANSWER_S, trust_env=False) as client,
+            httpx.Client(base_url=base, timeout=_ANSWER_S, trust_env=not is_here(base)) as client,
         ):
             replies = _ask_all(client, out)
             built = _build(client, out)
@@ -84,24 +88,49 @@ def tour(roster: Path, url: str, out: Console) -> int:
 
 
 @contextlib.contextmanager
-def _server(roster: Path, url: str, out: Console) -> Iterator[str]:
-    """The address of a server that serves the demo's roster; one that is started here ends with the block."""
+def _server(roster: Path, url: str | None, out: Console) -> Iterator[str]:
+    """The address of a server that serves the demo's roster; one that is started here ends with the block.
+
+    Raises TourError where a server was named that serves another roster, or none.
+    """
     names = {entry["name"] for entry in yaml.safe_load(roster.read_text())["specialists"]}
-    if names <= _served_at(url):
-        out.print(f"Asking the college at {url}.\n", markup=False)
-        yield url
+    found: str | None = None
+    try:
+        found = _serving(names, url or base_url(ServerSection().host, ServerSection().port))
+    except TourError:
+        if url is not None:
+            raise
+    if found is None:
+        with _own_server(roster, out) as own:
+            yield own
         return
-    with _own_server(roster, out) as own:
-        yield own
+    out.print(f"Asking the college at {found}.\n", markup=False)
+    yield found
+
+
+def _serving(names: Set[str], url: str) -> str:
+    """The address of the server at `url`, which serves all of these. Raises TourError where it does not."""
+    try:
+        url = server_url(url)
+    except ValueError as error:
+        raise TourError(str(error)) from error
+    if missing := names - _served_at(url):
+        raise TourError(
+            f"{url} serves another roster, without {', '.join(sorted(missing))}. "
+            "Leave --url out: then the tour brings its own server."
+        )
+    return url
 
 
 def _served_at(url: str) -> set[str]:
-    """Names of the models that a server offers; none where no server of ours answers."""
+    """Names of the models that a server offers. Raises TourError where no server of ours answers."""
     try:
-        listed = httpx.get(f"{url}/v1/models", timeout=2.0, trust_env=False).raise_for_status().json()["data"]
-        return {str(model["id"]) for model in listed}
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-        return set()
+        response = httpx.get(f"{url}/v1/models", timeout=_LOOK_S, trust_env=not is_here(url))
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise TourError(f"{url} wants a key, and the tour has none. Leave --url out: it brings its own server.")
+        return {str(model["id"]) for model in response.raise_for_status().json()["data"]}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise TourError(why_none(url, error)) from error
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import socket
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final, cast
 
 import uvicorn
 from rich.console import Console
@@ -20,7 +21,10 @@ from coe.engine.errors import EngineError, ShuttingDownError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
+from ..api.connections import ConnectionLimits, Connections
 from ..api.keys import forget_keys, read_keys, readable_by_others
+from ..api.protocol import BoundedProtocol
+from ..roster.addresses import base_url, is_everywhere
 from ..roster.load import load_roster
 from ..roster.models import Roster
 from ..roster.source import RosterError
@@ -29,8 +33,9 @@ from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
 from ..runtime.dump import state_lines
 from ..runtime.metrics import Running
+from ._descriptors import open_descriptors, raise_descriptor_limit
 from ._exposure import Exposure, Opened, exposure
-from ._readers import READ_S, StuckReaders
+from ._listen import listen
 from .doctor import gpu_warning
 
 _log = logging.getLogger(__name__)
@@ -38,7 +43,9 @@ _log = logging.getLogger(__name__)
 NOTHING_OPENED = Opened()
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 _LAST_FRAMES_S: Final = 2.0  # for error frames to leave, once the answers under way have been ended
-_LOOK_TICKS: Final = 50  # uvicorn ticks ten times a second
+_MAX_HEAD_BYTES: Final = 64 * 1024  # of a request's line and headers
+_ACCEPTED_AT_A_TIME: Final = 16
+_QUEUE: Final = 512  # clients that the kernel keeps until they are accepted
 
 
 def serve(
@@ -51,7 +58,7 @@ def serve(
         roster = load_roster(path)
         keys = read_keys(roster)
         forget_keys(roster)
-        host = host or roster.server.host
+        host = roster.server.host if host is None else host
         listener = listen(host, roster.server.port if port is None else port)
         reach = exposure(roster.server, host, listener.getsockname()[0], keys, opened)
     except RosterError as error:
@@ -75,24 +82,6 @@ def serve(
         return 0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is loaded: a taken port is best known at once. Raises OSError with the remedy."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # With its protocol named: asyncio sends frames at once only on sockets that say they are TCP. Elsewhere the
-        # second frame of a kept connection waits for the client's acknowledgement, 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()  # another that has bound the same port meanwhile fails here, and not after its models load
-    except (OSError, OverflowError) as error:
-        raise OSError(
-            f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}. "
-            "Choose another with --port, or end what listens there."
-        ) from error
-    return listener
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, that says when it is ready, and ends in bounded time.
 
@@ -101,30 +90,25 @@ class _Server(uvicorn.Server):
                                       └── a second signal ──> exit code 130 at once
     """
 
-    def __init__(self, config: uvicorn.Config, college: College, announce: str, out: Console) -> None:
+    def __init__(
+        self, config: uvicorn.Config, college: College, connections: Connections, announce: str, out: Console
+    ) -> None:
         super().__init__(config)
         self._college = college
+        self._connections = connections
         self._shutdown_s = college.roster.server.shutdown_s
         self._announce = announce
         self._out = out
-        self._stuck = StuckReaders()
         self._told_by = ""  # the signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        descriptors = raise_descriptor_limit()
         await super().startup(sockets)
+        self._connections.fit(descriptors, open_descriptors())
+        for listener in sockets or []:
+            listener.listen(_QUEUE)  # uvicorn gave it the number of clients to accept at a time
         if self.started:
             self._out.print(self._announce, markup=False, soft_wrap=True)
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % _LOOK_TICKS == 0:
-            self._cut_off_stuck_readers()
-        return await super().on_tick(counter)
-
-    def _cut_off_stuck_readers(self) -> None:
-        transports = [connection.transport for connection in self.server_state.connections]
-        for transport in self._stuck.look((t for t in transports if t is not None), time.monotonic()):
-            _log.warning("a client has read nothing for %.0f s: its connection is closed", READ_S)
-            transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -171,19 +155,28 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listener.getsockname()[:2]
+    limits = ConnectionLimits(most=roster.server.max_connections)
+    connections = Connections(limits)
+    connections.watch_accepts(asyncio.get_running_loop())
     app = make_app(college, reach.keys, hosts=reach.hosts)
     config = uvicorn.Config(
         app,
+        http=cast(Any, partial(BoundedProtocol, connections)),  # it wants a class, and calls it
+        ws="none",
         log_config=None,
         access_log=False,
         # The server ends them itself, with an error each; this is for what would not end by that.
         timeout_graceful_shutdown=int(roster.server.shutdown_s + 2 * _LAST_FRAMES_S) + 1,
-        h11_max_incomplete_event_size=64 * 1024,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_keep_alive=int(limits.idle_s),
+        # As many clients are accepted at a time; asyncio tries as often when descriptors run out.
+        backlog=_ACCEPTED_AT_A_TIME,
     )
     key_lines = reach.key_lines(shown=out.is_terminal)
-    server = _Server(config, college, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
+    announce = announcement(college, host, port, key_lines, with_key=bool(reach.keys))
+    server = _Server(config, college, connections, announce, out)
     running = app.state.metrics.running
-    running.connections = lambda: len(server.server_state.connections)
+    running.connections = lambda: connections.open
     if hasattr(signal, "SIGUSR1"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, college, running)
     await server.serve(sockets=[listener])
@@ -201,8 +194,7 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
 
     key_lines: where keys are that the server made.
     """
-    reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    base = f"http://{reach}:{port}/v1"
+    base = f"{base_url(host, port)}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
     shutdown_s = college.roster.server.shutdown_s
     lines = ["", f"College of Experts is ready at {base}", "", f"  {AUTO:{width}}  the supervisor chooses"]
@@ -218,9 +210,12 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
         lines.append(f"  {name:{width}}  {mark}".rstrip())
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = '{"model":"auto","messages":[{"role":"user","content":"What is 27 + 35?"}]}'
+    if is_everywhere(host):
+        lines += ["", f"Other machines reach it by this one's name or address, with the port {port}."]
+    chat = shlex.quote(f"{base}/chat/completions")  # an IPv6 address stands in brackets, which a shell expands
     lines += [
         "",
-        f"Try:         curl -s {base}/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
+        f"Try:         curl -s {chat}{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
         *key_lines,

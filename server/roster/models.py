@@ -101,6 +101,13 @@ class ServerSection(Section):
     """Ctrl-C and SIGTERM let answers under way end for so long, then they fail; keep it below your supervisor's"""
     max_body_bytes: Size = 8 * 2**20
     """a larger request body is refused"""
+    max_uploads_bytes: Size = 64 * 2**20
+    """bodies of all requests together, of each what is beyond 64 KiB; what makes them larger is answered with 503"""
+    body_timeout_s: Seconds = 60.0
+    """a request body that takes longer to come is answered with 408"""
+    max_connections: Count = 1000
+    """at once, fewer where the process may not open as many files; one more takes the place of an idle one, or is
+    answered with 503"""
     max_prompt_tokens: Count | None = None
     """a longer prompt is refused, even where the context would hold it"""
     api_keys_env: Variable | None = None

@@ -15,6 +15,7 @@ from coe.router.domains import DOMAINS, canonical
 from coe.router.examples import example_problems, examples_of
 from coe.surgery.plan.recipes import RECIPES, settings_of
 
+from .addresses import is_loopback
 from .models import BuildSection, ModelSource, Roster, SamplingBounds, ServerSection, Specialist
 from .source import KeyPath, nearest
 
@@ -190,7 +191,7 @@ def roster_findings(
 
 def _exposure_findings(server: ServerSection) -> Iterator[Finding]:
     named = (server.api_keys_env, server.api_keys_file, server.admin_keys_env, server.admin_keys_file)
-    if server.host in ("127.0.0.1", "::1", "localhost") or any(named):
+    if is_loopback(server.host) or any(named):
         return
     yield Finding(
         ("server", "host"),

@@ -21,7 +21,7 @@ from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
-from .errors import BuildingError, UnknownModelError
+from .errors import BuildingError, Part, UnknownModelError
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Chooser:
         entry = self._roster.find(request.model)
         if entry is None:
             known = ", ".join([AUTO, *self._roster.names])
-            raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param="model")
+            raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param=Part.MODEL)
         name = entry.name
         await self._catalog.recheck(name, being_built=self._builds)
         item = self._catalog.availability[name]

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from coe.engine import errors as engine
+
+
+class Part(StrEnum):
+    """What of a request is at fault, where only a dialect knows the field's name."""
+
+    INPUT = "input"  # the conversation, or the text to be continued
+    FORMAT = "format"  # what the answer has to keep to
+    MODEL = "model"
 
 
 class RequestError(Exception):
@@ -17,7 +26,7 @@ class RequestError(Exception):
     code: str | None = None
     headers: Mapping[str, str] = {}
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | Part | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
@@ -39,16 +48,17 @@ class BuildingError(RequestError):
     code = "specialist_building"
 
     def __init__(self, message: str, build: str, *, retry: bool) -> None:
-        super().__init__(message, param="model")
+        super().__init__(message, param=Part.MODEL)
         self.headers = {"x-coe-build": build, **({"retry-after": "30"} if retry else {})}
 
 
 class UnknownPathError(RequestError):
-    """Nothing is served at this path, or not with this method."""
+    """Nothing is served at this path, or not with this method. headers: such as Allow."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message, code="unknown_url" if status == 404 else "method_not_allowed")
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, code={404: "unknown_url", 405: "method_not_allowed"}.get(status))
         self.status = status
+        self.headers = headers or {}
 
 
 class NoKeyError(RequestError):
@@ -57,6 +67,7 @@ class NoKeyError(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+    headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="College of Experts"'}
 
 
 class NotAdminError(RequestError):
@@ -96,41 +107,75 @@ class BodyTooLargeError(RequestError):
     code = "request_too_large"
 
 
+class BodyTimeoutError(RequestError):
+    """The body did not come within the roster's server.body_timeout_s."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class UnsupportedBodyError(RequestError):
+    """The body is encoded in a way that is not taken. headers: which are."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+    def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.headers = headers or {}
+
+
+class UploadsFullError(RequestError):
+    """The bodies of all requests together are larger than the roster's server.max_uploads_bytes."""
+
+    status = 503
+    type = "server_error"
+    code = "uploads_full"
+    headers: Mapping[str, str] = {"retry-after": "5"}
+
+
 class ClientGoneError(Exception):
     """The client closed the connection."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error as clients are told of it. type, code: OpenAI's words, which other dialects translate."""
+    """An error as clients are told of it. type, code: OpenAI's words, which other dialects translate.
+
+    param: the field at fault as the client wrote it, or a Part, which each dialect names.
+    """
 
     status: int
     message: str
     type: str
     code: str | None = None
-    param: str | None = None
+    param: str | Part | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def param_in(self, names: Mapping[Part, str]) -> str | None:
+        """The field's name in a dialect that calls the parts so; None where nothing is named."""
+        return names.get(self.param) if isinstance(self.param, Part) else self.param
 
 
 # The most specific class first. Source of the codes: OpenAI's API reference, where it has one.
-_ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], ...] = (
-    (engine.PromptTooLongError, 400, "context_length_exceeded", "messages"),
-    (engine.TemplateError, 400, "template_refused", "messages"),
-    (engine.ModelTemplateError, 503, "chat_template", "model"),
-    (engine.GrammarError, 400, "invalid_schema", "response_format"),
-    (engine.SchemaViolationError, 500, "schema_violated", "response_format"),
+_ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], ...] = (
+    (engine.PromptTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.TemplateError, 400, "template_refused", Part.INPUT),
+    (engine.ModelTemplateError, 503, "chat_template", Part.MODEL),
+    (engine.GrammarError, 400, "invalid_schema", Part.FORMAT),
+    (engine.SchemaViolationError, 500, "schema_violated", Part.FORMAT),
     (engine.QueueFullError, 429, "queue_full", None),
     (engine.WaitTimeoutError, 503, "wait_timeout", None),
-    (engine.UnavailableError, 503, "specialist_unavailable", "model"),
+    (engine.UnavailableError, 503, "specialist_unavailable", Part.MODEL),
     (engine.WorkerDiedError, 503, "worker_died", None),
     (engine.ShuttingDownError, 503, "shutting_down", None),
     (engine.SlowReaderError, 503, "client_too_slow", None),
-    (engine.LoadError, 503, "load_failed", "model"),
-    (engine.ModelFileError, 503, "load_failed", "model"),
-    (engine.ThinkingPolicyError, 503, "thinking_policy", "model"),
-    (engine.SourceChangedError, 503, "model_file_changed", "model"),
-    (engine.SharingError, 503, "load_failed", "model"),
-    (engine.LayoutError, 503, "load_failed", "model"),
+    (engine.LoadError, 503, "load_failed", Part.MODEL),
+    (engine.ModelFileError, 503, "load_failed", Part.MODEL),
+    (engine.ThinkingPolicyError, 503, "thinking_policy", Part.MODEL),
+    (engine.SourceChangedError, 503, "model_file_changed", Part.MODEL),
+    (engine.SharingError, 503, "load_failed", Part.MODEL),
+    (engine.LayoutError, 503, "load_failed", Part.MODEL),
     (engine.SwapError, 503, "worker_died", None),
     (engine.ChildError, 503, "child_failed", None),
 )

@@ -24,7 +24,7 @@ from coe.surgery.profile.corpus import CorpusFile, read_corpus
 from fakes.server_process import ServerProcess
 
 
-def shown(roster: Path, url: str) -> tuple[int, str]:
+def shown(roster: Path, url: str | None) -> tuple[int, str]:
     """A tour's exit code, and what it printed."""
     file = io.StringIO()
     code = tour(roster, url, Console(file=file, width=160))
@@ -57,18 +57,42 @@ def test_a_tour_without_a_server_brings_its_own_and_ends_it(
     monkeypatch.setattr(demo_tour, "_build", lambda client, out: seen.append(str(client.base_url)))
     seen: list[str] = []
     # Another roster's server is none to ask.
-    _, said = shown(demo_roster(), college.url)
+    monkeypatch.setattr(demo_tour, "base_url", lambda host, port: college.url)
+    _, said = shown(demo_roster(), None)
     assert "A college of my own" in said
     assert seen[0].rstrip("/") != college.url
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{seen[0]}/health")
 
 
+def test_a_server_that_was_named_and_cannot_be_asked_ends_the_tour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_tour, "own_server", lambda roster: pytest.fail("a server of its own was started"))
+    for url, words in (
+        ("http://127.0.0.1:1", "No college is served at http://127.0.0.1:1"),
+        ("http://[::1", "is no address of a server"),
+        ("::1:8000", "in brackets"),
+        ("ftp://127.0.0.1:8000", "is no address of a server"),
+    ):
+        code, said = shown(demo_roster(), url)
+        assert code == 1
+        assert words in said
+
+
+def test_a_server_that_was_named_and_serves_another_roster_ends_the_tour(college: ServerProcess) -> None:
+    code, said = shown(demo_roster(), college.url)
+    assert code == 1
+    assert "serves another roster, without" in said
+    assert "Leave --url out" in said
+
+
 @pytest.mark.slow
-def test_a_server_that_does_not_start_ends_the_tour_with_its_own_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_ends_the_tour_with_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("specialists:\n  - name: law\n    file: a.gguf\n    colour: blue\n")
-    code, said = shown(path, "http://127.0.0.1:1")
+    monkeypatch.setattr(demo_tour, "base_url", lambda host, port: "http://127.0.0.1:1")
+    code, said = shown(path, None)
     assert code == 1
     assert "colour" in said
 

@@ -14,12 +14,11 @@ import pytest
 
 from coe.engine.spec import LoadSpec, Thinking
 from coe.router.training import thresholds
-from coe.server import cli
 from coe.server.commands import router as commands
 from coe.server.commands.surgery.eval import evaluate
 from coe.server.commands.surgery.plan import plan
 from coe.server.commands.surgery.profile import profile
-from coe.server.roster.models import RouterSection, ServerSection, SpecialistSettings, ThinkingSection
+from coe.server.roster.models import RouterSection, SpecialistSettings, ThinkingSection
 from coe.surgery.build.job import BuildOrder
 from coe.surgery.judge.generation import DEFAULT
 from coe.surgery.plan.criteria import score
@@ -39,7 +38,6 @@ def default(function: Callable[..., Any], parameter: str) -> Any:
 @pytest.mark.parametrize(
     ("command", "option", "value"),
     [
-        (cli.demo, "url", f"http://{ServerSection().host}:{ServerSection().port}"),
         (commands.train_router, "encoder", RouterSection().encoder),
         (commands.fit_thresholds, "most_wrong", default(thresholds.fit_thresholds, "most_wrong")),
         (plan, "recipe", Recipe.name),

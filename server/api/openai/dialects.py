@@ -7,19 +7,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ...runtime.errors import Failure
+from ...runtime.errors import Failure, Part
 from ..dialect import EVENT_STREAM, Call, Described, StreamFormat
 from .described import CHAT_DESCRIBED, COMPLETIONS_DESCRIBED
-from .replies import ChatEnvelope, CompletionEnvelope, OpenAIEnvelope, data_frame, error_body
+from .replies import (
+    CHAT_NAMES,
+    COMPLETION_NAMES,
+    ChatEnvelope,
+    CompletionEnvelope,
+    OpenAIEnvelope,
+    data_frame,
+    error_body,
+)
 from .requests import Parsed, parse_chat, parse_completion
 
 
 @dataclass(frozen=True)
 class OpenAIDialect:
-    """Bodies by `read`, answers in `envelope`; errors and streams are the same in both."""
+    """Bodies by `read`, answers in `envelope`, fields by `names`; errors and streams are else the same in both."""
 
     read: Callable[[Mapping[str, Any]], Parsed]
     envelope: type[OpenAIEnvelope]
+    names: Mapping[Part, str]
     described: Described
 
     @property
@@ -34,12 +43,12 @@ class OpenAIDialect:
 
     def error_body(self, failure: Failure) -> dict[str, Any]:
         """See Dialect."""
-        return error_body(failure)
+        return error_body(failure, self.names)
 
     def error_frame(self, failure: Failure) -> bytes:
         """See Dialect."""
-        return data_frame(error_body(failure))
+        return data_frame(error_body(failure, self.names))
 
 
-CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope, CHAT_DESCRIBED)
-COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope, COMPLETIONS_DESCRIBED)
+CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope, CHAT_NAMES, CHAT_DESCRIBED)
+COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope, COMPLETION_NAMES, COMPLETIONS_DESCRIBED)

@@ -6,12 +6,20 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from coe.engine.request import Delta, Finish, Finished, TokenLogprob
 
 from ...runtime.answer import Answer, Outcome, Step
-from ...runtime.errors import Failure
+from ...runtime.errors import Failure, Part
+
+# What the two endpoints call the parts of a request.
+CHAT_NAMES: Final[Mapping[Part, str]] = {
+    Part.INPUT: "messages",
+    Part.FORMAT: "response_format",
+    Part.MODEL: "model",
+}
+COMPLETION_NAMES: Final[Mapping[Part, str]] = {Part.INPUT: "prompt", Part.MODEL: "model"}
 
 # OpenAI knows no reason for a loop: the answer was cut, which is what `length` tells every client. The `coe` object
 # says what it was. An invalid answer is an error, and has none.
@@ -31,9 +39,10 @@ def usage(ends: Sequence[Finished]) -> dict[str, Any]:
     }
 
 
-def error_body(failure: Failure) -> dict[str, Any]:
-    """OpenAI's error envelope."""
-    error = {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
+def error_body(failure: Failure, names: Mapping[Part, str] = CHAT_NAMES) -> dict[str, Any]:
+    """OpenAI's error envelope. names: what the endpoint calls the parts of a request."""
+    param = failure.param_in(names)
+    error = {"message": failure.message, "type": failure.type, "param": param, "code": failure.code}
     return {"error": error}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Message, Request
@@ -16,6 +16,9 @@ from .structure import STRUCTURED, response_format
 _MAX_CHOICES = 8
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
+# Members of lists and objects: more than any client has a use for, and few enough to be checked in milliseconds.
+_MOST: Final = {"messages": 10_000, "prompt": 10_000, "logit_bias": 4096, "modalities": 16, "chat_template_kwargs": 100}
+_MAX_PARTS = 1000  # of one message
 _MAX_INT = 2**31 - 1  # what llama.cpp takes
 
 
@@ -93,7 +96,7 @@ class Shared(_Body):
 
 
 class ChatBody(Shared):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1), FailFast()]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -177,16 +180,26 @@ def _parsed(body: Shared, **own: Any) -> Parsed:
     return Parsed(request, bool(body.stream_options and body.stream_options.include_usage))
 
 
+def _refuse_too_many(body: Mapping[str, Any]) -> None:
+    """Before anything is checked: a hundred thousand wrong members are a hundred thousand errors to write."""
+    for name, most in _MOST.items():
+        value = body.get(name)
+        if isinstance(value, (list, dict)) and len(value) > most:
+            raise RequestError(f"{name}: give at most {most:,}, not {len(value):,}.", param=name)
+
+
 def _parse(kind: type[_B], body: Mapping[str, Any]) -> _B:
+    _refuse_too_many(body)
     try:
         return kind.model_validate(dict(body))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         # A union names the alternative it tried after the field; a client knows nothing of these.
         path = [part for part in first["loc"] if isinstance(part, int) or part in _wire_names(kind)]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         said = str(first["msg"]).removeprefix("Value error, ")
-        raise RequestError(f"{param or 'The body'}: {said}.", param=param or None) from error
+        # Without its cause: a log that prints it would write every one of its errors.
+        raise RequestError(f"{param or 'The body'}: {said}.", param=param or None) from None
 
 
 def _wire_names(kind: type[BaseModel]) -> set[str]:
@@ -215,6 +228,8 @@ def _text(content: Any, param: str, *, optional: bool) -> str:
         return ""
     if not isinstance(content, list):
         raise RequestError(f"{param} must be a text or a list of parts.", param=param)
+    if len(content) > _MAX_PARTS:
+        raise RequestError(f"{param}: give at most {_MAX_PARTS:,} parts, not {len(content):,}.", param=param)
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None

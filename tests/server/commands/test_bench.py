@@ -144,7 +144,7 @@ def test_cached_tokens_are_not_read(server: Callable[[Handler], Server]) -> None
     assert answer.read_tokens == 1
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://a b"])
+@pytest.mark.parametrize("url", ["http://[::1", "http://a b", "::1:8000", "ftp://college"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     code, _, said = measured(demo_roster(), url=url)
     assert code == 1

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from coe.engine import errors as engine
-from coe.server.api.openai.replies import error_body
-from coe.server.runtime.errors import NoKeyError, RequestError, UnknownModelError, failure_of
+from coe.server.api.openai.dialects import CHAT, COMPLETIONS
+from coe.server.api.openai.replies import CHAT_NAMES, error_body
+from coe.server.runtime.errors import (
+    BuildingError,
+    Failure,
+    NoKeyError,
+    Part,
+    RequestError,
+    UnknownModelError,
+    failure_of,
+)
 
 
 def test_the_body_is_openais_envelope() -> None:
@@ -53,6 +64,44 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
         engine.ChildDiedError: ("A dry run", -9, "its last words"),
     }
     return kind(*facts.get(kind, ("what", "remedy")))
+
+
+@pytest.mark.parametrize(
+    ("error", "chat", "completions"),
+    [
+        (engine.PromptTooLongError(300, 256), "messages", "prompt"),
+        (engine.TemplateError("?"), "messages", "prompt"),
+        (engine.GrammarError("?"), "response_format", None),
+        (engine.UnavailableError("?"), "model", "model"),
+        (engine.LoadError("?"), "model", "model"),
+        (engine.ModelFileError("?"), "model", "model"),
+        (engine.ThinkingPolicyError("?"), "model", "model"),
+        (engine.SourceChangedError("?"), "model", "model"),
+        (engine.SharingError("?"), "model", "model"),
+        (engine.LayoutError("?"), "model", "model"),
+        (BuildingError("?", "?", retry=True), "model", "model"),
+        (UnknownModelError("?", param=Part.MODEL), "model", "model"),
+        (RequestError("?", param="n"), "n", "n"),
+        (engine.QueueFullError("?"), None, None),
+    ],
+)
+def test_the_field_is_named_as_the_endpoint_names_it(
+    error: Exception, chat: str | None, completions: str | None
+) -> None:
+    failure = failure_of(error)
+    for dialect, name in ((CHAT, chat), (COMPLETIONS, completions)):
+        assert dialect.error_body(failure)["error"]["param"] == name
+        frame = json.loads(dialect.error_frame(failure).removeprefix(b"data: "))
+        assert frame["error"]["param"] == name
+
+
+def test_a_part_of_a_request_is_never_written_by_our_name_for_it() -> None:
+    """Whatever the table says, each dialect has a name for it or none: a new part cannot be forgotten."""
+    assert set(CHAT_NAMES) == set(Part)
+    for dialect in (CHAT, COMPLETIONS):
+        for part in Part:
+            body = dialect.error_body(Failure(400, "?", "?", param=part))
+            assert body["error"]["param"] in (None, dialect.names.get(part))
 
 
 def test_every_engine_error_is_foreseen() -> None:
