@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from .text import printable
+
 
 class EngineError(Exception):
-    """Something in the engine went wrong; `remedy` says what a person can do about it."""
+    """Something in the engine went wrong; `remedy` says what a person can do about it.
+
+    Both are one printable line, whatever the file or the client has in the texts that they name.
+    """
 
     def __init__(self, message: str, remedy: str = "") -> None:
+        message, remedy = printable(message), printable(remedy)
         super().__init__(f"{message} {remedy}".strip())
         self.message = message
         self.remedy = remedy

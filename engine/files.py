@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Final
+
+_KINDS: Final = (
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that somebody named, to read its bytes; never waits, and never reads a device.
+
+    Raises OSError, whose `strerror` says what is in the file's place: a FIFO would be waited for without end, and
+    /dev/zero has none.
+    """
+    require_regular(path)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a FIFO meanwhile
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        require_regular(path)
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+    os.set_blocking(file, True)
+    return os.fdopen(file, "rb")
+
+
+def require_regular(path: Path) -> os.stat_result:
+    """The file's status. Raises OSError, whose `strerror` says why it is no file that can be read."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise FileNotFoundError(
+                errno.ENOENT, f"It is a link to {os.readlink(path)}, which is not there", str(path)
+            ) from None
+        raise
+    except ValueError:  # a zero byte
+        raise OSError(errno.EINVAL, "No path can be called so", str(path)) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+    for is_kind, what in _KINDS:
+        if is_kind(status.st_mode):
+            raise OSError(errno.EINVAL, f"It is {what} and no file", str(path))
+    return status
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """A regular file's bytes. Raises OSError, also for a file that is larger than `most_bytes`."""
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"It is larger than {most_bytes // 2**20} MiB", str(path))
+    return content
 
 
 def cache_folder() -> Path:

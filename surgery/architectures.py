@@ -13,6 +13,7 @@ from coe.engine.gguf.architectures import expert_bytes as expert_bytes
 from coe.engine.gguf.architectures import is_per_expert as is_per_expert
 from coe.engine.gguf.header import Header
 from coe.engine.gguf.reader import read_array
+from coe.engine.text import quoted
 
 from .errors import ArchitectureError
 
@@ -42,7 +43,7 @@ def architecture_of(header: Header) -> Architecture:
     found = ARCHITECTURES.get(header.architecture)
     if found is None:
         raise ArchitectureError(
-            f"{header.path.name} is of the architecture {header.architecture or '(none)'!r}, "
+            f"{header.path.name} is of the architecture {quoted(header.architecture or '(none)')}, "
             "which surgery does not know.",
             f"Known: {', '.join(sorted(ARCHITECTURES))}.",
         )
@@ -57,7 +58,7 @@ def experts_of(headers: Sequence[Header]) -> Experts:
     """
     first = headers[0]
     architecture = architecture_of(first)
-    n_expert = int(first.value("expert_count", 0) or 0)
+    n_expert = first.count("expert_count")
     routers: list[int] = []
     biased: list[int] = []
     for header in headers:
@@ -88,14 +89,14 @@ def experts_of(headers: Sequence[Header]) -> Experts:
         raise ArchitectureError(
             f"{first.path.name} has {CHOICE_BIAS} in some of its layers only.", "The file is damaged: fetch it again."
         )
-    n_trunk = int(first.value("block_count", 0)) - int(first.value("nextn_predict_layers", 0))
+    n_trunk = first.count("block_count") - first.count("nextn_predict_layers")
     return Experts(
         _as_in_file(architecture, first, bool(biased)) if architecture.varies else architecture,
         tuple(sorted(layer for layer in routers if layer < n_trunk)),
         n_expert,
         _experts_used(first),
-        int(first.value("expert_group_count", 1) or 1),
-        int(first.value("expert_group_used_count", 1) or 1),
+        first.count("expert_group_count", 1) or 1,
+        first.count("expert_group_used_count", 1) or 1,
         tuple(sorted(layer for layer in routers if layer >= n_trunk)),
     )
 
@@ -119,4 +120,4 @@ def _experts_used(header: Header) -> int:
         raise ArchitectureError(
             f"{header.path.name} does not say how many experts a token uses.", "Give a file of a known converter."
         )
-    return int(header.metadata[key])
+    return header.whole_number(key, 0)

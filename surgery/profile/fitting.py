@@ -50,7 +50,7 @@ def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[i
 
 def expert_bytes_by_layer(parent: Parent) -> list[int]:
     """Bytes of the experts of each block, 0 for one without."""
-    per_layer = [0] * int(parent.headers[0].value("block_count", 0))
+    per_layer = [0] * parent.headers[0].count("block_count")
     for header in parent.headers:
         for tensor in header.tensors:
             block, found, rest = tensor.name.removeprefix("blk.").partition(".")
