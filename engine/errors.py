@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .text import printable
 
 
@@ -11,9 +13,10 @@ class EngineError(Exception):
     Both are one printable line, whatever the file or the client has in the texts that they name.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        """lines: what is to be listed below it, one item a line."""
         message, remedy = printable(message), printable(remedy)
-        super().__init__(f"{message} {remedy}".strip())
+        super().__init__("\n".join([f"{message} {remedy}".strip(), *map(printable, lines)]))
         self.message = message
         self.remedy = remedy
 

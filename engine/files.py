@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -32,6 +34,13 @@ def open_regular(path: Path) -> BinaryIO:
         raise OSError(errno.EINVAL, "It is no regular file", str(path))
     os.set_blocking(file, True)
     return os.fdopen(file, "rb")
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """The same for what is read once from its beginning, which may be a pipe: `<(command)` of a shell."""
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        return path.open("rb")
+    return open_regular(path)
 
 
 def require_regular(path: Path) -> os.stat_result:
@@ -94,3 +103,42 @@ def written_beside(path: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         beside.unlink(missing_ok=True)
+
+
+_CHUNK: Final = 8 * 2**20
+_hashed: Final[dict[str, str]] = {}  # of this process: the cache's folder may not be writable
+
+
+def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of the files' bytes, one after the other; cached by path, size and time of change.
+
+    progress: called with the number of bytes of each piece read. Raises OSError.
+    """
+    key = hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
+    if key in _hashed:
+        return _hashed[key]
+    _hashed[key] = _hashed_once(paths, key, progress)
+    return _hashed[key]
+
+
+def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], None] | None) -> str:
+    cached = cache_folder() / "sha256" / f"{key}.json"
+    try:
+        return str(json.loads(cached.read_text())["sha256"])
+    except (OSError, ValueError, KeyError):
+        pass
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                if progress is not None:
+                    progress(len(piece))
+    found = digest.hexdigest()
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(cached) as beside:
+            beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
+    except OSError:  # a cache that cannot be written costs time and nothing else
+        pass
+    return found

@@ -21,9 +21,9 @@ _KEPT_AT_END: Final = 0.3  # of a text that is cut: the end of a message often s
 
 
 def printable(text: str, most: int = 2000) -> str:
-    """The text with what acts on a terminal written as escapes (`\\x1b`, `\\u202e`), cut in its middle where it is longer.
+    """The text with what acts on a terminal written as escapes (`\\x1b`, `\\u202e`), cut in its middle if long.
 
-    most: characters of the result, about.
+    most: characters of the text that are kept.
     """
     if len(text) > most:
         end = int(most * _KEPT_AT_END)

@@ -55,7 +55,7 @@ _REMEMBERED: Final = 256
 # What comes in place of a model, by its first bytes, and what to do about it.
 _GGUF: Final = "Give a .gguf model."
 _KNOWN: Final = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the model itself", "Fetch the model: git lfs pull, or coe pull."),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the model", "Fetch the model: git lfs pull, or coe pull."),
     (b"<!DOCTYPE", "a web page", "Fetch the file itself, not the page about it; or use coe pull."),
     (b"<!doctype", "a web page", "Fetch the file itself, not the page about it; or use coe pull."),
     (b"<html", "a web page", "Fetch the file itself, not the page about it; or use coe pull."),
@@ -84,7 +84,7 @@ def checked(path: Path) -> Iterator[mmap.mmap]:
             try:
                 _Check(path, content).run()
             except (struct.error, IndexError, OverflowError):
-                raise ModelFileError(f"{path} ends within its header.", f"The download is not whole. {_AGAIN}") from None
+                raise _ends_early(path) from None
             _passed[found] = None
             while len(_passed) > _REMEMBERED:
                 _passed.pop(next(iter(_passed)))
@@ -105,12 +105,16 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
             if not begin.startswith(b"GGUF"):
                 raise _no_gguf(path, begin)
             if size < _PREAMBLE:
-                raise ModelFileError(f"{path} ends within its header.", f"The download is not whole. {_AGAIN}")
+                raise _ends_early(path)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise unreadable(path, error) from error
     with mapped:
         yield mapped
+
+
+def _ends_early(path: Path) -> ModelFileError:
+    return ModelFileError(f"{path} ends within its header.", f"The download is not whole. {_AGAIN}")
 
 
 def _no_gguf(path: Path, begin: bytes) -> ModelFileError:
@@ -293,7 +297,7 @@ class _Check:
         if any(not 0 < size < 2**63 for size in shape) or math.prod(shape) >= 2**63:
             raise self._wrong(f"the tensor {_shown(name)} has a shape that no memory holds")
         if shape[0] % block:
-            raise self._wrong(f"rows of the tensor {_shown(name)} are no whole blocks of {GGMLQuantizationType(kind).name}")
+            raise self._wrong(f"rows of {_shown(name)} are no whole blocks of {GGMLQuantizationType(kind).name}")
         return shape[0] // block * block_bytes * math.prod(shape[1:])
 
 

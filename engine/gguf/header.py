@@ -14,6 +14,7 @@ from ..text import quoted
 
 _MOST = 2**31  # of anything that a header counts
 
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor: shape in ggml's order (fastest dimension first), bytes from type and shape, offset in the file."""

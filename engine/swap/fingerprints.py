@@ -26,7 +26,7 @@ from ..files import cache_folder, stamp, written_beside
 from ..gguf.architectures import ARCHITECTURES, Architecture, block_tensor, expert_bytes, is_per_expert
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
-from ..gguf.records import Records, digest, whole_numbers, read_records
+from ..gguf.records import Records, digest, read_records, whole_numbers
 from ..spec import Kept, Member
 from .plan import CONTENT, Keys, Place, Shape, Weights
 

@@ -39,7 +39,7 @@ from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
 from ..logs import WORKER_LOGGER
-from ..process import SPARE, call_process, die_with, rss_bytes
+from ..process import SPARE, be_killed_before_parent, call_process, die_with, rss_bytes
 from ..request import Event, GenerateRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
@@ -230,6 +230,7 @@ def main() -> None:
     faulthandler.enable()
     descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent_pid)
+    be_killed_before_parent()
     call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

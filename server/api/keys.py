@@ -9,9 +9,13 @@ from hmac import compare_digest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.engine.files import read_bounded
+
 from ..roster.models import Roster
 from ..runtime.errors import NoKeyError, failure_of
 from .dialect import Dialect
+
+_MOST_KEYS_BYTES = 2**20
 
 _OPEN_PATHS = ("/health", "/ready")
 
@@ -31,9 +35,11 @@ def read_keys(roster: Roster) -> frozenset[str]:
     if settings.api_keys_file is not None:
         path = roster.resolve(settings.api_keys_file)
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"server.api_keys_file: {path} cannot be read: {error}.") from error
+            lines = read_bounded(path, _MOST_KEYS_BYTES).decode().splitlines()
+        except OSError as error:
+            raise ValueError(f"server.api_keys_file: {path} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"server.api_keys_file: {path} is not UTF-8.") from error
         found = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
         if not found:
             raise ValueError(f"server.api_keys_file: {path} holds no key. Write one a line, or remove the setting.")

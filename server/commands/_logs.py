@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from coe.engine.logs import LLAMA_LOGGER, RequestIdFilter
+from coe.engine.text import printable
 
 _CHATTY: Final = ("httpx", "sentence_transformers", "urllib3", "huggingface_hub", "uvicorn.error")
 
@@ -29,8 +30,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         request_id = getattr(record, "request_id", "")
-        record.request = f"[{request_id}] " if request_id else ""
+        record.request = f"[{printable(request_id)}] " if request_id else ""
         return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        """See logging.Formatter. One line, whatever names are in it; a stack below it has lines of its own."""
+        record.message = printable(record.message, len(record.message))
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
