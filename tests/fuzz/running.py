@@ -27,14 +27,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 # not survive a fork.
 _BEFOREHAND: Final = (
     "coe.server.cli",
-    "coe.server.commands.check",
     "coe.server.commands.pull.command",
     "coe.server.commands.route",
-    "coe.surgery.cut.cut",
     "coe.surgery.plan.planning",
-    "coe.surgery.study.compare",
     "coe.surgery.study.inspect",
-    "coe.surgery.verify.verify",
 )
 
 
