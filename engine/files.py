@@ -63,6 +63,13 @@ def require_regular(path: Path) -> os.stat_result:
     return status
 
 
+def unread(path: Path, error: OSError) -> str:
+    """What a message says of a file that could not be read: `x.json does not exist`, `x.json cannot be read: ...`."""
+    if isinstance(error, FileNotFoundError) and not os.path.islink(path):
+        return f"{path} does not exist"
+    return f"{path} cannot be read: {error.strerror or error}"
+
+
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """A regular file's bytes. Raises OSError, also for a file that is larger than `most_bytes`."""
     with open_regular(path) as file:

@@ -10,7 +10,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.text import quoted
+from coe.engine.files import unread
+from coe.engine.text import printable
 
 from .errors import MaskError
 from .files import read_arrays, read_json
@@ -96,9 +97,7 @@ def _content(path: Path) -> Any:
             raise ValueError("its values are no numbers")
         return found
     except OSError as error:
-        raise MaskError(
-            f"The mask {path} cannot be read: {error.strerror}.", "Check the path, or make a mask with coe plan."
-        ) from error
+        raise MaskError(f"{unread(path, error)}.", "Check the path, or make a mask with coe plan.") from error
     except ValueError as error:
         raise MaskError(
             f"{path} is no mask, being neither JSON nor .npy: {error}.", "Give a mask file, such as coe plan makes."
@@ -152,9 +151,9 @@ def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
             if len(by_layer) < len(content):
                 raise MaskError(f"{name} has a layer twice.", "It must name every layer once.")
         except ValueError as error:
+            first = ", ".join(printable(key, 40) for key in list(content)[:3])
             raise MaskError(
-                f"{name} is no mask that this program knows: its keys are {', '.join(map(quoted, list(content)[:3]))}, "
-                "not the numbers of layers.",
+                f"{name} is no mask that this program knows: its keys are {first}, not the numbers of layers.",
                 "It reads masks of coe plan, drop maps, lists and matrices.",
             ) from error
         if odd := sorted(set(by_layer) ^ set(parent.layers)):
@@ -196,8 +195,9 @@ def _as_lists(rows: Sequence[Sequence[Any]], parent: Identity, name: str) -> NDA
     for at, (layer, row) in enumerate(zip(parent.layers, rows, strict=True)):
         for expert in row:
             if isinstance(expert, bool) or not isinstance(expert, int | np.integer):
+                written = printable(repr(expert), 60)
                 raise MaskError(
-                    f"Layer {layer} of {name} names the expert {quoted(expert)}, which is no number of one.",
+                    f"Layer {layer} of {name} names the expert {written}, which is no number of one.",
                     f"Lists name experts from 0 to {parent.n_expert - 1}; a matrix has {parent.n_expert} columns of 0 "
                     "and 1.",
                 )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import written_beside
+from coe.engine.files import unread, written_beside
 from coe.engine.text import quoted
 
 from .errors import MaskError, ParentMismatchError
@@ -129,7 +129,7 @@ class Mask:
         try:
             content = read_json(path, MOST_BYTES)
         except OSError as error:
-            raise MaskError(f"The mask {path} cannot be read: {error.strerror}.", _MAKE) from error
+            raise MaskError(f"{unread(path, error)}.", _MAKE) from error
         except ValueError as error:
             raise MaskError(f"{path} is no mask of this project: {error}.", _MAKE) from error
         return cls.from_json(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import importlib.util
@@ -87,6 +88,8 @@ def locate_file(path: Path, remedy: str) -> Location:
             why = f"{path} is not there: {error.strerror}." if os.path.islink(path) else f"There is no file {path}."
             return Location(None, reason=why, remedy=remedy)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Location(None, reason=f"There is no file {path}.", remedy=remedy)
             return Location(None, reason=f"{path} cannot be read: {error.strerror}.", remedy=remedy)
         return Location(path, (path,))
     stem = path.name[: split.start()]

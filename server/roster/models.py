@@ -305,9 +305,9 @@ class ModelSource(Section):
     """A glob without regard to case that finds one model in it; split files count as one"""
 
     revision: Revision | None = None
-    """of repo: the commit, tag or branch that `coe pull` fetches; only a commit never changes"""
+    """a commit, tag or branch of repo, in place of the newest; only a commit never changes"""
     sha256: Digests | None = None
-    """of the file, or of all parts of a split one in order: it is hashed once, and another file is not served"""
+    """of the file, or a list, of each part; hashed once, and another file is not served"""
 
     def find_file(self, models_dir: Path, pull_name: str) -> Location:
         """Where the model is, or why it is not there. pull_name: what `coe pull` calls it.

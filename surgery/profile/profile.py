@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import written_beside
+from coe.engine.files import unread, written_beside
 from coe.engine.text import quoted
 
 from ..errors import ParentMismatchError, ProfileError
@@ -180,7 +180,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         arrays = read_arrays(path, _MOST_FILE_BYTES, _MOST_BYTES)
         facts = json.loads(str(arrays.pop("facts")))
     except OSError as error:
-        raise ProfileError(f"The profile {path} cannot be read: {error.strerror}.", _AGAIN) from error
+        raise ProfileError(f"{unread(path, error)}.", _AGAIN) from error
     except (ValueError, KeyError, RecursionError) as error:
         raise ProfileError(f"{path} is no profile, or is damaged.", _AGAIN) from error
     if not isinstance(facts, dict):

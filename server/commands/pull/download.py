@@ -111,7 +111,7 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                 part.unlink()  # going on with it could only fail again
                 raise PullError(
                     f"What came for {file.path} is not what {model.repo} lists, or the roster pins: "
-                    "its hash or its length differs.",
+                    "its SHA-256 (outside LFS git's SHA-1) or its length differs.",
                     "It was thrown away; pull again. Behind a proxy or a mirror, see whether that alters files.",
                 )
             os.fsync(out.fileno())
