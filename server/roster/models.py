@@ -44,6 +44,7 @@ from .source import Problem
 from .values import (
     Aliases,
     Budget,
+    BudgetOrZero,
     Count,
     CountOrZero,
     Digests,
@@ -138,7 +139,7 @@ class PoolSection(Section):
     """no request for so long: idle time, in which builds begin"""
     preload: Names = ()
     """names of specialists to load at the start"""
-    ram_budget: Literal["auto"] | SizeOrZero = "auto"
+    ram_budget: BudgetOrZero = "auto"
     """host memory of each resident that specialists share, for conversations out of the cache's way;
     auto: 2 GiB beside a GPU, else an eighth of vram_budget at most"""
     swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = Sharing.swap_share

@@ -83,6 +83,10 @@ def _budget(value: object) -> int | Literal["auto"]:
     return size
 
 
+def _budget_or_zero(value: object) -> int | Literal["auto"]:
+    return "auto" if value == "auto" else parse_size(value)
+
+
 def _share(value: object) -> object:
     if value != "auto" and not isinstance(value, bool):
         raise InvalidError(f"{value!r} is not known here.", "Write auto, true or false.")
@@ -181,6 +185,7 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1), _size_schema(1)]
 SizeOrZero = Annotated[int, BeforeValidator(parse_size), _size_schema(0)]
 Budget = Annotated[int | Literal["auto"], BeforeValidator(_budget), _size_schema(1, "auto")]
+BudgetOrZero = Annotated[int | Literal["auto"], BeforeValidator(_budget_or_zero), _size_schema(0, "auto")]
 ShareSwitch = Annotated[
     Literal["auto"] | bool, BeforeValidator(_share), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
 ]

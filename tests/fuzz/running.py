@@ -106,7 +106,7 @@ def _in_child(arguments: Sequence[str], folder: Path, log: Path, main: Callable[
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, errors="surrogateescape") for fd in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False, errors="surrogateescape") for fd in (1, 2))
     os.environ.update(
         XDG_CACHE_HOME=str(folder / "cache"),
         TMPDIR=str(folder),
