@@ -37,6 +37,7 @@ from typing import Any, Final, NoReturn
 
 from . import errors as engine_errors
 from .errors import ChildDiedError, ChildTimeoutError, EngineError
+from .private import child_environment, keep_private, make_files_private
 from .process import be_killed_before_parent, die_with, take_limits, take_stdout
 
 Report = Callable[[Any], None]  # called by a child's main with what it has to say on the way, JSON types
@@ -174,7 +175,7 @@ async def started(
     *,
     title: str,
     log: Path | None = None,
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
     limits: Limits = Limits(),  # frozen
 ) -> AsyncIterator[Child]:
     """A child that runs `module.main(job, report)`; killed at the end of the block if it has not ended.
@@ -182,7 +183,10 @@ async def started(
     title: what the process does, for messages: "The process that hashes files".
     log:   a file that its output is added to; else it is kept for its last words alone.
     limits: what it may take; a child beyond them dies, or raises MemoryError.
+    environment: None for this process's own without its secrets, see `private.child_environment`.
     """
+    if environment is None:
+        environment = child_environment(os.environ)
     with tempfile.TemporaryFile() if log is None else log.open("a+b") as output:
         begins = os.fstat(output.fileno()).st_size
         process = await asyncio.create_subprocess_exec(
@@ -215,7 +219,7 @@ async def run(
     within_s: float | None = None,
     silent_s: float | None = None,
     errors: Sequence[ModuleType] = (engine_errors,),
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
     limits: Limits = Limits(),  # frozen
 ) -> Any:
     """What `module.main(job, report)` returns in a child of its own; see `started` and `Child.answer`."""
@@ -254,6 +258,8 @@ def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
     die_with(parent_pid)
     be_killed_before_parent()
     take_limits(**asdict(limits))
+    keep_private()
+    make_files_private()
     answers = take_stdout()
     writing = threading.Lock()
 
