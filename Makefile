@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast lint format bench soak clean types
+.PHONY: help install serve test test-fast lint format bench soak fuzz clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -30,6 +30,7 @@ help:
 	@echo "make format     write what ruff can mend"
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
 	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
+	@echo "make fuzz       mutated files through every command that reads them, for 20 minutes"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -70,6 +71,10 @@ soak: install
 	$(BIN)/python -m pytest tests/engine/pool/test_pool_machine.py tests/engine/worker/test_batch_machine.py --hypothesis-profile soak
 	$(BIN)/python benchmarks/soak_changes.py --minutes 35
 	$(BIN)/python benchmarks/soak.py --minutes 20
+
+# Mutated files of every kind through every command that reads them: 20 minutes, FUZZ_ARGS='--minutes 1 --seed 7' for others.
+fuzz: install
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

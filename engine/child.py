@@ -5,7 +5,7 @@ only when their process ends. So what may abort runs in a child: `run` starts on
 and gives its answer; `started` gives the running child itself, for signals and a log of its own. A caller without an
 event loop writes `asyncio.run(child.run(...))`.
 
-    parent                                   child: python -m coe.engine.child MODULE PARENT_PID
+    parent                                   child: python -m coe.engine.child MODULE PARENT_PID LIMITS
     job, one JSON document       -> stdin    MODULE.main(job, report) is called
     {"progress": ...}, each line <- stdout   report(...)
     {"answer": ...}              <- stdout   what main returns
@@ -30,6 +30,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -37,7 +38,7 @@ from typing import Any, Final, NoReturn
 from . import errors as engine_errors
 from .errors import ChildDiedError, ChildTimeoutError, EngineError
 from .private import child_environment, keep_private, make_files_private
-from .process import die_with, take_stdout
+from .process import be_killed_before_parent, die_with, take_limits, take_stdout
 
 Report = Callable[[Any], None]  # called by a child's main with what it has to say on the way, JSON types
 
@@ -47,7 +48,15 @@ _MOST_WORDS: Final = 500  # characters of them
 # After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
 _QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
 # What a library prints when it takes its process down; the line that says more comes first.
-_TELLING: Final = ("GGML_ASSERT", "ggml_abort", "Fatal Python error", "MemoryError")
+_TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may take that reads a stranger's file: memory of its own, and seconds of processor time."""
+
+    memory_bytes: int | None = None
+    cpu_s: int | None = None
 
 
 def last_words(output: bytes) -> str:
@@ -161,12 +170,19 @@ class Child:
 
 @contextlib.asynccontextmanager
 async def started(
-    module: str, job: Any, *, title: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+    module: str,
+    job: Any,
+    *,
+    title: str,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    limits: Limits = Limits(),  # frozen
 ) -> AsyncIterator[Child]:
     """A child that runs `module.main(job, report)`; killed at the end of the block if it has not ended.
 
     title: what the process does, for messages: "The process that hashes files".
     log:   a file that its output is added to; else it is kept for its last words alone.
+    limits: what it may take; a child beyond them dies, or raises MemoryError.
     environment: None for this process's own without its secrets, see `private.child_environment`.
     """
     if environment is None:
@@ -179,6 +195,7 @@ async def started(
             "coe.engine.child",
             module,
             str(os.getpid()),
+            json.dumps(asdict(limits)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=output,
@@ -203,9 +220,10 @@ async def run(
     silent_s: float | None = None,
     errors: Sequence[ModuleType] = (engine_errors,),
     environment: Mapping[str, str] | None = None,
+    limits: Limits = Limits(),  # frozen
 ) -> Any:
     """What `module.main(job, report)` returns in a child of its own; see `started` and `Child.answer`."""
-    async with started(module, job, title=title, environment=environment) as child:
+    async with started(module, job, title=title, environment=environment, limits=limits) as child:
         return await child.answer(on_progress, within_s=within_s, silent_s=silent_s, errors=errors)
 
 
@@ -234,10 +252,12 @@ def _revived(told: Mapping[str, Any], modules: Sequence[ModuleType]) -> Exceptio
 # --- the child's side -----------------------------------------------------------------------------------------
 
 
-def serve(module: str, parent_pid: int) -> NoReturn:
+def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
     """Entry point of every child: reads its job, calls `main` of the module, and ends."""
     # Before the module is imported: that takes a second, and its libraries print what they like.
     die_with(parent_pid)
+    be_killed_before_parent()
+    take_limits(**asdict(limits))
     keep_private()
     make_files_private()
     answers = take_stdout()
@@ -267,4 +287,4 @@ def serve(module: str, parent_pid: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .process import ending
+from .text import printable
 
 
 class EngineError(Exception):
-    """Something in the engine went wrong; `remedy` says what a person can do about it."""
+    """Something in the engine went wrong; `remedy` says what a person can do about it.
 
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(f"{message} {remedy}".strip())
+    Both are one printable line, whatever the file or the client has in the texts that they name.
+    """
+
+    def __init__(self, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        """lines: what is to be listed below it, one item a line."""
+        message, remedy = printable(message), printable(remedy)
+        super().__init__("\n".join([f"{message} {remedy}".strip(), *map(printable, lines)]))
         self.message = message
         self.remedy = remedy
 

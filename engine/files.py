@@ -2,10 +2,81 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, Final
+
+_KINDS: Final = (
+    (stat.S_ISFIFO, "a named pipe (FIFO)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that somebody named, to read its bytes; never waits, and never reads a device.
+
+    Raises OSError, whose `strerror` says what is in the file's place: a FIFO would be waited for without end, and
+    /dev/zero has none.
+    """
+    require_regular(path)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a FIFO meanwhile
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        require_regular(path)
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+    os.set_blocking(file, True)
+    return os.fdopen(file, "rb")
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """The same for what is read once from its beginning, which may be a pipe: `<(command)` of a shell."""
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        return path.open("rb")
+    return open_regular(path)
+
+
+def require_regular(path: Path) -> os.stat_result:
+    """The file's status. Raises OSError, whose `strerror` says why it is no file that can be read."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise FileNotFoundError(
+                errno.ENOENT, f"It is a link to {os.readlink(path)}, which is not there", str(path)
+            ) from None
+        raise
+    except ValueError:  # a zero byte
+        raise OSError(errno.EINVAL, "No path can be called so", str(path)) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "It is a folder", str(path))
+    for is_kind, what in _KINDS:
+        if is_kind(status.st_mode):
+            raise OSError(errno.EINVAL, f"It is {what} and no file", str(path))
+    return status
+
+
+def unread(path: Path, error: OSError) -> str:
+    """What a message says of a file that could not be read: `x.json does not exist`, `x.json cannot be read: ...`."""
+    if isinstance(error, FileNotFoundError) and not os.path.islink(path):
+        return f"{path} does not exist"
+    return f"{path} cannot be read: {error.strerror or error}"
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """A regular file's bytes. Raises OSError, also for a file that is larger than `most_bytes`."""
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"It is larger than {most_bytes // 2**20} MiB", str(path))
+    return content
 
 
 def cache_folder() -> Path:
@@ -81,3 +152,43 @@ def written_beside(path: Path, *, private: bool = False) -> Iterator[Path]:
             os.close(folder)
     finally:
         beside.unlink(missing_ok=True)
+
+
+_CHUNK: Final = 8 * 2**20
+_hashed: Final[dict[str, str]] = {}  # of this process: the cache's folder may not be writable
+
+
+def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of the files' bytes, one after the other; cached by path, size and time of change.
+
+    progress: called with the number of bytes of each piece read. Raises OSError.
+    """
+    key = hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
+    if key in _hashed:
+        return _hashed[key]
+    _hashed[key] = _hashed_once(paths, key, progress)
+    return _hashed[key]
+
+
+def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], None] | None) -> str:
+    cached = cache_folder() / "sha256" / f"{key}.json"
+    try:
+        return str(json.loads(cached.read_text())["sha256"])
+    except (OSError, ValueError, KeyError):
+        pass
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                if progress is not None:
+                    progress(len(piece))
+    found = digest.hexdigest()
+    try:
+        private_folder(cache_folder())
+        private_folder(cached.parent)
+        with written_beside(cached, private=True) as beside:
+            beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
+    except OSError:  # a cache that cannot be written costs time and nothing else
+        pass
+    return found

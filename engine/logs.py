@@ -8,7 +8,6 @@ shown without them.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from .errors import EngineError
+from .text import UNPRINTABLE as UNPRINTABLE
+from .text import printable
 
 LLAMA_LOGGER: Final = "coe.llama"
 WORKER_LOGGER: Final = "coe.engine.worker"  # decisions of workers, which send them as frames; see worker.FrameHandler
@@ -24,14 +25,9 @@ WORKER_LOGGER: Final = "coe.engine.worker"  # decisions of workers, which send t
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 
-# What ends a line or steers a terminal: control characters of ASCII and of Latin-1 (C0, DEL, C1: U+009B begins a
-# sequence as ESC [ does), line and paragraph separators, and marks that turn the direction of writing.
-UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
 def one_line(text: str) -> str:
     """A text as one line that steers no terminal: what could is written as Python writes it, `\\n`, `\\x1b`."""
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return printable(text, len(text))
 
 
 # Errors whose text speaks of files, code or the machine. That of others may be what a request held: KeyError and

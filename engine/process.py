@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -47,6 +48,31 @@ def die_with(parent_pid: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the kernel was asked
         os._exit(1)
+
+
+def take_limits(memory_bytes: int | None, cpu_s: int | None) -> None:
+    """Bound what this process may take: memory of its own, and processor time. None: no limit.
+
+    Memory is what it allocates (RLIMIT_DATA): a mapped file, however large, is none of its own. An allocation beyond it
+    fails, a process beyond its time is ended by SIGXCPU. Source: setrlimit(2).
+    """
+    for kind, most in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_CPU, cpu_s)):
+        if most is None:
+            continue
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def be_killed_before_parent(by: int = 300) -> None:
+    """Where memory runs out, the kernel ends this process before the one that started it, which can start another.
+
+    by: points of a thousand, each worth a thousandth of the machine's memory. Source: proc(5), oom_score_adj.
+    """
+    with contextlib.suppress(OSError, ValueError):  # no Linux, or a sandbox that does not let processes say so
+        own = Path("/proc/self/oom_score_adj")
+        own.write_text(str(min(1000, int(own.read_text()) + by)))
 
 
 def take_stdout() -> int:

@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 # C0, DEL and C1 controls; line and paragraph separators; bidirectional and invisible controls; half surrogates; tags.
-_ACTING: Final = re.compile(
+UNPRINTABLE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
@@ -28,7 +28,7 @@ def printable(text: str, most: int = 2000) -> str:
     if len(text) > most:
         end = int(most * _KEPT_AT_END)
         text = f"{text[: most - end]} [...] {text[len(text) - end :]}"
-    return _ACTING.sub(_escaped, text)
+    return UNPRINTABLE.sub(_escaped, text)
 
 
 def quoted(text: object, most: int = 60) -> str:

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,14 @@ from numpy.typing import NDArray
 
 from .encoder import DIMENSIONS
 from .features import N_BUCKETS
+from .files import parse_json, read_file
 from .head import Floats, Head, HeadError, Hidden, Linear
 from .training_prompts import prompts_digest, shipped_prompts
+
+# Bounds far above the shipped head: 4 MB, 15 unpacked.
+_MOST_BYTES = 2**27
+_MOST_UNPACKED_BYTES = 2**29
+_MOST_ABOUT_BYTES = 2**20
 
 SHIPPED = Path(__file__).parent / "head.npz"
 
@@ -97,13 +102,19 @@ def load_head(path: Path = SHIPPED) -> Head:
         remedy = f"make it again with `coe train-router QUESTIONS.jsonl -o {path}`"
     description = path.with_suffix(".json")
     try:
-        about = json.loads(description.read_text("utf-8"))
-        written = path.read_bytes()
+        about = parse_json(read_file(description, _MOST_ABOUT_BYTES))
+        if not isinstance(about, dict):
+            raise ValueError(f"its description {description.name} is no object")
+        written = read_file(path, _MOST_BYTES)
         found = hashlib.sha256(written).hexdigest()
         if found != about["sha256"]:
             raise ValueError(f"it has SHA-256 {found}, its description {description.name} says {about['sha256']}")
         if not zipfile.is_zipfile(io.BytesIO(written)):  # of which numpy says that it could be loaded unsafely
             raise ValueError("it is no whole .npz archive")
+        with zipfile.ZipFile(io.BytesIO(written)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _MOST_UNPACKED_BYTES:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes")
         with np.load(io.BytesIO(written), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         labels = _labels(about)
@@ -131,8 +142,11 @@ def load_head(path: Path = SHIPPED) -> Head:
         )
     except KeyError as error:
         raise HeadError(f"the head {path} cannot be read: {description.name} lacks {error}; {remedy}") from error
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise HeadError(f"the head {path} cannot be read: {error}; {remedy}") from error
+    except OSError as error:
+        raise HeadError(f"the head {error.filename or path} cannot be read: {error.strerror}; {remedy}") from error
+    # numpy, zipfile and the decompressors raise what they like on a damaged archive; MemoryError for a shape of 10^15.
+    except Exception as error:
+        raise HeadError(f"the head {path} cannot be read: {error or type(error).__name__}; {remedy}") from error
 
 
 def _labels(about: Mapping[str, Any]) -> tuple[str, ...]:
@@ -162,6 +176,8 @@ def _check_shapes(arrays: Mapping[str, NDArray[Any]], n_labels: int) -> None:
         if len(found) == len(shape):
             named = zip(shape, found, strict=True)
             expected = tuple(sizes.setdefault(size, n) if isinstance(size, str) else size for size, n in named)
+        if arrays[name].dtype.kind not in "fiu":
+            raise ValueError(f"its array {name} holds no numbers")
         if found != expected:
             raise ValueError(
                 f"its array {name} has the shape {found} in place of {expected}, another version may have written it"

@@ -12,6 +12,9 @@ from typing import Any
 
 from .domains import canonical
 from .errors import RouterError
+from .files import parse_json, read_file
+
+_MOST_BYTES = 2**20
 
 
 class ThresholdsError(RouterError):
@@ -29,9 +32,10 @@ def load_thresholds(path: Path) -> dict[str, float]:
     """Read what `save_thresholds` wrote: domain -> threshold. Raises ThresholdsError."""
     remedy = "write it with `coe fit-thresholds`, or remove `router.thresholds` from the roster"
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(read_file(path, _MOST_BYTES))
     except (OSError, ValueError) as error:
-        raise ThresholdsError(f"the thresholds {path} cannot be read: {error}; {remedy}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ThresholdsError(f"the thresholds {path} cannot be read: {why}; {remedy}") from error
     thresholds = found.get("thresholds") if isinstance(found, dict) else None
     if not isinstance(thresholds, dict):
         raise ThresholdsError(f'{path} has no "thresholds"; {remedy}')

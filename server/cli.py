@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from coe.engine.private import keep_private, make_files_private
 
 from .commands import router as router_commands
 from .commands import surgery as surgery_commands
+from .commands._lines import console, print_line
 from .commands._logs import LogFormat, set_up
 from .roster.builtin import demo_roster, known_roster
 
@@ -24,8 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Specialists cut out of one mixture-of-experts model, behind one OpenAI-compatible server.",
 )
-_out = Console(highlight=False, emoji=False)
-_err = Console(stderr=True, highlight=False, emoji=False)
+_out = console()
+_err = console(stderr=True)
 
 RosterOption = Annotated[
     Path | None, typer.Option("--roster", "-r", help="The roster file; `demo`, the built-in one, when left out.")
@@ -147,7 +147,7 @@ def pull(
         loaded = load_roster(path)
     except RosterError as error:
         for problem in error.problems:
-            _err.print(str(problem), markup=False)
+            print_line(_err, str(problem))
         raise typer.Exit(1) from None
     raise typer.Exit(run(loaded, names or [], yes=yes, token=token, console=_out, confirm=typer.confirm))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from coe.engine.gguf.architectures import ARCHITECTURES as ARCHITECTURES
 from coe.engine.gguf.architectures import CHOICE_BIAS, ROUTER
@@ -13,8 +14,13 @@ from coe.engine.gguf.architectures import expert_bytes as expert_bytes
 from coe.engine.gguf.architectures import is_per_expert as is_per_expert
 from coe.engine.gguf.header import Header
 from coe.engine.gguf.reader import read_array
+from coe.engine.text import quoted
 
 from .errors import ArchitectureError
+
+# Experts of a layer, or blocks, that a model may have. llama.cpp's own bounds are lower: LLAMA_MAX_EXPERTS and
+# LLAMA_MAX_LAYERS of llama-hparams.h.
+MOST: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def architecture_of(header: Header) -> Architecture:
     found = ARCHITECTURES.get(header.architecture)
     if found is None:
         raise ArchitectureError(
-            f"{header.path.name} is of the architecture {header.architecture or '(none)'!r}, "
+            f"{header.path.name} is of the architecture {quoted(header.architecture or '(none)')}, "
             "which surgery does not know.",
             f"Known: {', '.join(sorted(ARCHITECTURES))}.",
         )
@@ -57,7 +63,7 @@ def experts_of(headers: Sequence[Header]) -> Experts:
     """
     first = headers[0]
     architecture = architecture_of(first)
-    n_expert = int(first.value("expert_count", 0) or 0)
+    n_expert = first.count("expert_count")
     routers: list[int] = []
     biased: list[int] = []
     for header in headers:
@@ -88,14 +94,32 @@ def experts_of(headers: Sequence[Header]) -> Experts:
         raise ArchitectureError(
             f"{first.path.name} has {CHOICE_BIAS} in some of its layers only.", "The file is damaged: fetch it again."
         )
-    n_trunk = int(first.value("block_count", 0)) - int(first.value("nextn_predict_layers", 0))
+    n_blocks = first.count("block_count")
+    n_trunk = n_blocks - first.count("nextn_predict_layers")
+    n_used = _experts_used(first)
+    n_groups = first.count("expert_group_count", 1) or 1
+    n_groups_used = first.count("expert_group_used_count", 1) or 1
+    contradiction = (
+        f"it uses {n_used} of {n_expert} experts" if not 1 <= n_used <= n_expert
+        else f"it has {n_groups} groups of {n_expert} experts" if n_expert % n_groups
+        else f"it uses {n_groups_used} of {n_groups} groups" if n_groups_used > n_groups
+        else f"it counts {n_blocks} blocks and has a block {max(routers)}" if max(routers) >= n_blocks
+        else f"it has {n_expert} experts a layer" if n_expert > MOST
+        else f"it counts {n_blocks} blocks" if n_blocks > MOST
+        else "no block with a router is one that every token goes through" if min(routers) >= n_trunk
+        else ""
+    )  # fmt: skip
+    if contradiction:
+        raise ArchitectureError(
+            f"{first.path.name} contradicts itself: {contradiction}.", "The file is damaged: fetch it again."
+        )
     return Experts(
         _as_in_file(architecture, first, bool(biased)) if architecture.varies else architecture,
         tuple(sorted(layer for layer in routers if layer < n_trunk)),
         n_expert,
-        _experts_used(first),
-        int(first.value("expert_group_count", 1) or 1),
-        int(first.value("expert_group_used_count", 1) or 1),
+        n_used,
+        n_groups,
+        n_groups_used,
         tuple(sorted(layer for layer in routers if layer >= n_trunk)),
     )
 
@@ -114,9 +138,12 @@ def _experts_used(header: Header) -> int:
     """One number, or the largest of one a layer. Source: llama-model.cpp, get_key_or_arr(LLM_KV_EXPERT_USED_COUNT)."""
     key = f"{header.architecture}.expert_used_count"
     if key in header.array_lengths:
-        return int(max(read_array(header.path, key)))
+        used = read_array(header.path, key)
+        if not used or not all(isinstance(number, int) for number in used):
+            raise ArchitectureError(f"{key} of {header.path.name} names no numbers.", "Fetch the file again.")
+        return int(max(used))
     if key not in header.metadata:
         raise ArchitectureError(
             f"{header.path.name} does not say how many experts a token uses.", "Give a file of a known converter."
         )
-    return int(header.metadata[key])
+    return header.whole_number(key, 0)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from coe.engine.text import printable
+
 
 class SurgeryError(Exception):
-    """Something in surgery went wrong; `remedy` says what a person can do about it."""
+    """Something in surgery went wrong; `remedy` says what a person can do about it.
+
+    Both are one printable line, whatever a file has in the texts that they name.
+    """
 
     def __init__(self, message: str, remedy: str = "") -> None:
+        message, remedy = printable(message), printable(remedy)
         super().__init__(f"{message} {remedy}".strip())
         self.message = message
         self.remedy = remedy

@@ -1,47 +1,85 @@
-"""SHA-256 of large files, cached; and the check of an output's place."""
+"""Bounded reading of what somebody else may have written, and the check of an output's place."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from coe.engine.files import cache_folder, private_folder, stamp, written_beside
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.engine.files import read_bounded
+from coe.engine.files import sha256_of as sha256_of
+from coe.engine.text import quoted
 
 from .errors import SurgeryError
 
-_CHUNK: Final = 8 * 2**20
+_DEEPEST: Final = 64  # levels of a JSON document; ours have six
 
 
-def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of the files' bytes, one after the other; cached by path, size and time of change.
+def read_json(path: Path, most_bytes: int) -> Any:
+    """A JSON document that somebody else may have written.
 
-    progress: called with the number of bytes of each piece read.
+    Raises OSError where there is no such regular file or it is larger, ValueError for what is no JSON, has a key twice
+    (one of the values would be lost), numbers that are none, or is nested too deeply.
     """
-    key = hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
-    cached = cache_folder() / "sha256" / f"{key}.json"
     try:
-        return str(json.loads(cached.read_text())["sha256"])
-    except (OSError, ValueError, KeyError):
-        pass
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while piece := file.read(_CHUNK):
-                digest.update(piece)
-                if progress is not None:
-                    progress(len(piece))
-    found = digest.hexdigest()
-    try:
-        private_folder(cache_folder())
-        private_folder(cached.parent)
-        with written_beside(cached, private=True) as beside:
-            beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
-    except OSError:  # a cache that cannot be written costs time and nothing else
-        pass
+        text = read_bounded(path, most_bytes).decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    level, depth = [found], 0
+    while level:  # what reads and writes it recursively takes several frames a level
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
     return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
+    return found
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def read_arrays(path: Path, most_file_bytes: int, most_bytes: int) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npy (under "") or .npz that somebody else may have written; nothing in it is executed.
+
+    most_bytes: of all arrays together, unpacked.
+    Raises OSError where there is no such regular file or it is larger, ValueError for what is no such file.
+    """
+    content = io.BytesIO(read_bounded(path, most_file_bytes))
+    try:
+        if zipfile.is_zipfile(content):
+            with zipfile.ZipFile(content) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > most_bytes:
+                raise ValueError(f"it unpacks to {unpacked:,} bytes, and {most_bytes:,} are the most")
+        content.seek(0)
+        found = np.load(content, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"": found}
+        with found:
+            return {name: found[name] for name in found.files}
+    except ValueError:
+        raise
+    # numpy, zipfile and the decompressors raise what they like on a damaged archive; MemoryError for a shape of 10^15.
+    except Exception as error:
+        raise ValueError(f"it is damaged ({type(error).__name__})") from error
 
 
 def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:

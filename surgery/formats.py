@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +10,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.engine.files import unread
+from coe.engine.text import printable
+
 from .errors import MaskError
-from .mask import Mask, Provenance
+from .files import read_arrays, read_json
+from .mask import MOST_BYTES, Mask, Provenance, layer_of
 from .parent import Identity, Parent
 
 
@@ -87,10 +90,15 @@ def experts_kept(path: Path, parent: Parent) -> int:
 
 def _content(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise MaskError(f"{path} does not exist.", "Check the path, or make a mask with coe plan.") from error
-    except (OSError, ValueError, EOFError) as error:
+        if path.suffix != ".npy":
+            return read_json(path, MOST_BYTES)
+        found = read_arrays(path, MOST_BYTES, MOST_BYTES).get("")
+        if found is None or found.dtype.kind not in "biuf":
+            raise ValueError("its values are no numbers")
+        return found
+    except OSError as error:
+        raise MaskError(f"{unread(path, error)}.", "Check the path, or make a mask with coe plan.") from error
+    except ValueError as error:
         raise MaskError(
             f"{path} is no mask, being neither JSON nor .npy: {error}.", "Give a mask file, such as coe plan makes."
         ) from error
@@ -139,16 +147,19 @@ def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
     """A row for each layer of the parent, of an object by block number or of a list in order."""
     if isinstance(content, Mapping):
         try:
-            by_layer = {int(key): row for key, row in content.items()}
+            by_layer = {layer_of(key): row for key, row in content.items()}
+            if len(by_layer) < len(content):
+                raise MaskError(f"{name} has a layer twice.", "It must name every layer once.")
         except ValueError as error:
+            first = ", ".join(printable(key, 40) for key in list(content)[:3])
             raise MaskError(
-                f"{name} is no mask that this program knows: its keys are {', '.join(list(content)[:3])}, "
-                "not the numbers of layers.",
+                f"{name} is no mask that this program knows: its keys are {first}, not the numbers of layers.",
                 "It reads masks of coe plan, drop maps, lists and matrices.",
             ) from error
         if odd := sorted(set(by_layer) ^ set(parent.layers)):
             raise MaskError(
-                f"{name} and {parent.name} disagree about the layers {odd}.", "It must name every layer with a router."
+                f"{name} and {parent.name} disagree about the layers {odd[:20]}.",
+                "It must name every layer with a router.",
             )
         rows = [by_layer[layer] for layer in parent.layers]
     elif isinstance(content, list | np.ndarray):
@@ -160,8 +171,11 @@ def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
             )
     else:
         raise MaskError(f"{name} holds neither layers nor a matrix.", "Give a mask file.")
-    if not all(isinstance(row, list | np.ndarray) for row in rows):
-        raise MaskError(f"{name} holds something else than a list for a layer.", "Give a list of experts a layer.")
+    if not all(isinstance(row, list | np.ndarray) and len(row) <= parent.n_expert for row in rows):
+        raise MaskError(
+            f"{name} holds something else than a list of at most {parent.n_expert} for a layer.",
+            "Give a list of experts a layer.",
+        )
     return rows
 
 
@@ -181,8 +195,9 @@ def _as_lists(rows: Sequence[Sequence[Any]], parent: Identity, name: str) -> NDA
     for at, (layer, row) in enumerate(zip(parent.layers, rows, strict=True)):
         for expert in row:
             if isinstance(expert, bool) or not isinstance(expert, int | np.integer):
+                written = printable(repr(expert), 60)
                 raise MaskError(
-                    f"Layer {layer} of {name} names the expert {expert!r}, which is no number of one.",
+                    f"Layer {layer} of {name} names the expert {written}, which is no number of one.",
                     f"Lists name experts from 0 to {parent.n_expert - 1}; a matrix has {parent.n_expert} columns of 0 "
                     "and 1.",
                 )

@@ -11,12 +11,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import written_beside
+from coe.engine.files import unread, written_beside
+from coe.engine.text import quoted
 
 from .errors import MaskError, ParentMismatchError
+from .files import read_json
 from .parent import Identity
 
 SCHEMA_VERSION: Final = 1
+MOST_BYTES: Final = 8 * 2**20  # of a mask's file; 100 layers of 512 experts take less than 1
 _MAKE: Final = "Make a mask with coe plan, or of another tool's: coe mask FILE --parent PARENT.gguf -o mask.json"
 
 
@@ -124,10 +127,10 @@ class Mask:
     def load(cls, path: Path) -> Mask:
         """Read a mask file of this project; `formats.read_mask` also reads those of other tools. Raises MaskError."""
         try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise MaskError(f"{path} does not exist.", "Make a mask with coe plan.") from error
-        except (OSError, ValueError) as error:
+            content = read_json(path, MOST_BYTES)
+        except OSError as error:
+            raise MaskError(f"{unread(path, error)}.", _MAKE) from error
+        except ValueError as error:
             raise MaskError(f"{path} is no mask of this project: {error}.", _MAKE) from error
         return cls.from_json(content)
 
@@ -137,8 +140,10 @@ class Mask:
         if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
             raise MaskError(f"This is no mask file of schema {SCHEMA_VERSION}.", _MAKE)
         try:
-            parent = Identity(**content["parent"] | {"layers": tuple(content["parent"]["layers"])})
-            keep = {int(layer): tuple(experts) for layer, experts in content["keep"].items()}
+            parent = Identity.from_json(content["parent"])
+            keep = {layer_of(layer): tuple(experts) for layer, experts in content["keep"].items()}
+            if len(keep) < len(content["keep"]):
+                raise ValueError("a layer stands there twice")
             said = content.get("provenance", {})
             provenance = Provenance(
                 **said
@@ -148,8 +153,15 @@ class Mask:
                 }
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MaskError(f"The mask file lacks something or says too much: {error!r}.", "Make it again.") from error
+            raise MaskError(f"The mask file lacks something or says too much: {error}.", "Make it again.") from error
         return cls(parent, keep, provenance)
+
+
+def layer_of(key: str) -> int:
+    """The number of a layer that is an object's key. Raises ValueError for another word."""
+    if not (key.isascii() and key.isdecimal()) or len(key) > 9:
+        raise ValueError(f"{quoted(key)} is no number of a layer")
+    return int(key)
 
 
 def _check(mask: Mask) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coe.engine.gguf.header import Header
 from coe.engine.gguf.reader import read_split
 
-from .architectures import Experts, experts_of
+from .architectures import MOST, Experts, experts_of
 from .files import sha256_of
 
 
@@ -28,6 +29,36 @@ class Identity:
     n_expert: int
     n_used: int
     n_groups: int = 1
+
+    @classmethod
+    def from_json(cls, content: Any) -> Identity:
+        """The identity that a mask or a profile has written down. Raises ValueError, saying what is wrong with it."""
+        if not isinstance(content, Mapping) or not {"name", "sha256", "architecture", "layers"} <= content.keys():
+            raise ValueError("its parent is not described")
+        layers, texts = content["layers"], [content[key] for key in ("name", "sha256", "architecture")]
+        counts = [content.get("n_expert"), content.get("n_used"), content.get("n_groups", 1)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its parent's name, hash and architecture must be texts")
+        if not isinstance(layers, list | tuple) or not all(_is_count(layer) for layer in layers):
+            raise ValueError("its parent's layers must be numbers of blocks")
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("its parent's layers must be ascending")
+        if not all(_is_count(count) and count for count in counts):
+            raise ValueError("its parent's experts must be counted")
+        return cls(
+            texts[0],
+            texts[1],
+            texts[2],
+            tuple(layers),
+            int(content["n_expert"]),
+            int(content["n_used"]),
+            int(content.get("n_groups", 1)),
+        )
+
+
+def _is_count(value: Any) -> bool:
+    """Whether it is a number of experts or blocks that a model may have: masks and profiles are as large as that."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,11 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
+from ..errors import ModelFileError
+from ..text import quoted
+
+_MOST = 2**31  # of anything that a header counts
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -44,3 +49,17 @@ class Header:
     def value(self, key: str, default: Any = None) -> Any:
         """A metadata value of this architecture, named without the architecture: value("expert_count")."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def count(self, key: str, default: int = 0) -> int:
+        """A number of this architecture, from 0. Raises ModelFileError for a value that is none."""
+        return self.whole_number(f"{self.architecture}.{key}", default)
+
+    def whole_number(self, key: str, default: int) -> int:
+        """A metadata value that counts something. Raises ModelFileError for one that does not."""
+        found = self.metadata.get(key, default)
+        if isinstance(found, float | bool | str) or not 0 <= found < _MOST:
+            raise ModelFileError(
+                f"{quoted(key)} of {self.path.name} is {quoted(found)}, which counts nothing.",
+                "The file is damaged: fetch it again.",
+            )
+        return int(found)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from gguf import GGMLQuantizationType
 
 from ..errors import ModelFileError
+from .check import checked
 from .header import Header, TensorInfo
 
 # gguf.h, enum gguf_type: the scalar kinds and the function that reads each.
@@ -35,6 +36,7 @@ _SCALARS: Final[dict[int, tuple[str, Any]]] = {
     12: ("f64", ctypes.c_double),
 }
 _ARRAY: Final = 9
+_MOST_PARTS: Final = 999
 _TENSOR_TYPES: Final = frozenset(int(kind) for kind in GGMLQuantizationType)
 
 
@@ -58,7 +60,7 @@ class _InitParams(ctypes.Structure):
 def read_header(path: Path) -> Header:
     """Read one GGUF file's header.
 
-    Raises ModelFileError when the file is absent, is no GGUF, or ends before its tensors do.
+    Raises ModelFileError when the file is absent, is no GGUF, contradicts itself, or ends before its tensors do.
     """
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     with _opened(path) as handle:
@@ -73,12 +75,6 @@ def read_header(path: Path) -> Header:
             _tensor(handle, index, data_offset)
             for index in range(_function("gguf_get_n_tensors", i64, pointer)(handle))
         )
-    end = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=data_offset)
-    size = path.stat().st_size
-    if size < end:
-        raise ModelFileError(
-            f"{path} is truncated: it has {size:,} bytes and its tensors need {end:,}.", "Fetch it again (coe pull)."
-        )
     return Header(path, metadata, lengths, tensors, data_offset)
 
 
@@ -88,9 +84,14 @@ def read_split(path: Path) -> list[Header]:
     Raises ModelFileError naming the missing part.
     """
     first = read_header(path)
-    count = int(first.metadata.get("split.count", 1))
+    count = first.whole_number("split.count", 1)
     if count <= 1:
         return [first]
+    if count > _MOST_PARTS:
+        raise ModelFileError(
+            f"{path.name} says that it is one of {count:,} parts; {_MOST_PARTS} are the most.",
+            "The file is damaged: fetch it again.",
+        )
     match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if not match:
         raise ModelFileError(
@@ -123,15 +124,19 @@ def read_array(path: Path, key: str) -> list[float]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """ggml's own reader of a file's header."""
-    _require_gguf(path)
+    """ggml's own reader of a file's header, once that was found to hold together."""
+    with checked(path):
+        pass
+    from ..llama.log import capture  # with ggml, as above
+
+    said = capture().errors
+    said.clear()
     handle = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)(
         os.fsencode(path), _InitParams(True, None)
     )
     if not handle:
-        raise ModelFileError(
-            f"{path} begins like a GGUF but its header cannot be read.", "The file is damaged: fetch it again."
-        )
+        why = f": {said[-1].split(': ', 1)[-1].rstrip('.')}" if said else ""
+        raise ModelFileError(f"ggml cannot read the header of {path}{why}.", "The file is damaged: fetch it again.")
     try:
         yield handle
     finally:
@@ -151,16 +156,6 @@ def _scalar(handle: int, index: int, kind: int) -> Any:
     name, ctype = _SCALARS[kind]
     value = _function(f"gguf_get_val_{name}", ctype, ctypes.c_void_p, ctypes.c_int64)(handle, index)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _require_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check the path and its rights.") from error
-    if magic != b"GGUF":
-        raise ModelFileError(f"{path} is not a GGUF file (it begins with {magic!r}).", "Give a .gguf model.")
 
 
 def _tensor(handle: int, index: int, data_offset: int) -> TensorInfo:

@@ -12,15 +12,12 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ..errors import ModelFileError
-
-STRING: Final = 8
-ARRAY: Final = 9
-FORMATS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+from .check import ARRAY, FORMATS, STRING, checked
 
 _WIDTHS: Final = {kind: struct.calcsize(f"<{code}") for kind, code in FORMATS.items()}  # bytes of a value
+_WHOLE: Final = FORMATS.keys() - {6, 7, 12}
 _LONG: Final = 64  # characters of a value that is told by its hash
 
 Record = tuple[int, bytes]  # a value's type and its bytes
@@ -28,19 +25,14 @@ Records = Mapping[str, Record]
 
 
 def read_records(path: Path, known: Records | None = None) -> Records:
-    """All metadata of a file, by key, in the file's order. Raises ModelFileError for what is no whole header.
+    """All metadata of a file, by key, in the file's order. Raises ModelFileError for what is no sound header.
 
     known: of another file: a value that is the same there is the very same object here, and is not walked through.
     Files of one parent have their vocabulary in common, which is nearly all there is to read.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            (n_keys,) = struct.unpack_from("<Q", content, 16)
-            return parse_records(content, n_keys, known)[0]
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.", "Check the path and its rights.") from error
-    except (struct.error, ValueError, KeyError, IndexError, OverflowError) as error:
-        raise ModelFileError(f"The header of {path} cannot be read.", "The file is damaged: fetch it again.") from error
+    with checked(path) as content:
+        (n_keys,) = struct.unpack_from("<Q", content, 16)
+        return parse_records(content, n_keys, known)[0]
 
 
 def parse_records(content: mmap.mmap, n_keys: int, known: Records | None = None) -> tuple[dict[str, Record], int]:
@@ -95,12 +87,12 @@ def digest(record: Record) -> str:
     return text if len(text) <= _LONG else hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def numbers(record: Record | None) -> list[Any] | None:
-    """The numbers of an array; None for anything else."""
+def whole_numbers(record: Record | None) -> list[int] | None:
+    """The whole numbers of an array; None for anything else."""
     if record is None or record[0] != ARRAY:
         return None
     inner, count = struct.unpack_from("<IQ", record[1])
-    return list(struct.unpack_from(f"<{count}{FORMATS[inner]}", record[1], 12)) if inner in FORMATS else None
+    return list(struct.unpack_from(f"<{count}{FORMATS[inner]}", record[1], 12)) if inner in _WHOLE else None
 
 
 def text(record: Record | None) -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import functools
+from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
+
+_MOST_ERRORS: Final = 200
 
 
 class Log:
@@ -27,6 +30,7 @@ class Log:
         self.lines.append(line)
         if level >= 4:
             self.errors.append(line)
+            del self.errors[:-_MOST_ERRORS]
         if len(self.lines) > 4000:
             del self.lines[:2000]
 
@@ -38,13 +42,15 @@ class Log:
         return self.errors[-1].split(": ", 1)[-1] if self.errors else default
 
 
-_log: Log | None = None
+@functools.cache
+def capture() -> Log:
+    """The log of llama.cpp and ggml in this process. Nothing is initialised for it: headers are read without that."""
+    return Log()
 
 
+@functools.cache
 def start() -> Log:
     """Initialise llama.cpp once for this process, with its log captured."""
-    global _log
-    if _log is None:
-        _log = Log()
-        lib.llama_backend_init()
-    return _log
+    log = capture()
+    lib.llama_backend_init()
+    return log

@@ -12,9 +12,13 @@ from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..spec import Device, Footprint, LoadSpec, Thinking
+from ..units import size_text
 
 _PROBE: Final = "coe.engine.worker.probe"
 _PROBE_S: Final = 120.0  # a dry run takes some seconds
+# A dry run reads a stranger's header, vocabulary and template. The libraries take half a GiB of it, more on a machine
+# with many cores; the largest vocabularies another.
+_PROBE_LIMITS: Final = child.Limits(memory_bytes=6 * 2**30, cpu_s=300)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,16 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
     what = f"dry run of {spec.path.name}"
     try:
         job = {"spec": spec.to_json(), "policies": asked}
-        answer = await child.run(_PROBE, job, title=f"The {what}", within_s=_PROBE_S)
+        answer = await child.run(_PROBE, job, title=f"The {what}", within_s=_PROBE_S, limits=_PROBE_LIMITS)
     except ChildTimeoutError as error:
         raise ModelFileError(f"A {what} {error.how}.") from None
     except ChildDiedError as error:
+        if "MemoryError" in error.words or "bad_alloc" in error.words:
+            most = size_text(_PROBE_LIMITS.memory_bytes or 0)
+            raise ModelFileError(
+                f"A {what} takes more than {most} of memory before any weight is loaded.",
+                "No sound file does: fetch it from its maker, or convert it again.",
+            ) from None
         if error.code >= 0:
             raise
         raise ModelFileError(

@@ -26,7 +26,7 @@ from ..files import cache_folder, private_folder, stamp, written_beside
 from ..gguf.architectures import ARCHITECTURES, Architecture, block_tensor, expert_bytes, is_per_expert
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
-from ..gguf.records import Records, digest, numbers, read_records
+from ..gguf.records import Records, digest, read_records, whole_numbers
 from ..spec import Kept, Member
 from .plan import CONTENT, Keys, Place, Shape, Weights
 
@@ -89,7 +89,7 @@ def read_weights(
     architecture = ARCHITECTURES.get(first.architecture)
     if architecture is None:
         raise SharingError(f"The experts of the architecture {first.architecture!r} are not known.")
-    n_expert = int(first.value("expert_count", 0) or 0)
+    n_expert = first.count("expert_count")
     if n_expert < 2:
         raise SharingError(f"{path.name} has no experts to exchange.")
     if parent is None and SKELETON in first.metadata:
@@ -104,7 +104,7 @@ def read_weights(
     files = tuple(header.path for header in sources)
     tensors = {tensor.name: (int(tensor.type), tensor.shape) for header in headers for tensor in header.tensors}
     metadata = {key: value for key, value in digests.items() if not key.startswith(_DESCRIPTIVE)}
-    n_groups = int(first.value("expert_group_count", 1) or 1)
+    n_groups = first.count("expert_group_count", 1) or 1
     shape = Shape(first.architecture, n_expert, n_groups, tensors, metadata)
     by_mask = _keys_by_mask(architecture, first, slots, places)
     keys = () if by_mask is None else (by_mask,)
@@ -129,7 +129,7 @@ def read_slots(header: Header) -> Mapping[int, tuple[int, ...]] | None:
 
 
 def _slots(records: Records) -> Mapping[int, tuple[int, ...]] | None:
-    layers, kept = numbers(records.get(_LAYERS)), numbers(records.get(_KEPT))
+    layers, kept = whole_numbers(records.get(_LAYERS)), whole_numbers(records.get(_KEPT))
     if layers is None or kept is None:
         return None
     size = len(kept) // max(len(layers), 1)
@@ -193,7 +193,7 @@ def _require_parent(
     if kept is None:
         raise SharingError(f"{name} does not say which experts it keeps.", "Give them beside it.")
     theirs = {tensor.name: tensor for header in parent for tensor in header.tensors}
-    n_expert = int(parent[0].value("expert_count", 0) or 0)
+    n_expert = parent[0].count("expert_count")
     for tensor in (tensor for header in skeleton for tensor in header.tensors):
         whole = theirs.get(tensor.name)
         if whole is None or whole.type != tensor.type or not _fits(tensor, whole):

@@ -22,6 +22,7 @@ from .plan import Pair, Weights, comparable, group_by_shape, mismatch, pairs, qu
 _PROCESS: Final = "coe.engine.swap.group_process"
 _SILENT_S: Final = 120.0  # no header takes as long
 _THREADS: Final = 4
+_LIMITS: Final = child.Limits(memory_bytes=6 * 2**30)  # headers alone, the vocabulary of one model each
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ async def _ask(contenders: Sequence[Contender], threads: int) -> Grouping | _Fai
     job = {"contenders": [contender.to_json() for contender in contenders], "threads": threads}
     title = "The process that reads headers"
     try:
-        answer = await child.run(_PROCESS, job, title=title, on_progress=track, silent_s=_SILENT_S)
+        answer = await child.run(_PROCESS, job, title=title, on_progress=track, silent_s=_SILENT_S, limits=_LIMITS)
     except ChildError as error:
         exited = isinstance(error, ChildDiedError) and error.code >= 0
         return _Failure(f"{error.how}: {error.words}" if exited else error.how, frozenset(open_files))

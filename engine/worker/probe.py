@@ -71,7 +71,7 @@ def weights(headers: Sequence[Header], spec: LoadSpec, has_gpu: bool) -> tuple[i
     total = sum(tensor.n_bytes for tensor in tensors)
     if not has_gpu:
         return total, 0
-    n_layers = int(headers[0].value("block_count", 0))
+    n_layers = headers[0].count("block_count")
     layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
     device = sum(tensor.n_bytes for tensor in tensors if on_device(tensor, **layout))
     names = {tensor.name: tensor for tensor in tensors}
@@ -179,7 +179,7 @@ def _footprint(
         notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")
     if not has_gpu:
         return Footprint(device_weights, kv, compute + host, overhead, 0, tuple(notes))
-    n_layers = int(headers[0].value("block_count", 1))
+    n_layers = headers[0].count("block_count", 1)
     share = 1.0 if spec.gpu_layers < 0 else min(1.0, spec.gpu_layers / n_layers)
     kv_device = int(kv * share)
     return Footprint(

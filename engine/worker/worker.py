@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 
-from ..process import SPARE, call_process, die_with, rss_bytes
+from ..process import SPARE, be_killed_before_parent, call_process, die_with, rss_bytes
 
 if __name__ == "__main__":
     # Before llama.cpp is imported, which takes half a second: a worker that is stopped meanwhile must end, too.
@@ -265,6 +265,7 @@ class Worker:
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
+    be_killed_before_parent()
     keep_private()
     make_files_private()
     sys.excepthook = print_uncaught

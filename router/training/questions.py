@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ..domains import DOMAINS, canonical
 from ..errors import RouterError
+from ..files import read_file
+
+_MOST_BYTES = 2**30  # of a file of questions
 
 
 class QuestionsError(RouterError):
@@ -32,16 +35,18 @@ def read_questions(
     remedy: what to do about a label that is none of the `labels`.
     """
     try:
-        text = path.read_text("utf-8-sig")  # Windows begins a file with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionsError(f"{path} cannot be read: {error}; it should be JSON lines in UTF-8") from error
+        text = read_file(path, _MOST_BYTES).decode("utf-8-sig")  # Windows begins a file with a byte order mark
+    except OSError as error:
+        raise QuestionsError(f"{path} cannot be read: {error.strerror}; it should be JSON lines in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise QuestionsError(f"{path} is not UTF-8; it should be JSON lines in UTF-8") from error
     found = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also cuts at U+2028
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QuestionsError(f'{path}:{number}: no JSON ({error}); write {{"label": ..., "text": ...}}') from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("label", "text")):
             raise QuestionsError(f'{path}:{number}: "label" and "text" are wanted, both as strings')

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coe.engine.files import private_folder, state_folder, written_beside
+from coe.engine.files import private_folder, read_bounded, state_folder, written_beside
 
 from ..roster.models import Roster
 from ..runtime.errors import NoKeyError, NotAdminError, RequestError, failure_of
@@ -23,6 +23,7 @@ CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other pl
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
 _OPEN_PATHS: Final = ("/health", "/ready")
 _MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
+_MOST_KEYS_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ def _read(roster: Roster, setting: str, variable: str | None, file: str | None, 
     if file is not None:
         path = roster.resolve(file)
         try:
-            lines = path.read_text().splitlines()
+            lines = read_bounded(path, _MOST_KEYS_BYTES).decode().splitlines()
         except UnicodeDecodeError as error:  # its text would hold bytes of the file
             raise ValueError(f"server.{setting}_file: {path} is not UTF-8.") from error
         except OSError as error:
-            raise ValueError(f"server.{setting}_file: {path} cannot be read: {error}.") from error
+            raise ValueError(f"server.{setting}_file: {path} cannot be read: {error.strerror}.") from error
         found = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
         if not found:
             raise ValueError(f"server.{setting}_file: {path} holds no key. Write one a line, or remove the setting.")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import typer
-from rich.console import Console
 
-_err = Console(stderr=True, highlight=False, emoji=False)
+from ._lines import console, print_line
+
+_err = console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,5 @@ def require(extra: Extra, what: str) -> None:
     except ImportError as error:
         why = "is not installed" if error.name == extra.module else f"cannot be imported ({error})"
         told = f"{what} needs {extra.distribution}, which {why}: {extra.remedy}"
-        _err.print(told, style="red", markup=False, soft_wrap=True)
+        print_line(_err, told, "red")
         raise typer.Exit(1) from None

@@ -77,7 +77,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # JSON itself leaves C1 and the separators of lines as they are.
-        return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))
+        return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(line, ensure_ascii=False))
 
 
 def set_up(verbosity: int, log_format: LogFormat) -> None:

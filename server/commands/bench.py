@@ -26,6 +26,7 @@ from rich.table import Table
 from ..api.keys import read_keys
 from ..roster.load import load_roster
 from ..roster.source import RosterError
+from ._lines import print_line
 from ._server import ServerStartError, own_server
 from ._url import is_here, server_url, why_none
 
@@ -273,7 +274,7 @@ def bench(
             with err.status("") as status:
                 found = run(server, cards, rounds=rounds, n_tokens=n_tokens, told=status.update)
     except (BenchError, ServerStartError) as error:
-        err.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_line(err, str(error), "red")
         return 1
     if as_json:
         out.print_json(json.dumps({name: asdict(figures) for name, figures in found.items()}))
@@ -281,7 +282,7 @@ def bench(
         show(found, out)
     for figures in found.values():
         if figures.trouble:
-            err.print(figures.trouble, style="red", markup=False, soft_wrap=True)
+            print_line(err, figures.trouble, "red")
     return 1 if any(figures.trouble for figures in found.values()) else 0
 
 
@@ -290,7 +291,7 @@ def _chosen(cards: Sequence[Card], names: Sequence[str], err: Console) -> list[C
     if not names:
         for one in cards:
             if one.trouble:
-                err.print(f"{one.name} is left out. {one.trouble}", style="yellow", markup=False, soft_wrap=True)
+                print_line(err, f"{one.name} is left out. {one.trouble}", "yellow")
         return [one for one in cards if not one.trouble]
     chosen: dict[str, Card] = {}
     for name in names:

@@ -41,6 +41,7 @@ from ..runtime.availability import (
 )
 from ..runtime.college import encoder_of, head_of, supervisor_of
 from ..runtime.resolve import Resolved, resolve
+from ._lines import print_line
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
 from .check_sizes import sizes_to_come
 
@@ -60,7 +61,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     except RosterError as error:
         return print_errors(error, out)
     except (ValueError, RouterError) as error:
-        out.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_line(out, str(error), "red")
         return 1
     labels = {*head.labels, *taught_by(examples_of(supervisor.candidates))}  # those that the supervisor will know
     doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
@@ -95,7 +96,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
 def print_errors(error: RosterError, out: Console) -> int:
     """Print what is wrong with a roster. Returns the exit code."""
     for problem in error.problems:
-        out.print(escape(str(problem)), soft_wrap=True, highlight=False)
+        print_line(out, str(problem))
     count = len(error.problems)
     out.print(f"[red]{count} {'error' if count == 1 else 'errors'}.[/red]", highlight=False)
     return 1
@@ -119,11 +120,8 @@ def print_report(
     to_build = to_build or {}
     out.print(_table(entries, to_build))
     servable = [name for name, item in entries.items() if isinstance(item, Servable)]
-    for name, item in entries.items():
-        if isinstance(item, Unavailable):
-            missing = to_build[name].missing if name in to_build else ""
-            reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
-            _line(out, " ".join(filter(None, (f"{name}:", reason, missing or item.remedy))))
+    for names, why in _reasons(entries, to_build).items():
+        _line(out, f"{', '.join(names)}: {why}")
     _print_what_fits(residents(entries), budget_bytes, out)
     for line in sharing:
         _line(out, line)
@@ -188,7 +186,29 @@ def models_dir_doubt(roster: Roster, entries: Mapping[str, Servable | Unavailabl
 
 
 def _line(out: Console, text: str) -> None:
-    out.print(escape(text), soft_wrap=True, highlight=False)
+    print_line(out, text)
+
+
+def _reasons(
+    entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]
+) -> dict[tuple[str, ...], str]:
+    """Why specialists cannot be served and what to do, each sentence once with all names that it is said of."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, item in entries.items():
+        if isinstance(item, Unavailable):
+            missing = to_build[name].missing if name in to_build else ""
+            reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
+            names.setdefault((reason, missing or item.remedy), []).append(name)
+    pulled: dict[tuple[str, ...], str] = {}
+    by_reason: dict[str, list[str]] = {}
+    for (reason, remedy), those in names.items():
+        if reason and remedy == f"Run: coe pull {those[0]}" and len(those) == 1:
+            by_reason.setdefault(reason, []).append(those[0])
+        else:
+            pulled[tuple(those)] = f"{reason} {remedy}".strip()
+    for reason, those in by_reason.items():
+        pulled[tuple(those)] = f"{reason} Run: coe pull {' '.join(those)}"
+    return pulled
 
 
 def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
@@ -220,9 +240,7 @@ def _verdict(item: Servable | Unavailable) -> str:
         if item.chat_fault is not None:
             return "completions only"
         return "yes" if item.footprint is not None else "yes, size not predicted"
-    if item.footprint is not None:
-        return "no: over the budget"
-    return "no: absent" if item.location.path is None else "no: cannot be loaded"
+    return f"no: {item.hindrance}"
 
 
 def _print_what_fits(plans: Sequence[ResidentPlan], budget_bytes: int | None, out: Console) -> None:

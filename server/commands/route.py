@@ -15,17 +15,21 @@ from typing import Any
 
 from rich.console import Console
 
+from coe.engine.files import open_stream
 from coe.router.choose import Decision
 from coe.router.conversation import Conversation
 from coe.router.errors import RouterError
 from coe.router.supervisor import Supervisor
 
+from ..roster.builtin import demo_roster
 from ..roster.load import load_roster
 from ..roster.source import RosterError
 from ..runtime.college import supervisor_of
+from ._lines import print_line
 
 _SHOWN = 5  # of the ranking; --json prints all of it
 STDIN = Path("-")
+_LONGEST_LINE = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,17 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
 
     async def decide(supervisor: Supervisor) -> int:
         code, empty = 0, True
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE + 1), b""), start=1):
+            if len(line) > _LONGEST_LINE:
+                print_line(err, f"{questions}, line {number} is longer than {_LONGEST_LINE // 2**20} MiB.")
+                return 1
             if not line.strip():
                 continue
             empty = False
             try:
                 query = parse_query(line)
             except ValueError as error:
-                err.print(f"{questions}, line {number}: {error}.", markup=False, soft_wrap=True)
+                print_line(err, f"{questions}, line {number}: {error}.")
                 code = 1
                 continue
             decision, ms = await _decide(supervisor, query)
@@ -104,15 +111,15 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
                 told = json.dumps({"line": number, **_facts(decision, ms)})
             else:
                 told = f"{number:6}  {decision.specialist}  {decision.confidence:.2f}  {decision.reason}"
-            out.print(told, markup=False, highlight=False, soft_wrap=True)
+            print_line(out, told)
         if empty:
-            err.print(f'{questions} holds no question: a line is {{"text": "..."}}.', markup=False, soft_wrap=True)
+            print_line(err, f'{questions} holds no question: a line is {{"text": "..."}}.')
         return code
 
     try:
-        lines = sys.stdin.buffer if questions == STDIN else questions.open("rb")
+        lines = sys.stdin.buffer if questions == STDIN else open_stream(questions)
     except OSError as error:
-        err.print(f"{questions} cannot be read: {error.strerror}.", markup=False, soft_wrap=True)
+        print_line(err, f"{questions} cannot be read: {error.strerror}.")
         return 1
     try:
         with lines:
@@ -121,7 +128,7 @@ def route_file(roster: Path, questions: Path, *, as_json: bool, out: Console, er
         return code
     except OSError as error:
         why = f"reading the questions or writing the decisions failed: {error.strerror}"
-        err.print(f"{questions}: stopped, since {why}.", markup=False, soft_wrap=True)
+        print_line(err, f"{questions}: stopped, since {why}.")
         # What stdout still holds would be written again as the interpreter ends; that failure would exit with 120.
         # Source: Python's docs, signal, "Note on SIGPIPE".
         if out.file is sys.stdout:
@@ -134,19 +141,21 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
         supervisor = supervisor_of(load_roster(path))
     except RosterError as error:
         for problem in error.problems:
-            err.print(str(problem), markup=False, soft_wrap=True)
+            print_line(err, str(problem))
         return 1
     except RouterError as error:
-        err.print(str(error), markup=False, soft_wrap=True)
+        print_line(err, str(error))
         return 1
 
+    which = f"{path}, the built-in one; --roster FILE for yours" if path == demo_roster() else path
+    print_line(err, f"Roster: {which}")
     logging.getLogger("coe.router").addHandler(logging.NullHandler())  # what it warns of is printed below
 
     async def run() -> int:
         try:
             await supervisor.start()
             for warning in supervisor.warnings:
-                err.print(warning, markup=False, soft_wrap=True)
+                print_line(err, warning)
             return await decide(supervisor)
         finally:
             supervisor.close()
@@ -154,7 +163,7 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
     try:
         return asyncio.run(run())
     except RouterError as error:
-        err.print(str(error), markup=False, soft_wrap=True)
+        print_line(err, str(error))
         return 1
 
 

@@ -18,18 +18,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ._extras import PLOTS, TRAIN, require
+from ._lines import console, print_line
 
 if TYPE_CHECKING:
     from coe.router.supervisor import Supervisor
     from coe.router.training.questions import LabelledQuestion
 
-_out = Console(highlight=False, emoji=False)
-_err = Console(stderr=True, highlight=False, emoji=False)
+_out = console()
+_err = console(stderr=True)
 
 Labelled = Annotated[Path, typer.Argument(help='Questions, one JSON object a line: {"label": ..., "text": ...}.')]
 RosterOption = Annotated[
@@ -67,10 +67,10 @@ def _clear_errors() -> Iterator[None]:
         yield
     except RosterError as error:
         for problem in error.problems:
-            _err.print(str(problem), markup=False, soft_wrap=True)
+            print_line(_err, str(problem))
         raise typer.Exit(1) from None
     except (RouterError, OSError) as error:
-        _err.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_line(_err, str(error), "red")
         raise typer.Exit(1) from None
 
 
@@ -172,7 +172,7 @@ def eval_router(
         from coe.router.training.measures import accuracy, accuracy_at, calibration_error, confusion, draw, macro_f1
 
         for warning in found.warnings:
-            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+            print_line(_err, f"Warning: {warning}")
         p, right = found.probabilities, found.labels
         by_encoder = sum(path == "classifier" for path in found.paths) / len(found.paths)
         summary = _table("", "")
@@ -199,7 +199,7 @@ def eval_router(
         _out.print(square)
         if plot is not None:
             draw(plot, p, right, found.names, found.milliseconds)
-            _out.print(f"Drawn: {plot}", markup=False, soft_wrap=True)
+            print_line(_out, f"Drawn: {plot}")
 
 
 def fit_thresholds(
@@ -222,7 +222,7 @@ def fit_thresholds(
         from coe.router.training.thresholds import fit_thresholds as fit
 
         for warning in found.warnings:
-            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+            print_line(_err, f"Warning: {warning}")
         thresholds = fit(found.probabilities, found.labels, found.names, most_wrong=most_wrong)
         if not thresholds:
             raise RouterError(
@@ -243,7 +243,7 @@ def fit_thresholds(
         few = [name for name in found.names if name not in thresholds]
         if few:
             told = f"Fewer than {FEWEST} answers, so that router.threshold applies: {', '.join(few)}."
-            _out.print(told, markup=False, soft_wrap=True)
+            print_line(_out, told)
         about = {
             "made_by": "coe fit-thresholds",
             "n_questions": len(found.labels),
@@ -252,7 +252,7 @@ def fit_thresholds(
         }
         save_thresholds(output, thresholds, about)
         told = f"Written: {output}. In the roster: router: {{thresholds: {output.absolute()}}}"
-        _out.print(told, markup=False, soft_wrap=True)
+        print_line(_out, told)
 
 
 def train_router(
@@ -291,7 +291,7 @@ def train_router(
             )
         loaded, warning = load_encoder(source)
         if warning:
-            _err.print(f"Warning: {warning}", markup=False, soft_wrap=True)
+            print_line(_err, f"Warning: {warning}")
         figures = train(
             questions, output, loaded, embeddings=embeddings, progress=lambda text: _err.print(escape(text))
         )
@@ -310,7 +310,7 @@ def train_router(
             told += "Rosters that name no head use it."
         else:
             told += f"In the roster: router: {{head: {output.absolute()}}}"
-        _out.print(told, markup=False, soft_wrap=True)
+        print_line(_out, told)
 
 
 def _table(*columns: str) -> Table:

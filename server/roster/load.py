@@ -189,8 +189,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d)\s*", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
 def _number_remedy(written: str) -> str:
-    """YAML 1.1 takes 1e4 for text."""
+    """YAML 1.1 takes 1e4 for text; and a duration is written in seconds, as the keys' names say."""
+    if (found := _DURATION.fullmatch(written)) is not None:
+        return f"Write seconds: {float(found[1]) * _SECONDS[found[2].lower()]:g}."
     try:
         return f"Write {float(written):g}, without quotes." if float(written) < 1e6 else f"Write {int(float(written))}."
     except (ValueError, OverflowError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import importlib.util
@@ -11,7 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe.engine.files import read_bounded, require_regular, sha256_of
+
 _PART = re.compile(r"-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+_MOST_NAMED = 5  # missing parts that a message names
+_MOST_MASK_BYTES = 2**23
 # Companions of a model that a repository's quantisation pattern may catch: vision tower, draft head.
 _COMPANIONS = ("mmproj", "mtp-")
 
@@ -23,6 +28,7 @@ class Location:
     path:  the file to load, the first part of a split one; None when the model is not (wholly) there.
     files: all files of it, in order.
     sources: other files that its weights are taken from when it is loaded (a parent's).
+    altered: it is there, and is not the file that the roster pins.
     """
 
     path: Path | None
@@ -30,6 +36,7 @@ class Location:
     sources: tuple[Path, ...] = ()
     reason: str = ""
     remedy: str = ""
+    altered: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -75,16 +82,43 @@ def locate_file(path: Path, remedy: str) -> Location:
         return Location(None, reason=f"{path} is a folder.", remedy="Name the GGUF file in it.")
     split = _PART.search(path.name)
     if split is None:
-        if os.path.isfile(path):
-            return Location(path, (path,))
-        return Location(None, reason=f"There is no file {path}.", remedy=remedy)
+        try:
+            require_regular(path)
+        except FileNotFoundError as error:
+            why = f"{path} is not there: {error.strerror}." if os.path.islink(path) else f"There is no file {path}."
+            return Location(None, reason=why, remedy=remedy)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Location(None, reason=f"There is no file {path}.", remedy=remedy)
+            return Location(None, reason=f"{path} cannot be read: {error.strerror}.", remedy=remedy)
+        return Location(path, (path,))
     stem = path.name[: split.start()]
     count = int(split["parts"])
     files = tuple(path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1))
     missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
-        return Location(None, reason=f"Parts are missing: {', '.join(missing)}.", remedy=remedy)
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        return Location(None, reason=f"Parts are missing: {', '.join(missing[:_MOST_NAMED])}{more}.", remedy=remedy)
     return Location(files[0], files)
+
+
+def held_to(location: Location, pinned: Sequence[str], name: str) -> Location:
+    """A model whose files have these SHA-256, in order; else no model, and which file is another."""
+    if location.path is None:
+        return location
+    if len(pinned) != len(location.files):
+        reason = f"The roster pins {len(pinned)} files by sha256, and the model of {name} has {len(location.files)}."
+        return Location(None, reason=reason, remedy="Write one `sha256` for each part, in order.", altered=True)
+    for file, wanted in zip(location.files, pinned, strict=True):
+        try:
+            found = sha256_of((file,))
+        except OSError as error:
+            return Location(None, reason=f"{file} cannot be read: {error.strerror}.", remedy="Check its rights.")
+        if found != wanted:
+            reason = f"{file} has the SHA-256 {found}, and the roster pins {wanted}."
+            remedy = f"Fetch the pinned file, or correct `sha256` of {name} if this one is meant."
+            return Location(None, reason=reason, remedy=remedy, altered=True)
+    return location
 
 
 def cut_path(models_dir: Path, name: str, mask: Path) -> Path:
@@ -93,7 +127,7 @@ def cut_path(models_dir: Path, name: str, mask: Path) -> Path:
     A mask of ours knows its parent by hash, so that no other parent can give another file; one of another tool does
     not, and its file is held against the parent before it is served. Raises OSError.
     """
-    return models_dir / "cut" / f"{name}-{hashlib.sha256(mask.read_bytes()).hexdigest()[:12]}.gguf"
+    return models_dir / "cut" / f"{name}-{hashlib.sha256(read_bounded(mask, _MOST_MASK_BYTES)).hexdigest()[:12]}.gguf"
 
 
 def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
@@ -127,7 +161,7 @@ def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:
         )
     missing = parts_missing(models[0])
     if missing:
-        numbers = ", ".join(map(str, missing))
+        numbers = ", ".join(map(str, missing[:_MOST_NAMED])) + (" and more" if len(missing) > _MOST_NAMED else "")
         return Location(None, reason=f"The model in {folder} lacks part {numbers}.", remedy=remedy)
     parts = tuple(folder / name for name in models[0])
     return Location(parts[0], parts)

@@ -31,13 +31,23 @@ from coe.surgery.build.job import BUILT, BuildOrder
 from coe.surgery.judge.values import Bound
 from coe.surgery.plan.recipes import RECIPES, Recipe
 
-from .model_files import Location, locate_cut, locate_file, locate_in_folder, locate_in_package, repository_folder
+from .model_files import (
+    Location,
+    held_to,
+    locate_cut,
+    locate_file,
+    locate_in_folder,
+    locate_in_package,
+    repository_folder,
+)
 from .source import Problem
 from .values import (
     Aliases,
     Budget,
+    BudgetOrZero,
     Count,
     CountOrZero,
+    Digests,
     Factor,
     InvalidError,
     Layers,
@@ -47,6 +57,7 @@ from .values import (
     Package,
     Pattern,
     Repo,
+    Revision,
     Seconds,
     SecondsOrZero,
     Share,
@@ -148,7 +159,7 @@ class PoolSection(Section):
     """no request for so long: idle time, in which builds begin"""
     preload: Names = ()
     """names of specialists to load at the start"""
-    ram_budget: Literal["auto"] | SizeOrZero = "auto"
+    ram_budget: BudgetOrZero = "auto"
     """host memory of each resident that specialists share, for conversations out of the cache's way;
     auto: 2 GiB beside a GPU, else an eighth of vram_budget at most"""
     swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = Sharing.swap_share
@@ -317,8 +328,20 @@ class ModelSource(Section):
     pattern: Pattern | None = None
     """A glob without regard to case that finds one model in it; split files count as one"""
 
+    revision: Revision | None = None
+    """a commit, tag or branch of repo, in place of the newest; only a commit never changes"""
+    sha256: Digests | None = None
+    """of the file, or a list, of each part; hashed once, and another file is not served"""
+
     def find_file(self, models_dir: Path, pull_name: str) -> Location:
-        """Where the model is, or why it is not there. pull_name: what `coe pull` calls it."""
+        """Where the model is, or why it is not there. pull_name: what `coe pull` calls it.
+
+        A model with `sha256` is hashed where that was not done since its files changed: seconds a GB.
+        """
+        found = self._find(models_dir, pull_name)
+        return found if self.sha256 is None else held_to(found, self.sha256, pull_name)
+
+    def _find(self, models_dir: Path, pull_name: str) -> Location:
         remedy = f"Run: coe pull {pull_name}"
         if self.package is not None:
             return locate_in_package(self.package, self.pattern or "*.gguf")

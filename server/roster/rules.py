@@ -52,6 +52,7 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
         )
     elif sources in (["file"], ["mask"], ["build"]) and specialist.pattern is not None:
         yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+    yield from _pin_findings(specialist, at, sources)
     if specialist.build is not None:
         yield from _build_findings(specialist.build, (*at, "build"))
     elif specialist.on_missing == "build" and not bad & {"on_missing", "build"}:
@@ -131,6 +132,28 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
         )
 
 
+def _pin_findings(source: ModelSource, at: KeyPath, sources: Sequence[str]) -> Iterator[Finding]:
+    if source.revision is not None and sources != ["repo"]:
+        yield Finding((*at, "revision"), "`revision` goes with `repo`.", "Remove it.")
+    if source.sha256 is not None and set(sources) & {"mask", "build"}:
+        remedy = "Pin the parent, by its own `sha256`."
+        yield Finding((*at, "sha256"), "`sha256` goes with a file that is fetched, not with one that is made.", remedy)
+
+
+def _revision_findings(draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:
+    """A repository has one folder: two revisions of it would take each other's place at every pull."""
+    first: dict[str, str | None] = {}
+    places: list[tuple[KeyPath, ModelSource]] = [(("parent",), draft.parent)] if draft.parent is not None else []
+    places += [(("specialists", index), one) for index, (one, bad) in enumerate(specialists) if not bad]
+    for at, source in places:
+        if source.repo is not None and first.setdefault(source.repo, source.revision) != source.revision:
+            yield Finding(
+                (*at, "revision"),
+                f"Another entry takes {source.repo} at another revision, and a repository has one folder.",
+                "Write the same revision in both.",
+            )
+
+
 def roster_findings(
     draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]], wrong_keys: frozenset[str]
 ) -> Iterator[Finding]:
@@ -185,8 +208,30 @@ def roster_findings(
                     "Add `parent:` at the top of the roster.",
                 )
     yield from _exposure_findings(draft.server)
+    yield from _wait_findings(draft)
+    yield from _revision_findings(draft, specialists)
     yield from _sharing_findings(specialists)
     yield from _example_findings(specialists)
+
+
+# Waits in seconds of which a day is far too long; milliseconds were meant then.
+_WAITS = (
+    ("server", "first_byte_s"), ("server", "max_wait_s"), ("pool", "max_bypass_s"), ("pool", "load_backoff_s"),
+    ("pool", "load_timeout_s"), ("pool", "stall_s"), ("pool", "max_turn_wait_s"),
+)  # fmt: skip
+_DAY_S = 86_400
+
+
+def _wait_findings(draft: Roster) -> Iterator[Finding]:
+    for section, key in _WAITS:
+        seconds = getattr(getattr(draft, section), key)
+        if seconds is not None and seconds >= _DAY_S:
+            yield Finding(
+                (section, key),
+                f"{seconds:g} s are {seconds / 3600:.0f} hours.",
+                f"Write {seconds / 1000:g} if milliseconds were meant.",
+                fatal=False,
+            )
 
 
 def _exposure_findings(server: ServerSection) -> Iterator[Finding]:
@@ -241,6 +286,7 @@ def _parent_findings(parent: ModelSource | None, at: KeyPath = ("parent",)) -> I
     if parent is None:
         return
     sources = [key for key in ("file", "repo", "package") if getattr(parent, key) is not None]
+    yield from _pin_findings(parent, at, sources)
     if len(sources) != 1:
         yield Finding(
             at, f"A parent has one source, here are {len(sources)}.", "Add `file:`, or `repo:` and `pattern:`."

@@ -13,6 +13,9 @@ from typing import Any
 
 import yaml
 
+from coe.engine.files import open_regular
+from coe.engine.text import printable
+
 KeyPath = tuple[str | int, ...]
 
 _MOST_BYTES = 4 * 1024 * 1024
@@ -31,7 +34,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return ": ".join(filter(None, (where, self.key, f"{self.message} {self.remedy}".strip())))
+        return printable(": ".join(filter(None, (where, self.key, f"{self.message} {self.remedy}".strip()))))
 
 
 class RosterError(Exception):
@@ -120,7 +123,7 @@ def _read_text(path: Path, source: Source) -> str | None:
         source.problems.append(Problem(source.file or str(path), line, "", message, remedy))
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         fail(f"There is no such file: {path}.", "Give the path of a roster, or start from specialists.yaml.")
@@ -129,7 +132,7 @@ def _read_text(path: Path, source: Source) -> str | None:
         fail(f"{path} is a folder.", "Give the path of the roster in it.")
         return None
     except (OSError, ValueError) as error:
-        fail(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", "Check its permissions.")
+        fail(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", "Give the path of a roster.")
         return None
     if raw.startswith(b"GGUF"):
         fail("This is a model file.", "Give the path of a roster that names it (`file:`).")

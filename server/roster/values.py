@@ -18,11 +18,14 @@ _UNITS: Final = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 _MOST_BYTES: Final = 2**60
+_LEAST_BARE_BYTES: Final = 2**14  # a smaller number without a unit is no size of anything that a roster bounds
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
+_REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -43,16 +46,32 @@ def expanded(written: str) -> Path:
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `15 GiB`, `900 MB` or a plain number of bytes. Raises InvalidError for anything else."""
+    """Bytes of `15 GiB`, `900 MB` or a plain number of bytes. Raises InvalidError for anything else.
+
+    A small plain number is meant in another unit: 15 for 15 GiB, 8192 for 8192 MiB. None is guessed.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        _require_unit(value, "", value)
+        if value > _MOST_BYTES:
+            raise InvalidError(f"{value} is more than any machine has.", "Write `15 GiB` or `900 MB`.")
         return value
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found is None or found[2].lower() not in _UNITS:
         raise InvalidError(f"{value!r} is not a size.", "Write `15 GiB`, `900 MB` or a number of bytes.")
+    _require_unit(value, found[2], float(found[1]))
     size = float(found[1]) * _UNITS[found[2].lower()]
     if size > _MOST_BYTES:
         raise InvalidError(f"{value!r} is more than any machine has.", "Write `15 GiB`, `900 MB` or a number of bytes.")
     return int(size)
+
+
+def _require_unit(value: object, unit: str, number: float) -> None:
+    if not unit and 0 < number < _LEAST_BARE_BYTES:
+        meant = f"{number:g} GiB" if number < 1024 else f"{number:g} MiB"
+        raise InvalidError(
+            f"{value!r} has no unit and would be {number:g} bytes.",
+            f"Write `{meant}` if that is meant, or `{number:g} B`.",
+        )
 
 
 def _budget(value: object) -> int | Literal["auto"]:
@@ -62,6 +81,10 @@ def _budget(value: object) -> int | Literal["auto"]:
     if size == 0:
         raise InvalidError("A budget of nothing holds no model.", "Write `auto` or a size such as `15 GiB`.")
     return size
+
+
+def _budget_or_zero(value: object) -> int | Literal["auto"]:
+    return "auto" if value == "auto" else parse_size(value)
 
 
 def _share(value: object) -> object:
@@ -140,13 +163,14 @@ def sequence(value: object) -> object:
 _NOT_BLANK: Final = {"type": "string", "pattern": r"\S"}
 _SIZE_TEXT: Final = {
     "type": "string",
-    "pattern": r"^\s*\d+(\.\d+)?\s*(([kKmMgGtT][iI]?)?[bB])?\s*$",
+    "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$|^\s*(0+|[1-9]\d{5,})\s*$",
     "examples": ["15 GiB", "900 MB"],
 }
 
 
 def _size_schema(least: int, *words: str) -> WithJsonSchema:
-    sizes = [{"type": "integer", "minimum": least, "maximum": _MOST_BYTES}, _SIZE_TEXT]
+    bare = {"type": "integer", "minimum": _LEAST_BARE_BYTES, "maximum": _MOST_BYTES}
+    sizes = [bare, *([] if least else [{"const": 0}]), _SIZE_TEXT]
     return WithJsonSchema({"anyOf": [*({"const": word} for word in words), *sizes]})
 
 
@@ -161,6 +185,7 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1), _size_schema(1)]
 SizeOrZero = Annotated[int, BeforeValidator(parse_size), _size_schema(0)]
 Budget = Annotated[int | Literal["auto"], BeforeValidator(_budget), _size_schema(1, "auto")]
+BudgetOrZero = Annotated[int | Literal["auto"], BeforeValidator(_budget_or_zero), _size_schema(0, "auto")]
 ShareSwitch = Annotated[
     Literal["auto"] | bool, BeforeValidator(_share), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
 ]
@@ -184,6 +209,16 @@ Repo = Annotated[
 Package = Annotated[
     str, _matches(_PACKAGE, "is not a package.", "Write the name that pip installs."), _text_schema(_PACKAGE)
 ]
+Revision = Annotated[
+    str,
+    _matches(_REVISION, "is no revision.", "Write a commit's hash, a tag or a branch."),
+    _text_schema(_REVISION),
+]
+Sha256 = Annotated[
+    str,
+    _matches(_SHA256, "is no SHA-256.", "Write its 64 digits 0-9 and a-f, as `sha256sum FILE` prints them."),
+    _text_schema(_SHA256),
+]
 Variable = Annotated[
     str,
     _matches(_ENVIRONMENT, "is not a variable's name.", "Write a name such as COE_API_KEYS."),
@@ -191,5 +226,18 @@ Variable = Annotated[
 ]
 Pattern = Annotated[str, AfterValidator(_not_blank), AfterValidator(_inside), WithJsonSchema(_NOT_BLANK)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(sequence)]
+Digests = Annotated[
+    tuple[Sha256, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{_SHA256.pattern}$"},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": f"^{_SHA256.pattern}$"}},
+            ]
+        }
+    ),
+]
 Names = Annotated[tuple[Name, ...], BeforeValidator(sequence)]
 Aliases = Annotated[tuple[Alias, ...], BeforeValidator(sequence)]

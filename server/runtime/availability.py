@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
 
@@ -56,6 +57,17 @@ class Servable:
         return (*((f"It answers no chats. {self.chat_fault}",) if self.chat_fault is not None else ()), *notes)
 
 
+class Hindrance(StrEnum):
+    """What keeps a specialist from being served, in the words of a table; `Unavailable.reason` is the sentence."""
+
+    ABSENT = "absent"
+    ALTERED = "not the pinned file"
+    UNPREPARED = "cannot be prepared"
+    UNLOADABLE = "cannot be loaded"
+    OVER_BUDGET = "over the budget"
+    REFUSED = "refused by its model"
+
+
 @dataclass(frozen=True)
 class Unavailable:
     """A specialist that cannot be served here, why, and what to do. What is known of it stands beside that."""
@@ -65,6 +77,7 @@ class Unavailable:
     remedy: str
     location: Location
     footprint: Footprint | None = None
+    hindrance: Hindrance = Hindrance.UNLOADABLE
 
 
 @dataclass(frozen=True)
@@ -146,18 +159,20 @@ def availability(
             return Unavailable(one.entry, result.message, result.remedy, one.location)
         if budget_bytes is not None and result.total_bytes > budget_bytes:
             reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
-            return Unavailable(one.entry, reason, shrink_remedy(result, budget_bytes), one.location, result)
+            remedy = shrink_remedy(result, budget_bytes)
+            return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
-            return Unavailable(one.entry, why, "", one.location, result)
+            return Unavailable(one.entry, why, "", one.location, result, Hindrance.REFUSED)
         return Servable(one.entry, one.location, spec, result, chat_faults(spec))
 
     entries: dict[str, Servable | Unavailable] = {}
     for one in located:
         name, location = one.entry.name, one.location
         if name in missing:
-            entries[name] = Unavailable(one.entry, *missing[name], location)
+            entries[name] = Unavailable(one.entry, *missing[name], location, hindrance=Hindrance.UNPREPARED)
         elif location.path is None:
-            entries[name] = Unavailable(one.entry, location.reason, location.remedy, location)
+            hindrance = Hindrance.ALTERED if location.altered else Hindrance.ABSENT
+            entries[name] = Unavailable(one.entry, location.reason, location.remedy, location, hindrance=hindrance)
         else:
             entries[name] = judge(one, loads.get(name) or one.entry.load_spec(location.path))
     return entries

@@ -74,7 +74,7 @@ class College:
                 for name, item in resolved.availability.items()
                 if isinstance(item, Unavailable)
             ]
-            raise UnavailableError("Nothing in the roster can be served on this machine:\n" + "\n".join(lines))
+            raise UnavailableError("Nothing in the roster can be served on this machine:", lines=lines)
         spare = SpareWorker(partial(WorkerResident.spawn, roster.pool.stall_s))
         pool = Pool(entries, _pool_limits(roster, budget), spare.start, free_bytes=free_device_bytes)
         return cls(roster, resolved, pool, spare, supervisor_of(roster), note)

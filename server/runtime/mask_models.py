@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 _PROCESS: Final = "coe.surgery.cut.cut_masks"
 _SILENT_S: Final = 1800.0  # a report comes with every few MB; what was written is then brought to the disk, without one
 
+_LIMITS: Final = child.Limits(memory_bytes=8 * 2**30)  # a header, masks, and pieces of some MB that are copied
+
 Missing = tuple[str, str]  # what is wrong, and what to do about it
 
 
@@ -108,7 +110,7 @@ async def _ask(roster: Roster, wanted: Sequence[Specialist], job: Mapping[str, A
     title = "The process that reads its parent and cuts it"
     try:
         asked = {"parent": str(location.path), **job}
-        answer: list[Any] = await child.run(_PROCESS, asked, title=title, silent_s=_SILENT_S)
+        answer: list[Any] = await child.run(_PROCESS, asked, title=title, silent_s=_SILENT_S, limits=_LIMITS)
     except EngineError as error:
         return [(error.message, error.remedy)] * len(wanted)
     return answer

@@ -11,7 +11,6 @@ Source: docs/gguf.md of ggml; gguf.cpp, gguf_init_from_reader and gguf_writer_ba
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ from typing import Final
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from coe.engine.errors import ModelFileError
-from coe.engine.gguf.records import ARRAY, FORMATS, STRING, Records, parse_records, read_string
+from coe.engine.gguf.check import ARRAY, FORMATS, STRING, checked
+from coe.engine.gguf.records import Records, parse_records, read_string
 
 _ALIGNMENT_KEY: Final = "general.alignment"
 _DEFAULT_ALIGNMENT: Final = 32
@@ -102,14 +101,9 @@ def padded(size: int, alignment: int) -> int:
 
 
 def read_raw_header(path: Path) -> RawHeader:
-    """Read a header's records. The file has been read by `engine.gguf.reader` before, which finds what is damaged.
-
-    Raises ModelFileError for a version this does not know.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    """Read a header's records. Raises ModelFileError for what is no sound header."""
+    with checked(path) as content:
         version, n_tensors, n_keys = struct.unpack_from("<IQQ", content, 4)
-        if version not in (2, 3):
-            raise ModelFileError(f"{path} is a GGUF of version {version}; this program knows 2 and 3.", "Convert it.")
         metadata, at = parse_records(content, n_keys)
         tensors = []
         for _ in range(n_tensors):

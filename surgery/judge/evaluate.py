@@ -17,10 +17,13 @@ from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, ThinkingMode
 
 from ..errors import EvaluationError
+from ..files import read_json
 from .generation import DEFAULT, BatchPrompt, Generated, GenerationSettings, OnProgress, Start, generate, model_sha256
 from .proportions import Lengths, Paired, Share
 from .scoring import score
 from .values import Question, QuestionSet
+
+_MOST_BYTES: Final = 2**28  # of a report
 
 _VERSION: Final = 1
 
@@ -225,9 +228,11 @@ class EvaluationReport:
     def load(cls, path: Path) -> Self:
         """Read one. Raises EvaluationError."""
         try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"{path} cannot be read: {error}.", "Make it again with coe eval.") from error
+            data = read_json(path, _MOST_BYTES)
+        except OSError as error:
+            raise EvaluationError(f"{path} cannot be read: {error.strerror}.", "Make it with coe eval.") from error
+        except ValueError as error:
+            raise EvaluationError(f"{path} is no report: {error}.", "Make it again with coe eval.") from error
         if not isinstance(data, dict):
             raise EvaluationError(f"{path} is no report.", "Make it again with coe eval.")
         return cls.from_json(data)

@@ -8,9 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engine.files import read_bounded
+
 from ..errors import EvaluationError
 from .scoring import normalised, number
 from .values import LETTERS, AnswerKind, Question, QuestionSet, digest
+
+_MOST_BYTES: Final = 2**30  # of a file of questions
 
 KEYS: Final = (
     "question",
@@ -64,16 +68,18 @@ def records(path: Path) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     """
     try:
         # Not splitlines(): that cuts at U+2028 and its like, which JSON strings may hold.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read: {error}.", "Give a JSONL file in UTF-8.") from error
+        lines = read_bounded(path, _MOST_BYTES).decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror}.", "Give a JSONL file in UTF-8.") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8.", "Give a JSONL file in UTF-8.") from error
     for at, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = (str(path), at)
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad(where, f"this is no JSON ({error})", "Write one JSON object a line.") from error
         if not isinstance(record, dict):
             raise _bad(where, "this is no JSON object", 'Write {"question": ..., "answer": ...}.')

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.engine.errors import EngineError
+from coe.engine.files import open_regular
 from coe.engine.generate.chat_template import ChatTemplate
 from coe.engine.generate.plain_text import markers_of, tokens_of
 from coe.engine.generate.renderer import RenderProcess
@@ -129,7 +130,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix.lower() in _OTHERS:
         raise CorpusError(f"{path} is of a kind that is not read.", "Give plain text, or JSON lines as .jsonl.")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             number = 0
             while line := file.readline(_LINE_BYTES + 1):
                 number += 1

@@ -50,11 +50,11 @@ def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[i
 
 def expert_bytes_by_layer(parent: Parent) -> list[int]:
     """Bytes of the experts of each block, 0 for one without."""
-    per_layer = [0] * int(parent.headers[0].value("block_count", 0))
+    per_layer = [0] * parent.headers[0].count("block_count")  # as many as there are at most: `Parent` has seen to it
     for header in parent.headers:
         for tensor in header.tensors:
             block, found, rest = tensor.name.removeprefix("blk.").partition(".")
-            if found and "_exps." in rest and block.isdecimal():
+            if found and "_exps." in rest and block.isdecimal() and int(block) < len(per_layer):
                 per_layer[int(block)] += tensor.n_bytes
     return per_layer
 

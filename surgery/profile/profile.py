@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import written_beside
+from coe.engine.files import unread, written_beside
+from coe.engine.text import quoted
 
 from ..errors import ParentMismatchError, ProfileError
+from ..files import read_arrays
 from ..parent import Identity
 
 _VERSION: Final = 1
@@ -131,44 +132,63 @@ class Profile:
     def load(cls, path: Path) -> Profile:
         """Read one. Raises ProfileError for a file that is none, or of another version."""
         facts, arrays = _read(path)
-        parent = facts["parent"] | {"layers": tuple(facts["parent"]["layers"])}
-        profile = cls(
-            Identity(**parent),
-            tuple(facts["classes"]),
-            arrays["selections"],
-            arrays["weights"],
-            arrays["tokens"],
-            arrays["documents"],
-            arrays.get("norms"),
-            arrays.get("peaks"),
-            facts["corpus_sha256"],
-        )
-        wanted = cls.empty(profile.parent, profile.classes).selections.shape
-        if profile.selections.shape != wanted or profile.weights.shape != wanted:
-            raise ProfileError(f"{path} contradicts itself: its counts have another shape than its parent.", _AGAIN)
-        return profile
+        try:
+            parent = Identity.from_json(facts["parent"])
+            classes, corpus = facts["classes"], facts["corpus_sha256"]
+            if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+                raise ValueError("its classes must be names")
+            if len(set(classes)) < len(classes) or not isinstance(corpus, str):
+                raise ValueError("it has a class twice, or no hash of its corpus")
+            shape = (len(classes), len(parent.layers), parent.n_expert, parent.n_used)
+            shapes = {"selections": shape, "weights": shape, "tokens": shape[:1], "documents": shape[:1]}
+            if "norms" in arrays or "peaks" in arrays:
+                shapes |= {"norms": shape[:3], "peaks": shape[1:3]}
+            counts = {name: _counts(arrays, name, shape) for name, shape in shapes.items()}
+        except KeyError as error:
+            raise ProfileError(f"{path} is no profile: it lacks {error}.", _AGAIN) from error
+        except ValueError as error:
+            raise ProfileError(f"{path} contradicts itself: {error}.", _AGAIN) from error
+        return cls(parent, tuple(classes), **counts, corpus_sha256=corpus)
 
 
 _AGAIN: Final = "Make it again with coe profile."
+_MOST_FILE_BYTES: Final = 2**28
+_MOST_BYTES: Final = 2**30  # 64 classes of 60 layers of 512 experts with 8 ranks take a quarter of it
+
+
+def _counts(arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array of a profile's file. Raises KeyError, ValueError for one that counts nothing or has another shape."""
+    kind = np.int64 if name in ("selections", "tokens", "documents") else np.float64
+    found = arrays[name]
+    if found.shape != shape:
+        raise ValueError(f"its {name} have another shape than its parent and classes")
+    if found.dtype != kind or not np.isfinite(found).all() or (found < 0).any():
+        raise ValueError(f"its {name} are no counts")
+    return found
 
 
 def read_extra(path: Path) -> Mapping[str, Any]:
     """The facts that were saved beside a profile."""
-    extra: Mapping[str, Any] = _read(path)[0]["extra"]
+    extra = _read(path)[0].get("extra")
+    if not isinstance(extra, dict):
+        raise ProfileError(f"{path} lacks the facts that are kept beside a profile.", _AGAIN)
     return extra
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_arrays(path, _MOST_FILE_BYTES, _MOST_BYTES)
         facts = json.loads(str(arrays.pop("facts")))
-    except FileNotFoundError as error:
-        raise ProfileError(f"{path} does not exist.", _AGAIN) from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except OSError as error:
+        raise ProfileError(f"{unread(path, error)}.", _AGAIN) from error
+    except (ValueError, KeyError, RecursionError) as error:
         raise ProfileError(f"{path} is no profile, or is damaged.", _AGAIN) from error
+    if not isinstance(facts, dict):
+        raise ProfileError(f"{path} is no profile.", _AGAIN)
     if facts.get("version") != _VERSION:
-        raise ProfileError(f"{path} is of version {facts.get('version')}; this program reads {_VERSION}.", _AGAIN)
+        raise ProfileError(
+            f"{path} is of version {quoted(facts.get('version'))}; this program reads {_VERSION}.", _AGAIN
+        )
     return facts, arrays
 
 

@@ -127,7 +127,7 @@ async def inspect(path: Path, keep: Sequence[int] | None = None, contexts: Seque
     name = str(first.metadata.get("general.name") or path.stem)
     notes = []
     experts = None
-    n_expert = int(first.value("expert_count", 0) or 0)
+    n_expert = first.count("expert_count")
     if n_expert < 2:
         notes.append("A dense model: it has no experts that a mask could drop.")
     else:

@@ -95,6 +95,8 @@ def verify(
     header = read_header(specialist)
     raws = [read_raw_header(part.path) for part in whole.headers]
     recorded = header.metadata.get(KEY + "shared_scale")
+    if recorded is not None and (isinstance(recorded, str) or not 0 < recorded < math.inf):
+        raise VerificationError(f"{specialist} says that its shared expert is scaled by {recorded!r}.", "Cut it again.")
     scale = shared_scale if recorded is None else float(recorded)
     order, problems = _order(whole, mask, header)
     problems += _metadata_problems(whole, raws[0], read_raw_header(specialist), mask)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coe.engine import errors as engine_errors
-from coe.engine.child import last_words, run, started
+from coe.engine.child import Limits, last_words, run, started
 from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, PromptTooLongError
 from coe.surgery import errors as surgery_errors
 from fakes.child_modules import write_module
@@ -216,3 +216,29 @@ async def test_a_log_is_added_to_and_last_words_are_of_this_run(module: Callable
         with pytest.raises(ChildDiedError, match=r"\(exit 1\): there"):
             await one.answer()
     assert log.read_text() == "GGML_ASSERT(of an earlier run)\nthere\n"
+
+
+class TestWhatAChildMayTake:
+    async def test_memory_beyond_the_limit_fails_in_the_child(self, module: Callable[[str], str]) -> None:
+        name = module("return len(bytearray(2**31))")
+        with pytest.raises(ChildDiedError, match="MemoryError"):
+            await run(name, None, title=TITLE, limits=Limits(memory_bytes=2**30))
+
+    async def test_a_mapped_file_is_no_memory_of_its_own(self, module: Callable[[str], str], tmp_path: Path) -> None:
+        path = tmp_path / "large"
+        with path.open("wb") as file:
+            file.truncate(2**33)
+        name = module(
+            "import mmap\nfile = open(job, 'rb')\nreturn len(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))"
+        )
+        assert await run(name, str(path), title=TITLE, limits=Limits(memory_bytes=2**30)) == 2**33
+
+    async def test_time_beyond_the_limit_ends_the_child(self, module: Callable[[str], str]) -> None:
+        with pytest.raises(ChildDiedError) as died:
+            await run(module("while True: pass"), None, title=TITLE, limits=Limits(cpu_s=1))
+        assert died.value.code in (-signal.SIGXCPU, -signal.SIGKILL)
+
+    async def test_a_child_goes_before_its_parent_when_memory_runs_out(self, module: Callable[[str], str]) -> None:
+        name = module("return int(Path('/proc/self/oom_score_adj').read_text())")
+        own = int(await asyncio.to_thread(Path("/proc/self/oom_score_adj").read_text))
+        assert await run(name, None, title=TITLE) == min(1000, own + 300)

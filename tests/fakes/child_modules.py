@@ -33,6 +33,16 @@ def see_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
 
 
+# Commands refuse a FIFO before they open it. Here one stands for a file that takes long to read, so in these processes
+# it is taken for a file. Source: Python's docs, site, "sitecustomize".
+_FIFOS_ARE_FILES = """
+import os
+from coe.engine import files
+files.require_regular = os.stat
+files.open_regular = lambda path: path.open("rb")
+"""
+
+
 class KilledParent:
     """A process that has a child of ours read or write a FIFO, and is killed while the child waits for more."""
 
@@ -44,7 +54,12 @@ class KilledParent:
         self._other_ends: list[int] = []
         code = textwrap.dedent(beginning) + textwrap.dedent(program)
         self._errors = fifo.with_name("parent.log").open("w+b")
-        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors)
+        site = fifo.with_name("site")
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(_FIFOS_ARE_FILES)
+        seen = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": seen}
+        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors, env=environment)
 
     def child_outlives(self) -> bool:
         """Kill the parent once its child has opened the FIFO; whether the child lives on, which it could for ever."""

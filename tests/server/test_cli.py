@@ -39,6 +39,7 @@ def test_an_unknown_command_is_an_error() -> None:
 def test_route_says_who_would_answer_and_loads_no_model(tmp_path: Path) -> None:
     roster = str(write_roster(tmp_path, SPECIALISTS, fallback="general"))
     result = run_coe("route", "--roster", roster, "Solve the equation 3x + 7 = 22 for x")
+    assert f"Roster: {roster}" in result.stderr
     assert result.returncode == 0
     assert result.stdout.startswith("math")
     assert all(name in result.stdout for name in SPECIALISTS)

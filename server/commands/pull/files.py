@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from ...roster.model_files import matching_models, parts_missing, repository_folder
 from .errors import PullError, gated, no_network
 
+_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository. sha256: None where the hub does not tell it (small files outside LFS)."""
+    """A file of a repository, and what its bytes are held against.
+
+    sha256:   None where neither the hub tells it nor the roster pins it (files outside LFS).
+    git_sha1: of a file outside LFS, git's hash of its bytes; None for others.
+    """
 
     path: str
     size_bytes: int
     sha256: str | None = None
+    git_sha1: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The hash that is checked, as `hasher` gives it; None where there is none to check."""
+        return self.sha256 or self.git_sha1
+
+    def hasher(self) -> hashlib._Hash:
+        """What is fed with the file's bytes to get `digest`. Source: git's objects, "blob SIZE" before the content."""
+        if self.sha256 is None and self.git_sha1 is not None:
+            return hashlib.sha1(b"blob %d\0" % self.size_bytes, usedforsecurity=False)
+        return hashlib.sha256()
 
 
 @dataclass(frozen=True)
@@ -33,11 +59,16 @@ class Repository:
 
 @dataclass(frozen=True)
 class WantedModel:
-    """A model that a specialist, or the parent, is to have: the one that `pattern` finds in a repository."""
+    """A model that a specialist, or the parent, is to have: the one that `pattern` finds in a repository.
+
+    revision: None for the newest. sha256: of its files in order, where the roster pins them.
+    """
 
     name: str
     repo: str
     pattern: str
+    revision: str | None = None
+    sha256: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,20 +96,22 @@ class DownloadPlan:
 
 
 def plan_downloads(
-    wanted: Sequence[WantedModel], found: Mapping[str, Repository | PullError], models_dir: Path
+    wanted: Sequence[WantedModel],
+    found: Mapping[tuple[str, str | None], Repository | PullError],
+    models_dir: Path,
 ) -> DownloadPlan:
     """Choose the files of each wanted model. Names that want the same files share one download.
 
-    found: what asking the hub for each repository gave.
+    found: what asking the hub for each repository at a revision gave.
     """
     models: dict[tuple[str, tuple[HubFile, ...]], PlannedModel] = {}
     refused: list[tuple[str, PullError]] = []
     for one in wanted:
-        repository = found[one.repo]
+        repository = found[one.repo, one.revision]
         try:
             if isinstance(repository, PullError):
                 raise repository
-            files = choose_files(repository, one.pattern)
+            files = pinned(choose_files(repository, one.pattern), one)
         except PullError as error:
             refused.append((one.name, error))
             continue
@@ -114,6 +147,25 @@ def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
     return tuple(inside[name] for name in models[0])
 
 
+def pinned(files: tuple[HubFile, ...], wanted: WantedModel) -> tuple[HubFile, ...]:
+    """The files with the hashes that the roster pins. Raises PullError where the hub lists others."""
+    if not wanted.sha256:
+        return files
+    if len(wanted.sha256) != len(files):
+        raise PullError(
+            f"The roster pins {len(wanted.sha256)} files by sha256, and the model has {len(files)}.",
+            "Write one `sha256` for each part, in order.",
+        )
+    for file, pin in zip(files, wanted.sha256, strict=True):
+        if file.sha256 is not None and file.sha256 != pin:
+            raise PullError(
+                f"The hub lists {file.path} of {wanted.repo} with the SHA-256 {file.sha256}, the roster pins {pin}.",
+                "The file was changed there, or the pin is another file's: see to both; "
+                "`revision` in the roster names an older commit.",
+            )
+    return tuple(replace(file, sha256=pin) for file, pin in zip(files, wanted.sha256, strict=True))
+
+
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
@@ -123,10 +175,17 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def look_up(endpoint: str, repo: str, token: str | None) -> Repository | PullError:
-    """Ask the hub for a repository's files; an error is given back, so that other repositories go on."""
+def look_up(endpoint: str, repo: str, token: str | None, revision: str | None = None) -> Repository | PullError:
+    """Ask the hub for a repository's files; an error is given back, so that other repositories go on.
+
+    revision: None for the newest.
+    """
     try:
-        info = HfApi(endpoint=endpoint, token=token).model_info(repo, files_metadata=True)
+        info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
+    except RevisionNotFoundError:
+        return PullError(
+            f"The hub has no revision {revision} of {repo}.", "Correct `revision` in the roster, or leave it out."
+        )
     except GatedRepoError:
         return gated(endpoint, repo)
     except RepositoryNotFoundError:
@@ -145,7 +204,12 @@ def look_up(endpoint: str, repo: str, token: str | None) -> Repository | PullErr
     except Exception as error:  # the HTTP library below, and so what it raises, differs between hub versions
         return no_network(endpoint, error)
     files = tuple(
-        HubFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
+        HubFile(
+            file.rfilename,
+            file.size,
+            file.lfs.sha256 if file.lfs else None,
+            None if file.lfs or not _GIT_SHA1.fullmatch(file.blob_id or "") else file.blob_id,
+        )
         for file in info.siblings or ()
         if file.size is not None
     )

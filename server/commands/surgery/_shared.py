@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from .._lines import console, print_line
 
 if TYPE_CHECKING:
     from coe.engine.spec import LoadSpec
 
     from .._bars import Bars
 
-out_console = Console(highlight=False, emoji=False)
-err_console = Console(stderr=True, highlight=False, emoji=False)
+out_console = console()
+err_console = console(stderr=True)
 
 _STOPPED_EXIT = 130  # what shells give for a Ctrl-C
 
@@ -45,11 +46,14 @@ def clear_errors(resumes: str = "") -> Iterator[None]:
     try:
         yield
     except (SurgeryError, EngineError) as error:
-        err_console.print(f"{error.message} {error.remedy}".strip(), style="red", markup=False, soft_wrap=True)
+        print_line(err_console, f"{error.message} {error.remedy}".strip(), "red")
         raise typer.Exit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        err_console.print(f"{where}{error.strerror or error}.", style="red", markup=False, soft_wrap=True)
+        print_line(err_console, f"{where}{error.strerror or error}.", "red")
+        raise typer.Exit(1) from None
+    except MemoryError:
+        print_line(err_console, "There is not enough memory for what the file asks for.", "red")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         err_console.print(f"Stopped. {resumes}".strip(), markup=False)
@@ -67,7 +71,7 @@ def progress_bars() -> Iterator[Bars]:
 
 def say(text: str) -> None:
     """Print a line as it is: no markup, wrapped by the terminal."""
-    out_console.print(text, markup=False, soft_wrap=True)
+    print_line(out_console, text)
 
 
 def load_spec(path: Path, gpu_layers: int, cpu_expert_layers: int, threads: int) -> LoadSpec:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._lines import print_line
 from ._shared import clear_errors, err_console, out_console
 
 
@@ -32,7 +33,7 @@ def build(
         loaded = load_roster(roster)
     except RosterError as error:
         for problem in error.problems:
-            err_console.print(str(problem), markup=False, soft_wrap=True)
+            print_line(err_console, str(problem))
         raise typer.Exit(1) from None
     with clear_errors():
         if name is None:

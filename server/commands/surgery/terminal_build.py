@@ -17,6 +17,7 @@ from ...roster.models import Roster, Specialist
 from ...runtime.builds.order import machine_of, order_of
 from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars
+from .._lines import print_line
 
 _LOOK_EVERY_S = 0.3
 _STOPPED_EXIT = 130  # what shells give for a Ctrl-C
@@ -36,17 +37,17 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
     job = Job.of(roster.models_path, specialist.name)
     ended = asyncio.run(_build(roster, specialist, order, job, accept, err, live=live))
     if ended.state is BuildState.RELEASED:
-        out.print(f"{order.out} is released. {ended.message}", markup=False, soft_wrap=True)
-        out.print(f"Its report: {order.out.with_suffix('.report.json')}", markup=False, soft_wrap=True)
+        print_line(out, f"{order.out} is released. {ended.message}")
+        print_line(out, f"Its report: {order.out.with_suffix('.report.json')}")
         return 0
     if ended.state is BuildState.ASIDE:
-        out.print(f"{specialist.name} is kept aside. {ended.message} {ended.remedy}", markup=False, soft_wrap=True)
-        out.print(f"Its report: {job.path('report.json')}", markup=False, soft_wrap=True)
+        print_line(out, f"{specialist.name} is kept aside. {ended.message} {ended.remedy}")
+        print_line(out, f"Its report: {job.path('report.json')}")
         return _ASIDE_EXIT
     if ended.state is BuildState.STOPPED:
         err.print(f"Stopped. The same command goes on from there: coe build {specialist.name}", markup=False)
         return _STOPPED_EXIT
-    err.print(f"The build failed. {ended.message} {ended.remedy}", style="red", markup=False, soft_wrap=True)
+    print_line(err, f"The build failed. {ended.message} {ended.remedy}", "red")
     return 1
 
 
@@ -58,7 +59,7 @@ async def _build(
     if not job.at_work():
         prepared = await prepare(job, order, machine_of(specialist), budget)
         if prepared.warning and not accept:
-            err.print(prepared.warning, style="yellow", markup=False, soft_wrap=True)
+            print_line(err, prepared.warning, "yellow")
         await asyncio.to_thread(_as_from_here, job)
     process = BuildProcess(job, accept=accept)
     loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .._lines import print_line
 from ._shared import MaskKind, clear_errors, err_console, progress_bars, say
 
 
@@ -36,6 +37,6 @@ def verify(
             )
         if not found.ok:
             for problem in found.problems:
-                err_console.print(problem, style="red", markup=False, soft_wrap=True)
+                print_line(err_console, problem, "red")
             raise typer.Exit(1)
         say("Everything is as the mask says.")

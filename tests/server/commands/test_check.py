@@ -378,3 +378,33 @@ def test_a_threshold_for_a_domain_that_is_none_is_doubted_as_the_server_doubts_i
     theirs = [warning for warning in supervisor.warnings if "there is a threshold" in warning]
     assert said == [f"warning: router.thresholds: {warning}" for warning in theirs]
     assert [("knitting" in line, "astrology" in line) for line in said] == [(True, False), (False, True)]
+
+
+def printed(roster: Roster, found: dict[str, Servable | Unavailable], budget_bytes: int) -> str:
+    out = StringIO()
+    print_report(roster, found, budget_bytes, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_the_verdict_is_what_hinders_it_not_what_else_is_known(tmp_path: Path) -> None:
+    roster = roster_of(
+        tmp_path, entries(math="small.gguf", law="big.gguf", gone="gone.gguf"), {"small.gguf": 1, "big.gguf": 1}
+    )
+    refused = availability(
+        locate(roster), gibs(small=1, big=9), 4 * GIB, lambda spec: {"math": "It cannot close its block."}
+    )
+    text = printed(roster, refused, 4 * GIB)
+    verdicts = {line.split()[0]: line for line in text.splitlines() if " no: " in line}
+    assert "no: refused by its model" in verdicts["math"]
+    assert "no: over the budget" in verdicts["law"]
+    assert "no: absent" in verdicts["gone"]
+
+
+def test_what_is_to_be_pulled_is_said_once(tmp_path: Path) -> None:
+    text = "specialists:\n" + "".join(
+        f'  - {{name: {name}, repo: owner/one, pattern: "*{name}*", domains: [math]}}\n' for name in ("a", "b", "c")
+    )
+    roster = roster_of(tmp_path, text, {})
+    said = printed(roster, availability(locate(roster), gibs(), GIB), GIB)
+    assert said.count("Not downloaded") == 1
+    assert "Run: coe pull a b c" in said

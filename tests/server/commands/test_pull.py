@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from rich.console import Console
 
+from coe.engine import files
 from coe.server.commands.pull import command, download
 from coe.server.commands.pull.command import pull
 from coe.server.commands.pull.errors import PullError
@@ -42,11 +43,17 @@ class FakeHub:
     elsewhere: bool = False  # downloads are redirected to another host, as to a content delivery network
     wanted_token: str | None = None
     downloads: list[dict[str, str]] = field(default_factory=list)  # the headers of each
+    revisions: list[str] = field(default_factory=list)  # that were listed; "" for the newest
+    outside_lfs: bool = False
     url: str = ""
 
     @property
     def ranges(self) -> list[str | None]:
         return [headers.get("range") for headers in self.downloads]
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -66,7 +73,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api/models/"):
-            return self.list_repository(path.removeprefix("/api/models/"))
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            self.hub.revisions.append(revision)
+            if revision not in ("", COMMIT, "v1"):
+                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
+            return self.list_repository(repo)
         found = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         assert found
         repo, revision, name = found.groups()
@@ -85,8 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, content in files.items():
             sha256 = self.hub.listed_sha256.get(name, hashlib.sha256(content).hexdigest())
             lfs = {"sha256": sha256, "size": len(content), "pointerSize": 130}
-            sibling = {"rfilename": name, "size": len(content), "blobId": "b" * 40}
-            siblings.append({**sibling, "lfs": lfs} if name.endswith(".gguf") else sibling)
+            sibling = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
+            siblings.append({**sibling, "lfs": lfs} if name.endswith(".gguf") and not self.hub.outside_lfs else sibling)
         body = {"id": repo, "modelId": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
         return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
 
@@ -380,6 +391,73 @@ def test_a_folder_that_cannot_be_written_to_is_said(hub: FakeHub, shop: Shop) ->
     assert "cannot be written" in shop.said
 
 
+PIN = hashlib.sha256(CONTENT).hexdigest()
+ENTRY = f'name: maths, repo: {REPO}, pattern: "*Q4_K_M*.gguf"'
+
+
+class TestPins:
+    def test_a_revision_is_asked_for_and_fetched(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, revision: v1")
+        assert shop.pull() == 0
+        assert hub.revisions == ["v1"]
+
+    def test_a_revision_that_is_not_there_is_named(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, revision: v9")
+        assert shop.pull() == 1
+        assert f"no revision v9 of {REPO}" in shop.said
+
+    def test_a_pinned_file_is_fetched_and_served(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, sha256: {PIN}")
+        assert shop.pull() == 0
+        roster = load_roster(shop.folder / "specialists.yaml")
+        assert roster.locate(roster.specialists[0]).path == shop.file()
+
+    def test_what_the_hub_lists_otherwise_is_not_fetched(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, sha256: {'a' * 64}")
+        assert shop.pull() == 1
+        assert f"the SHA-256 {PIN}, the roster pins {'a' * 64}" in shop.said
+        assert not hub.downloads
+
+    def test_a_file_outside_lfs_is_held_against_its_pin(self, hub: FakeHub, shop: Shop) -> None:
+        hub.outside_lfs = True
+        shop.write(f"{ENTRY}, sha256: {'a' * 64}")
+        assert shop.pull() == 1
+        assert "thrown away" in shop.said
+        assert not shop.file().exists()
+
+    def test_a_file_outside_lfs_is_held_against_git(self, hub: FakeHub, shop: Shop) -> None:
+        hub.outside_lfs = True
+        assert shop.pull() == 0
+        shop.file().write_bytes(bytes(len(CONTENT)))
+        assert shop.pull() == 0
+        assert shop.file().read_bytes() == CONTENT
+        assert len(hub.downloads) == 2
+
+    def test_another_file_in_its_place_is_not_served(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, sha256: {PIN}")
+        shop.pull()
+        shop.file().write_bytes(b"another")
+        roster = load_roster(shop.folder / "specialists.yaml")
+        location = roster.locate(roster.specialists[0])
+        assert location.path is None
+        assert location.altered
+        assert f"the roster pins {PIN}" in location.reason
+
+    def test_an_unchanged_file_is_hashed_once(self, hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        shop.write(f"{ENTRY}, sha256: {PIN}")
+        shop.pull()
+        roster = load_roster(shop.folder / "specialists.yaml")
+        roster.locate(roster.specialists[0])
+        monkeypatch.setattr(files, "_hashed", {})  # another process, later
+        monkeypatch.setattr(files, "open_regular", None)
+        assert roster.locate(roster.specialists[0]).path == shop.file()
+
+    def test_every_part_has_a_pin(self, hub: FakeHub, shop: Shop) -> None:
+        shop.write(f"{ENTRY}, sha256: [{PIN}, {PIN}]")
+        assert shop.pull() == 1
+        assert "pins 2 files by sha256, and the model has 1" in shop.said
+
+
 def two_specialists(hub: FakeHub, shop: Shop) -> None:
     hub.repositories["someone/physics-GGUF"] = {"physics-Q4_K_M.gguf": CONTENT[:1000]}
     shop.write(
@@ -462,7 +540,7 @@ def test_a_plan_sums_the_parts_and_keeps_what_failed(tmp_path: Path) -> None:
     wanted = [
         WantedModel(*one) for one in (("one", REPO, "a-*"), ("two", "no/repo", "*"), ("three", REPO, "*of-00002*"))
     ]
-    plan = plan_downloads(wanted, {REPO: split, "no/repo": gone}, tmp_path)
+    plan = plan_downloads(wanted, {(REPO, None): split, ("no/repo", None): gone}, tmp_path)
     assert [(model.names, model.size_bytes) for model in plan.models] == [(("one", "three"), 20)]
     assert plan.models[0].folder == tmp_path / "someone--maths-GGUF"
     assert plan.refused == (("two", gone),)

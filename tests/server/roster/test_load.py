@@ -85,7 +85,8 @@ def test_thinking_is_written_in_short(tmp_path: Path, written: str, policy: Thin
 
 
 @pytest.mark.parametrize(
-    ("written", "size_bytes"), [("15 GiB", 15 * 2**30), ("8MiB", 8 * 2**20), ("1.5 GB", 1_500_000_000), (4096, 4096)]
+    ("written", "size_bytes"),
+    [("15 GiB", 15 * 2**30), ("8MiB", 8 * 2**20), ("1.5 GB", 1_500_000_000), ("15 B", 15), (2**20, 2**20)],
 )
 def test_sizes_are_read_in_binary_and_decimal_units(written: object, size_bytes: int) -> None:
     assert parse_size(written) == size_bytes
@@ -107,6 +108,43 @@ def test_a_size_that_no_machine_has_is_refused() -> None:
 )
 def test_numbers_that_would_end_a_worker_are_refused(tmp_path: Path, line: str) -> None:
     assert f"specialists[0].{line.split(':')[0]}" in entry(tmp_path, line)
+
+
+@pytest.mark.parametrize("key", ["vram_budget", "vram_margin", "ram_budget"])
+@pytest.mark.parametrize(("written", "meant"), [("15", "15 GiB"), ('"15"', "15 GiB"), ("8192", "8192 MiB")])
+def test_a_size_without_a_unit_is_not_taken_for_bytes(tmp_path: Path, key: str, written: str, meant: str) -> None:
+    with pytest.raises(RosterError, match=f"pool.{key}: .* has no unit and would be .* bytes. Write `{meant}`"):
+        load(tmp_path, f"pool: {{{key}: {written}}}\n" + SMALL)
+
+
+def test_a_duration_with_a_unit_is_told_in_seconds(tmp_path: Path) -> None:
+    with pytest.raises(RosterError, match=r"pool\.idle_ttl_s: '15m' should be a number\. Write seconds: 900"):
+        load(tmp_path, "pool: {idle_ttl_s: 15m}\n" + SMALL)
+
+
+def test_a_wait_of_days_is_doubted(tmp_path: Path) -> None:
+    roster = load(tmp_path, "server: {max_wait_s: 120000}\n" + SMALL)
+    assert any("33 hours" in str(doubt) and "Write 120 " in str(doubt) for doubt in roster.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{name: a, file: a.gguf, revision: v1}", "`revision` goes with `repo`"),
+        (f"{{name: a, mask: a.json, sha256: {'a' * 64}}}", "`sha256` goes with a file that is fetched"),
+        ("{name: a, file: a.gguf, sha256: abc}", "is no SHA-256"),
+        ("{name: a, repo: o/r, pattern: x, revision: '../x'}", "is no revision"),
+    ],
+)
+def test_pins_that_pin_nothing_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RosterError, match=message):
+        load(tmp_path, f"parent: {{file: p.gguf, model: m}}\nspecialists:\n  - {text}\n")
+
+
+def test_one_repository_has_one_revision(tmp_path: Path) -> None:
+    entries = "".join(f"  - {{name: {name}, repo: o/r, pattern: {name}, revision: {name}}}\n" for name in "ab")
+    with pytest.raises(RosterError, match="at another revision"):
+        load(tmp_path, "specialists:\n" + entries)
 
 
 @pytest.mark.parametrize("file", ["~nosuchuser/x.gguf", "x" * 5000 + ".gguf"])

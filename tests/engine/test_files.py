@@ -1,0 +1,66 @@
+"""Files that somebody names: only regular ones are read, and never is one waited for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coe.engine.files import open_regular, read_bounded, sha256_of
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket has 107 bytes at most
+    try:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (_fifo, "It is a named pipe"),
+        (_socket, "It is a socket"),
+        (lambda path: path.symlink_to("/dev/zero"), "It is a device"),
+        (lambda path: path.symlink_to("nowhere"), "It is a link to nowhere, which is not there"),
+        (lambda path: path.mkdir(), "It is a folder"),
+        (lambda path: None, "No such file"),
+        (lambda path: path.symlink_to(path.name), "symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_named_at_once(tmp_path: Path, make: Callable[[Path], None], why: str) -> None:
+    path = tmp_path / "model.gguf"
+    make(path)
+    with pytest.raises(OSError, match=why):
+        open_regular(path)
+
+
+def test_a_name_that_cannot_be_is_an_error_of_the_system() -> None:
+    with pytest.raises(OSError, match="No path can be called so"):
+        open_regular(Path("a\0b"))
+
+
+def test_a_file_beyond_its_bound_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(bytes(10))
+    assert read_bounded(path, 10) == bytes(10)
+    with pytest.raises(OSError, match="larger"):
+        read_bounded(path, 9)
+
+
+def test_another_file_of_the_same_name_has_another_hash(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    before = sha256_of((path,))
+    path.write_bytes(b"two, longer")
+    assert sha256_of((path,)) != before
