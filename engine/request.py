@@ -19,6 +19,14 @@ class Finish(StrEnum):
     CANCELLED = "cancelled"  # the client left
 
 
+class Patience(StrEnum):
+    """How long the loop guard lets an answer repeat itself."""
+
+    STRICT = "strict"
+    NORMAL = "normal"
+    PATIENT = "patient"
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """One answer wanted from one specialist.
@@ -26,6 +34,7 @@ class GenerateRequest:
     messages or prompt: a conversation for the chat template, or a text to be continued as it is.
     max_tokens: None for what the context leaves.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
+    loop_guard: None for none.
     """
 
     id: str
@@ -41,7 +50,7 @@ class GenerateRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
-    loop_guard: bool = True
+    loop_guard: Patience | None = Patience.NORMAL
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -56,6 +65,7 @@ class GenerateRequest:
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
+        values["loop_guard"] = Patience(values["loop_guard"]) if values["loop_guard"] else None
         return cls(**values)
 
 

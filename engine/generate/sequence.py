@@ -77,7 +77,7 @@ class ActiveSequence:
         self._utf8 = Utf8Stream()
         # A tag within an answer of a grammar is a part of it: nothing else could have been drawn there.
         self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=grammar is not None)
-        self._loops = LoopGuard() if request.loop_guard else None
+        self._loops = LoopGuard(request.loop_guard) if request.loop_guard else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
         self._shown = {token for pair in tags for tag in pair for token in vocab.tokenize(tag)}
         self._forced: deque[int] = deque()
