@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp.llama_cpp as lib
@@ -89,6 +89,7 @@ class Grammar:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
         except (ValueError, TypeError) as error:
             raise GrammarError(f"response_format.json_schema is no JSON schema: {error}.", _REMEDY) from error
+        self._tokenizer = tokenizer
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
@@ -121,6 +122,27 @@ class Grammar:
         if not len(found):
             raise GrammarError("response_format.json_schema leaves no token that could follow.", _REMEDY)
         return found
+
+    def could_have_ended(self, token: int) -> bool:
+        """Whether the answer could have ended in place of `token`, the last one taken."""
+        self._matcher.rollback(1)
+        could = bool(self._matcher.is_accepting())
+        self._take_again(token)
+        return could
+
+    def could_have_come(self, texts: Iterable[bytes], token: int) -> bool:
+        """Whether one of the texts could have come in place of `token`, the last one taken."""
+        self._matcher.rollback(1)
+        could = False
+        for text in texts:
+            tokens = self._tokenizer.tokenize_bytes(text)
+            could = could or self._matcher.validate_tokens(tokens) == len(tokens)
+        self._take_again(token)
+        return could
+
+    def _take_again(self, token: int) -> None:
+        self._matcher.try_consume_tokens([token])
+        self._require_sound("The answer cannot be held to response_format.json_schema any further")
 
     def _require_sound(self, what: str) -> None:
         if self._matcher.is_error():

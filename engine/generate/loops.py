@@ -105,6 +105,10 @@ class LoopGuard:
         self._pending = self._pending[at:]
         return self._loop
 
+    def look_again(self) -> None:
+        """Take the loop that was met for none: it is met again at the next look if the text still goes on so."""
+        self._loop = None
+
     def _read(self, text: str) -> None:
         self._chars += len(text)
         self._tail = (self._tail + text)[-TAIL_CHARS:]
