@@ -22,7 +22,7 @@ from .choice import Choice
 from .college import College
 from .errors import RequestError
 from .metrics import Metrics
-from .policy import Rules, rules_for
+from .policy import Rules, drawn, rules_for
 from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
 
@@ -136,7 +136,7 @@ class Answer:
             logit_bias=dict(request.logit_bias),
             response_format=request.response_format,
             top_logprobs=request.top_logprobs,
-            loop_guard=specialist.loop_guard,
+            loop_guard=rules.loop_guard,
         )
 
     # --- streamed -----------------------------------------------------------------------------------------------
@@ -170,6 +170,7 @@ class Answer:
         again = _looped(outcomes)
         if again:
             self.retries = 1
+            self.rules = drawn(self.rules)
             streams = {index: self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in again}
             for outcome in await self._collect(streams):
                 outcomes[outcome.index] = outcome
