@@ -14,6 +14,7 @@ TAIL_CHARS: Final = 4 * PERIOD_CHARS
 
 _LEAST_CHARS: Final = 600
 _LEAST_ROUNDS: Final = 4
+_LONG_BLOCK: Final = 150
 _PROBE_CHARS: Final = 48
 _CANDIDATES: Final = 40
 
@@ -77,15 +78,20 @@ def _patience_with(block: str, *, prose: bool) -> tuple[int, int]:
     is_chant = _is_chant(block)
     is_listed = not is_chant and not _SEPARATORS.sub("", _WORD.sub("", block))
     if is_listed and len(words) <= 2:
-        if any(char.isdigit() for char in block):
-            return 10_000, 10_000  # matrices, arrays of bytes
-        return 2 * (_within(3000, 600 * period, 4500),)  # yes and no, true and false
-    if prose or is_chant:
+        # Matrices and arrays of bytes; yes and no, true and false.
+        has_digits = any(char.isdigit() for char in block)
+        most = 10_000 if has_digits else _within(4000, 600 * period, 4500)
+    elif prose or is_chant:
         # Once is enough, but a hundred times is what one may have been asked for.
         return _within(700, 14 * period, 1500), _within(800, 110 * period, 5000)
-    if not _LETTERS.search(block):
-        return 2 * (_within(4000, 200 * period, 8000) if is_listed else _within(1500, 60 * period, 6000),)
-    return 2 * (_within(3000, 60 * period, 4500),)  # code, tables, lists
+    elif not _LETTERS.search(block):
+        most = _within(4000, 200 * period, 8000) if is_listed else _within(1500, 60 * period, 6000)  # formulas
+    elif "\n" not in block and not is_listed:
+        most = _within(1500, 25 * period, 2500)  # one endless line
+    else:
+        # Code, tables, lists: a line often, a whole function or form seldom.
+        most = _within(3000, 36 * period, 3600) if period < _LONG_BLOCK else _within(2000, 8 * period, 3600)
+    return most, most
 
 
 def _from_a_words_start(block: str) -> str:

@@ -5,8 +5,8 @@ up a debt, and whatever is new pays a part of it back (a leaky bucket), a word t
 a song whose numbers change, or records with a new name each, never owe much, however alike they are, and a train
 of thought that goes round in few variants does.
 
-A second account takes numbers that can be foretold, since they go on by equal steps from the last time, for nothing new.
-It runs up much more slowly: many a list counts. Numbers that fall come to an end by themselves.
+A second account takes numbers that can be foretold, since they go on by equal steps from the last time, for nothing
+new. It runs up much more slowly: many a list counts. Numbers that fall come to an end by themselves.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class _Rate(NamedTuple):
 
 
 _RATES: Final = {
-    Kind.PROSE: _Rate(5, 150, 9),
+    Kind.PROSE: _Rate(5, 150, 6),
     Kind.ITEM: _Rate(5, 600, 20),
     Kind.DATA: _Rate(_LONG_GRAM, 2000, 40),
 }
 _SIGNS: Final = _Rate(_LONG_GRAM, 600, 40)
 _COUNTING: Final = {
-    Kind.PROSE: _Rate(5, 1000, 20),
-    Kind.ITEM: _Rate(5, 1000, 20),
+    Kind.PROSE: _Rate(5, 1300, 20),
+    Kind.ITEM: _Rate(5, 1300, 20),
     Kind.DATA: _Rate(_LONG_GRAM, 8000, 40),
 }
-_ASKED_DEBT: Final = 4.0
+_ASKED_DEBT: Final = 6.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop guard under a grammar: what the schema dictates is nobody's loop, what the model goes on with freely is one."""
+"""The loop guard under a grammar: what the schema dictates is no loop, what the model goes on with freely is one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ DICTATED: dict[str, tuple[Any, str]] = {
     "one letter": ({"type": "string", "pattern": "^a{4000}$"}, json.dumps("a" * 4000)),
     "any letters, but so many": ({"type": "string", "minLength": 4000, "maxLength": 4000}, json.dumps("ab" * 2000)),
     "a constant": ({"const": "no, " * 2000}, json.dumps("no, " * 2000)),
-    "prefixItems": ({"type": "array", "prefixItems": [{"const": "yes"}] * 900, "minItems": 900}, json.dumps(["yes"] * 900)),
+    "prefixItems": (
+        {"type": "array", "prefixItems": [{"const": "yes"}] * 900, "minItems": 900}, json.dumps(["yes"] * 900),
+    ),
     "so many records of free texts": (array_of(ANY_RECORD, 200), json.dumps([RECORD] * 200)),
     "digits": ({"type": "string", "pattern": "^(0123){3000}$"}, json.dumps("0123" * 3000)),
     "free text after what was dictated": (
@@ -81,7 +83,9 @@ FREE: dict[str, tuple[Any, str]] = {
         {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "null"}}, "required": ["a", "b"]},
         '{"a": 1' + "0" * 3000,
     ),
-    "a list that goes on although its records are dictated": (array_of(CONST_RECORD), json.dumps([{"note": "a b c d"}] * 500)),
+    "a list that goes on although its records are dictated": (
+        array_of(CONST_RECORD), json.dumps([{"note": "a b c d"}] * 500),
+    ),
 }  # fmt: skip
 
 
