@@ -1,5 +1,7 @@
-# docker build --target cpu  -t coe .       && docker run -p 8000:8000 -v "$PWD/models:/models" coe
-# docker build --target cuda -t coe:cuda .  && docker run --gpus all -p 8000:8000 -v "$PWD/models:/models" coe:cuda
+# docker build --target cpu  -t coe .       && docker run -p 127.0.0.1:8000:8000 -e COE_API_KEYS -v "$PWD/models:/models" coe
+# docker build --target cuda -t coe:cuda .  && docker run --gpus all -p 127.0.0.1:8000:8000 -e COE_API_KEYS -v "$PWD/models:/models" coe:cuda
+# Keys: COE_API_KEYS for asking, COE_ADMIN_KEYS for administering; without any, the server makes some and says where they are.
+# Names: COE_ALLOWED_HOSTS=coe lets other containers call it by the name of its service.
 # A roster of your own: ... -v "$PWD/specialists.yaml:/app/specialists.yaml" coe serve --host 0.0.0.0 --roster specialists.yaml
 
 ARG CUDA=12.8.1
@@ -24,13 +26,14 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 libgomp
     && useradd --create-home --user-group coe && install -d -o coe -g coe /app /models
 COPY --from=build-cuda /opt/coe /opt/coe
 COPY specialists.yaml /app/specialists.yaml
-ENV PATH=/opt/coe/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub
+ENV PATH=/opt/coe/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub \
+    ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 HF_HUB_DISABLE_UPDATE_CHECK=1
 WORKDIR /app
 RUN ln -s /models /app/models
 USER coe
 VOLUME /models
 EXPOSE 8000
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 CMD ["coe", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM python:3.11-slim-bookworm AS cpu
@@ -38,11 +41,12 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm 
     && useradd --create-home --user-group coe && install -d -o coe -g coe /app /models
 COPY --from=build-cpu /opt/coe /opt/coe
 COPY specialists.yaml /app/specialists.yaml
-ENV PATH=/opt/coe/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub
+ENV PATH=/opt/coe/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub \
+    ORT_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 HF_HUB_DISABLE_UPDATE_CHECK=1
 WORKDIR /app
 RUN ln -s /models /app/models
 USER coe
 VOLUME /models
 EXPOSE 8000
-HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
 CMD ["coe", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -36,6 +36,7 @@ from typing import Any, Final, NoReturn
 
 from . import errors as engine_errors
 from .errors import ChildDiedError, ChildTimeoutError, EngineError
+from .private import child_environment, keep_private, make_files_private
 from .process import die_with, take_stdout
 
 Report = Callable[[Any], None]  # called by a child's main with what it has to say on the way, JSON types
@@ -160,13 +161,16 @@ class Child:
 
 @contextlib.asynccontextmanager
 async def started(
-    module: str, job: Any, *, title: str, log: Path | None = None, environment: Mapping[str, str] = os.environ
+    module: str, job: Any, *, title: str, log: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
     """A child that runs `module.main(job, report)`; killed at the end of the block if it has not ended.
 
     title: what the process does, for messages: "The process that hashes files".
     log:   a file that its output is added to; else it is kept for its last words alone.
+    environment: None for this process's own without its secrets, see `private.child_environment`.
     """
+    if environment is None:
+        environment = child_environment(os.environ)
     with tempfile.TemporaryFile() if log is None else log.open("a+b") as output:
         begins = os.fstat(output.fileno()).st_size
         process = await asyncio.create_subprocess_exec(
@@ -198,7 +202,7 @@ async def run(
     within_s: float | None = None,
     silent_s: float | None = None,
     errors: Sequence[ModuleType] = (engine_errors,),
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """What `module.main(job, report)` returns in a child of its own; see `started` and `Child.answer`."""
     async with started(module, job, title=title, environment=environment) as child:
@@ -234,6 +238,8 @@ def serve(module: str, parent_pid: int) -> NoReturn:
     """Entry point of every child: reads its job, calls `main` of the module, and ends."""
     # Before the module is imported: that takes a second, and its libraries print what they like.
     die_with(parent_pid)
+    keep_private()
+    make_files_private()
     answers = take_stdout()
     writing = threading.Lock()
 

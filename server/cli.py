@@ -8,14 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from coe.engine.private import keep_private, make_files_private
+
 from .commands import router as router_commands
 from .commands import surgery as surgery_commands
 from .commands._logs import LogFormat, set_up
 from .roster.builtin import demo_roster, known_roster
 
+keep_private()  # before any command imports its libraries
+
 app = typer.Typer(
     no_args_is_help=False,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # they would show keys and prompts
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Specialists cut out of one mixture-of-experts model, behind one OpenAI-compatible server.",
 )
@@ -57,16 +62,29 @@ def serve(
     roster: RosterOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the roster's when left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; the roster's when left out.")] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="COE_ALLOWED_HOSTS", help="A name by which clients call the server, beside the roster's; repeatable."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", envvar="COE_INSECURE", help="Listen on more than the loopback without any key."),
+    ] = False,
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Log every decision; -vv: what llama.cpp says, too.")
     ] = 0,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a roster on an OpenAI-compatible address."""
+    from .commands._exposure import Opened
     from .commands.serve import serve as run
 
     set_up(verbose, log_format)
-    raise typer.Exit(run(known_roster(roster), host=host, port=port, out=_out, err=_err))
+    make_files_private()
+    doors = Opened(tuple(name for text in allowed_host or () for name in text.split(",") if name), insecure)
+    raise typer.Exit(run(known_roster(roster), host=host, port=port, out=_out, err=_err, opened=doors))
 
 
 @app.command()

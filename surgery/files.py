@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from coe.engine.files import cache_folder, stamp, written_beside
+from coe.engine.files import cache_folder, private_folder, stamp, written_beside
 
 from .errors import SurgeryError
 
@@ -35,8 +35,9 @@ def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = 
                     progress(len(piece))
     found = digest.hexdigest()
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(cached) as beside:
+        private_folder(cache_folder())
+        private_folder(cached.parent)
+        with written_beside(cached, private=True) as beside:
             beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
     except OSError:  # a cache that cannot be written costs time and nothing else
         pass

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from .. import errors, frames
 from ..errors import EngineError, LoadError, WorkerDiedError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
+from ..private import child_environment
 from ..process import worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
@@ -155,7 +156,7 @@ class WorkerResident:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(os.environ),
+                env=worker_environment(child_environment(os.environ)),
                 # Ctrl-C reaches a whole group of processes, and the server drains before its workers end.
                 start_new_session=True,
             )

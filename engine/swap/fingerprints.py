@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SharingError, SourceChangedError
-from ..files import cache_folder, stamp, written_beside
+from ..files import cache_folder, private_folder, stamp, written_beside
 from ..gguf.architectures import ARCHITECTURES, Architecture, block_tensor, expert_bytes, is_per_expert
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
@@ -270,8 +270,9 @@ def fingerprint_file(path: Path, progress: Callable[[int], None] | None = None, 
                         experts[tensor] = digests
                     else:
                         others[tensor] = digests[0]
-    key.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(key) as beside:
+    private_folder(cache_folder())
+    private_folder(key.parent)
+    with written_beside(key, private=True) as beside:
         beside.write_text(json.dumps({"schema": _SCHEMA, "file": str(path), "experts": experts, "others": others}))
 
 

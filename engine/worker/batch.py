@@ -136,7 +136,7 @@ class BatchLoop:
         """Answer a request with an error."""
         facts = {name: value for name, value in vars(error).items() if isinstance(value, int)}
         self._emit(Rejected(request_id, type(error).__name__, error.message, error.remedy, facts))
-        _log.debug("refused: %s: %s", type(error).__name__, error.message, extra=for_request(request_id))
+        _log.debug("refused: %s", type(error).__name__, extra=for_request(request_id))
 
     def cancel(self, request_id: str) -> None:
         """End a request; nothing is emitted for it but a Finished with reason cancelled."""

@@ -18,13 +18,20 @@ level debug for every decision.
 
 from __future__ import annotations
 
+import sys
+
+from ..process import SPARE, call_process, die_with, rss_bytes
+
+if __name__ == "__main__":
+    # Before llama.cpp is imported, which takes half a second: a worker that is stopped meanwhile must end, too.
+    die_with(int(sys.argv[2]))
+
 import faulthandler
 import logging
 import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,8 +45,8 @@ from ..generate.grammar import Grammar
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
-from ..logs import WORKER_LOGGER
-from ..process import SPARE, call_process, die_with, rss_bytes
+from ..logs import WORKER_LOGGER, print_uncaught
+from ..private import keep_private, make_files_private
 from ..request import Event, GenerateRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
@@ -228,12 +235,13 @@ class Worker:
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
-    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
-    die_with(parent_pid)
+    keep_private()
+    make_files_private()
+    sys.excepthook = print_uncaught
     call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Worker(socket.socket(fileno=descriptor)).run()
+    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

@@ -22,8 +22,12 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from .body import parse_json, read_body
 from .dialect import Dialect, Envelope
+from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
+from .openapi import gives, of_dialect, takes
 from .sse import EventStream, until_gone
+
+ROUTE_PATH: Final = "/v1/route"
 
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
 # Kilo Code, Amp.
@@ -40,7 +44,7 @@ _SESSION_HEADERS: Final = (
 
 
 def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
-    """Serve each dialect at its path, and decisions alone at /v1/route."""
+    """Serve each dialect at its path, and decisions alone at ROUTE_PATH."""
     limit = college.roster.server.max_body_bytes
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
@@ -50,7 +54,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         return choice
 
     def serve(path: str, dialect: Dialect) -> None:
-        @app.post(path)
+        @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
             body = await read_body(request, limit)
@@ -67,8 +71,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     for path, dialect in dialects.items():
         serve(path, dialect)
 
-    @app.post("/v1/route")
+    @app.post(ROUTE_PATH, openapi_extra=takes(ROUTE), responses=gives(DECISION, ERROR))
     async def route(request: Request) -> Response:
+        """Which specialist would answer, and why; no model is asked."""
         body = await read_body(request, limit)
         data = await asyncio.to_thread(parse_json, body)
         if "messages" not in data:

@@ -56,6 +56,16 @@ class StreamFormat:
     keep_alive: bytes | None
 
 
+@dataclass(frozen=True)
+class Described:
+    """What the OpenAPI document says of a dialect: a line, and the JSON Schemas of its bodies."""
+
+    summary: str
+    body: Mapping[str, Any]
+    answer: Mapping[str, Any]
+    error: Mapping[str, Any]
+
+
 EVENT_STREAM: Final = StreamFormat("text/event-stream", b": waiting\n\n")
 
 
@@ -65,6 +75,11 @@ class Dialect(Protocol):
     @property
     def stream_format(self) -> StreamFormat:
         """Of its streamed answers."""
+        ...
+
+    @property
+    def described(self) -> Described:
+        """Its bodies, for the OpenAPI document."""
         ...
 
     def parse(self, body: Mapping[str, Any]) -> Call:

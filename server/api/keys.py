@@ -1,66 +1,172 @@
-"""API keys: where the roster says they are, and the middleware that asks every request for one."""
+"""API keys of two kinds, for asking and for administering: where they come from, and the middleware that wants them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from hmac import compare_digest
+from pathlib import Path
+from typing import Final
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.engine.files import private_folder, state_folder, written_beside
+
 from ..roster.models import Roster
-from ..runtime.errors import NoKeyError, failure_of
+from ..runtime.errors import NoKeyError, NotAdminError, RequestError, failure_of
 from .dialect import Dialect
 
-_OPEN_PATHS = ("/health", "/ready")
+CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
+ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
+_OPEN_PATHS: Final = ("/health", "/ready")
+_MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
 
 
-def read_keys(roster: Roster) -> frozenset[str]:
-    """API keys from the places that the roster names. Raises ValueError when a place is empty."""
-    keys: set[str] = set()
+@dataclass(frozen=True)
+class Keys:
+    """The keys that are accepted. Without any, everybody may do everything.
+
+    chat:  may ask and look. admin: may do that, and what changes the server: unload models, begin builds.
+    """
+
+    chat: frozenset[str] = frozenset()
+    admin: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.chat or self.admin)
+
+    def __repr__(self) -> str:  # a key is never shown, not even in a traceback
+        return f"Keys({len(self.chat)} for asking, {len(self.admin)} for administering)"
+
+
+def read_keys(roster: Roster) -> Keys:
+    """Keys from the places that the roster names, else from COE_API_KEYS and COE_ADMIN_KEYS.
+
+    Raises ValueError when a place that the roster names is empty or cannot be read.
+    """
     settings = roster.server
-    if settings.api_keys_env is not None:
-        found = {key.strip() for key in os.environ.get(settings.api_keys_env, "").split(",") if key.strip()}
+    return Keys(
+        _read(roster, "api_keys", settings.api_keys_env, settings.api_keys_file, CHAT_VARIABLE),
+        _read(roster, "admin_keys", settings.admin_keys_env, settings.admin_keys_file, ADMIN_VARIABLE),
+    )
+
+
+def key_variables(roster: Roster) -> tuple[str, ...]:
+    """Environment variables that may hold keys."""
+    named = (roster.server.api_keys_env, roster.server.admin_keys_env)
+    return (CHAT_VARIABLE, ADMIN_VARIABLE, *(name for name in named if name is not None))
+
+
+def forget_keys(roster: Roster) -> None:
+    """Take the keys out of this process's environment once they were read: no child is to inherit them."""
+    for name in key_variables(roster):
+        os.environ.pop(name, None)
+
+
+def readable_by_others(roster: Roster) -> list[Path]:
+    """The files of keys that other users of the machine can read."""
+    named = (roster.server.api_keys_file, roster.server.admin_keys_file)
+    paths = [roster.resolve(name) for name in named if name is not None]
+    return [path for path in paths if path.exists() and path.stat().st_mode & 0o077]
+
+
+def made_keys() -> tuple[Keys, tuple[Path, Path]]:
+    """A key of each kind, made at the first call and kept for the user alone; and the files that they stand in.
+
+    Raises OSError where the state folder cannot be written.
+    """
+    folder = state_folder()
+    private_folder(folder)
+    chat, admin = (folder / name for name in _MADE)
+    return Keys(frozenset({_made(chat)}), frozenset({_made(admin)})), (chat, admin)
+
+
+def _made(path: Path) -> str:
+    if path.exists():
+        path.chmod(0o600)
+        if key := path.read_text().strip():
+            return key
+    key = f"coe-{secrets.token_urlsafe(32)}"
+    with written_beside(path, private=True) as beside:
+        beside.write_text(f"{key}\n")
+    return key
+
+
+def _read(roster: Roster, setting: str, variable: str | None, file: str | None, usual: str) -> frozenset[str]:
+    keys: set[str] = set()
+    if variable is None and file is None:
+        return frozenset(_listed(os.environ.get(usual, "")))
+    if variable is not None:
+        found = _listed(os.environ.get(variable, ""))
         if not found:
             raise ValueError(
-                f"server.api_keys_env names {settings.api_keys_env}, which is empty or not set. "
+                f"server.{setting}_env names {variable}, which is empty or not set. "
                 "Set it to keys with commas between them, or remove the line."
             )
         keys |= found
-    if settings.api_keys_file is not None:
-        path = roster.resolve(settings.api_keys_file)
+    if file is not None:
+        path = roster.resolve(file)
         try:
             lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"server.api_keys_file: {path} cannot be read: {error}.") from error
+        except UnicodeDecodeError as error:  # its text would hold bytes of the file
+            raise ValueError(f"server.{setting}_file: {path} is not UTF-8.") from error
+        except OSError as error:
+            raise ValueError(f"server.{setting}_file: {path} cannot be read: {error}.") from error
         found = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
         if not found:
-            raise ValueError(f"server.api_keys_file: {path} holds no key. Write one a line, or remove the setting.")
+            raise ValueError(f"server.{setting}_file: {path} holds no key. Write one a line, or remove the setting.")
         keys |= found
     return frozenset(keys)
 
 
-class RequireKey:
-    """Every path but the health checks wants `Authorization: Bearer KEY`; keys are compared in constant time."""
+def _listed(text: str) -> set[str]:
+    return {key.strip() for key in text.split(",") if key.strip()}
 
-    def __init__(self, app: ASGIApp, keys: frozenset[str], dialect_at: Callable[[str], Dialect]) -> None:
+
+class RequireKey:
+    """Every path but the health checks wants `Authorization: Bearer KEY`; keys are compared in constant time.
+
+    What is posted anywhere but to `answering`, the paths that answer, changes the server: it wants a key for that.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: Keys, answering: Collection[str], dialect_at: Callable[[str], Dialect]
+    ) -> None:
         self._app = app
         self._dialect_at = dialect_at
-        self._keys = [key.encode() for key in keys]
+        self._answering = answering
+        self._chat = [key.encode() for key in keys.chat]
+        self._admin = [key.encode() for key in keys.admin]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or self._known(scope):
+        error = self._refusal(scope) if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS else None
+        if error is None:
             await self._app(scope, receive, send)
             return
-        failure = failure_of(NoKeyError("A valid API key is needed: send Authorization: Bearer KEY."))
+        failure = failure_of(error)
         body = self._dialect_at(scope["path"]).error_body(failure)
-        await JSONResponse(body, failure.status)(scope, receive, send)
+        await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
 
-    def _known(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> RequestError | None:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
         # Look at all of them: an early end would tell which one was nearly right.
-        hits = [compare_digest(key.strip(), known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(hits)
+        chat = [compare_digest(key.strip(), known) for known in self._chat]
+        admin = [compare_digest(key.strip(), known) for known in self._admin]
+        if scheme.lower() != b"bearer" or not (any(chat) or any(admin)):
+            return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY.")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering or any(admin):
+            return None
+        return NotAdminError(
+            "This key is for asking. What changes the server wants one for administering: "
+            + (
+                "see server.admin_keys_env and server.admin_keys_file of the roster."
+                if self._admin
+                else "there is none yet, set server.admin_keys_env or server.admin_keys_file in the roster, or "
+                f"{ADMIN_VARIABLE}."
+            )
+        )

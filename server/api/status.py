@@ -15,48 +15,74 @@ from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
 from .body import parse_json, read_body
+from .openai.described import ERROR
+from .openapi import gives, takes
+
+_OBJECT = {"type": "object"}
+_LIST = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _OBJECT}},
+}
+_UNLOAD = {"type": "object", "required": ["model"], "properties": {"model": {"type": "string"}}}
+_UNLOADED = {
+    "type": "object",
+    "required": ["model", "unloaded", "with"],
+    "properties": {
+        "model": {"type": "string"},
+        "unloaded": {"type": "boolean"},
+        "with": {"type": "array", "items": {"type": "string"}},
+    },
+}
 
 
 def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     """Models, residents, health and metrics."""
     created = int(time.time())
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=gives(_LIST, ERROR))
     async def models() -> dict[str, Any]:
+        """Every specialist, and `auto`; what cannot be served says why."""
         cards = [_card(college, name, created) for name in [AUTO, *college.roster.names]]
         return {"object": "list", "data": cards}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
     async def model(name: str) -> dict[str, Any]:
+        """One specialist, by its name or an alias."""
         specialist = college.roster.find(name)
         if specialist is None and name != AUTO:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
         return _card(college, specialist.name if specialist else AUTO, created)
 
-    @app.get("/health")
+    @app.get("/health", responses=gives(_OBJECT, ERROR))
     async def health() -> dict[str, str]:
+        """The process is alive."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses=gives(_OBJECT, _OBJECT))
     async def ready() -> Response:
+        """Requests can be answered: 503 with the problems where they cannot."""
         stalled = college.pool.status().stalled
         warnings = list(college.supervisor.warnings)
         body = {"ready": not stalled, "problems": list(stalled), "warnings": warnings}
         return JSONResponse(body, 503 if stalled else 200)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:
+        """For Prometheus."""
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/pool")
+    @app.get("/v1/pool", responses=gives(_OBJECT, ERROR))
     async def pool() -> dict[str, Any]:
+        """Residents, bytes, leases and the queue."""
         status = asdict(college.pool.status())
         del status["counted"]  # stands in /metrics
         return {**status, "budget": college.budget_note}
 
-    @app.post("/v1/pool/unload")
+    @app.post("/v1/pool/unload", openapi_extra=takes(_UNLOAD), responses=gives(_UNLOADED, ERROR))
     async def unload(request: Request) -> dict[str, Any]:
+        """Give a specialist's memory back now, unless a request holds it."""
         body = await read_body(request, college.roster.server.max_body_bytes)
         name = parse_json(body).get("model")
         specialist = college.roster.find(name) if isinstance(name, str) else None
@@ -79,16 +105,19 @@ def add_builds(app: FastAPI, college: College) -> None:
             raise UnknownModelError(f"There is no build {name!r}. Known: {built}.")
         return specialist.name
 
-    @app.get("/v1/builds")
+    @app.get("/v1/builds", responses=gives(_LIST, ERROR))
     async def builds() -> dict[str, Any]:
+        """Specialists to be built, each with its state."""
         return {"object": "list", "data": college.builds.cards()}
 
-    @app.get("/v1/builds/{name}")
+    @app.get("/v1/builds/{name}", responses=gives(_OBJECT, ERROR))
     async def build(name: str) -> dict[str, Any]:
+        """One build: state, step, progress, report."""
         return await college.builds.details(known(name))
 
-    @app.post("/v1/builds/{name}", status_code=202)
+    @app.post("/v1/builds/{name}", status_code=202, responses=gives(_OBJECT, ERROR, status=202))
     async def begin(name: str) -> dict[str, Any]:
+        """Begin a build, or try it again."""
         name = known(name)
         college.builds.retry(name)
         return college.builds.card(name)

@@ -6,9 +6,9 @@ import json
 import logging
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-from coe.engine.logs import LLAMA_LOGGER, RequestIdFilter
+from coe.engine.logs import LLAMA_LOGGER, UNPRINTABLE, RequestIdFilter, one_line, traceback_of
 
 _CHATTY: Final = ("httpx", "sentence_transformers", "urllib3", "huggingface_hub", "uvicorn.error")
 
@@ -21,7 +21,11 @@ class LogFormat(StrEnum):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00 INFO    [req-1f2e3d4c5b6a7980] message`; the id only where a request is served."""
+    """`12:00:00 INFO    [req-1f2e3d4c5b6a7980] message`; the id only where a request is served.
+
+    A message is one line whatever it quotes: a name or a text out of a file or a request cannot forge another. Lines of
+    a traceback are indented, for the same reason.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(request)s%(message)s", "%H:%M:%S")
@@ -29,12 +33,32 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         request_id = getattr(record, "request_id", "")
-        record.request = f"[{request_id}] " if request_id else ""
+        record.request = f"[{one_line(request_id)}] " if request_id else ""
         return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """See logging.Formatter."""
+        return _indented(traceback_of(ei[1])) if ei[1] is not None else ""
+
+    def formatStack(self, stack_info: str) -> str:
+        """See logging.Formatter."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {one_line(line)}" for line in text.split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
     """One object a line: time (RFC 3339, UTC), level, logger, message; request_id and exception where there is one."""
+
+    def formatException(self, ei: Any) -> str:
+        """See logging.Formatter."""
+        return traceback_of(ei[1]) if ei[1] is not None else ""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -48,7 +72,8 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = request_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        # JSON itself leaves C1 and the separators of lines as they are.
+        return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))
 
 
 def set_up(verbosity: int, log_format: LogFormat) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rich.console import Console
 from coe.engine import child
 from coe.engine.child import Report
 
+from ..api.keys import ADMIN_VARIABLE, CHAT_VARIABLE
 from ._logs import LogFormat, set_up
 from .serve import serve
 
@@ -44,7 +46,11 @@ def own_server(roster: Path) -> Iterator[str]:
 
 async def _start(roster: Path, running: contextlib.AsyncExitStack) -> str:
     """The server's address once it is ready; `running` ends it."""
-    server = await running.enter_async_context(child.started(_PROCESS, {"roster": str(roster)}, title="The server"))
+    # With its secrets, for the roster may name a variable that holds keys; those of a server beside it are not its own.
+    environment = {name: value for name, value in os.environ.items() if name not in (CHAT_VARIABLE, ADMIN_VARIABLE)}
+    server = await running.enter_async_context(
+        child.started(_PROCESS, {"roster": str(roster)}, title="The server", environment=environment)
+    )
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     ended = asyncio.create_task(server.answer(address.set_result))
     running.push_async_callback(_stop, server, ended)
@@ -79,4 +85,4 @@ def main(job: dict[str, str], report: Report) -> int:
     """What the child does: it serves until it is told to stop. Its answer is the exit code of `coe serve`."""
     set_up(0, LogFormat.TEXT)
     out = Console(file=_Announcement(report))  # type: ignore[arg-type]  # rich asks for IO[str], and writes to it
-    return serve(Path(job["roster"]), host=None, port=0, out=out, err=Console(stderr=True))
+    return serve(Path(job["roster"]), host="127.0.0.1", port=0, out=out, err=Console(stderr=True))

@@ -314,7 +314,8 @@ def _server(roster: Path, url: str | None, key: str | None, err: Console) -> Ite
 def _key_of(roster: Path) -> str | None:
     """A key that a server for the roster takes; None where it wants none, or will say itself what is wrong."""
     try:
-        return next(iter(sorted(read_keys(load_roster(roster)))), None)
+        keys = read_keys(load_roster(roster))
+        return next(iter(sorted(keys.chat or keys.admin)), None)
     except (RosterError, ValueError, OSError):
         return None
 

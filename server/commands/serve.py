@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -14,26 +16,35 @@ from coe.engine.errors import EngineError
 from coe.router.errors import RouterError
 
 from ..api.app import make_app
-from ..api.keys import read_keys
+from ..api.keys import forget_keys, read_keys, readable_by_others
 from ..roster.load import load_roster
 from ..roster.models import Roster
 from ..roster.source import RosterError
 from ..roster.values import AUTO
 from ..runtime.availability import Unavailable
 from ..runtime.college import College
+from ._exposure import Exposure, Opened, exposure
 from .doctor import gpu_warning
 
+_log = logging.getLogger(__name__)
+
+NOTHING_OPENED = Opened()
 _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 
 
-def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: Console) -> int:
+def serve(
+    path: Path, *, host: str | None, port: int | None, out: Console, err: Console, opened: Opened = NOTHING_OPENED
+) -> int:
     """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
     try:
         roster = load_roster(path)
         keys = read_keys(roster)
-        listener = listen(host or roster.server.host, roster.server.port if port is None else port)
+        forget_keys(roster)
+        host = host or roster.server.host
+        listener = listen(host, roster.server.port if port is None else port)
+        reach = exposure(roster.server, host, listener.getsockname()[0], keys, opened)
     except RosterError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, soft_wrap=True)
@@ -44,8 +55,13 @@ def serve(path: Path, *, host: str | None, port: int | None, out: Console, err: 
         return 1
     for problem in roster.warnings:
         err.print(str(problem), markup=False, style="yellow")
+    for file in readable_by_others(roster):
+        err.print(f"{file} holds keys, and others can read it: chmod 600 {file}", markup=False, style="yellow")
+    if reach.warning:
+        err.print(reach.warning, markup=False, style="bold red", soft_wrap=True)
+        _log.warning("%s", reach.warning)
     try:
-        return asyncio.run(_serve(roster, keys, listener, out, err))
+        return asyncio.run(_serve(roster, reach, listener, out, err))
     except KeyboardInterrupt:
         return 0
 
@@ -88,7 +104,7 @@ class _Server(uvicorn.Server):
             os._exit(_FORCED_EXIT)
 
 
-async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, out: Console, err: Console) -> int:
+async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: Console, err: Console) -> int:
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -99,20 +115,24 @@ async def _serve(roster: Roster, keys: frozenset[str], listener: socket.socket, 
         return 1
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        make_app(college, keys),
+        make_app(college, reach.keys, hosts=reach.hosts),
         log_config=None,
         access_log=False,
         # A second Ctrl-C ends at once; without one, running answers are waited for.
         timeout_graceful_shutdown=None,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, announcement(college, host, port, with_key=bool(keys)), out)
+    key_lines = reach.key_lines(shown=out.is_terminal)
+    server = _Server(config, announcement(college, host, port, key_lines, with_key=bool(reach.keys)), out)
     await server.serve(sockets=[listener])
     return 0 if server.started else 1
 
 
-def announcement(college: College, host: str, port: int, *, with_key: bool) -> str:
-    """What a person needs to begin: address, models, a request to try, what to enter in a chat client."""
+def announcement(college: College, host: str, port: int, key_lines: Sequence[str] = (), *, with_key: bool) -> str:
+    """What a person needs to begin: address, models, a request to try, what to enter in a chat client.
+
+    key_lines: where keys are that the server made.
+    """
     reach = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     base = f"http://{reach}:{port}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
@@ -132,6 +152,7 @@ def announcement(college: College, host: str, port: int, *, with_key: bool) -> s
         f"Try:         curl -s {base}/chat/completions{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
+        *key_lines,
         "Stop:        Ctrl-C; a second one stops at once",
         "",
     ]

@@ -88,7 +88,7 @@ class ServerSection(Section):
     """Where the server listens, which clients it lets in, and how much it takes from them."""
 
     host: Text = "127.0.0.1"
-    """0.0.0.0 for all interfaces: set keys then"""
+    """0.0.0.0 for all interfaces: keys are needed then"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     """0 takes a free one"""
     first_byte_s: Seconds = 10.0
@@ -102,9 +102,18 @@ class ServerSection(Section):
     max_prompt_tokens: Count | None = None
     """a longer prompt is refused, even where the context would hold it"""
     api_keys_env: Variable | None = None
-    """name of the environment variable that holds the accepted keys, separated by commas"""
+    """environment variable that holds the keys for asking, separated by commas; COE_API_KEYS without it"""
     api_keys_file: Text | None = None
-    """a file of accepted keys, one a line; relative to this file"""
+    """a file of keys for asking, one a line; relative to this file"""
+    admin_keys_env: Variable | None = None
+    """one for keys that may also unload models and begin builds; COE_ADMIN_KEYS without it"""
+    admin_keys_file: Text | None = None
+    """a file of such keys, one a line; relative to this file"""
+    insecure: Switch = False
+    """listen on more than this machine's loopback without keys: any machine that reaches it may use the server"""
+    allowed_hosts: Texts = ()
+    """names by which clients call the server, beside localhost, this machine's name and all IP addresses, such as
+    "coe.example.org"; ".example.org" is every name below it, "*" any name, for a proxy that checks names itself"""
     cors_origins: Texts = ()
     """origins whose web pages may call the server, such as "https://chat.example.org\""""
 

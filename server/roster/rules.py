@@ -15,7 +15,7 @@ from coe.router.domains import DOMAINS, canonical
 from coe.router.examples import example_problems, examples_of
 from coe.surgery.plan.recipes import RECIPES, settings_of
 
-from .models import BuildSection, ModelSource, Roster, SamplingBounds, Specialist
+from .models import BuildSection, ModelSource, Roster, SamplingBounds, ServerSection, Specialist
 from .source import KeyPath, nearest
 
 LEAST_EXAMPLES = 10  # fewer teach a classifier nothing
@@ -183,17 +183,23 @@ def roster_findings(
                     "There is no parent to cut it from.",
                     "Add `parent:` at the top of the roster.",
                 )
-    if draft.server.host not in ("127.0.0.1", "::1", "localhost") and not (
-        draft.server.api_keys_env or draft.server.api_keys_file
-    ):
-        yield Finding(
-            ("server", "host"),
-            f"Every machine that reaches {draft.server.host} may use the server.",
-            "Set api_keys_env or api_keys_file, or listen on 127.0.0.1.",
-            fatal=False,
-        )
+    yield from _exposure_findings(draft.server)
     yield from _sharing_findings(specialists)
     yield from _example_findings(specialists)
+
+
+def _exposure_findings(server: ServerSection) -> Iterator[Finding]:
+    named = (server.api_keys_env, server.api_keys_file, server.admin_keys_env, server.admin_keys_file)
+    if server.host in ("127.0.0.1", "::1", "localhost") or any(named):
+        return
+    yield Finding(
+        ("server", "host"),
+        f"Every machine that reaches {server.host} may use the server."
+        if server.insecure
+        else f"Other machines reach {server.host}, and no keys are named: the server makes its own.",
+        "Set api_keys_env or api_keys_file, or listen on 127.0.0.1.",
+        fatal=False,
+    )
 
 
 def _notice_findings(draft: Roster, specialists: Sequence[tuple[Specialist, frozenset[str]]]) -> Iterator[Finding]:

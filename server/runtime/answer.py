@@ -20,7 +20,7 @@ from coe.engine.spec import ThinkingMode
 from ..roster.models import Specialist
 from .choice import Choice
 from .college import College
-from .errors import RequestError
+from .errors import RequestError, failure_of
 from .metrics import Metrics
 from .policy import Rules, drawn, rules_for
 from .provenance import AnswerProvenance
@@ -181,7 +181,9 @@ class Answer:
                 replacements = await self._from_fallback(lease, fallback, again)
             except (EngineError, RequestError) as error:
                 # An answer that was cut is still more than an error.
-                _log.warning("%s cannot answer for %s: %s", fallback.name, self.choice.specialist.name, error)
+                # Of a refused request the message may quote it.
+                why = error if failure_of(error).status >= 500 else type(error).__name__
+                _log.warning("%s cannot answer for %s: %s", fallback.name, self.choice.specialist.name, why)
             else:
                 for outcome in replacements:
                     outcomes[outcome.index] = outcome

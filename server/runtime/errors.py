@@ -58,6 +58,36 @@ class NoKeyError(RequestError):
     code = "invalid_api_key"
 
 
+class NotAdminError(RequestError):
+    """The key may chat, and the request administers the server."""
+
+    status = 403
+    type = "permission_error"
+    code = "admin_key_needed"
+
+
+class ForeignHostError(RequestError):
+    """The request calls the server by a name that it does not answer to."""
+
+    status = 421
+    code = "host_not_allowed"
+
+
+class ForeignOriginError(RequestError):
+    """A web page asks that may not."""
+
+    status = 403
+    type = "permission_error"
+    code = "origin_not_allowed"
+
+
+class SimpleRequestError(RequestError):
+    """A request that any web page could have sent: it is no JSON, and carries no header that says who asks."""
+
+    status = 415
+    code = "json_needed"
+
+
 class BodyTooLargeError(RequestError):
     """The body is larger than the roster's server.max_body_bytes."""
 

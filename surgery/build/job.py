@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from coe.engine.files import written_beside
+from coe.engine.files import make_private, private_folder, written_beside
 from coe.engine.spec import LoadSpec
 
 from ..errors import BuildError
@@ -185,6 +185,11 @@ class Job:
         """The output of its process."""
         return self.path("log")
 
+    def make_folder(self) -> None:
+        """Make the folder, for the user alone: it holds text of the corpus, and answers. Raises OSError."""
+        private_folder(self.folder.parent)
+        private_folder(self.folder)
+
     # --- the order --------------------------------------------------------------------------------------------
 
     def order(self) -> tuple[BuildOrder, Machine]:
@@ -199,7 +204,7 @@ class Job:
 
     def write_order(self, order: BuildOrder, machine: Machine) -> None:
         """Write the order. What earlier steps made stays, and is used where its inputs are unchanged."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         _write(self.path("job.json"), {"order": order.to_json(), "machine": asdict(machine)})
 
     # --- progress ---------------------------------------------------------------------------------------------
@@ -223,7 +228,7 @@ class Job:
 
     def write_progress(self, progress: BuildProgress) -> None:
         """Write how far the build is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         _write(self.path("progress.json"), asdict(replace(progress, updated=time.time())), sync=False)
 
     def report(self) -> dict[str, Any] | None:
@@ -288,7 +293,7 @@ class Job:
     @contextmanager
     def worked_on(self) -> Iterator[None]:
         """Hold the build's lock, and the one that all builds share. Raises Busy when either is taken."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         with _locked(self.folder.parent / ".lock", self.folder.name), _locked(self.path("lock"), self.folder.name):
             yield
 
@@ -305,11 +310,12 @@ def at_work(models_dir: Path) -> str | None:
 def _write(path: Path, plain: Any, *, sync: bool = True) -> None:
     text = json.dumps(plain, indent=1, ensure_ascii=False)
     if sync:
-        with written_beside(path) as beside:
+        with written_beside(path, private=True) as beside:
             beside.write_text(text)
         return
     # Twice a second for hours: what a power cut would lose of it is nothing.
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    make_private(beside)
     beside.write_text(text)
     os.replace(beside, path)
 
@@ -317,7 +323,7 @@ def _write(path: Path, plain: Any, *, sync: bool = True) -> None:
 @contextmanager
 def _locked(path: Path, name: str) -> Iterator[None]:
     """Hold a lock file. Raises Busy. Source: flock(2); the kernel lets go when the process ends, however it ends."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         for retry_s in (*_RETRY_S, None):
             try:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from coe.engine.files import written_beside
+from coe.engine.files import share_like, shared_folder, written_beside
 from coe.engine.spec import LoadSpec
 
 from ..cut.cut import cut
@@ -370,14 +370,18 @@ class BuildSteps:
         if not self._records["gate"].facts["released"]:
             return {"released": False}
         out = self._order.out
-        out.parent.mkdir(parents=True, exist_ok=True)
+        shared_folder(out.parent)
         for name, target in (("report.json", ".report.json"), ("mask.json", ".mask.json")):
-            with written_beside(out.with_suffix(target)) as beside:
+            # The report stays the user's alone: it quotes what was asked and answered.
+            with written_beside(out.with_suffix(target), private=True) as beside:
                 shutil.copyfile(self._job.path(name), beside)
+                if target != ".report.json":
+                    share_like(beside, self._order.parent)
         made = self._job.path("specialist.gguf")
         if made.exists():
             status = made.stat()
             self._job.remember("publishing", [status.st_ino, status.st_size, status.st_mtime_ns])
+            share_like(made, self._order.parent)
             os.replace(made, out)
             folder = os.open(out.parent, os.O_RDONLY)
             try:
@@ -417,5 +421,5 @@ def _questions(path: Path) -> QuestionSet:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with written_beside(path) as beside:
+    with written_beside(path, private=True) as beside:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

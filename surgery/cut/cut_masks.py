@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from coe.engine.child import Report
 from coe.engine.errors import EngineError
+from coe.engine.files import share_like, shared_folder
 from coe.engine.gguf.records import read_records, text
 from coe.engine.swap.fingerprints import SKELETON
 
@@ -41,11 +42,12 @@ def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Missing
     file alone does not tell.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        shared_folder(out.parent)
         identity = identify(parent, progress)
         if _cut_from(out) == identity.sha256:
             return None
         cut(parent, read_mask(mask, identity), out, progress=progress)
+        share_like(out, parent.path)
         stem = out.stem.rpartition("-")[0]
         for old in out.parent.glob(f"{stem}-????????????.gguf"):
             if old != out:
@@ -79,7 +81,7 @@ def prepare_masks(
 ) -> list[dict[str, Any] | Missing]:
     """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        shared_folder(folder)
     except OSError as error:
         return [_unwritable(folder, error)] * len(masks)
     identity = identify(parent, progress)
@@ -92,7 +94,8 @@ def prepare_masks(
             kept = kept_experts(parent.experts, mask)
             if mask.n_keep not in written:
                 skeleton = skeleton_path(folder, parent, identity, mask.n_keep)
-                write_skeleton(parent, mask.n_keep, skeleton)
+                if write_skeleton(parent, mask.n_keep, skeleton):
+                    share_like(skeleton, parent.path)
                 written[mask.n_keep] = skeleton
             answers.append({"skeleton": str(written[mask.n_keep]), "kept": sorted(kept.items())})
         except (SurgeryError, EngineError) as error:

@@ -17,6 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from coe.engine import child
 from coe.engine.child import Report
 from coe.engine.errors import ChildError
+from coe.engine.files import share_like
 
 from ..errors import CutError
 
@@ -90,3 +91,4 @@ def main(job: dict[str, Any], report: Report) -> None:
     params.allow_requantize = True
     if code := lib.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["out"]), ctypes.byref(params)):
         sys.exit(code)
+    share_like(Path(job["out"]), Path(job["source"]))

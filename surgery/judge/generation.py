@@ -164,7 +164,7 @@ class AnswerFile:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             raise EvaluationError(
                 f"{path} cannot be written: {error}.", "Name a folder that can be written."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import written_beside
+from coe.engine.files import cache_folder, written_beside
 
 from ..files import require_output
 from ..mask import Mask
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .transfer import Transfer
+
+os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))  # its list of fonts lies with what is ours
 
 _KEPT: Final = "#1f4e79"
 _DROPPED: Final = "#e8edf3"

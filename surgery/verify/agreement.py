@@ -30,6 +30,7 @@ from coe.engine.errors import ChildDiedError, ChildError, EngineError
 from coe.engine.gguf.header import Header
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
+from coe.engine.private import child_environment
 from coe.engine.process import worker_environment
 from coe.engine.spec import LoadSpec
 
@@ -412,7 +413,7 @@ def agree_apart(
         title="The process that runs the two models",
         on_progress=lambda step: progress(*step) if progress is not None else None,
         silent_s=_SILENT_S,
-        environment=worker_environment(os.environ),
+        environment=worker_environment(child_environment(os.environ)),
     )
     try:
         return _from_json(asyncio.run(running))

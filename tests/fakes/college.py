@@ -13,8 +13,9 @@ from coe.engine.errors import EngineError
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.router.conversation import ConversationKey
-from coe.server.api.app import DIALECTS, make_app
+from coe.server.api.app import DIALECTS, NO_KEYS, make_app
 from coe.server.api.dialect import Dialect
+from coe.server.api.keys import Keys
 from coe.server.roster.models import Roster, Specialist
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
@@ -134,7 +135,7 @@ class Asking(Client):
 
 
 def asking(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Asking:
-    return Asking(json.dumps(body).encode(), headers or {})
+    return Asking(json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})})
 
 
 async def post(
@@ -143,13 +144,15 @@ async def post(
     path: str = "/v1/chat/completions",
     *,
     dialects: Mapping[str, Dialect] = DIALECTS,
+    keys: Keys = NO_KEYS,
+    method: str = "POST",
 ) -> None:
     scope = {
         "type": "http",
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "path": path,
         "query_string": b"",
         "headers": client.headers,
     }
-    await make_app(cast(College, college), dialects=dialects)(scope, client.receive, client.send)
+    await make_app(cast(College, college), keys, dialects=dialects)(scope, client.receive, client.send)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from coe.engine.private import NO_TELEMETRY
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("cpu", "cuda")
 
@@ -42,8 +44,15 @@ def test_each_target_serves_to_the_outside_as_a_plain_user(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_target_checks_its_health_without_curl(target: str) -> None:
     check = only(stages()[target], "HEALTHCHECK")
-    assert ":8000/health" in check
+    assert ":8000/ready" in check  # /health is well while the pool hangs
     assert "curl" not in check
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_target_serves_with_keys_and_reports_to_nobody(target: str) -> None:
+    assert "insecure" not in " ".join(stages()[target]).lower()  # so without keys set, it makes its own
+    set_to = dict(word.split("=", 1) for word in only(stages()[target], "ENV").split()[1:])
+    assert set_to.items() >= NO_TELEMETRY.items()
 
 
 def test_the_image_built_without_a_target_is_the_one_for_the_cpu() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fakes.server_process import ServerProcess, run_coe, write_roster
 pytestmark = pytest.mark.server
 
 LINES = 40
+NO_PAGE = {"x-requested-with": "pytest"}  # in place of a body's content type
 TRIES = 30_000  # a request each: a build takes some seconds
 ENTRY: dict[str, Any] = {"package": None, "pattern": None, "context_tokens": 256, "domains": ["law"]}
 
@@ -97,6 +99,17 @@ def right_answers(server: ServerProcess, domain: str) -> int:
     return right
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode) & 0o666 if path.is_file() else stat.S_IMODE(path.stat().st_mode)
+
+
+def assert_private(folder: Path) -> None:
+    """Corpus, questions and answers of a build are nobody else's."""
+    found = {path.name: oct(path.stat().st_mode & 0o077) for path in (folder, *folder.rglob("*"))}
+    assert len(found) > 5
+    assert {name: open_to for name, open_to in found.items() if open_to != "0o0"} == {}
+
+
 def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart(
     roster: Callable[..., Path], serving: Callable[[Path], ServerProcess], tmp_path: Path
 ) -> None:
@@ -125,6 +138,11 @@ def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart
 
     accepted = run_coe("build", "small", "--accept", "--roster", str(path))
     assert accepted.returncode == 0, accepted.stderr
+    assert_private(next(tmp_path.rglob("builds")))
+    [model] = tmp_path.rglob("built/small.gguf")
+    assert mode(model) == mode(taught.PARENT) | 0o600, "what is released is as open as its parent"
+    assert mode(model.with_suffix(".report.json")) == 0o600, "what it quotes is not"
+    assert mode(model.parent) == mode(model.parent.parent)
     server.until(lambda: facts(server)["available"])
     assert right_answers(server, "law") >= 7
     assert right_answers(server, "math") <= 2, "the parent knows math, its specialist in law does not"
@@ -142,6 +160,7 @@ def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart
     server.until(lambda: bool(card(server)) and server.log().count("small can be served now") == 2, TRIES)
     assert server.chat(model="small", max_tokens=2).headers["x-coe-residency"] == "loaded"
     assert right_answers(server, "law") >= 7
+    assert_private(next(tmp_path.rglob("builds")))
 
 
 def test_a_build_that_fails_says_why_once_and_is_tried_again_when_told(
@@ -154,9 +173,10 @@ def test_a_build_that_fails_says_why_once_and_is_tried_again_when_told(
     assert "roster" in failed["remedy"]
     assert server.chat(model="small").headers["x-coe-build"] == "failed"
     assert server.log().count("building small failed") == 1
-    assert server.http.post("/v1/builds/small").status_code == 202
+    assert server.http.post("/v1/builds/small", headers=NO_PAGE).status_code == 202
     server.until(lambda: bool(card(server)) and server.log().count("building small failed") == 2, TRIES)
-    assert server.http.post("/v1/builds/nobody").status_code == 404
+    assert server.http.post("/v1/builds/nobody", headers=NO_PAGE).status_code == 404
+    assert server.http.post("/v1/builds/small").status_code == 415, "any web page could have sent that"
     assert server.http.get("/v1/builds/general").status_code == 404
     assert [one["name"] for one in server.http.get("/v1/builds").json()["data"]] == ["small"]
 

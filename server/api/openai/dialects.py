@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Final
 
 from ...runtime.errors import Failure
-from ..dialect import EVENT_STREAM, Call, StreamFormat
+from ..dialect import EVENT_STREAM, Call, Described, StreamFormat
+from .described import CHAT_DESCRIBED, COMPLETIONS_DESCRIBED
 from .replies import ChatEnvelope, CompletionEnvelope, OpenAIEnvelope, data_frame, error_body
 from .requests import Parsed, parse_chat, parse_completion
 
@@ -19,6 +20,7 @@ class OpenAIDialect:
 
     read: Callable[[Mapping[str, Any]], Parsed]
     envelope: type[OpenAIEnvelope]
+    described: Described
 
     @property
     def stream_format(self) -> StreamFormat:
@@ -39,5 +41,5 @@ class OpenAIDialect:
         return data_frame(error_body(failure))
 
 
-CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope)
-COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope)
+CHAT: Final = OpenAIDialect(parse_chat, ChatEnvelope, CHAT_DESCRIBED)
+COMPLETIONS: Final = OpenAIDialect(parse_completion, CompletionEnvelope, COMPLETIONS_DESCRIBED)

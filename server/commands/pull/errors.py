@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 from typing import Final
 
+from coe.engine.private import without_secrets
 from coe.engine.units import size_text
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -15,9 +16,10 @@ class PullError(Exception):
     """A model cannot be fetched; `remedy` says what a person can do about it."""
 
     def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(f"{message} {remedy}")
-        self.message = message
-        self.remedy = remedy
+        # They quote addresses, and what libraries said: mirrors have passwords in theirs, storage signs its own.
+        self.message = without_secrets(message)
+        self.remedy = without_secrets(remedy)
+        super().__init__(f"{self.message} {self.remedy}")
 
 
 def gated(endpoint: str, repo: str) -> PullError:

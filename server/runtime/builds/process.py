@@ -12,6 +12,8 @@ from typing import Any, Final
 from coe.engine import child
 from coe.engine import errors as engine_errors
 from coe.engine.errors import ChildDiedError
+from coe.engine.files import make_private
+from coe.engine.private import child_environment
 from coe.engine.process import worker_environment
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import job as job_module
@@ -73,7 +75,7 @@ class BuildProcess:
                 {"folder": str(self._job.folder), **self._flags},
                 title=f"The build of {self._job.folder.name}",
                 log=self._job.log,
-                environment=worker_environment(os.environ),
+                environment=worker_environment(child_environment(os.environ)),
             ) as self._child:
                 try:
                     if not self._told_to_stop:
@@ -89,7 +91,8 @@ class BuildProcess:
 
     def _begin(self) -> float | None:
         """Make the build's folder, where the log lies; gives the time of the last progress of an earlier run."""
-        self._job.folder.mkdir(parents=True, exist_ok=True)
+        self._job.make_folder()
+        make_private(self._job.log)
         return self._job.progress().updated
 
     def _died(self, error: ChildDiedError, before: float | None) -> BuildProgress:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coe.engine.request import Accepted, Delta, Finish, Finished
-from coe.server.api.dialect import Call, StreamFormat
+from coe.server.api.dialect import Call, Described, StreamFormat
 from coe.server.runtime.answer import Answer, Outcome, Step
 from coe.server.runtime.errors import Failure, RequestError
 from coe.server.runtime.request import Request
@@ -44,6 +44,7 @@ class ToyDialect:
     """{"say": TEXT, "bit by bit": BOOL}."""
 
     stream_format = StreamFormat("application/x-ndjson", None)
+    described = Described("Says", {"type": "object", "required": ["say"]}, {"type": "object"}, {"type": "object"})
 
     def parse(self, body: Mapping[str, Any]) -> Call:
         if not isinstance(body.get("say"), str):

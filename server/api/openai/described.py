@@ -1,0 +1,147 @@
+"""OpenAI's bodies as JSON Schemas, for the OpenAPI document. What is read is described by the models that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..dialect import Described
+from ..openapi import body_schema
+from .requests import ChatBody, CompletionBody
+
+_TEXT: Final = {"type": "string"}
+_WHOLE: Final = {"type": "integer", "minimum": 0}
+_OBJECT: Final = {"type": "object"}
+
+ERROR: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+# A message is read part by part, so that its errors name the part: no model of it exists.
+_MESSAGE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {
+            "anyOf": [
+                _TEXT,
+                {"type": "null"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["type", "text"],
+                        "properties": {"type": {"const": "text"}, "text": _TEXT},
+                    },
+                },
+            ]
+        },
+    },
+}
+
+_USAGE: Final = {
+    "type": "object",
+    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+    "properties": {"prompt_tokens": _WHOLE, "completion_tokens": _WHOLE, "total_tokens": _WHOLE},
+}
+_COE: Final = {"type": "object", "description": "How the answer came about: docs/api.md."}
+
+
+def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole answer whose choices hold `choice` beside what all choices hold."""
+    shared = {
+        "index": _WHOLE,
+        "finish_reason": _TEXT,
+        "logprobs": {"type": ["object", "null"]},
+    }
+    choices = {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "required": ["index", "finish_reason", *choice],
+            "properties": {**shared, **choice},
+        },
+    }
+    properties = {
+        "id": _TEXT,
+        "object": {"const": kind},
+        "created": _WHOLE,
+        "model": _TEXT,
+        "choices": choices,
+        "usage": _USAGE,
+        "coe": _COE,
+    }
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _chat_body() -> dict[str, Any]:
+    body = body_schema(ChatBody)
+    body["properties"]["messages"]["items"] = dict(_MESSAGE)
+    return body
+
+
+CHAT_DESCRIBED: Final = Described(
+    summary="A chat's next message, whole or as a stream of chunks",
+    body=_chat_body(),
+    answer=_answer(
+        "chat.completion",
+        {
+            "message": {
+                "type": "object",
+                "required": ["role", "content"],
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "content": {"type": ["string", "null"]},
+                    "reasoning_content": {"type": ["string", "null"]},
+                },
+            }
+        },
+    ),
+    error=ERROR,
+)
+
+COMPLETIONS_DESCRIBED: Final = Described(
+    summary="What follows a text, whole or as a stream of chunks",
+    body=body_schema(CompletionBody),
+    answer=_answer("text_completion", {"text": _TEXT}),
+    error=ERROR,
+)
+
+# Of /v1/route, which takes what a chat takes, or a bare text.
+ROUTE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "anyOf": [{"required": ["text"]}, {"required": ["messages"]}],
+    "properties": {
+        "text": _TEXT,
+        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
+        "model": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
+    },
+}
+DECISION: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["specialist", "confidence", "reason", "domain", "path", "ranking", "ms"],
+    "properties": {
+        "specialist": _TEXT,
+        "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+        "reason": _TEXT,
+        "domain": {"type": ["string", "null"]},
+        "path": _TEXT,
+        "ranking": {"type": "array", "items": _OBJECT},
+        "ms": {"type": "number"},
+    },
+}

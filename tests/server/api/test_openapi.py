@@ -1,0 +1,109 @@
+"""The OpenAPI document says what the server does: every route, bodies as they are read, answers as they are written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from jsonschema import Draft202012Validator, ValidationError
+
+from coe.server.api.app import make_app
+from coe.server.runtime.college import College
+from fakes.college import SAID, FakeLease, ServedCollege, asking, post
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def app_of(*keys: str) -> FastAPI:
+    return make_app(cast(College, ServedCollege([])), frozenset(keys))
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return app_of().openapi()
+
+
+def body_of(document: dict[str, Any], path: str) -> Draft202012Validator:
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    Draft202012Validator.check_schema(content["schema"])
+    return Draft202012Validator(content["schema"])
+
+
+async def test_it_is_served(document: dict[str, Any]) -> None:
+    transport = httpx.ASGITransport(app_of())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        assert (await client.get("/openapi.json")).json() == document
+
+
+def test_every_route_stands_in_it_with_a_summary_and_an_error() -> None:
+    app = app_of()
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    assert len(routes) > 10
+    for route in routes:
+        for method in route.methods - {"HEAD", "OPTIONS"}:
+            operation = app.openapi()["paths"][route.path_format][method.lower()]
+            assert operation.get("description") or operation["summary"] != route.name, route.path
+            assert "422" not in operation["responses"], "FastAPI's own error body is never sent"
+
+
+def test_schemas_stand_alone(document: dict[str, Any]) -> None:
+    assert "$ref" not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        {"model": "auto", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "stream": True},
+        {"messages": [{"role": "assistant", "content": None}], "response_format": {"type": "json_object"}, "seed": 3},
+    ],
+)
+def test_a_chat_body_that_is_served_is_described(document: dict[str, Any], body: dict[str, Any]) -> None:
+    body_of(document, CHAT).validate(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"messages": []},
+        {"messages": [{"content": "Hi"}]},
+        {"messages": [{"role": "user", "content": "Hi"}], "temperature": 3},
+        {"messages": [{"role": "user", "content": "Hi"}], "n": 0},
+        {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "yaml"}},
+    ],
+)
+async def test_a_chat_body_that_is_refused_is_not_described(document: dict[str, Any], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        body_of(document, CHAT).validate(body)
+    client = asking(body)
+    await post(ServedCollege([]), client)
+    assert client.got[0]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, {"messages": [{"role": "user", "content": "Hi"}]}), (COMPLETIONS, {"prompt": "Hi"})],
+)
+async def test_an_answer_is_as_described(document: dict[str, Any], path: str, body: dict[str, Any]) -> None:
+    client = asking(body)
+    await post(ServedCollege([FakeLease([SAID], "math")]), client, path)
+    schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    Draft202012Validator(schema).validate(json.loads(client.body))
+
+
+async def test_an_error_is_as_described(document: dict[str, Any]) -> None:
+    client = asking({"messages": []})
+    await post(ServedCollege([]), client)
+    schema = document["paths"][CHAT]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
+    Draft202012Validator(schema).validate(json.loads(client.body))
+
+
+def test_keys_are_described_where_they_are_needed(document: dict[str, Any]) -> None:
+    assert "security" not in document
+    assert app_of("secret").openapi()["security"] == [{"key": []}]
+    assert "secret" not in json.dumps(app_of("secret").openapi())
