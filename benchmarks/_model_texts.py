@@ -136,8 +136,8 @@ def _answered(path: Path, wanted: Sequence[ModelText], tokens: int) -> Iterator[
                 if isinstance(event, Delta):
                     pieces.setdefault(event.id, []).append(event.text)
                 elif isinstance(event, Finished):
-                    text = "".join(pieces.pop(event.id, ()))
-                    yield replace(wanted[int(event.id)], text=text, ended=event.reason is Finish.STOP)
+                    written = "".join(pieces.pop(event.id, ()))
+                    yield replace(wanted[int(event.id)], text=written, ended=event.reason is Finish.STOP)
     finally:
         loop.close()
         context.close()
