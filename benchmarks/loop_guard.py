@@ -37,7 +37,7 @@ HONEST = {"honest repetition": KINDS, "honest repetition, fresh kinds": FRESH}
 Detector = Callable[[str], int | None]  # characters until it fires, None if it never does
 
 
-def guard(text: str, *, asked: str = "") -> int | None:
+def guard(text: str, *, asked: str | None = None) -> int | None:
     """Ours."""
     loop = LoopGuard(asked=asked).feed(text)
     return loop.at_chars if loop else None

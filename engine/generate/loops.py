@@ -75,13 +75,15 @@ class Asked:
 class LoopGuard:
     """Watches one text as it is made.
 
-    patience: how long repetition may go on. asked: what the user said last, "" where that is not known.
+    patience: how long repetition may go on. asked: what the user said last; "" where nobody asks for anything, as in a
+    text that is continued, None where it is not known.
     """
 
-    def __init__(self, patience: Patience = Patience.NORMAL, asked: str = "") -> None:
+    def __init__(self, patience: Patience = Patience.NORMAL, asked: str | None = None) -> None:
         self._factor = _FACTORS[patience]
         self._strict = patience is Patience.STRICT
-        self._asked = Asked(asked)
+        self._is_known = asked is not None
+        self._asked = Asked(asked or "")
         self._chars = 0  # looked at; what is pending comes on top
         self._pending = ""
         self._tail = ""
@@ -157,9 +159,9 @@ class LoopGuard:
         """How far, from 0 to 1, a repetition may be what the user asked for."""
         if self._strict:
             return 0.0
-        if self._asked.quotes(block) or (early and not self._asked):
+        if self._asked.quotes(block) or (early and not self._is_known):
             return 1.0
-        return _EARLY_SHARE if early else 0.0
+        return _EARLY_SHARE if early and self._asked else 0.0
 
     def _is_counted_out(self, block: str, rounds: float) -> bool:
         """Whether the user named the number of rounds, and they are not over yet."""

@@ -216,6 +216,6 @@ class ActiveSequence:
 
 
 def _asked(request: GenerateRequest) -> str:
-    """What the user said last, as far as that is known."""
+    """What the user said last; nothing where a text is continued."""
     said = [message["content"] for message in request.messages or () if message["role"] == "user"]
     return said[-1] if said and isinstance(said[-1], str) else ""
