@@ -101,6 +101,10 @@ class GrammarError(EngineError):
     """A JSON schema cannot be followed, or costs more than one request may spend."""
 
 
+class SchemaViolationError(EngineError):
+    """A finished answer breaks the JSON schema that it was drawn by, and asking again did not help."""
+
+
 class PoolError(EngineError):
     """The pool cannot grant a lease."""
 

@@ -16,6 +16,7 @@ class Finish(StrEnum):
     STOP = "stop"  # end of turn, or a stop string
     LENGTH = "length"  # max_tokens, or the context is full
     LOOP = "loop"  # the loop guard ended it
+    INVALID = "invalid"  # it ended by itself and breaks its schema all the same
     CANCELLED = "cancelled"  # the client left
 
 
@@ -71,12 +72,17 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token's log-probability under the model's distribution before sampling, and its best rivals'."""
+    """One token's log-probability under the model's distribution before sampling, and its best rivals'.
+
+    top:    text, bytes and log-probability of each, the likeliest first.
+    offset: characters of the answer's text before the first one that the token has a byte of.
+    """
 
     token: str
     bytes: list[int]
     logprob: float
     top: list[tuple[str, list[int], float]]
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Finished:
 
     leaked_blocks: thinking blocks that a think-off specialist wrote all the same; they were stripped.
     loop: what repeated, when the loop guard ended the answer.
+    violation: what the answer breaks of its schema, when it is invalid.
+    conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
     """
 
@@ -119,6 +127,8 @@ class Finished:
     leaked_blocks: int = 0
     loop: str | None = None
     queued_s: float = 0.0
+    violation: str | None = None
+    conforms: bool | None = None
 
 
 @dataclass(frozen=True)

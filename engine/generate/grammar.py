@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,12 +19,17 @@ from numpy.typing import NDArray
 
 from ..errors import GrammarError
 from ..llama.vocab import Vocab
+from .conformity import Conformity
+from .json_schema import SIMPLIFY, JsonSchema, needs_escapes
+from .wide_numbers import has_wide_numbers, lark_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # a name of its type stub alone
 
 # White space is as free as JSON has it, but not endless: small models like to indent for ever.
-_JSON_OPTIONS: Final[JsonCompileOptions] = {"whitespace_pattern": r"[ \t\r\n]{1,40}"}
+_WHITE_SPACE: Final = r"[ \t\r\n]{1,40}"
+# No \uXXXX: a key may else be written in two ways, and the second one escapes what the first is held to.
+_ESCAPES: Final = 'nrbtf\\"'
 
 # What one request may spend, in llguidance's own units (about 20,000 items or 14,000 of a step's fuel a millisecond).
 _LIMITS: Final = LLParserLimits(
@@ -80,15 +86,25 @@ class Grammar:
         Raises GrammarError when the schema is none, asks for what llguidance does not know, or is too large.
         """
         text = json.dumps(schema)
+        options: JsonCompileOptions = {"whitespace_pattern": _WHITE_SPACE}
+        if not needs_escapes(schema):
+            options["json_allowed_escapes"] = _ESCAPES
         if len(text) > _MAX_SCHEMA_CHARS:
             raise GrammarError(
                 f"response_format.json_schema has {len(text):,} characters; {_MAX_SCHEMA_CHARS:,} are taken.",
                 "Shorten the schema.",
             )
+        read = JsonSchema.read(schema)
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+            if has_wide_numbers(read.followed):
+                grammar = LLMatcher.grammar_from_lark(lark_of(read, options))
+            else:
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps(read.followed), overrides=options)
         except (ValueError, TypeError) as error:
-            raise GrammarError(f"response_format.json_schema is no JSON schema: {error}.", _REMEDY) from error
+            raise GrammarError(
+                f"response_format.json_schema cannot be followed: {_reason(str(error))}.", SIMPLIFY
+            ) from error
+        self._conformity = Conformity(read)
         self._tokenizer = tokenizer
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
@@ -120,7 +136,7 @@ class Grammar:
         mask = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
         found = np.flatnonzero(mask)
         if not len(found):
-            raise GrammarError("response_format.json_schema leaves no token that could follow.", _REMEDY)
+            raise GrammarError("response_format.json_schema leaves no token that could follow.", SIMPLIFY)
         return found
 
     def could_have_ended(self, token: int) -> bool:
@@ -144,11 +160,23 @@ class Grammar:
         self._matcher.try_consume_tokens([token])
         self._require_sound("The answer cannot be held to response_format.json_schema any further")
 
+    def violation(self, answer: str) -> str | None:
+        """What a finished answer breaks of the schema, None when it keeps to it: never trust, check.
+
+        Raises GrammarError when finding that out would cost too much.
+        """
+        return self._conformity.violation(answer)
+
     def _require_sound(self, what: str) -> None:
         if self._matcher.is_error():
-            # What comes before the parser's state says why.
-            why = " ".join(self._matcher.get_error().split("<state>")[0].split())
-            raise GrammarError(f"{what}: {why[:300].rstrip('.')}.", _REMEDY)
+            raise GrammarError(f"{what}: {_reason(self._matcher.get_error())}.", SIMPLIFY)
 
 
-_REMEDY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."
+def _reason(said: str) -> str:
+    """The library's reason, without its parser's state and without options that no request has."""
+    why = " ".join(said.split("<state>")[0].split())
+    sentences = [part for part in re.split(r"(?<=\.) ", why) if not _ADVICE.search(part)]
+    return " ".join(sentences)[:300].rstrip(".") or "it asks for what is not supported"
+
+
+_ADVICE: Final = re.compile(r"coerce_one_of|lenient|x-guidance|whitespace_|\boptions?\b|\benable\b", re.IGNORECASE)

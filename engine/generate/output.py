@@ -15,7 +15,8 @@ _SPACE = re.compile(r"[ \t\r\n]+")
 
 
 class Utf8Stream:
-    """Bytes in, complete characters out. Bytes that are no UTF-8 come out as U+FFFD."""
+    """Bytes in, complete characters out. Bytes that are no UTF-8 come out as U+FFFD; where the stream ends within a
+    character, its text ends before it."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -23,12 +24,6 @@ class Utf8Stream:
     def feed(self, piece: bytes) -> str:
         """The characters that `piece` completes; an unfinished one waits for its other bytes."""
         return self._decoder.decode(piece)
-
-    def flush(self) -> str:
-        """What the stream ends in: U+FFFD for an unfinished character, else nothing. The stream is then as new."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
 
     @property
     def at_boundary(self) -> bool:
@@ -203,6 +198,8 @@ class ThinkSplitter:
         self._after_tag = False  # dropping the white space that follows a closing tag
         self._after_newline = False
         self._held = ""
+        self._read = 0  # characters fed
+        self._places: list[range] = []
         self._blocks = 1 if inside else 0
         self._verbatim = verbatim
 
@@ -216,6 +213,16 @@ class ThinkSplitter:
         """Blocks opened so far, one that the prompt opened included."""
         return self._blocks
 
+    @property
+    def decided(self) -> int:
+        """How many of the characters fed are known to be answer, reasoning or neither."""
+        return self._read - len(self._held)
+
+    def places(self) -> list[range]:
+        """Where in the text that was fed the answer stands that came out since the last call."""
+        places, self._places = self._places, []
+        return places
+
     def feed(self, text: str) -> Split:
         """The new answer and reasoning text, less what may still become a tag."""
         return self._split(text, final=False)
@@ -225,6 +232,8 @@ class ThinkSplitter:
         return self._split("", final=True)
 
     def _split(self, text: str, final: bool) -> Split:
+        start = self._read - len(self._held)
+        self._read += len(text)
         text = self._held + text
         answer: list[str] = []
         reasoning: list[str] = []
@@ -246,6 +255,7 @@ class ThinkSplitter:
             if plain:
                 (reasoning if self.open else answer).append(plain[0])
                 if not self.open:
+                    self._places.append(range(start + at, start + plain.end()))
                     self._markdown.read(plain[0])
                 at = plain.end()
                 continue
@@ -261,6 +271,7 @@ class ThinkSplitter:
                 reasoning.append(text[at])
             else:
                 answer.append(text[at])
+                self._places.append(range(start + at, start + at + 1))
                 self._markdown.read(text[at])
             at += 1
         self._held = text[at:]

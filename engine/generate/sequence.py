@@ -15,6 +15,7 @@ from .loop_exits import GrammarLoops
 from .loops import Loop, LoopGuard
 from .output import StopMatcher, ThinkSplitter, Utf8Stream
 from .sampling import Sampler, log_probabilities
+from .text_logprobs import TextLogprobs
 
 
 class ActiveSequence:
@@ -85,7 +86,13 @@ class ActiveSequence:
         self._forced: deque[int] = deque()
         self._closing = tags[0][1] if tags else ""
         self._reasoning_tokens = 0
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs = TextLogprobs()
+        self._decoded = 0  # characters
+        self._grammar = grammar
+        self._answer: list[str] = []  # for the check at the end, where there is a grammar
+        self._stopped = False  # by a stop text
+        self._violation: str | None = None
+        self._conforms: bool | None = None if grammar is None else False
         self.finish: Finish | None = None
         self._loop: str | None = None
 
@@ -126,13 +133,18 @@ class ActiveSequence:
         token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token):
             self.finish = Finish.STOP
-            return self._delta(*self._flush())
+            delta = self._delta(*self._flush())
+            self._check_against_schema()
+            return delta
         self.tokens.append(token)
-        if self.request.top_logprobs is not None:
-            self._logprobs.append(self._logprob(context, index, token, self.request.top_logprobs))
         self._reasoning_tokens += self._splitter.open and not forced
         piece = self.vocab.piece(token, special=token in self._shown)
-        answer, reasoning = self._filter(self._utf8.feed(piece), token, piece, constrained=constrained)
+        text = self._utf8.feed(piece)
+        start, self._decoded = self._decoded, self._decoded + len(text)
+        if self.request.top_logprobs is not None:
+            entry = self._logprob(context, index, token, self.request.top_logprobs)
+            self._logprobs.add(entry, start, self._decoded + (not self._utf8.at_boundary))
+        answer, reasoning = self._filter(text, token, piece, constrained=constrained)
         if self.finish is None and self.n_generated >= self.limit:
             self.finish = Finish.LENGTH
         if self.finish is not None:
@@ -170,21 +182,36 @@ class ActiveSequence:
         return self._loops.feed(text) if self._loops is not None else None
 
     def _flush(self) -> tuple[str, str]:
-        """What was held back, at the end of the answer."""
-        split = self._splitter.feed(self._utf8.flush())
+        """What was held back, at the end of the answer. A character that is not complete by then never comes."""
         rest = self._splitter.flush()
-        answer, stopped = self._stops.feed(split.answer + rest.answer)
-        answer += "" if stopped else self._stops.flush()
-        return answer, self._keep_reasoning(split.reasoning + rest.reasoning)
+        answer, self._stopped = self._stops.feed(rest.answer)
+        answer += "" if self._stopped else self._stops.flush()
+        return answer, self._keep_reasoning(rest.reasoning)
+
+    def _check_against_schema(self) -> None:
+        """An answer that ended by itself is one of its schema, or invalid; one that was cut is neither.
+
+        Raises GrammarError when it cannot be checked.
+        """
+        if self._grammar is None or self._stopped:
+            return
+        self._violation = self._grammar.violation("".join(self._answer))
+        self._conforms = self._violation is None
+        if not self._conforms:
+            self.finish = Finish.INVALID
 
     def _keep_reasoning(self, text: str) -> str:
         return "" if self.request.thinking.mode is ThinkingMode.OFF else text
 
     def _delta(self, text: str, reasoning: str) -> Delta | None:
-        if not text and not reasoning and not (self._logprobs and self.finish):
-            return None
-        logprobs, self._logprobs = tuple(self._logprobs), []
-        return Delta(self.request.id, text, reasoning, logprobs)
+        places = self._splitter.places()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.request.top_logprobs is not None:
+            self._logprobs.classify(places)
+            logprobs = self._logprobs.release(len(text), self._splitter.decided)
+        if self._grammar is not None:
+            self._answer.append(text)
+        return Delta(self.request.id, text, reasoning, logprobs) if text or reasoning else None
 
     def _logprob(self, context: Context, index: int, token: int, top: int) -> TokenLogprob:
         own, best = log_probabilities(context.logits(index), token, top)
@@ -208,6 +235,8 @@ class ActiveSequence:
             leaked_blocks=self._splitter.blocks if off else 0,
             loop=self._loop,
             queued_s=self.queued_s,
+            violation=self._violation,
+            conforms=self._conforms,
         )
 
     def close(self) -> None:

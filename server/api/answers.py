@@ -76,10 +76,11 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         """Which specialist would answer, and why; no model is asked."""
         body = await read_body(request, limit)
         data = await asyncio.to_thread(parse_json, body)
-        if "messages" not in data:
-            if not isinstance(data.get("text"), str):
+        if data.get("messages") is None:
+            text = data.pop("text", None)
+            if not isinstance(text, str):
                 raise RequestError("Give `text`, or `messages` as a chat has them.", param="text")
-            data = {**data, "messages": [{"role": "user", "content": data["text"]}]}
+            data["messages"] = [{"role": "user", "content": text}]
         return JSONResponse(_decision(await choose(request, parse_chat(data).request, begin=False)))
 
 

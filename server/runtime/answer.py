@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from coe.engine.errors import EngineError, SourceChangedError
+from coe.engine.errors import EngineError, SchemaViolationError, SourceChangedError
 from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.leases import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
@@ -27,6 +27,9 @@ from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
 
 _log = logging.getLogger(__name__)
+
+# How often an answer that breaks its schema is begun again: what comes out is the sampler's draw, not a matter of time.
+_SCHEMA_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Answer:
 
         made ── open ──> leased ── steps / whole ──> finished ── close ──> closed
           │                │ a loop, unstreamed: begun again with a fresh seed,
-          │ refused        │ then a lease of the fallback in place of this one
+          │ refused        │ then a lease of the fallback in place of this one;
+          │                │ a broken schema, unstreamed: begun again, then an error
           └──── close ─────┴──────── the client leaves, or a worker dies ──> closed
 
     Lease, residency and prompt_tokens are known once `open` has returned.
@@ -142,7 +146,10 @@ class Answer:
     # --- streamed -----------------------------------------------------------------------------------------------
 
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Events of all choices as they come, each choice's Finished last. For streams: nothing is taken back."""
+        """Events of all choices as they come, each choice's Finished last. For streams: nothing is taken back.
+
+        Raises SchemaViolationError where a choice ends that breaks its schema.
+        """
         # One choice, as nearly all requests want, is read where it is sent: no task and no queue a token.
         merged = _numbered(self._streams[0]) if len(self._streams) == 1 else _merged(self._streams)
         async with aclosing(merged) as steps:
@@ -150,6 +157,7 @@ class Answer:
                 async for step in steps:
                     if isinstance(step.event, Finished):
                         self._count(step.event)
+                        _require_valid(step.event)
                     yield step
             except Exception as error:
                 self._record_failure(error)
@@ -158,22 +166,42 @@ class Answer:
     # --- whole --------------------------------------------------------------------------------------------------
 
     async def whole(self) -> list[Outcome]:
-        """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback."""
+        """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback.
+
+        Raises SchemaViolationError when a choice breaks its schema each time.
+        """
         assert self.lease is not None, "open comes first"
         try:
-            return await self._without_loops(self.lease, await self._collect(dict(enumerate(self._streams))))
+            outcomes = await self._collect(dict(enumerate(self._streams)))
+            outcomes = await self._without_violations(self.lease, outcomes)
+            outcomes = await self._without_loops(self.lease, outcomes)
+            for outcome in outcomes:
+                _require_valid(outcome.end)
+            return outcomes
         except Exception as error:
             self._record_failure(error)
             raise
 
+    async def _again(self, lease: Lease, outcomes: list[Outcome], indices: Sequence[int]) -> None:
+        """Begin choices anew, each with a fresh seed, and put what comes in the place of what came."""
+        self.retries += 1
+        streams = {index: self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in indices}
+        for outcome in await self._collect(streams):
+            outcomes[outcome.index] = outcome
+
+    async def _without_violations(self, lease: Lease, outcomes: list[Outcome]) -> list[Outcome]:
+        for _ in range(_SCHEMA_RETRIES if self.rules.sampling.temperature > 0 else 0):  # greedy, it comes out the same
+            again = [outcome.index for outcome in outcomes if outcome.end.reason is Finish.INVALID]
+            if not again:
+                break
+            await self._again(lease, outcomes, again)
+        return outcomes
+
     async def _without_loops(self, lease: Lease, outcomes: list[Outcome]) -> list[Outcome]:
         again = _looped(outcomes)
         if again:
-            self.retries = 1
             self.rules = drawn(self.rules)
-            streams = {index: self._generate(lease, index, seed=secrets.randbelow(2**32 - 1)) for index in again}
-            for outcome in await self._collect(streams):
-                outcomes[outcome.index] = outcome
+            await self._again(lease, outcomes, again)
         again = _looped(outcomes)
         fallback = self._college.chooser.fallback_for(self.choice.specialist.name)
         if again and fallback is not None:
@@ -194,7 +222,7 @@ class Answer:
         rules = rules_for(self.request, fallback)
         lease.release()
         self.lease = await self._college.lease(fallback, self.choice.key)
-        self.retries = 2
+        self.retries += 1
         requests = {index: self._generate_request(fallback, rules, index) for index in indices}
         streams = {index: self.lease.generate(request) for index, request in requests.items()}
         outcomes = await self._collect(streams, fallback)
@@ -311,3 +339,12 @@ async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenera
 def _looped(outcomes: Sequence[Outcome]) -> list[int]:
     """Indices of the choices that the loop guard ended."""
     return [outcome.index for outcome in outcomes if outcome.end.reason is Finish.LOOP]
+
+
+def _require_valid(end: Finished) -> None:
+    """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
+    if end.reason is Finish.INVALID:
+        raise SchemaViolationError(
+            f"The answer breaks its JSON schema: {end.violation}.",
+            "Ask again, with another seed or a higher temperature, or simplify the schema.",
+        )

@@ -116,6 +116,7 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, str | None], .
     (engine.PromptTooLongError, 400, "context_length_exceeded", "messages"),
     (engine.TemplateError, 400, "template_refused", "messages"),
     (engine.GrammarError, 400, "invalid_schema", "response_format"),
+    (engine.SchemaViolationError, 500, "schema_violated", "response_format"),
     (engine.QueueFullError, 429, "queue_full", None),
     (engine.WaitTimeoutError, 503, "wait_timeout", None),
     (engine.UnavailableError, 503, "specialist_unavailable", "model"),

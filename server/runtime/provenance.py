@@ -18,7 +18,7 @@ class AnswerProvenance:
 
     answered_by: the specialist that answers: the chosen one, or the fallback after a loop.
     residency:   warm, swapped or loaded; None before there is a lease. waited_s: seconds until the lease.
-    retries:     how often the answer was begun again because it looped.
+    retries:     how often the answer was begun again because it looped, or broke its schema.
     """
 
     choice: Choice
@@ -66,6 +66,9 @@ class AnswerProvenance:
         leaked = sum(end.leaked_blocks for end in ends)
         if leaked:
             facts["leaked_think_blocks"] = leaked
+        checked = [end.conforms for end in ends if end.conforms is not None]
+        if checked:
+            facts["schema"] = "kept" if all(checked) else "cut"
         loops = [end.loop for end in ends if end.reason is Finish.LOOP]
         if loops:
             facts["loop"] = {"ended": True, "repeated": loops[0]}

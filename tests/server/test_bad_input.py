@@ -69,7 +69,7 @@ def test_json_that_is_no_object(college: ServerProcess, body: bytes) -> None:
         ("temperature", -1),
         ("temperature", True),
         ("top_p", 0),
-        ("top_k", -1),
+        ("top_k", -2),
         ("top_k", 2**31),
         ("n", 0),
         ("n", 1000),

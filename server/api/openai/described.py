@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from ..dialect import Described
 from ..openapi import body_schema
 from .requests import ChatBody, CompletionBody
@@ -89,8 +91,40 @@ def _answer(kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+# Structured output is read in many forms, by server/api/openai/structure.py: described are those of OpenAI's own.
+_SCHEMA: Final = {"anyOf": [_OBJECT, {"type": "boolean"}]}
+_STRUCTURED: Final[Mapping[str, Any]] = {
+    "anyOf": [
+        {"type": "null"},
+        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["schema"],
+                    "properties": {
+                        "name": {"type": ["string", "null"]},
+                        "schema": _SCHEMA,
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                },
+            },
+        },
+    ]
+}
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    body = body_schema(model)
+    body["properties"]["response_format"] = dict(_STRUCTURED)
+    return body
+
+
 def _chat_body() -> dict[str, Any]:
-    body = body_schema(ChatBody)
+    body = _body(ChatBody)
     body["properties"]["messages"]["items"] = dict(_MESSAGE)
     return body
 
@@ -117,7 +151,7 @@ CHAT_DESCRIBED: Final = Described(
 
 COMPLETIONS_DESCRIBED: Final = Described(
     summary="What follows a text, whole or as a stream of chunks",
-    body=body_schema(CompletionBody),
+    body=_body(CompletionBody),
     answer=_answer("text_completion", {"text": _TEXT}),
     error=ERROR,
 )

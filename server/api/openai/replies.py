@@ -14,7 +14,7 @@ from ...runtime.answer import Answer, Outcome, Step
 from ...runtime.errors import Failure
 
 # OpenAI knows no reason for a loop: the answer was cut, which is what `length` tells every client. The `coe` object
-# says what it was.
+# says what it was. An invalid answer is an error, and has none.
 _REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.LOOP: "length", Finish.CANCELLED: "stop"}
 
 
@@ -197,8 +197,25 @@ class CompletionEnvelope(OpenAIEnvelope):
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         """See OpenAIEnvelope."""
         return {
-            "tokens": [entry.token for entry in entries],
+            "tokens": [_written(entry.token, entry.bytes) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{token: value for token, _, value in entry.top} for entry in entries],
-            "text_offset": None,  # tokens that share a character have no offset of their own
+            "top_logprobs": [_by_text(entry) for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
         }
+
+
+def _by_text(entry: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens and the one that was drawn; of two that are written alike, the likelier."""
+    found: dict[str, float] = {}
+    for token, data, value in (*entry.top, (entry.token, entry.bytes, entry.logprob)):
+        found.setdefault(_written(token, data), value)
+    return found
+
+
+def _written(token: str, data: Sequence[int]) -> str:
+    r"""A token's text; its bytes where they are none, as OpenAI's completions have it: bytes:\xe4\xb8."""
+    try:
+        bytes(data).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return token

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Message, Request
+from .extras import refuse_in_chat, refuse_in_completions
+from .structure import STRUCTURED, response_format
 
-# Fields of OpenAI's API that change what an answer is and that are not served: a client that sends one must know.
-_UNSUPPORTED_IN_CHAT: Final = ("tools", "functions", "function_call", "audio", "prediction", "web_search_options")
-_UNSUPPORTED_IN_COMPLETIONS: Final = ("echo", "best_of", "suffix", "response_format", "max_completion_tokens")
 _MAX_CHOICES = 8
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
@@ -27,20 +26,23 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, data: Any) -> Any:
+        """null is as good as left out, for every field."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
 
 class StreamOptions(_Body):
     include_usage: bool = False
 
 
-class JsonSchema(_Body):
-    name: str | None = None
-    json_schema: dict[str, Any] = Field(alias="schema", default_factory=dict)
-    strict: bool | None = None
+def _unlimited(value: Any) -> Any:
+    """-1 is what clients of llama.cpp write for no bound of their own."""
+    return None if type(value) is int and value == -1 else value
 
 
-class ResponseFormat(_Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+MaxTokens = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_unlimited)]
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -50,6 +52,21 @@ def _stops(value: Any) -> tuple[str, ...]:
     if len(texts) > _MAX_STOPS or any(len(text) > _MAX_STOP_CHARS for text in texts):
         raise ValueError(f"give at most {_MAX_STOPS} texts of at most {_MAX_STOP_CHARS} characters")
     return tuple(text for text in texts if text)
+
+
+def _all_tokens(value: Any) -> Any:
+    """-1 is vLLM's word for 0: no bound."""
+    return 0 if type(value) is int and value == -1 else value
+
+
+def _random_seed(value: Any) -> Any:
+    """-1 is a random seed, as it is for llama.cpp, vLLM and others."""
+    return None if type(value) is int and value == -1 else value
+
+
+def _no_logprobs(value: Any) -> Any:
+    """false, as chat bodies have it, asks for none."""
+    return None if value is False else value
 
 
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
@@ -74,17 +91,17 @@ class Shared(_Body):
     model: Annotated[str, Field(min_length=1, max_length=200)] = "auto"
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: MaxTokens = None
     stop: Stops = ()
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=_MAX_INT)] | None = None
+    top_k: Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_all_tokens)] = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None  # vLLM's name for it
-    seed: int | None = None
+    seed: Annotated[int | None, BeforeValidator(_random_seed)] = None
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
@@ -93,8 +110,7 @@ class Shared(_Body):
 
 class ChatBody(Shared):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    response_format: ResponseFormat | None = None
+    max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     modalities: list[str] | None = None
@@ -108,7 +124,7 @@ class ChatBody(Shared):
 
 class CompletionBody(Shared):
     prompt: str | list[str]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_no_logprobs)] = None
 
 
 _B = TypeVar("_B", bound=Shared)
@@ -124,19 +140,19 @@ class Parsed:
 
 def parse_chat(body: Mapping[str, Any]) -> Parsed:
     """A body of POST /v1/chat/completions. Raises RequestError naming the field."""
-    _refuse_unsupported(body, _UNSUPPORTED_IN_CHAT)
+    refuse_in_chat(body, {*ChatBody.model_fields, *STRUCTURED})
     parsed = _parse(ChatBody, body)
     if parsed.modalities and parsed.modalities != ["text"]:
         raise RequestError("modalities: only text is served.", param="modalities")
     if parsed.tool_choice not in (None, "none", "auto"):
         raise RequestError("tool_choice is not supported yet. Remove it.", param="tool_choice")
-    if parsed.top_logprobs is not None and not parsed.logprobs:
+    if parsed.top_logprobs and not parsed.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
     return _parsed(
         parsed,
         messages=tuple(_message(message, index) for index, message in enumerate(parsed.messages)),
         max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
-        response_format=_format(parsed.response_format),
+        response_format=response_format(body),
         top_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
         wants_thinking=_thinking_wish(parsed),
     )
@@ -144,12 +160,18 @@ def parse_chat(body: Mapping[str, Any]) -> Parsed:
 
 def parse_completion(body: Mapping[str, Any]) -> Parsed:
     """A body of POST /v1/completions. Raises RequestError naming the field."""
-    _refuse_unsupported(body, _UNSUPPORTED_IN_COMPLETIONS)
+    refuse_in_completions(body, {*CompletionBody.model_fields, *STRUCTURED})
     parsed = _parse(CompletionBody, body)
     prompts = [parsed.prompt] if isinstance(parsed.prompt, str) else parsed.prompt
     if len(prompts) != 1:
         raise RequestError("prompt: one text a request, please; send several requests at once.", param="prompt")
-    return _parsed(parsed, prompt=prompts[0], max_tokens=parsed.max_tokens, top_logprobs=parsed.logprobs)
+    return _parsed(
+        parsed,
+        prompt=prompts[0],
+        max_tokens=parsed.max_tokens,
+        response_format=response_format(body),
+        top_logprobs=parsed.logprobs,
+    )
 
 
 def _parsed(body: Shared, **own: Any) -> Parsed:
@@ -172,12 +194,6 @@ def _parsed(body: Shared, **own: Any) -> Parsed:
     return Parsed(request, bool(body.stream_options and body.stream_options.include_usage))
 
 
-def _refuse_unsupported(body: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if body.get(name):
-            raise RequestError(f"{name} is not supported yet. Remove it from the request.", param=name)
-
-
 def _parse(kind: type[_B], body: Mapping[str, Any]) -> _B:
     try:
         return kind.model_validate(dict(body))
@@ -192,7 +208,7 @@ def _parse(kind: type[_B], body: Mapping[str, Any]) -> _B:
 
 def _wire_names(kind: type[BaseModel]) -> set[str]:
     names: set[str] = set()
-    for model in (kind, StreamOptions, ResponseFormat, JsonSchema):
+    for model in (kind, StreamOptions):
         names |= {field.alias or name for name, field in model.model_fields.items()}
     return names
 
@@ -231,14 +247,6 @@ def _text(content: Any, param: str, *, optional: bool) -> str:
             )
         texts.append(part["text"])
     return "\n".join(texts)
-
-
-def _format(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
-    if asked is None or asked.type == "text":
-        return None
-    if asked.type == "json_schema" and asked.json_schema is None:
-        raise RequestError("response_format.json_schema is missing.", param="response_format.json_schema")
-    return asked.model_dump(by_alias=True, exclude_none=True)
 
 
 def _biases(asked: Mapping[str, float]) -> dict[int, float]:

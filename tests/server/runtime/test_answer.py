@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.engine.errors import EngineError, WaitTimeoutError, WorkerDiedError
+from coe.engine.errors import EngineError, SchemaViolationError, WaitTimeoutError, WorkerDiedError
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
 from coe.server.api.openai.replies import ChatEnvelope
 from coe.server.api.openai.requests import parse_chat
@@ -18,6 +18,7 @@ from coe.server.roster.models import Specialist
 from coe.server.runtime.answer import Answer, Outcome
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
+from coe.server.runtime.errors import failure_of
 from coe.server.runtime.metrics import Metrics
 from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script
 
@@ -147,6 +148,73 @@ async def test_a_stream_that_loops_takes_nothing_back() -> None:
     assert isinstance(events[-1], Finished)
     assert told.answer.provenance.facts([events[-1]])["loop"] == {"ended": True, "repeated": "la"}
     assert len(lease.requests) == 1
+
+
+INVALID = script("0", Finish.INVALID, violation="at $, 0 is too small", conforms=False)
+KEPT = script("1", Finish.STOP, conforms=True)
+
+
+async def test_an_answer_that_breaks_its_schema_is_tried_again_with_fresh_seeds() -> None:
+    lease = FakeLease([INVALID, INVALID, KEPT], "math")
+    told = scene(lease, seed=7, temperature=0.5)
+    outcomes = await whole(told)
+    assert texts(outcomes) == ["1"]
+    assert len({request.seed for request in lease.requests}) == 3
+    facts = ChatEnvelope(told.answer).body(outcomes)["coe"]
+    assert (facts["retries"], facts["schema"]) == (2, "kept")
+    assert told.ended() == {("math", "invalid"): 2, ("math", "stop"): 1}
+
+
+async def test_an_answer_that_breaks_its_schema_each_time_is_an_error() -> None:
+    lease = FakeLease([INVALID, INVALID, INVALID], "math")
+    told = scene(lease, temperature=0.5)
+    with pytest.raises(SchemaViolationError, match=r"breaks its JSON schema: at \$, 0 is too small") as error:
+        await whole(told)
+    assert error.value.remedy
+    assert (failure_of(error.value).status, failure_of(error.value).code) == (500, "schema_violated")
+    assert lease.releases == 1
+
+
+async def test_a_greedy_answer_that_breaks_its_schema_is_not_asked_for_again() -> None:
+    lease = FakeLease([INVALID], "math")
+    with pytest.raises(SchemaViolationError):
+        await whole(scene(lease, temperature=0))
+    assert len(lease.requests) == 1
+
+
+async def test_only_the_choice_that_breaks_its_schema_is_tried_again() -> None:
+    lease = FakeLease([KEPT, INVALID, script("2", Finish.STOP, conforms=True)], "math")
+    assert texts(await whole(scene(lease, n=2, temperature=0.5))) == ["1", "2"]
+
+
+async def test_a_retry_after_a_broken_schema_may_loop_and_is_tried_again_then() -> None:
+    lease = FakeLease([INVALID, LOOPED, KEPT], "math")
+    assert texts(await whole(scene(lease, temperature=0.5))) == ["1"]
+
+
+async def test_a_stream_that_breaks_its_schema_ends_with_an_error() -> None:
+    lease = FakeLease([INVALID], "math")
+    told = scene(lease, temperature=0.5)
+    await told.answer.open()
+    seen: list[object] = []
+
+    async def read() -> None:
+        async for step in told.answer.steps():
+            seen.append(step.event)
+
+    with pytest.raises(SchemaViolationError):
+        await read()
+    await told.answer.close()
+    assert not any(isinstance(event, Finished) for event in seen)
+    assert lease.releases == 1
+    assert told.ended() == {("math", "invalid"): 1}
+
+
+async def test_an_answer_that_was_cut_does_not_say_that_it_kept_its_schema() -> None:
+    told = scene(FakeLease([script('{"a', Finish.LENGTH, conforms=False)], "math"))
+    assert ChatEnvelope(told.answer).body(await whole(told))["coe"]["schema"] == "cut"
+    free = scene(FakeLease([SAID], "math"))
+    assert "schema" not in ChatEnvelope(free.answer).body(await whole(free))["coe"]
 
 
 async def test_leaving_whole_answers_ends_them_and_counts_them_as_cancelled() -> None:

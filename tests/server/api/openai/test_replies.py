@@ -74,6 +74,17 @@ def test_chat_logprobs_carry_text_bytes_and_rivals() -> None:
     assert [rival.token for rival in entry.top_logprobs] == ["é", "e"]
 
 
+def test_tokens_that_are_no_text_of_their_own_are_told_apart_by_their_bytes() -> None:
+    top = [("\ufffd", [0xE6, 0x97], -0.1), ("\ufffd", [0xE5], -0.7), ("a", [97], -1.0), ("a", [97], -2.0)]
+    entries = [TokenLogprob("\ufffd", [0xE5], -0.7, top), TokenLogprob("b", [98], -3.0, top[2:], offset=1)]
+    body = envelope(chat=False, logprobs=4).body([Outcome(0, "日b", logprobs=entries, end=end())])
+    logprobs = Completion.model_validate(body, strict=True).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == [r"bytes:\xe5", "b"]
+    assert logprobs.top_logprobs == [{r"bytes:\xe6\x97": -0.1, r"bytes:\xe5": -0.7, "a": -1.0}, {"a": -1.0, "b": -3.0}]
+    assert logprobs.text_offset == [0, 1]
+
+
 def test_usage_counts_the_prompt_once_and_every_answer() -> None:
     counted = usage([end(completion=3), end(completion=4, cached=6, reasoning_tokens=2)])
     assert (counted["prompt_tokens"], counted["completion_tokens"], counted["total_tokens"]) == (7, 7, 14)

@@ -116,12 +116,6 @@ def test_a_json_schema_arrives_as_it_was_sent() -> None:
     assert asked(response_format=sent).response_format == sent
 
 
-def test_a_json_schema_format_without_its_schema_is_refused() -> None:
-    with pytest.raises(RequestError) as refusal:
-        asked(response_format={"type": "json_schema"})
-    assert refusal.value.param == "response_format.json_schema"
-
-
 @pytest.mark.parametrize(
     ("wish", "wanted"),
     [

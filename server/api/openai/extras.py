@@ -1,0 +1,94 @@
+"""Fields of a request that are not served: whether they ask for something, and what to say then.
+
+Chat clients add fields of their own, and most of these may be ignored. One that changes what an answer is may not,
+unless its value asks for nothing: `best_of: 1` is what comes anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from ...runtime.errors import RequestError
+
+_Asks = Callable[[Any], bool]
+
+
+def _nothing(*values: Any) -> _Asks:
+    """Anything but these asks for something. JSON's true is not 1."""
+    return lambda value: not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values)
+
+
+_EMPTY: Final = _nothing("", [], {}, False)
+_LATER: Final = "It is not supported yet: remove it from the request."
+_REMOVE: Final = "It is not served: remove it from the request."
+
+_Table = Mapping[str, tuple[_Asks, str]]
+
+# Of both endpoints. Each changes what text comes, or where it ends.
+_SHARED: Final[_Table] = {
+    "extra_body": (_EMPTY, "It is an argument of the openai package: send what is in it at the top level."),
+    "include_usage": (_nothing(False), 'Write stream_options: {"include_usage": true}.'),
+    "stop_token_ids": (_EMPTY, "Use stop, with texts."),
+    "stop_sequences": (_EMPTY, "Write stop."),
+    "bad_words": (_EMPTY, "Use logit_bias."),
+    "banned_tokens": (_EMPTY, "Use logit_bias."),
+    "allowed_token_ids": (_EMPTY, "Use logit_bias, or a JSON schema with an enum."),
+    "min_tokens": (_nothing(0), _REMOVE),
+    "ignore_eos": (_nothing(False), _REMOVE),
+    "use_beam_search": (_nothing(False), _REMOVE),
+    "prompt_logprobs": (_nothing(False), _REMOVE),
+    "n_predict": (_nothing(-1), "Write max_tokens."),
+    "num_predict": (_nothing(-1), "Write max_tokens."),
+    "max_new_tokens": (_nothing(-1), "Write max_tokens."),
+    "max_output_tokens": (_nothing(-1), "Write max_tokens."),
+    "chat_template": (_EMPTY, "The model's own is used: remove it from the request."),
+}
+_CHAT: Final[_Table] = {
+    "tools": (_EMPTY, _LATER),
+    "functions": (_EMPTY, _LATER),
+    "function_call": (_nothing("none", "auto", ""), _LATER),
+    "audio": (_nothing(False), _LATER),
+    "prediction": (_nothing(False), _LATER),
+    "web_search_options": (_nothing(False), _LATER),
+    "best_of": (_nothing(1), _REMOVE),
+    "echo": (_nothing(False), _REMOVE),
+}
+_COMPLETIONS: Final[_Table] = {
+    "echo": (_nothing(False), _LATER),
+    "best_of": (_nothing(1), _LATER),
+    "suffix": (_nothing(""), _LATER),
+    "max_completion_tokens": (_nothing(-1), "Write max_tokens."),
+    "tools": (_EMPTY, "Use /v1/chat/completions."),
+}
+
+
+def refuse_in_chat(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises RequestError for a field of a chat body that asks for what is not served. known: the fields that are."""
+    _refuse(body, {**_SHARED, **_CHAT}, known)
+
+
+def refuse_in_completions(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """The same for a plain completion's body."""
+    table = {**_SHARED, **_COMPLETIONS}
+    if (
+        isinstance(body.get("n"), int) and body.get("best_of") == body["n"]
+    ):  # as many as are wanted: none to choose from
+        table.pop("best_of")
+    _refuse(body, table, known)
+
+
+def _refuse(body: Mapping[str, Any], table: _Table, known: Collection[str]) -> None:
+    for name, (asks, remedy) in table.items():
+        if body.get(name) is not None and asks(body[name]):
+            raise RequestError(f"{name} is not supported. {remedy}", param=name)
+    spelled = {_letters(name): name for name in known}
+    for name, value in body.items():
+        right = spelled.get(_letters(name))
+        if right is not None and name != right and name not in known and value is not None:
+            raise RequestError(f"{name[:60]} is not understood: write {right}.", param=name[:60])
+
+
+def _letters(name: str) -> str:
+    """A field's name but for its spelling: maxTokens is max_tokens."""
+    return name.replace("_", "").replace("-", "").casefold()
