@@ -54,7 +54,7 @@ def through_engine(resident: WorkerResident) -> FirstText:
             messages=conversation(number, "Ann"),
             sampling=Sampling(temperature=0),
             max_tokens=4,
-            loop_guard=False,
+            loop_guard=None,
         )
         started, spent = time.perf_counter(), 0.0
         async with aclosing(resident.generate(request)) as events:

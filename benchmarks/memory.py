@@ -63,7 +63,7 @@ async def fill(resident: WorkerResident, spec: LoadSpec) -> int:
             prompt=f"{number}" + " w7" * words,
             sampling=Sampling(),
             max_tokens=_ANSWER_TOKENS,
-            loop_guard=False,
+            loop_guard=None,
         )
         prompt_tokens = answer_tokens = 0
         async for event in resident.generate(request):

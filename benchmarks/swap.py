@@ -219,7 +219,7 @@ def memory(paths: Sequence[Path], threads: int) -> list[list[str]]:
     async def measure(spec: LoadSpec) -> int:
         async with _bench.worker(spec) as resident:
             for path in paths if spec.sharing is not None else paths[:1]:
-                wanted = GenerateRequest(path.name, path.name, prompt="one two three", max_tokens=8, loop_guard=False)
+                wanted = GenerateRequest(path.name, path.name, prompt="one two three", max_tokens=8, loop_guard=None)
                 async for _ in resident.generate(wanted):
                     pass
             return _rss_bytes(resident.pid)

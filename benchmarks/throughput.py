@@ -81,7 +81,7 @@ def ask_engine(resident: WorkerResident) -> Ask:
             max_tokens=job.max_tokens,
             seed=job.seed,
             logit_bias=job.biases,
-            loop_guard=False,
+            loop_guard=None,
         )
         parts, tokens = [], 0
         async for event in resident.generate(request):

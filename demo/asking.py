@@ -18,7 +18,7 @@ from typing import Final
 from coe.engine.errors import EngineError
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
-from coe.engine.request import Delta, Event, Finish, Finished, GenerateRequest, Rejected
+from coe.engine.request import Delta, Event, Finish, Finished, GenerateRequest, Patience, Rejected
 from coe.engine.spec import LoadSpec, Sampling, Thinking
 from coe.engine.worker.batch import BatchLoop
 from coe.surgery.cut.cut import cut
@@ -150,7 +150,7 @@ def _attempt(
                 sampling=sampling,
                 max_tokens=manner.max_tokens,
                 seed=seed_of(seed, question.text, attempt),
-                loop_guard=manner.loop_guard,
+                loop_guard=Patience.NORMAL if manner.loop_guard else None,
             )
         )
     while loop.step():

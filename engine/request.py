@@ -20,6 +20,14 @@ class Finish(StrEnum):
     CANCELLED = "cancelled"  # the client left
 
 
+class Patience(StrEnum):
+    """How long the loop guard lets an answer repeat itself."""
+
+    STRICT = "strict"
+    NORMAL = "normal"
+    PATIENT = "patient"
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """One answer wanted from one specialist.
@@ -28,6 +36,7 @@ class GenerateRequest:
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
     max_tokens: None for what the context leaves.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
+    loop_guard: None for none.
     """
 
     id: str
@@ -44,7 +53,7 @@ class GenerateRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
-    loop_guard: bool = True
+    loop_guard: Patience | None = Patience.NORMAL
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -59,6 +68,7 @@ class GenerateRequest:
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
+        values["loop_guard"] = Patience(values["loop_guard"]) if values["loop_guard"] else None
         return cls(**values)
 
 

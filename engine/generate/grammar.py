@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp.llama_cpp as lib
@@ -105,6 +105,7 @@ class Grammar:
                 f"response_format.json_schema cannot be followed: {_reason(str(error))}.", SIMPLIFY
             ) from error
         self._conformity = Conformity(read)
+        self._tokenizer = tokenizer
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
@@ -137,6 +138,27 @@ class Grammar:
         if not len(found):
             raise GrammarError("response_format.json_schema leaves no token that could follow.", SIMPLIFY)
         return found
+
+    def could_have_ended(self, token: int) -> bool:
+        """Whether the answer could have ended in place of `token`, the last one taken."""
+        self._matcher.rollback(1)
+        could = bool(self._matcher.is_accepting())
+        self._take_again(token)
+        return could
+
+    def could_have_come(self, texts: Iterable[bytes], token: int) -> bool:
+        """Whether one of the texts could have come in place of `token`, the last one taken."""
+        self._matcher.rollback(1)
+        could = False
+        for text in texts:
+            tokens = self._tokenizer.tokenize_bytes(text)
+            could = could or self._matcher.validate_tokens(tokens) == len(tokens)
+        self._take_again(token)
+        return could
+
+    def _take_again(self, token: int) -> None:
+        self._matcher.try_consume_tokens([token])
+        self._require_sound("The answer cannot be held to response_format.json_schema any further")
 
     def violation(self, answer: str) -> str | None:
         """What a finished answer breaks of the schema, None when it keeps to it: never trust, check.

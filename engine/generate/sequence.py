@@ -11,7 +11,8 @@ from ..llama.vocab import Vocab
 from ..request import Delta, Finish, Finished, GenerateRequest, TokenLogprob
 from ..spec import ThinkingMode
 from .grammar import Grammar
-from .loops import LoopGuard
+from .loop_exits import GrammarLoops
+from .loops import Loop, LoopGuard
 from .output import StopMatcher, ThinkSplitter, Utf8Stream
 from .sampling import Sampler, log_probabilities
 from .text_logprobs import TextLogprobs
@@ -78,7 +79,8 @@ class ActiveSequence:
         self._utf8 = Utf8Stream()
         # A tag within an answer of a grammar is a part of it: nothing else could have been drawn there.
         self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=grammar is not None)
-        self._loops = LoopGuard() if request.loop_guard else None
+        self._loops = LoopGuard(request.loop_guard, _asked(request)) if request.loop_guard else None
+        self._grammar_loops = GrammarLoops(self._loops, grammar) if self._loops and grammar else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
         self._shown = {token for pair in tags for tag in pair for token in vocab.tokenize(tag)}
         self._forced: deque[int] = deque()
@@ -127,6 +129,7 @@ class ActiveSequence:
 
         Raises GrammarError when the grammar cannot be kept any longer.
         """
+        constrained = not self._splitter.open
         token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token):
             self.finish = Finish.STOP
@@ -135,12 +138,13 @@ class ActiveSequence:
             return delta
         self.tokens.append(token)
         self._reasoning_tokens += self._splitter.open and not forced
-        text = self._utf8.feed(self.vocab.piece(token, special=token in self._shown))
+        piece = self.vocab.piece(token, special=token in self._shown)
+        text = self._utf8.feed(piece)
         start, self._decoded = self._decoded, self._decoded + len(text)
         if self.request.top_logprobs is not None:
             entry = self._logprob(context, index, token, self.request.top_logprobs)
             self._logprobs.add(entry, start, self._decoded + (not self._utf8.at_boundary))
-        answer, reasoning = self._filter(text)
+        answer, reasoning = self._filter(text, token, piece, constrained=constrained)
         if self.finish is None and self.n_generated >= self.limit:
             self.finish = Finish.LENGTH
         if self.finish is not None:
@@ -162,15 +166,20 @@ class ActiveSequence:
             return token, True
         return self.sampler.sample(context, index, constrained=not thinking), False
 
-    def _filter(self, text: str) -> tuple[str, str]:
+    def _filter(self, text: str, token: int, piece: bytes, *, constrained: bool) -> tuple[str, str]:
         """Think blocks out, then stop strings, then the loop guard; sets `finish`."""
         split = self._splitter.feed(text)
         answer, stopped = self._stops.feed(split.answer)
         if stopped:
             self.finish = Finish.STOP
-        elif self._loops is not None and (loop := self._loops.feed(split.answer + split.reasoning)):
+        elif loop := self._look(split.answer + split.reasoning, token, piece, constrained=constrained):
             self.finish, self._loop = Finish.LOOP, loop.repeated
         return answer, self._keep_reasoning(split.reasoning)
+
+    def _look(self, text: str, token: int, piece: bytes, *, constrained: bool) -> Loop | None:
+        if self._grammar_loops is not None and constrained:
+            return self._grammar_loops.feed(text, token, piece)
+        return self._loops.feed(text) if self._loops is not None else None
 
     def _flush(self) -> tuple[str, str]:
         """What was held back, at the end of the answer. A character that is not complete by then never comes."""
@@ -233,3 +242,9 @@ class ActiveSequence:
     def close(self) -> None:
         """Free the sampler."""
         self.sampler.close()
+
+
+def _asked(request: GenerateRequest) -> str:
+    """What the user said last; nothing where a text is continued."""
+    said = [message["content"] for message in request.messages or () if message["role"] == "user"]
+    return said[-1] if said and isinstance(said[-1], str) else ""

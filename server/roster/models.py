@@ -25,6 +25,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from coe.engine.pool.types import PoolLimits
+from coe.engine.request import Patience
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.router.choose import SupervisorSettings
 from coe.surgery.build.job import BUILT, BuildOrder
@@ -52,6 +53,7 @@ from .values import (
     InvalidError,
     Layers,
     LayersOrNone,
+    LoopGuardSwitch,
     Name,
     Names,
     Package,
@@ -220,6 +222,8 @@ class SamplingBounds(Section):
 
     max_temperature: Annotated[float, Strict(), Field(ge=0, le=2)] = 0.99
     """pruned models loop from 1.0 up"""
+    max_patience: LoopGuardSwitch = False
+    """the most patient loop guard: strict, normal, patient, or false: none, so that a request may switch it off"""
     on_excess: Literal["clamp", "refuse", "allow"] = "clamp"
     """what becomes of a request that asks for more: clamp (and say so), refuse (400), or allow"""
 
@@ -309,8 +313,8 @@ class SpecialistSettings(Section):
     """marks the model as unfinished in /v1/models"""
     licence: Text | None = None
     """for people to read"""
-    loop_guard: Switch = True
-    """end answers that repeat themselves"""
+    loop_guard: LoopGuardSwitch = "normal"
+    """end answers that repeat themselves: true, false, or how soon: strict, normal (the same as true), patient"""
     raw_prompts: Switch = False
     """read control tokens that a prompt of /v1/completions spells; else they are text, as in every message.
     Who may send them can open turns and thinking: for formats of your own"""
@@ -536,6 +540,10 @@ class Specialist(SpecialistSettings, ModelSource):
     def thinking_policy(self) -> Thinking:
         """What the engine does with the thinking block."""
         return Thinking(ThinkingMode(self.thinking.mode), self.thinking.budget, self.thinking.prefill)
+
+    def patience(self) -> Patience | None:
+        """How patient the loop guard is where a request says nothing; None: there is none."""
+        return Patience(self.loop_guard) if self.loop_guard else None
 
     def default_sampling(self) -> Sampling:
         """How tokens are drawn where a request says nothing."""

@@ -93,6 +93,14 @@ def _share(value: object) -> object:
     return value
 
 
+def _guard(value: object) -> object:
+    if isinstance(value, bool):
+        return "normal" if value else False
+    if value not in ("strict", "normal", "patient"):
+        raise InvalidError(f"{value!r} is no loop guard.", "Write true, false, strict, normal or patient.")
+    return value
+
+
 def _layers(word: Mapping[str, int]) -> Any:
     def layers(value: object) -> object:
         if isinstance(value, str):
@@ -188,6 +196,11 @@ Budget = Annotated[int | Literal["auto"], BeforeValidator(_budget), _size_schema
 BudgetOrZero = Annotated[int | Literal["auto"], BeforeValidator(_budget_or_zero), _size_schema(0, "auto")]
 ShareSwitch = Annotated[
     Literal["auto"] | bool, BeforeValidator(_share), WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "boolean"}]})
+]
+LoopGuardSwitch = Annotated[
+    Literal["strict", "normal", "patient", False],
+    BeforeValidator(_guard),
+    WithJsonSchema({"enum": [True, False, "strict", "normal", "patient"]}),
 ]
 Layers = Annotated[int, Strict(), _layers({"all": -1}), _layers_schema("all")]
 LayersOrNone = Annotated[int, Strict(), _layers({"none": 0, "all": -1}), _layers_schema("none", "all")]

@@ -23,7 +23,7 @@ from .choice import Choice
 from .college import College
 from .errors import RequestError, failure_of
 from .metrics import Metrics
-from .policy import Rules, rules_for
+from .policy import Rules, drawn, rules_for
 from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
 
@@ -160,7 +160,7 @@ class Answer:
             logit_bias=dict(request.logit_bias),
             response_format=request.response_format,
             top_logprobs=request.top_logprobs,
-            loop_guard=specialist.loop_guard,
+            loop_guard=rules.loop_guard,
         )
 
     # --- streamed -----------------------------------------------------------------------------------------------
@@ -220,6 +220,7 @@ class Answer:
     async def _without_loops(self, lease: Lease, outcomes: list[Outcome]) -> list[Outcome]:
         again = _looped(outcomes)
         if again:
+            self.rules = drawn(self.rules)
             await self._again(lease, outcomes, again)
         again = _looped(outcomes)
         fallback = self._college.chooser.fallback_for(

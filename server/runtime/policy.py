@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
+from coe.engine.request import Patience
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
 
 from ..roster.models import Specialist
@@ -16,11 +17,12 @@ NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
 
 @dataclass(frozen=True)
 class Rules:
-    """What a request is answered with. notes: what the client should know, for a header."""
+    """What a request is answered with. loop_guard: None for none. notes: what the client should know, for a header."""
 
     sampling: Sampling
     thinking: Thinking
     max_tokens: int | None
+    loop_guard: Patience | None
     notes: tuple[str, ...]
 
 
@@ -52,4 +54,38 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
         # Less thinking than the roster allows is a client's right.
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
     max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
-    return Rules(sampling, thinking, max_tokens, tuple(notes))
+    guard = _loop_guard(request, specialist, notes)
+    return Rules(sampling, thinking, max_tokens, guard, tuple(notes))
+
+
+def drawn(rules: Rules) -> Rules:
+    """The rules for a second try: a fresh seed changes nothing about the most probable tokens, so they are drawn."""
+    if rules.sampling.temperature > 0:
+        return rules
+    sampling = replace(rules.sampling, temperature=Sampling.temperature)
+    note = f"the second try was drawn at temperature {sampling.temperature:g}"
+    return replace(rules, sampling=sampling, notes=(*rules.notes, note))
+
+
+# From the one that ends an answer first to none at all.
+_PATIENCE: Final = (Patience.STRICT, Patience.NORMAL, Patience.PATIENT, None)
+
+
+def _loop_guard(request: Request, specialist: Specialist, notes: list[str]) -> Patience | None:
+    own = specialist.patience()
+    if request.loop_guard is None:
+        return own
+    asked = request.loop_guard or None
+    bounds = specialist.sampling_bounds
+    bound = Patience(bounds.max_patience) if bounds.max_patience else None
+    most = max(own, bound, key=_PATIENCE.index)  # the roster's own choice is nobody's excess
+    if bounds.on_excess == "allow" or _PATIENCE.index(asked) <= _PATIENCE.index(most):
+        return asked
+    written = asked.value if asked else "false"
+    assert most is not None, "nothing is more patient than no guard"
+    if bounds.on_excess == "refuse":
+        raise RequestError(
+            f"loop_guard: {specialist.name} takes at most {most.value}, {written} was asked for.", param="loop_guard"
+        )
+    notes.append(f"loop_guard {written} was changed to {most.value}")
+    return most

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from coe.engine.request import Patience
 
 Message = dict[str, Any]
 
@@ -23,6 +25,7 @@ class Request:
     logit_bias:     token id -> what is added to its logit.
     response_format: {"type": "json_object"}, or {"type": "json_schema", "json_schema": ...}; None for free text.
     top_logprobs:   None for no log-probabilities, else how many alternatives a token.
+    loop_guard:     how patient the loop guard is to be, False for none; None for what the specialist has.
     wants_thinking: True or False when the client said so, None when it did not.
     """
 
@@ -38,6 +41,7 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
+    loop_guard: Patience | Literal[False] | None = None
     wants_thinking: bool | None = None
 
     @property

@@ -42,7 +42,7 @@ def over_the_wire(data: object) -> dict[str, object]:
             logit_bias={5: -100.0},
             response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
             top_logprobs=2,
-            loop_guard=False,
+            loop_guard=None,
         ),
     ],
     ids=["least", "all fields"],

@@ -43,7 +43,7 @@ class LocalEngine:
         """Queue a prompt (text) or a conversation (messages), greedy and short unless told; gives the request's id."""
         request_id = f"r{next(self._ids)}"
         what: dict[str, Any] = {"prompt": text} if isinstance(text, str) else {"messages": text}
-        defaults = {"sampling": GREEDY, "max_tokens": 16, "loop_guard": False}
+        defaults = {"sampling": GREEDY, "max_tokens": 16, "loop_guard": None}
         self.loop.submit(GenerateRequest(request_id, "specialist", **what, **{**defaults, **fields}))
         return request_id
 

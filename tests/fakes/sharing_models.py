@@ -125,7 +125,7 @@ class SharedEngine(LocalEngine):
         """Queue a request for one of the specialists."""
         request_id = f"r{next(self._ids)}"
         what: dict[str, Any] = {"prompt": text} if isinstance(text, str) else {"messages": text}
-        defaults = {"sampling": GREEDY, "max_tokens": 16, "loop_guard": False}
+        defaults = {"sampling": GREEDY, "max_tokens": 16, "loop_guard": None}
         self.loop.submit(GenerateRequest(request_id, specialist, **what, **{**defaults, **fields}))
         return request_id
 

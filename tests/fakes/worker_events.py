@@ -15,7 +15,7 @@ GONE_S = 30.0  # how long a test waits for a process to end before it fails
 
 def request(name: str = "r", **fields: Any) -> GenerateRequest:
     defaults: dict[str, Any] = {"prompt": "The capital of France is", "sampling": GREEDY, "max_tokens": 4}
-    return GenerateRequest(name, "s", **{**defaults, "loop_guard": False, **fields})
+    return GenerateRequest(name, "s", **{**defaults, "loop_guard": None, **fields})
 
 
 async def events(resident: WorkerResident, wanted: GenerateRequest) -> list[Event]:

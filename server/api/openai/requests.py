@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+
+from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Message, Request
@@ -73,6 +75,19 @@ def _no_logprobs(value: Any) -> Any:
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
 
 
+def _loop_guard(value: Any) -> Patience | Literal[False] | None:
+    if value is None or value is True or value == "normal":
+        return None  # the roster's
+    if value is False:
+        return False
+    if value not in ("strict", "patient"):
+        raise ValueError("give false, strict or patient; true leaves it as the roster has it")
+    return Patience(value)
+
+
+LoopGuard = Annotated[Patience | Literal[False] | None, BeforeValidator(_loop_guard)]
+
+
 class Shared(_Body):
     """What chat and plain completions have in common."""
 
@@ -93,6 +108,7 @@ class Shared(_Body):
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
+    loop_guard: LoopGuard = None
 
 
 class ChatBody(Shared):
@@ -174,6 +190,7 @@ def _parsed(body: Shared, **own: Any) -> Parsed:
         stop=body.stop,
         seed=body.seed,
         n=body.n or 1,
+        loop_guard=body.loop_guard,
         logit_bias=_biases(body.logit_bias or {}),
         **own,
     )

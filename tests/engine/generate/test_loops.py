@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 
 import pytest
+from _honest_texts import FRESH, KINDS, texts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.engine.generate.loops import Loop, LoopGuard
+from coe.engine.request import Patience
 
 # Running text without a loop, somewhat over 3,000 characters.
 GOOD = "\n\n".join(
@@ -153,6 +156,87 @@ REASONS = {
 @pytest.mark.parametrize("name", REASONS)
 def test_text_that_repeats_itself_for_a_reason_passes(name: str) -> None:
     assert first_loop(REASONS[name] + "\n" + GOOD[:400]) is None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *FRESH])
+def test_honest_repetition_is_left_alone(kind: str) -> None:
+    for text in texts(kind, range(2)):
+        assert first_loop(text) is None
+        assert LoopGuard(Patience.PATIENT, "Write it.").feed(text) is None
+
+
+def test_the_honest_texts_are_many_and_long() -> None:
+    lengths = [len(text) for kind in [*KINDS, *FRESH] for text in texts(kind, range(2))]
+    assert len(lengths) >= 150
+    assert sum(length >= 10_000 for length in lengths) >= 15
+
+
+SONG = "\n".join(
+    f"{n} lemons in the basket, and if one should fall there would be {n - 1} lemons." for n in range(400, 0, -1)
+)
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_numbers_that_fall_come_to_an_end_and_numbers_that_rise_need_not(upwards: bool) -> None:
+    lines = SONG.split("\n")
+    loop = first_loop("\n".join(reversed(lines) if upwards else lines))
+    assert (loop is not None) == upwards
+
+
+def test_few_sentences_in_any_order_are_a_loop() -> None:
+    sentences = [
+        "Wait, let me look at this once more.",
+        "Hmm, that does not seem to be right.",
+        "So the answer has to be seven after all.",
+        "But what if the first line was meant in another way?",
+        "Let me start again from the beginning.",
+    ]
+    draw = random.Random(1)
+    loop = first_loop(GOOD + " ".join(draw.choice(sentences) for _ in range(400)))
+    assert loop is not None
+    assert loop.at_chars - len(GOOD) < 6000
+
+
+LINE = "I will not throw paper planes in class.\n"
+
+
+@pytest.mark.parametrize("times", [50, 100])
+def test_what_an_answer_begins_with_may_have_been_asked_for(times: int) -> None:
+    assert first_loop("Here you are:\n\n" + LINE * times) is None
+    assert first_loop(GOOD + "\n\n" + LINE * times) is not None
+
+
+def test_the_users_own_words_may_be_repeated_as_often_as_was_said() -> None:
+    asked = "Write 'I will not throw paper planes in class.' 300 times."
+    assert LoopGuard(asked=asked).feed(GOOD + "\n\n" + LINE * 300) is None
+    assert LoopGuard(asked=asked).feed(GOOD + "\n\n" + LINE * 400) is not None
+
+
+def test_what_the_user_did_not_say_is_met_sooner() -> None:
+    known = LoopGuard(asked="Tell me a story about a dragon.").feed(LINE * 300)
+    unknown = first_loop(LINE * 300)
+    assert known is not None
+    assert unknown is not None
+    assert known.at_chars < unknown.at_chars
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_patience_moves_where_a_loop_is_met(name: str) -> None:
+    text = GOOD + "\n\n" + repeated(LOOPS[name], 40_000)
+    at = [loop.at_chars for patience in Patience if (loop := LoopGuard(patience).feed(text)) is not None]
+    assert len(at) == len(Patience)
+    assert at == sorted(at)
+
+
+def test_a_loop_that_was_forgiven_is_met_again_while_it_goes_on() -> None:
+    guard = LoopGuard()
+    met = []
+    for piece in [LOOPS["a sentence"]] * 150 + [GOOD[at : at + 50] for at in range(0, len(GOOD), 50)]:
+        if loop := guard.feed(piece):
+            met.append(loop.at_chars)
+            guard.look_again()
+    assert len(met) > 10
+    assert max(met) < 150 * len(LOOPS["a sentence"]) + 600
 
 
 def test_a_loop_stays_met() -> None:

@@ -38,7 +38,7 @@ def college(tmp_path_factory: pytest.TempPathFactory) -> College:
 
 def request(name: str, specialist: str, max_tokens: int = 4) -> GenerateRequest:
     return GenerateRequest(
-        name, specialist, prompt="hello", sampling=GREEDY, max_tokens=max_tokens, loop_guard=False,
+        name, specialist, prompt="hello", sampling=GREEDY, max_tokens=max_tokens, loop_guard=None,
         logit_bias={1: -100.0}, top_logprobs=1,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coe.engine.llama.model import Model
-from coe.engine.request import Delta, Finish, Finished
+from coe.engine.request import Delta, Finish, Finished, Patience
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from fakes.local_engine import LocalEngine
 
@@ -99,7 +99,11 @@ class TestAnswers:
         vocab = smollm2_model.vocab
         looping = "The cat sat on the mat. " * 4
         bias = {vocab.eos: -100.0}
-        finished = new_engine(smollm2_model).ask(looping, max_tokens=None, loop_guard=True, logit_bias=bias).finished
+        finished = (
+            new_engine(smollm2_model)
+            .ask(looping, max_tokens=None, loop_guard=Patience.NORMAL, logit_bias=bias)
+            .finished
+        )
         assert finished.reason is Finish.LOOP
         assert finished.loop
 

@@ -86,6 +86,14 @@ async def test_a_loop_is_tried_again_with_a_fresh_seed() -> None:
     assert told.ended() == {("math", "loop"): 1, ("math", "stop"): 1}
 
 
+async def test_a_greedy_loop_is_drawn_the_second_time_for_the_same_tokens_would_come_again() -> None:
+    lease = FakeLease([LOOPED, SAID], "math")
+    told = scene(lease, temperature=0)
+    await whole(told)
+    assert [request.sampling.temperature > 0 for request in lease.requests] == [False, True]
+    assert "drawn" in told.answer.provenance.facts([])["notes"][0]
+
+
 async def test_a_second_loop_is_answered_by_the_fallback_after_the_lease_was_given_back() -> None:
     math, general = FakeLease([LOOPED, LOOPED], "math"), FakeLease([SAID], "general")
     told = scene(math, general)

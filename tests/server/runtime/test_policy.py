@@ -10,7 +10,7 @@ from coe.engine.spec import ThinkingMode
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.errors import RequestError
-from coe.server.runtime.policy import Rules, rules_for
+from coe.server.runtime.policy import Rules, drawn, rules_for
 
 
 def rules(specialist: dict[str, Any] | None = None, **fields: Any) -> Rules:
@@ -54,6 +54,49 @@ def test_a_roster_may_allow_what_is_above_its_bound() -> None:
     found = rules({"sampling_bounds": {"on_excess": "allow"}}, temperature=1.5)
     assert found.sampling.temperature == 1.5
     assert "loops" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("roster", "asked", "found", "noted"),
+    [
+        ({}, None, "normal", ""),
+        ({}, True, "normal", ""),
+        ({}, "normal", "normal", ""),
+        ({}, False, None, ""),
+        ({}, "strict", "strict", ""),
+        ({}, "patient", "patient", ""),
+        ({"loop_guard": False}, None, None, ""),
+        ({"loop_guard": False}, "strict", "strict", ""),
+        ({"loop_guard": "patient"}, None, "patient", ""),
+        ({"loop_guard": True}, None, "normal", ""),
+        ({"sampling_bounds": {"max_patience": "patient"}}, False, "patient", "loop_guard false was changed to patient"),
+        ({"sampling_bounds": {"max_patience": "patient"}}, "strict", "strict", ""),
+        ({"sampling_bounds": {"max_patience": True}}, "patient", "normal", "loop_guard patient was changed to normal"),
+        ({"loop_guard": False, "sampling_bounds": {"max_patience": "strict"}}, False, None, ""),
+        ({"sampling_bounds": {"max_patience": "strict", "on_excess": "allow"}}, False, None, ""),
+    ],
+)
+def test_a_request_says_how_patient_the_loop_guard_is(
+    roster: dict[str, Any], asked: Any, found: str | None, noted: str
+) -> None:
+    got = rules(roster, loop_guard=asked)
+    assert got.loop_guard == found
+    assert got.notes == ((noted,) if noted else ())
+
+
+def test_a_roster_may_refuse_more_patience() -> None:
+    bounds = {"sampling_bounds": {"max_patience": "normal", "on_excess": "refuse"}}
+    with pytest.raises(RequestError, match="at most normal, false") as refusal:
+        rules(bounds, loop_guard=False)
+    assert refusal.value.param == "loop_guard"
+
+
+def test_a_second_try_of_what_was_not_drawn_is_drawn() -> None:
+    greedy = rules(temperature=0)
+    again = drawn(greedy)
+    assert again.sampling.temperature > 0
+    assert len(again.notes) == 1
+    assert drawn(again) == again
 
 
 def test_the_rosters_own_temperature_is_nobodys_excess() -> None:

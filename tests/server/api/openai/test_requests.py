@@ -48,6 +48,23 @@ def test_stop_is_one_text_or_several_and_empty_ones_stop_nothing() -> None:
     assert asked(stop=None).stop == ()
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [(None, None), (True, None), ("normal", None), (False, False), ("strict", "strict"), ("patient", "patient")],
+)
+def test_chats_and_completions_say_how_patient_the_loop_guard_is(asked: Any, found: Any) -> None:
+    chat = parse_chat({"messages": [{"role": "user", "content": "Hi"}], "loop_guard": asked})
+    completion = parse_completion({"prompt": "Hi", "loop_guard": asked})
+    assert (chat.request.loop_guard, completion.request.loop_guard) == (found, found)
+
+
+@pytest.mark.parametrize("asked", ["off", "", 0, 1, 2.5, [], {"patience": 1}])
+def test_another_loop_guard_is_refused_by_name(asked: Any) -> None:
+    with pytest.raises(RequestError, match="loop_guard: give false, strict or patient") as refusal:
+        parse_completion({"prompt": "Hi", "loop_guard": asked})
+    assert refusal.value.param == "loop_guard"
+
+
 @pytest.mark.parametrize("stop", [5, [5], ["a"] * 17, "x" * 1001, ["a", "x" * 1001], {"a": 1}])
 def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
     with pytest.raises(RequestError, match=r"stop: give (a text|at most 16 texts)") as refusal:
