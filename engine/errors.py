@@ -52,6 +52,11 @@ class SlowReaderError(EngineError):
 class ShuttingDownError(EngineError):
     """The server ends, and its answers with it."""
 
+    def __init__(
+        self, message: str = "The server is shutting down.", remedy: str = "Send the request again when it is back."
+    ) -> None:
+        super().__init__(message, remedy)
+
 
 class ChildError(EngineError):
     """A child process gave no answer; `how` it failed is a phrase that goes with its title."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..errors import EngineError, LoadError, QueueFullError, UnavailableError, WaitTimeoutError
+from ..errors import EngineError, LoadError, QueueFullError, ShuttingDownError, UnavailableError, WaitTimeoutError
 from ..logs import REQUEST_ID, for_request
 from ..spec import LoadSpec
 from ..units import size_text
@@ -231,7 +231,7 @@ class Pool:
         if self._refusing is not None:
             raise self._refusing
         if self._closed:
-            raise UnavailableError("The server is shutting down.", "Try again when it is back.")
+            raise ShuttingDownError
 
     def _unfitting(self, name: str, refusal: Refusal, remedy: str) -> UnavailableError:
         need, budget = size_text(refusal.ledger.need_bytes), size_text(refusal.ledger.budget_bytes)
@@ -518,7 +518,7 @@ class Pool:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._queue.close(UnavailableError("The server is shutting down."))
+        self._queue.close(ShuttingDownError())
         await _cancel([b.work for b in self._bookings.all() if b.state is State.LOADING and b.work is not None])
         bookings = self._bookings.all()
         await asyncio.gather(*(booking.stop() for booking in bookings), return_exceptions=True)

@@ -49,6 +49,11 @@ class _Path:
     path: str
     methods: Sequence[str]
 
+    @property
+    def shown(self) -> str:
+        """The path for people: `/v1/models/{name}`, without the framework's converters."""
+        return compile_path(self.path)[1]
+
     def takes(self, asked: str) -> bool:
         """Whether a request's path is this one."""
         return compile_path(self.path)[0].match(asked) is not None
@@ -76,7 +81,7 @@ class Paths:
             "name": "College of Experts",
             "about": "An OpenAI-compatible server. Clients want the address that ends in /v1; the model `auto` chooses "
             "a specialist.",
-            "paths": {path.path: path.methods for path in self._paths},
+            "paths": {path.shown: path.methods for path in self._paths},
         }
 
     def refusal(self, error: HTTPException, method: str, asked: str) -> RequestError:

@@ -81,7 +81,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
         resolved, budget, to_build = asyncio.run(facts(Path(scratch)))
     pool, groups = roster.pool, resolved.groups
-    waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_turn_wait_s)
+    waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_slice_wait_s)
     unshared = [f"{name} shares with no other: {why.rstrip('.')}." for name, why in resolved.unshared.items()]
     if resolved.unhashed:
         unknown = ", ".join(path.name for path in resolved.unhashed)

@@ -85,8 +85,8 @@ def wait_lines(
             "time slice; it holds while ram_budget has room for the answers that rest."
         )
         for n in range(2, group.n_weights + 1):
-            turn_s = quantum_s(change_s, swap_share, n, 0.0, max_wait_s)
-            wait_s = worst_wait_s(n, change_s, turn_s, 0.0)
+            slice_s = quantum_s(change_s, swap_share, n, 0.0, max_wait_s)
+            wait_s = worst_wait_s(n, change_s, slice_s, 0.0)
             over = max_wait_s is not None and wait_s > max_wait_s
             note = f", more than the {_seconds(max_wait_s)} that are asked for" if over and max_wait_s else ""
             lines.append(f"  {n} at work: {_seconds(wait_s)}{note}")

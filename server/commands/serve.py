@@ -136,9 +136,7 @@ class _Server(uvicorn.Server):
         _log.warning(
             "%d requests were not answered within %g s and fail", len(self.server_state.tasks), self._shutdown_s
         )
-        self._college.pool.refuse(
-            ShuttingDownError("The server is shutting down.", "Send the request again when it is back.")
-        )
+        self._college.pool.refuse(ShuttingDownError())
         await asyncio.sleep(_LAST_FRAMES_S)
         for connection in list(self.server_state.connections):
             if connection.transport is not None:

@@ -166,7 +166,7 @@ class PoolSection(Section):
     auto: 2 GiB beside a GPU, else an eighth of vram_budget at most"""
     swap_share: Annotated[float, Strict(), Field(gt=0, le=0.9)] = Sharing.swap_share
     """the part of the time that may go into changing from one specialist to the next while several work"""
-    max_turn_wait_s: Seconds | None = Sharing.max_wait_s
+    max_slice_wait_s: Seconds | None = Sharing.max_wait_s
     """no request waits longer for its time slice than this, even where changing takes a larger part then"""
     most_shared: CountOrZero = PoolLimits.most_shared
     """residents that specialists of one shape may have; 0: as many as there is room for"""

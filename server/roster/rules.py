@@ -217,7 +217,7 @@ def roster_findings(
 # Waits in seconds of which a day is far too long; milliseconds were meant then.
 _WAITS = (
     ("server", "first_byte_s"), ("server", "max_wait_s"), ("pool", "max_bypass_s"), ("pool", "load_backoff_s"),
-    ("pool", "load_timeout_s"), ("pool", "stall_s"), ("pool", "max_turn_wait_s"),
+    ("pool", "load_timeout_s"), ("pool", "stall_s"), ("pool", "max_slice_wait_s"),
 )  # fmt: skip
 _DAY_S = 86_400
 

@@ -178,7 +178,7 @@ async def _shared_load(
 ) -> LoadSpec | str:
     """The load that a group shares; or why its specialists are better loaded by themselves."""
     pool = roster.pool
-    sharing = Sharing(group.members, pool.swap_share, pool.max_turn_wait_s, pool.check_swaps)
+    sharing = Sharing(group.members, pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
     spec = members[0].load_spec(group.members[0].path, sharing)
     on_gpu = spec.gpu_layers != 0 and await free_device_bytes() is not None
     # Without a GPU this is memory of the budget.

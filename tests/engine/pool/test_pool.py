@@ -16,6 +16,7 @@ from coe.engine.errors import (
     LoadError,
     ModelFileError,
     QueueFullError,
+    ShuttingDownError,
     UnavailableError,
     WaitTimeoutError,
 )
@@ -139,10 +140,10 @@ class TestLoads:
     ) -> None:
         pool = new_pool(a=4)
         lease = await ask(pool, "a")
-        error = UnavailableError("The server is shutting down.")
+        error = ShuttingDownError()
         pool.refuse(error)
         assert loader.residents["a"].refused == [error]
-        with pytest.raises(UnavailableError, match="shutting down"):
+        with pytest.raises(ShuttingDownError):
             await ask(pool, "a")
         lease.release()
 
@@ -608,13 +609,13 @@ class TestClosing:
         asked = ask(pool, "a")
         await turns()
         await pool.close()
-        with pytest.raises(UnavailableError, match="shutting down"):
+        with pytest.raises(ShuttingDownError):
             await asked
         assert loader.cancelled == ["a"]
         assert loader.residents["b"].gone.is_set()
         assert pool.status().residents == ()
         held.release()
-        with pytest.raises(UnavailableError, match="shutting down"):
+        with pytest.raises(ShuttingDownError):
             await pool.lease("b", max_wait_s=LONG_S)
 
     async def test_closing_while_a_load_is_being_measured_stops_its_worker(
@@ -633,7 +634,7 @@ class TestClosing:
         await measured.wait()
         await pool.close()
         assert loader.residents["a"].gone.is_set()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(ShuttingDownError):
             await asked
 
 
@@ -761,7 +762,7 @@ class TestReservations:
         await turns()
         await pool.close()
         for task in asked:
-            with pytest.raises(UnavailableError):
+            with pytest.raises(ShuttingDownError):
                 await task
 
     async def test_a_load_beside_it_is_not_measured_by_the_free_memory(self, new_pool: NewPool) -> None:

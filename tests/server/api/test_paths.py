@@ -126,6 +126,7 @@ async def test_the_root_lists_the_paths() -> None:
     paths = json.loads(body)["paths"]
     assert paths["/v1/chat/completions"] == ["POST"]
     assert paths["/v1/builds/{name}"] == ["GET", "POST"]
+    assert paths["/v1/models/{name}"] == ["GET"]
 
 
 async def test_a_path_forges_no_line() -> None:
