@@ -99,7 +99,7 @@ class ServerSection(Section):
     """Where the server listens, which clients it lets in, and how much it takes from them."""
 
     host: Text = "127.0.0.1"
-    """0.0.0.0 for all interfaces: keys are needed then"""
+    """0.0.0.0 for all interfaces: keys are made then where none are set"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     """0 takes a free one"""
     first_byte_s: Seconds = 10.0

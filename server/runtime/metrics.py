@@ -172,7 +172,10 @@ class _PoolCollector(Collector):
         yield bytes_
         yield _family(GaugeMetricFamily, "coe_resident_leases", "Requests on residents", leases)
         yield _family(
-            GaugeMetricFamily, "coe_resident_offloaded_bytes", "Host memory of conversations outside the cache", offloaded
+            GaugeMetricFamily,
+            "coe_resident_offloaded_bytes",
+            "Host memory of conversations out of the cache",
+            offloaded,
         )
         for name, about in _COUNTED.items():
             counted = {file: value for (file, what), value in status.counted.items() if what == name}
