@@ -28,6 +28,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.engine.text import quoted
+
 from ..runtime.errors import (
     ForeignHostError,
     ForeignOriginError,
@@ -36,6 +38,7 @@ from ..runtime.errors import (
     failure_of,
 )
 from .dialect import Dialect
+from .paths import shown
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +123,7 @@ class GuardDoors:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        _log.debug("%s %s refused with %d: %s", scope["method"], scope["path"], failure.status, failure.code)
+        _log.debug("%s %s refused with %d: %s", scope["method"], shown(scope["path"]), failure.status, failure.code)
         body = self._dialect_at(scope["path"]).error_body(failure)
         await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
 
@@ -174,4 +177,4 @@ def _is_address(name: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    return ascii(text[:_LONGEST_SHOWN])
+    return quoted(text, _LONGEST_SHOWN)

@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from coe.engine.text import printable
+
 from ..runtime.errors import RequestError, UnknownPathError
 
 _VERSION: Final = "v1"
@@ -21,7 +23,7 @@ _SHOWN_CHARS: Final = 120  # of a path in a message
 
 def shown(text: str) -> str:
     """A client's text as it may stand in a message or a log: shortened, and without line breaks or other controls."""
-    return ascii(text[:_SHOWN_CHARS])[1:-1]
+    return printable(text, _SHOWN_CHARS)
 
 
 class AnswerHead:
@@ -50,7 +52,7 @@ class _Path:
     methods: Sequence[str]
 
     @property
-    def shown(self) -> str:
+    def written(self) -> str:
         """The path for people: `/v1/models/{name}`, without the framework's converters."""
         return compile_path(self.path)[1]
 
@@ -81,7 +83,7 @@ class Paths:
             "name": "College of Experts",
             "about": "An OpenAI-compatible server. Clients want the address that ends in /v1; the model `auto` chooses "
             "a specialist.",
-            "paths": {path.shown: path.methods for path in self._paths},
+            "paths": {path.written: path.methods for path in self._paths},
         }
 
     def refusal(self, error: HTTPException, method: str, asked: str) -> RequestError:
