@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from .spec import Sampling, Thinking, ThinkingMode
 
+_MESSAGE_CHARS = 64  # of a message on the wire, beside its texts
+
 
 class Finish(StrEnum):
     """Why an answer ended."""
@@ -54,6 +56,12 @@ class GenerateRequest:
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
     loop_guard: Patience | None = Patience.NORMAL
+
+    @property
+    def n_chars(self) -> int:
+        """About how long the request is on the wire, in characters."""
+        texts = len(self.prompt or "") + sum(len(text) for one in self.messages or () for text in one.values())
+        return texts + _MESSAGE_CHARS * len(self.messages or ())
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""

@@ -30,6 +30,7 @@ from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
+_AT_ONCE_CHARS = 64 * 1024  # a request of so many is packed in a millisecond: a thread would take longer
 _STOP_S = 5.0  # a worker that is told to stop and does not is killed
 _LAST_WORDS_S = 1.0  # how long the output of a dead worker may take to arrive
 _KILL_S = 5.0  # a killed process that has not ended by then hangs in the kernel, in a driver, say
@@ -337,8 +338,11 @@ class WorkerResident:
         return kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        self._write(frames.pack(message))
+
+    def _write(self, frame: bytes) -> None:
         if not self._gone.is_set() and not self._writer.is_closing():
-            self._writer.write(frames.pack(message))
+            self._writer.write(frame)
 
     async def generate(
         self,
@@ -352,8 +356,16 @@ class WorkerResident:
             raise self._death()
         self._inboxes[request.id] = inbox = Inbox(on_end, unread_bytes)
         self._vitals.work(time.monotonic(), True)
-        self._send({"op": "generate", "request": request.to_json()})
+        sent = False
         try:
+            # Megabytes take tens of milliseconds to pack: not in the event loop.
+            if request.n_chars > _AT_ONCE_CHARS:
+                frame = await asyncio.to_thread(lambda: frames.pack_slowly(_to_generate(request)))
+            else:
+                frame = frames.pack(_to_generate(request))
+            if not inbox.ended:  # else it was refused meanwhile
+                self._write(frame)
+                sent = True
             while True:
                 event = await inbox.take()
                 if isinstance(event, Rejected):
@@ -363,7 +375,7 @@ class WorkerResident:
                     return
         finally:
             del self._inboxes[request.id]
-            if not inbox.ended:
+            if sent and not inbox.ended:
                 self._send({"op": "cancel", "id": request.id})
 
     def refuse(self, error: EngineError) -> None:
@@ -435,6 +447,10 @@ class WorkerResident:
     async def wait_gone(self) -> None:
         """See Resident.wait_gone."""
         await self._gone.wait()
+
+
+def _to_generate(request: GenerateRequest) -> dict[str, Any]:
+    return {"op": "generate", "request": request.to_json()}
 
 
 def _rejection(event: Rejected) -> EngineError:

@@ -42,6 +42,11 @@ def test_a_frame_that_is_cut_off_is_the_end(message: dict[str, Any], cut: int) -
     assert asyncio.run(read_all(whole + whole[: cut % len(whole)])) == [message]
 
 
+@given(MESSAGES)
+def test_piece_by_piece_it_is_the_same_frame(message: dict[str, Any]) -> None:
+    assert frames.pack_slowly(message) == frames.pack(message)
+
+
 @pytest.mark.parametrize("content", ["\0", "\ud800", "🐍", "日本"])
 def test_any_text_passes(content: str) -> None:
     assert asyncio.run(read_all(frames.pack({"text": content}))) == [{"text": content}]
