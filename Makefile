@@ -30,7 +30,7 @@ help:
 	@echo "make format     write what ruff can mend"
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
 	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
-	@echo "make fuzz       mutated files through every command that reads them, for 20 minutes"
+	@echo "make fuzz       mutated files through every command that reads them, hostile requests to a server: 20 minutes"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -72,9 +72,12 @@ soak: install
 	$(BIN)/python benchmarks/soak_changes.py --minutes 35
 	$(BIN)/python benchmarks/soak.py --minutes 20
 
-# Mutated files of every kind through every command that reads them: 20 minutes, FUZZ_ARGS='--minutes 1 --seed 7' for others.
+# For ten minutes mutated files of every kind through every command that reads them, for ten requests to a server, made from
+# its OpenAPI document. FUZZ_ARGS='--minutes 1 --seed 7' for others.
+fuzz: EXTRAS = all,demo,dev,fuzz
 fuzz: install
-	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz $(FUZZ_ARGS)
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz --minutes 10 $(FUZZ_ARGS)
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz.over_http --minutes 10 $(FUZZ_ARGS)
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

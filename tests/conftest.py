@@ -57,6 +57,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes and answers that are kept for later go into the test's own folder, not into the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("coe.engine.files._hashed", {})  # what this process remembers of it
 
 
 @pytest.fixture(scope="session")

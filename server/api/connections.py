@@ -143,12 +143,14 @@ class Connections:
             before, since_s = self._unsent.get(connection, (0, now_s))
             if left == 0:
                 self._unsent.pop(connection, None)
-            elif left != before:  # it reads, however slowly: writing stops when the buffer is full
+            elif before == 0 or left < before:
                 self._unsent[connection] = (left, now_s)
             elif now_s - since_s >= self.limits.write_s:
                 _log.info("A client that read nothing for %.0f s was disconnected.", now_s - since_s)
                 connection.abort()
                 continue
+            else:  # more than before may wait while a slow one reads: a later look sees it become less
+                self._unsent[connection] = (left, since_s)
             seconds = self.limits.seconds(connection.phase)
             if seconds is not None and now_s - connection.since_s >= seconds:
                 connection.time_out()

@@ -21,10 +21,10 @@ from coe.engine.process import rss_bytes
 from coe.server.roster.builtin import demo_roster
 from fakes.server_process import ServerProcess, children_of
 
-_GROWTH_BYTES: Final = 256 * 2**20  # of the server and its workers, once they have been warm
+_GROWTH_BYTES: Final = 64 * 2**20  # of a process, once it has been warm
 _REQUEST_S: Final = 60
-# A body that the document allows may be refused for what no schema says: a prompt beyond the context, a JSON schema that
-# no answer can be held to. One that it forbids may be taken: extras are ignored.
+# A body that the document allows may be refused for what no schema says: a prompt beyond the context, a JSON schema
+# that no answer can be held to. One that it forbids may be taken: extras are ignored.
 _UNCHECKED: Final = "positive_data_acceptance,negative_data_rejection"
 
 
@@ -37,12 +37,17 @@ def main() -> int:
     seed = int(time.time()) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="coe-fuzz-") as scratch, ServerProcess(short_demo(Path(scratch))) as server:
-        _still_serves(server)
+        # The first part touches what fills once: mapped weights, vocabularies of grammars, caches.
+        code = _schemathesis(server.url, seed, asked.minutes * 15, scratch)
+        faults = _still_serves(server)
         before = _memory(server)
-        code = subprocess.run(_schemathesis(server.url, seed, asked.minutes * 60), cwd=scratch, check=False).returncode
-        faults = [*_still_serves(server)]
-        if server.process.poll() is None and (grown := _memory(server) - before) > _GROWTH_BYTES:
-            faults.append(f"server and workers have grown by {grown / 2**20:.0f} MiB")
+        code |= _schemathesis(server.url, seed + 1, asked.minutes * 45, scratch)
+        faults += _still_serves(server)
+        after = _memory(server)
+        for name in before.keys() & after.keys():  # workers come and go, since requests unload models, too
+            print(f"{name}: {before[name] >> 20} MiB before, {after[name] >> 20} MiB after")
+            if after[name] - before[name] > _GROWTH_BYTES:
+                faults.append(f"{name} has grown by {(after[name] - before[name]) >> 20} MiB")
         log = server.log()
         if "Traceback" in log:
             faults.append("the log holds a traceback:\n" + log[log.index("Traceback") :][:4000])
@@ -64,13 +69,15 @@ def short_demo(folder: Path) -> Path:
     return path
 
 
-def _schemathesis(url: str, seed: int, seconds: float) -> list[str]:
-    return [
+def _schemathesis(url: str, seed: int, seconds: float, folder: str) -> int:
+    """Its exit code: 0 where every answer was as described."""
+    command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"),
         *("--phases", "coverage,fuzzing", "--max-time", str(max(1, round(seconds))), "--seed", str(seed)),
-        *("--exclude-checks", _UNCHECKED, "--request-timeout", str(_REQUEST_S), "--workers", "2"),
+        *("--exclude-checks", _UNCHECKED, "--request-timeout", str(_REQUEST_S)),
         *("--warnings", "off", "--generation-database", "none"),
     ]
+    return subprocess.run(command, cwd=folder, check=False).returncode
 
 
 def _still_serves(server: ServerProcess) -> list[str]:
@@ -86,10 +93,12 @@ def _still_serves(server: ServerProcess) -> list[str]:
     return faults if chat.status_code == 200 else [*faults, f"a plain chat gets {chat.status_code}: {chat.text}"]
 
 
-def _memory(server: ServerProcess) -> int:
-    """Resident bytes of the server and its workers."""
-    pid = server.process.pid
-    return sum(rss_bytes(one) for one in (pid, *children_of(pid)))
+def _memory(server: ServerProcess) -> dict[str, int]:
+    """Resident bytes of the server and its children, by name and process id."""
+    if server.process.poll() is not None:
+        return {}
+    pids = [server.process.pid, *children_of(server.process.pid)]
+    return {f"{Path(f'/proc/{pid}/comm').read_text().strip()} {pid}": rss_bytes(pid) for pid in pids}
 
 
 if __name__ == "__main__":

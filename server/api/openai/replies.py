@@ -19,7 +19,7 @@ CHAT_NAMES: Final[Mapping[Part, str]] = {
     Part.FORMAT: "response_format",
     Part.MODEL: "model",
 }
-COMPLETION_NAMES: Final[Mapping[Part, str]] = {Part.INPUT: "prompt", Part.MODEL: "model"}
+COMPLETION_NAMES: Final[Mapping[Part, str]] = {**CHAT_NAMES, Part.INPUT: "prompt"}
 
 # OpenAI knows no reason for a loop: the answer was cut, which is what `length` tells every client. The `coe` object
 # says what it was. An invalid answer is an error, and has none.

@@ -26,6 +26,7 @@ from coe.demo.parent.tokenizer import BOS, Tokenizer, learn_pieces
 from coe.demo.parent.train import Trainer, TrainingPlan
 from coe.demo.shipped import PARENT
 from coe.engine.generate.chat_template import ChatTemplate
+from coe.engine.generate.renderer import InProcess
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
@@ -149,7 +150,7 @@ RENDERED = (
 
 
 def render(source: str, messages: list[dict[str, Any]], *, thinking: bool, answer: bool) -> str:
-    template = ChatTemplate(source, bos=BOS)
+    template = ChatTemplate(InProcess(source), bos=BOS)
     return template._render(messages, thinking=thinking, answer=answer)
 
 
@@ -191,7 +192,7 @@ def test_the_parent_is_trained_on_what_the_template_renders(thinking: bool) -> N
 
 
 def test_the_engine_knows_how_the_family_thinks() -> None:
-    template = ChatTemplate(CHAT_TEMPLATE, bos=BOS)
+    template = ChatTemplate(InProcess(CHAT_TEMPLATE), bos=BOS)
     assert template.family is not None
     assert template.family.name == "gemma4"
     for mode in ThinkingMode:

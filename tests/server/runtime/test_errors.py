@@ -62,6 +62,7 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
     facts: dict[type[engine.EngineError], tuple[object, ...]] = {
         engine.PromptTooLongError: (300, 256),
         engine.ChildDiedError: ("A dry run", -9, "its last words"),
+        engine.SlowReaderError: (64 * 1024,),
     }
     return kind(*facts.get(kind, ("what", "remedy")))
 
@@ -71,7 +72,7 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
     [
         (engine.PromptTooLongError(300, 256), "messages", "prompt"),
         (engine.TemplateError("?"), "messages", "prompt"),
-        (engine.GrammarError("?"), "response_format", None),
+        (engine.GrammarError("?"), "response_format", "response_format"),
         (engine.UnavailableError("?"), "model", "model"),
         (engine.LoadError("?"), "model", "model"),
         (engine.ModelFileError("?"), "model", "model"),
@@ -109,7 +110,7 @@ def test_every_engine_error_is_foreseen() -> None:
     for kind in kinds:
         error = made(kind)
         general = kind in (engine.EngineError, engine.PoolError)
-        assert (failure_of(error).status == 500) is general, kind
+        assert (failure_of(error).code == "engine_error") is general, kind
         assert str(error) == failure_of(error).message
 
 
