@@ -17,6 +17,8 @@ from ..runtime.errors import BodyTooLargeError, RequestError, UnsupportedBodyErr
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's window bits: with which header
 _MOST: Final = 3  # encodings on top of each other
+_MOST_MEMBERS: Final = 1000  # of gzip: tools that compress by the block make one of every 64 KiB
+_PIECE_BYTES: Final = 64 * 1024
 _ALIASES: Final = {"x-gzip": "gzip"}
 _TAKEN: Final = ("gzip", "deflate")
 
@@ -67,37 +69,50 @@ def decoded(body: bytes, encodings: Sequence[str], limit: int) -> bytes:
 
 
 def _gunzipped(body: bytes, limit: int) -> bytes:
-    """gzip's members, one after the other; zeros may follow."""
+    """gzip's members, one after the other; zeros may follow.
+
+    Each member is set up anew, and may unpack to nothing: their number is bounded, not their size alone.
+    """
     found = bytearray()
-    rest = body
-    while True:
+    rest = memoryview(body)
+    for _ in range(_MOST_MEMBERS):
         reader = zlib.decompressobj(_GZIP)
-        found += _unpacked(reader, rest, limit - len(found), limit)
-        rest = reader.unused_data
-        if not rest.lstrip(b"\0"):
+        while not reader.eof:
+            # By the piece: what follows a member's end comes back as a copy.
+            piece, rest = rest[:_PIECE_BYTES], rest[_PIECE_BYTES:]
+            if not piece:
+                raise zlib.error("it ends too early")
+            found += _within(reader.decompress(piece, limit - len(found) + 1), limit - len(found), limit)
+        rest = memoryview(body)[len(body) - len(rest) - len(reader.unused_data) :]
+        if not rest or (rest[0] == 0 and not bytes(rest).lstrip(b"\0")):
             return bytes(found)
+    raise RequestError(f"The body has more than {_MOST_MEMBERS:,} gzip members. Compress it in one piece.")
 
 
 def _inflated(body: bytes, limit: int) -> bytes:
     """deflate with zlib's header, as it is meant, or without, as some clients send it."""
     try:
         reader = zlib.decompressobj(_ZLIB)
-        found = _unpacked(reader, body, limit, limit)
+        found = _unpacked(reader, body, limit)
     except zlib.error:
         reader = zlib.decompressobj(_RAW)
-        found = _unpacked(reader, body, limit, limit)
+        found = _unpacked(reader, body, limit)
     if reader.unused_data:
         raise zlib.error("something follows its end")
     return found
 
 
-def _unpacked(reader: zlib._Decompress, data: bytes, room: int, limit: int) -> bytes:
-    found = reader.decompress(data, room + 1)
+def _unpacked(reader: zlib._Decompress, data: bytes, limit: int) -> bytes:
+    found = _within(reader.decompress(data, limit + 1), limit, limit)
+    if not reader.eof:
+        raise zlib.error("it ends too early")
+    return found
+
+
+def _within(found: bytes, room: int, limit: int) -> bytes:
     if len(found) > room:
         raise BodyTooLargeError(
             f"The body is larger than {limit:,} bytes when it is unpacked. Send less, or raise server.max_body_bytes "
             "in the roster."
         )
-    if not reader.eof:
-        raise zlib.error("it ends too early")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 from http import HTTPStatus
 from typing import Any, Final
@@ -23,6 +24,45 @@ _errors_only.setLevel(logging.ERROR)
 
 _TLS_HANDSHAKE: Final = b"\x16\x03"
 _SLICE_BYTES: Final = 4 * 1024  # of a read that are parsed before others have their turn
+_MOST_HEAD_BYTES: Final = 64 * 1024
+_MOST_HEADER_LINES: Final = 200
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+
+
+class _BoundedParser(h11.Connection):
+    """h11, stricter where a proxy before us could read a request otherwise (RFC 9112, 6.1), and bounded in lines."""
+
+    def next_event(self) -> Any:
+        """See h11.Connection. Raises RemoteProtocolError, as it does, for what is refused."""
+        if self.their_state is h11.IDLE:
+            # Before they are parsed: thousands of short lines fit into what h11 allows.
+            head = _END_OF_HEAD.split(self.trailing_data[0].lstrip(b"\r\n"), maxsplit=1)[0]
+            if head.count(b"\n") > _MOST_HEADER_LINES:
+                raise h11.RemoteProtocolError("too many header lines", error_status_hint=431)
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            _refuse_two_readings(event)
+        return event
+
+    def send(self, event: Any) -> bytes | None:
+        """See h11.Connection. An answer that comes while its client waits for 100 (Continue) ends the connection.
+
+        Whether the body follows all the same is not known then (RFC 9110, 10.1.1), so no next request can be found.
+        """
+        if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
+            headers = [*event.headers, (b"connection", b"close")]
+            event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+        return super().send(event)
+
+
+def _refuse_two_readings(request: h11.Request) -> None:
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" not in names:
+        return
+    if b"content-length" in names:
+        raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding exclude each other")
+    if request.http_version < b"1.1":
+        raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding")
 
 
 class BoundedProtocol(H11Protocol):
@@ -30,6 +70,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, owner: Connections, **server: Any) -> None:
         super().__init__(**server)
+        self.conn = _BoundedParser(h11.SERVER, self.config.h11_max_incomplete_event_size or _MOST_HEAD_BYTES)
         self.logger = _errors_only
         self.phase = Phase.HEAD
         self.since_s = self.loop.time()
@@ -105,7 +146,10 @@ class BoundedProtocol(H11Protocol):
                 "This server speaks plain HTTP: write http:// in place of https://, or put a proxy with TLS before it."
             )
         elif status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            what = "The request's line and headers are too large. Send fewer or shorter headers."
+            what = (
+                f"The request's line and headers are too large or more than {_MOST_HEADER_LINES} lines. "
+                "Send fewer or shorter headers."
+            )
         else:
             what = f"This is not HTTP/1.1 as the server reads it: {error or msg}."
         self._end_with(Failure(status, what, "invalid_request_error", "invalid_http"))

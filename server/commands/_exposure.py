@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from ..api.keys import ADMIN_VARIABLE, CHAT_VARIABLE, Keys, made_keys
+from ..roster.addresses import is_loopback
 from ..roster.models import ServerSection
 
 
@@ -74,11 +74,3 @@ def own_names() -> tuple[str, ...]:
     name = socket.gethostname().lower()
     short = name.partition(".")[0]
     return tuple(dict.fromkeys([name, short, f"{short}.local"])) if short else ()
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address that a socket is bound to."""
-    found = ip_address(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return found.is_loopback

@@ -45,7 +45,7 @@ def test_idle_clients_that_use_up_the_descriptors_cost_a_line_and_make_room(serv
     assert "ulimit -n" in log
 
 
-@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+@pytest.mark.parametrize("host", ["[::1]", "::"])
 def test_an_ipv6_address_is_announced_as_clients_need_it(tmp_path: Path, host: str) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:

@@ -97,6 +97,15 @@ async def test_a_bomb_is_unpacked_to_the_limit_and_no_further(layers: int) -> No
     assert "when it is unpacked" in answer["error"]["message"]
 
 
+async def test_members_of_gzip_are_bounded() -> None:
+    parts = [CHAT[at : at + 1] for at in range(len(CHAT))]
+    some = b"".join(gzip.compress(part) for part in parts[:-1][:900]) + gzip.compress(CHAT[min(900, len(CHAT) - 1) :])
+    assert (await sent(some, content_encoding="gzip"))[0] == 200
+    status, _, answer = await sent(gzip.compress(b"") * 1001 + gzip.compress(CHAT), content_encoding="gzip")
+    assert status == 400
+    assert "gzip members" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "UTF8", '"utf-8"', "us-ascii"])
 async def test_charsets_that_are_utf_8(charset: str) -> None:
     assert (await sent(CHAT, content_type=f"application/json; charset={charset}"))[0] == 200

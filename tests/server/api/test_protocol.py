@@ -162,6 +162,17 @@ async def test_beyond_the_limit_a_client_is_told_so() -> None:
             431,
             "headers are too large",
         ),
+        (b"GET / HTTP/1.1\r\n" + TO + b"x: y\r\n" * 199 + b"\r\n", 431, "more than 200 lines"),
+        (b"GET / HTTP/1.1\r\n" + TO + b"x: y\n" * 5_000, 431, "more than 200 lines"),
+        (
+            b"POST / HTTP/1.1\r\n" + TO + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "exclude each other",
+        ),
+        (b"POST / HTTP/1.1\r\n" + TO + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd", 400, "Content-Length"),
+        (b"POST / HTTP/1.1\r\n" + TO + b"transfer-encoding: gzip, chunked\r\n\r\n", 501, "Transfer-Encoding"),
+        (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "HTTP/1.0"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "Host"),
         (
             b"POST / HTTP/1.1\r\n" + TO + b"content-length: many\r\n\r\n",
             400,
@@ -214,3 +225,49 @@ async def test_an_upgrade_that_is_not_made_is_answered_and_leaves_no_line(caplog
         wish = b"connection: upgrade, close\r\nupgrade: h2c\r\n"
         assert b" 200 " in await server.said(b"GET /health HTTP/1.1\r\n" + TO + wish + b"\r\n")
     assert not caplog.records
+
+
+async def test_http_1_0_is_answered_with_a_length_and_the_connection_ends() -> None:
+    async with served(FakeLease([SAID], "math")) as server:
+        status, headers, body = parsed(await server.said(post(CHAT).replace(b"HTTP/1.1", b"HTTP/1.0", 1)))
+    assert (status, body["choices"][0]["message"]["content"]) == (200, "Hello")
+    assert "transfer-encoding" not in headers
+
+
+async def test_a_stream_over_http_1_0_has_no_chunks_and_ends_with_the_connection() -> None:
+    body = json.dumps({**json.loads(CHAT), "stream": True}).encode()
+    async with served(FakeLease([SAID], "math")) as server:
+        answer = await server.said(post(body).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    head, _, frames = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert frames.startswith((b"data: ", b": "))
+    assert frames.endswith(b"data: [DONE]\n\n")
+
+
+async def test_who_expects_100_continue_is_told_to_go_on_and_then_answered() -> None:
+    head, _, body = post(CHAT, b"expect: 100-continue", b"connection: close").partition(b"\r\n\r\n")
+    async with served(FakeLease([SAID], "math")) as server:
+        reader, writer = await server.connect()
+        writer.write(head + b"\r\n\r\n")
+        assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(body)
+        assert b" 200 " in await reader.readline()
+        assert b"Hello" in await reader.read()
+
+
+async def test_who_expects_100_continue_for_what_is_refused_sends_no_body() -> None:
+    async with served() as server:
+        reader, writer = await server.connect()
+        expects = b"expect: 100-continue\r\ncontent-length: 99999999\r\n\r\n"
+        writer.write(b"POST " + PATH + b" HTTP/1.1\r\n" + TO + expects)
+        status, headers, _ = parsed(await reader.read())
+    assert (status, headers["connection"]) == (413, "close")
+
+
+async def test_a_bad_request_after_a_good_one_costs_the_good_one_nothing() -> None:
+    good = b"GET /health HTTP/1.1\r\n" + TO + b"\r\n"
+    bad = b"POST / HTTP/1.1\r\n" + TO + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served() as server:
+        answers = await server.said(good + bad + good)
+    assert answers.count(b'{"status":"ok"}') == 1, "what follows a refused request has no sure beginning"
+    assert answers.count(b"HTTP/1.1 400 ") == 1

@@ -34,13 +34,21 @@ def test_for_people_the_interface_stands_as_they_write_it() -> None:
     assert address_text("college.example", 80) == "college.example:80"
 
 
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "[::ffff:127.3.2.1]"])
+def test_an_ipv4_loopback_in_ipv6s_form_is_one(host: str) -> None:
+    assert is_loopback(host)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "LOCALHOST.", "a.localhost"])
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
     assert reachable(host) == host.strip("[]")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "2001:db8::7", "localhost.example", "college"])
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "10.0.0.1", "2001:db8::7", "::ffff:10.0.0.1", "localhost.example", "college", "fe80::1%eth0"],
+)
 def test_what_other_machines_reach_is_not_loopback(host: str) -> None:
     assert not is_loopback(host)
     assert is_everywhere(host) is (host in ("0.0.0.0", "::"))
