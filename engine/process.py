@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl.h
 SPARE = "coe spare"  # what a worker without a model is called
@@ -27,6 +28,12 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
     return dict(base) if told else {**base, "GOMP_SPINCOUNT": _SPIN_TURNS}
 
 
+_HINTS: Final[Mapping[int, str]] = {
+    signal.SIGKILL: "killed, perhaps by the kernel for lack of memory",
+    signal.SIGBUS: "a file that it had mapped was cut short, or its disk failed",  # Source: mmap(2), SIGBUS
+}
+
+
 def ending(code: int) -> str:
     """How a process ended, in words, by its exit code or the negative number of a signal."""
     if code >= 0:
@@ -35,8 +42,8 @@ def ending(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = "unknown"
-    hint = ": killed, perhaps by the kernel for lack of memory" if -code == signal.SIGKILL else ""
-    return f"signal {-code}, {name}{hint}"
+    hint = _HINTS.get(-code)
+    return f"signal {-code}, {name}{f': {hint}' if hint else ''}"
 
 
 def die_with(parent_pid: int) -> None:

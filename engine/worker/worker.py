@@ -41,9 +41,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import frames
-from ..errors import EngineError, LoadError, SwapError
+from ..errors import EngineError, LoadError, ModelFileError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
+from ..gguf.check import checked
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
@@ -164,7 +165,11 @@ class Worker:
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop:
         call_process(f"coe {spec.title}")
         self._free_before = gpu_free_bytes()
-        model = Model(spec, progress=self._progress)
+        try:
+            model = Model(spec, progress=self._progress)
+        except ModelFileError:
+            with checked(spec.path):  # a file that was cut short since its dry run: llama.cpp's own words do not say so
+                raise
         if spec.sharing is None and model.metadata(SKELETON) is not None:
             raise LoadError(f"{spec.path.name} is a skeleton without weights.", "Name its parent in the roster.")
         swapper = Swapper(model, spec) if spec.sharing is not None else None
