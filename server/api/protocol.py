@@ -44,15 +44,15 @@ class _BoundedParser(h11.Connection):
             _refuse_two_readings(event)
         return event
 
-    def send(self, event: Any) -> bytes | None:
-        """See h11.Connection. An answer that comes while its client waits for 100 (Continue) ends the connection.
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        """See h11.Connection, whose `send` asks it. An answer that comes while its client waits for 100 (Continue) ends the connection.
 
         Whether the body follows all the same is not known then (RFC 9110, 10.1.1), so no next request can be found.
         """
         if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
             headers = [*event.headers, (b"connection", b"close")]
             event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
-        return super().send(event)
+        return super().send_with_data_passthrough(event)
 
 
 def _refuse_two_readings(request: h11.Request) -> None:
