@@ -45,8 +45,9 @@ class _BoundedParser(h11.Connection):
         return event
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
-        """See h11.Connection, whose `send` asks it. An answer that comes while its client waits for 100 (Continue) ends the connection.
+        """See h11.Connection, whose `send` asks it.
 
+        An answer that comes while its client waits for 100 (Continue) ends the connection.
         Whether the body follows all the same is not known then (RFC 9110, 10.1.1), so no next request can be found.
         """
         if isinstance(event, h11.Response) and self.they_are_waiting_for_100_continue:
