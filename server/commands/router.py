@@ -45,7 +45,7 @@ class Sorted:
     labels: Any  # (n,), indices into names
     probabilities: Any  # (n, n_names)
     paths: tuple[str, ...]  # which classifier decided each
-    milliseconds: tuple[float, ...]  # of each
+    milliseconds: tuple[float, ...]  # of each distinct text
     warnings: tuple[str, ...]
 
 
@@ -131,7 +131,7 @@ def _supervisor(roster: Path | None) -> Supervisor:
 
 
 async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
-    """Read the file, and let the supervisor sort each of its texts as a conversation of its own."""
+    """Read the file, and let the supervisor sort each of its distinct texts as a conversation of its own."""
     import numpy as np
 
     from coe.router.conversation import Conversation
@@ -143,13 +143,15 @@ async def _sort(path: Path, supervisor: Supervisor) -> Sorted:
         names = supervisor.labels
         remedy = "write one of these, or name the roster whose `examples` teach it with --roster"
         questions: list[LabelledQuestion] = read_questions(path, names, remedy=remedy)
-        rows, paths, spent = [], [], []
-        for question in questions:
+        spent: list[float] = []
+        known: dict[str, tuple[list[float], str]] = {}  # logs repeat themselves, and the same text is sorted the same
+        for text in dict.fromkeys(question.text for question in questions):
             started = perf_counter()
-            found, how = await supervisor.probabilities(Conversation.from_text(question.text))
+            found, how = await supervisor.probabilities(Conversation.from_text(text))
             spent.append(1000 * (perf_counter() - started))
-            rows.append([found[name] for name in names])
-            paths.append(how)
+            known[text] = ([found[name] for name in names], how)
+        rows = [known[question.text][0] for question in questions]
+        paths = [known[question.text][1] for question in questions]
     finally:
         supervisor.close()
     labels = np.array([names.index(question.label) for question in questions])

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from coe.router.conversation import Conversation
 from coe.router.head_file import SHIPPED, load_head, save_head
+from coe.router.supervisor import Supervisor
 from coe.router.thresholds import load_thresholds
 from coe.server.cli import app
+from coe.server.commands.router import _sort
 from coe.server.roster.load import load_roster
 from coe.server.runtime.college import supervisor_of
 from fakes.server_process import run_coe, write_roster
@@ -40,6 +43,19 @@ def test_eval_router_prints_and_draws_the_figures(tmp_path: Path) -> None:
         assert figure in result.stdout
     assert "100.0 %" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+async def test_a_text_that_comes_again_is_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def probabilities(self: Supervisor, conversation: Conversation) -> tuple[dict[str, float], str]:
+        asked.append(conversation.passages[0].text)
+        return dict.fromkeys(self.labels, 0.0), "fake"
+
+    monkeypatch.setattr(Supervisor, "probabilities", probabilities)
+    found = await _sort(labelled(tmp_path), Supervisor([], encoder="none"))
+    assert len(asked) == len(set(asked)) == len(found.milliseconds) == 4
+    assert len(found.probabilities) == len(found.paths) == len(found.labels) == len(QUESTIONS)
 
 
 @pytest.mark.slow
