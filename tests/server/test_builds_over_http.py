@@ -143,7 +143,7 @@ def test_a_specialist_is_built_when_first_asked_for_and_served_without_a_restart
     assert mode(model) == mode(taught.PARENT) | 0o600, "what is released is as open as its parent"
     assert mode(model.with_suffix(".report.json")) == 0o600, "what it quotes is not"
     assert mode(model.parent) == mode(model.parent.parent)
-    server.until(lambda: facts(server)["available"])
+    server.until(lambda: bool(facts(server)["available"]), TRIES)
     assert right_answers(server, "law") >= 7
     assert right_answers(server, "math") <= 2, "the parent knows math, its specialist in law does not"
     served = server.chat(model="small", max_tokens=2)
