@@ -256,6 +256,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *map(line, rows)])
 
 
+def report(problems: Sequence[str]) -> int:
+    """Print what a soak found wrong, and give the exit code."""
+    for problem in problems[:40]:
+        print(f"PROBLEM: {problem}")
+    print("all well" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
 def verdict(met: bool) -> str:
     """How a figure stands to its target."""
     return "met" if met else "MISSED"

@@ -354,10 +354,7 @@ def main() -> None:
     print(_bench.describe_machine(threads))
     print(f"{minutes:g} minutes, {arguments.clients} clients\n")
     problems = asyncio.run(run(minutes, arguments.clients, arguments.seed, threads))
-    for problem in problems[:40]:
-        print(f"PROBLEM: {problem}")
-    print("all well" if not problems else f"{len(problems)} problems")
-    sys.exit(1 if problems else 0)
+    sys.exit(_bench.report(problems))
 
 
 if __name__ == "__main__":

@@ -302,10 +302,7 @@ def main() -> None:
     minutes, at_least = (0.4, 30) if arguments.quick else (arguments.minutes, arguments.changes)
     print(_bench.describe_machine(1))
     problems = asyncio.run(run(minutes, at_least, arguments.seed, per_domain=5))
-    for problem in problems[:40]:
-        print(f"PROBLEM: {problem}")
-    print("all well" if not problems else f"{len(problems)} problems")
-    sys.exit(1 if problems else 0)
+    sys.exit(_bench.report(problems))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ _MOST_WORDS: Final = 500  # characters of them
 # After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
 _QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
 # What a library prints when it takes its process down; the line that says more comes first.
-_TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Limits:
 def last_words(output: bytes) -> str:
     """The most telling line of what a process printed, the last one where none stands out; "" for no output."""
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = (line for mark in _TELLING for line in reversed(lines) if mark in line)
+    telling = (line for mark in TELLING for line in reversed(lines) if mark in line)
     return next(telling, lines[-1] if lines else "")[:_MOST_WORDS]
 
 

@@ -34,16 +34,20 @@ _HINTS: Final[Mapping[int, str]] = {
 }
 
 
+def signal_name(number: int) -> str | None:
+    """SIGKILL and the like; None for a number that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
 def ending(code: int) -> str:
     """How a process ended, in words, by its exit code or the negative number of a signal."""
     if code >= 0:
         return f"exit {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = "unknown"
     hint = _HINTS.get(-code)
-    return f"signal {-code}, {name}{f': {hint}' if hint else ''}"
+    return f"signal {-code}, {signal_name(-code) or 'unknown'}{f': {hint}' if hint else ''}"
 
 
 def die_with(parent_pid: int) -> None:

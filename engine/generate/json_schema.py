@@ -190,19 +190,7 @@ class _Tightener:
             follow(node, path)
 
     def _target(self, reference: str) -> Any:
-        """What a reference within the schema points at, None for any other."""
-        if not reference.startswith("#"):
-            return None
-        found = self._root
-        for part in reference[1:].split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, Mapping):
-                found = found.get(part)
-            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
-            else:
-                return None
-        return found if reference == "#" or reference.startswith("#/") else None
+        return target_of(reference, self._root)
 
     def _accepts(self, value: Any, schema: Any) -> bool:
         try:
@@ -370,6 +358,22 @@ def _tighten_formats(node: dict[str, Any], path: str) -> None:
     patterns = _FORMATS.get(named, ()) if isinstance(named, str) else ()
     if patterns:
         node["allOf"] = [*(node.get("allOf") or ()), *({"pattern": pattern} for pattern in patterns)]
+
+
+def target_of(reference: str, root: Any) -> Any:
+    """What a reference within a schema points at (RFC 6901), None for any other."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    found = root
+    for part in reference.split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found
 
 
 def types_of(node: Mapping[str, Any]) -> frozenset[str] | None:

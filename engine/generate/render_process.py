@@ -17,7 +17,6 @@ llama.cpp: a process takes some 12 MB of its own and 60 ms to start.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
@@ -30,7 +29,7 @@ from typing import Any, Final, NoReturn
 import jinja2
 
 from .. import frames
-from ..process import call_process, die_with
+from ..process import be_killed_before_parent, call_process, die_with
 from .jinja import RefusedError, compiled, rendered, told
 from .origin import spans_of
 
@@ -52,8 +51,7 @@ def _bound(memory_bytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    be_killed_before_parent(1000)
 
 
 class _Rendering:

@@ -18,7 +18,7 @@ from jinja2 import Template
 
 from .. import frames
 from ..errors import ModelTemplateError, TemplateError
-from ..process import rss_bytes
+from ..process import ending, rss_bytes
 from ..text import printable
 from ..units import size_text
 from .jinja import RefusedError, compiled, rendered, told
@@ -165,7 +165,7 @@ class RenderProcess:
             return self._over(f"takes more than {most_s} s of processor time")
         words = self._words.fileno()
         said = os.pread(words, 2000, max(0, os.fstat(words).st_size - 2000)).decode("utf-8", "replace").strip()
-        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended (exit {code})"
+        how = f"ended ({ending(code) if code is not None else 'and does not say how'})"
         last = printable(said.splitlines()[-1], 300) if said else "it printed nothing"
         return ModelTemplateError(f"The process that renders the model's chat template {how}: {last}.", _ANOTHER)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import GrammarError
-from .json_schema import JsonSchema, is_integral, is_wide
+from .json_schema import JsonSchema, is_integral, is_wide, target_of
 
 _BOUNDS: Final = ("minimum", "maximum")
 _SAYS_NOTHING: Final = frozenset(
@@ -109,16 +109,9 @@ class _Rules:
             reference = part.get("$ref")
             if isinstance(reference, str) and reference not in seen:
                 seen |= {reference}
-                if self._leads_to_wide(self._target(reference), seen):
+                if self._leads_to_wide(target_of(reference, self._root), seen):
                     return True
         return False
-
-    def _target(self, reference: str) -> Any:
-        found = self._root
-        for part in reference.removeprefix("#").split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            found = found[int(key)] if isinstance(found, list) else found[key]
-        return found
 
     def _alone(self, node: Any) -> Any:
         """A part of the schema as a schema of its own, with what its references point at."""
@@ -140,7 +133,7 @@ class _Rules:
         if reference not in self._of_reference:
             self._of_reference[reference] = f"d{len(self._of_reference)}"
             name = self._of_reference[reference]
-            self._lines.append(f"{name}: {self._rule(self._target(reference), reference)}")
+            self._lines.append(f"{name}: {self._rule(target_of(reference, self._root), reference)}")
         return self._of_reference[reference]
 
     def _values(self, node: Mapping[str, Any], path: str) -> str:

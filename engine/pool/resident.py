@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -19,10 +18,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
+from ..child import TELLING
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..private import child_environment
-from ..process import ending, worker_environment
+from ..process import ending, signal_name, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
 from .inbox import Inbox
@@ -315,8 +315,7 @@ class WorkerResident:
         if self._hung is not None:
             return self._hung
         code = self._process.returncode
-        marks = ("GGML_ASSERT", "ggml_abort", "Fatal Python error")
-        cause = next((line for mark in marks for line in self._tail if mark in line), None)
+        cause = next((line for mark in TELLING for line in self._tail if mark in line), None)
         if cause is None and self._tail and code is not None and code > 0:
             cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return f"died ({ending(code) if code is not None else 'with its server'}){f': {cause}' if cause else ''}"
@@ -327,9 +326,7 @@ class WorkerResident:
         code = self._process.returncode
         if code is None:
             return "unknown"
-        if code >= 0:
-            return f"exit {code}"
-        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return (signal_name(-code) if code < 0 else None) or ending(code)
 
     def _death(self) -> WorkerDiedError:
         kind = WorkerDiedError if self._hung is None else WorkerHungError

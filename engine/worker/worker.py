@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 
-from ..process import SPARE, be_killed_before_parent, call_process, die_with, rss_bytes
+from ..process import SPARE, be_killed_before_parent, call_process, die_with, effort, rss_bytes
 
 if __name__ == "__main__":
     # Before llama.cpp is imported, which takes half a second: a worker that is stopped meanwhile must end, too.
@@ -50,7 +50,6 @@ from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
 from ..logs import WORKER_LOGGER, print_uncaught
 from ..private import keep_private, make_files_private
-from ..process import die_with, effort
 from ..request import Event, GenerateRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +21,7 @@ from ..runtime.errors import ClientGoneError, RequestError, failure_of
 from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
-from .dialect import Dialect
+from .dialect import Dialect, error_response
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
@@ -111,7 +111,7 @@ def make_app(
     # A body that may come at all may come alone.
     app.add_middleware(BoundUploads, uploads=Uploads(max(settings.max_uploads_bytes, settings.max_body_bytes)))
     # Last, so outermost: what the others refuse is counted, too, and has an id.
-    app.add_middleware(Journal, metrics=metrics, slow_s=college.roster.server.slow_request_s)
+    app.add_middleware(Journal, metrics=metrics, slow_s=settings.slow_request_s)
     app.add_middleware(NameRequests)
     app.add_middleware(AnswerHead)
     return app
@@ -126,14 +126,14 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 return Response(status_code=204, headers={"allow": allow})
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
-        headers = dict(failure.headers)
+        response = error_response(dialect_at(request.scope["path"]), failure)
         if failure.status == 500:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(
                 "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
             )
             if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
-                headers[REQUEST_ID_HEADER] = name
+                response.headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
             # What was wrong with a request is told to its client alone: the message may quote it.
@@ -141,8 +141,7 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
             _log.debug(
                 "%s %s refused with %d: %s", request.method, shown(request.scope["path"]), failure.status, reason
             )
-        body = dialect_at(request.scope["path"]).error_body(failure)
-        return JSONResponse(body, failure.status, headers)
+        return response
 
     async def gone(request: Request, error: Exception) -> Response:
         _log.info("%s %s: the client left before it had its answer", request.method, shown(request.scope["path"]))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from starlette.responses import JSONResponse
+
 from ..runtime.answer import Answer, Outcome, Step
 from ..runtime.errors import Failure
 from ..runtime.request import Request
@@ -93,3 +95,8 @@ class Dialect(Protocol):
     def error_frame(self, failure: Failure) -> bytes:
         """An error after a stream's first byte; the stream ends with it."""
         ...
+
+
+def error_response(dialect: Dialect, failure: Failure) -> JSONResponse:
+    """An error in place of an answer, with the headers that belong to it."""
+    return JSONResponse(dialect.error_body(failure), failure.status, dict(failure.headers))

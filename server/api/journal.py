@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics, RunningRequest
+from .keys import credentials
 
 _log = logging.getLogger("coe.journal")
 
@@ -112,8 +113,7 @@ def _limited(limit: LineLimit, line: str) -> None:
 def _who(scope: Scope) -> str:
     """The address, and the key's fingerprint: of a hash, so that the log gives no key away."""
     address = (scope.get("client") or ("-",))[0]
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    key = given.partition(b" ")[2].strip()
+    _, key = credentials(scope)
     if not key:
         return f"from {address}"
     return f"from {address} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"

@@ -10,14 +10,13 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Final
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.engine.files import private_folder, read_bounded, state_folder, written_beside
 
 from ..roster.models import Roster
 from ..runtime.errors import NoKeyError, NotAdminError, RequestError, failure_of
-from .dialect import Dialect
+from .dialect import Dialect, error_response
 
 CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
@@ -127,6 +126,13 @@ def _listed(text: str) -> set[str]:
     return {key.strip() for key in text.split(",") if key.strip()}
 
 
+def credentials(scope: Scope) -> tuple[bytes, bytes]:
+    """Scheme and key of a request's Authorization header; empty where it has none."""
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, key = given.partition(b" ")
+    return scheme, key.strip()
+
+
 class RequireKey:
     """Every path but the health checks wants `Authorization: Bearer KEY`; keys are compared in constant time.
 
@@ -149,15 +155,13 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        body = self._dialect_at(scope["path"]).error_body(failure)
-        await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        scheme, key = credentials(scope)
         # Look at all of them: an early end would tell which one was nearly right.
-        chat = [compare_digest(key.strip(), known) for known in self._chat]
-        admin = [compare_digest(key.strip(), known) for known in self._admin]
+        chat = [compare_digest(key, known) for known in self._chat]
+        admin = [compare_digest(key, known) for known in self._admin]
         if scheme.lower() != b"bearer" or not (any(chat) or any(admin)):
             return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY.")
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering or any(admin):

@@ -24,7 +24,6 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -37,7 +36,7 @@ from ..runtime.errors import (
     SimpleRequestError,
     failure_of,
 )
-from .dialect import Dialect
+from .dialect import Dialect, error_response
 from .paths import shown
 
 _log = logging.getLogger(__name__)
@@ -124,8 +123,7 @@ class GuardDoors:
             return
         failure = failure_of(error)
         _log.debug("%s %s refused with %d: %s", scope["method"], shown(scope["path"]), failure.status, failure.code)
-        body = self._dialect_at(scope["path"]).error_body(failure)
-        await JSONResponse(body, failure.status, dict(failure.headers))(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
 
     def _is_served(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] is Match.FULL for route in self._served.routes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,16 +50,19 @@ class _Path:
     """A path as it is written in its routes, and the methods that they take."""
 
     path: str
+    written: str  # for people: `/v1/models/{name}`, without the framework's converters
+    pattern: re.Pattern[str]
     methods: Sequence[str]
 
-    @property
-    def written(self) -> str:
-        """The path for people: `/v1/models/{name}`, without the framework's converters."""
-        return compile_path(self.path)[1]
+    @classmethod
+    def of(cls, path: str, methods: Iterable[str]) -> _Path:
+        """A path that routes are written with; it is compiled here, and not for every request that misses it."""
+        pattern, written, _ = compile_path(path)
+        return cls(path, written, pattern, sorted({*methods} - {"HEAD"}))
 
     def takes(self, asked: str) -> bool:
         """Whether a request's path is this one."""
-        return compile_path(self.path)[0].match(asked) is not None
+        return self.pattern.match(asked) is not None
 
     @property
     def allow(self) -> str:
@@ -75,7 +79,7 @@ class Paths:
         for route in app.routes:
             if isinstance(route, Route):
                 methods.setdefault(route.path, []).extend(route.methods or ())
-        self._paths = [_Path(path, sorted({*taken} - {"HEAD"})) for path, taken in methods.items()]
+        self._paths = [_Path.of(path, taken) for path, taken in methods.items()]
 
     def card(self) -> dict[str, Any]:
         """What is served where, for people and programs that ask for the root."""

@@ -23,6 +23,7 @@ from coe.router.thresholds import threshold_problems
 
 from ..api.keys import read_keys
 from ..roster.load import load_roster
+from ..roster.model_files import pull_remedy
 from ..roster.models import Roster
 from ..roster.source import RosterError
 from ..runtime.availability import (
@@ -121,34 +122,34 @@ def print_report(
     out.print(_table(entries, to_build))
     servable = [name for name, item in entries.items() if isinstance(item, Servable)]
     for names, why in _reasons(entries, to_build).items():
-        _line(out, f"{', '.join(names)}: {why}")
+        print_line(out, f"{', '.join(names)}: {why}")
     _print_what_fits(residents(entries), budget_bytes, out)
     for line in sharing:
-        _line(out, line)
+        print_line(out, line)
     if servable:
-        _line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(entries))}.")
+        print_line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(entries))}.")
     for name, item in entries.items():
         for found in item.doubts if isinstance(item, Servable) else ():
-            _line(out, f"warning: {name}: {found}")
+            print_line(out, f"warning: {name}: {found}")
     for problem in roster.warnings:
-        _line(out, f"warning: {problem}")
+        print_line(out, f"warning: {problem}")
     if (doubt := encoder_doubt(roster)) is not None:
-        _line(out, f"warning: router.encoder: {doubt}")
+        print_line(out, f"warning: router.encoder: {doubt}")
     for doubt in doubts:
-        _line(out, f"warning: {doubt}")
+        print_line(out, f"warning: {doubt}")
     if (doubt := models_dir_doubt(roster, entries)) is not None:
-        _line(out, f"warning: models_dir: {doubt}")
+        print_line(out, f"warning: models_dir: {doubt}")
     for doubt in budget_doubts(roster, entries, budget_bytes):
-        _line(out, f"warning: {doubt}")
+        print_line(out, f"warning: {doubt}")
     if not servable and any(not plan.missing for plan in to_build.values()):
-        _line(out, "Nothing in this roster can be served before it is built.")
+        print_line(out, "Nothing in this roster can be served before it is built.")
         return 0
     if not servable:
-        _line(
+        print_line(
             out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
         )
         return 1
-    _line(out, f"{len(servable)} of {len(entries)} can be served.")
+    print_line(out, f"{len(servable)} of {len(entries)} can be served.")
     return 0
 
 
@@ -185,30 +186,24 @@ def models_dir_doubt(roster: Roster, entries: Mapping[str, Servable | Unavailabl
     return f"{there} {why}, and {', '.join(writers)} would be fetched, cut or built there. Name another folder."
 
 
-def _line(out: Console, text: str) -> None:
-    print_line(out, text)
-
-
 def _reasons(
     entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]
 ) -> dict[tuple[str, ...], str]:
     """Why specialists cannot be served and what to do, each sentence once with all names that it is said of."""
-    names: dict[tuple[str, str], list[str]] = {}
+    said: dict[str, list[str]] = {}
+    pulls: dict[str, list[str]] = {}
     for name, item in entries.items():
-        if isinstance(item, Unavailable):
-            missing = to_build[name].missing if name in to_build else ""
-            reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
-            names.setdefault((reason, missing or item.remedy), []).append(name)
-    pulled: dict[tuple[str, ...], str] = {}
-    by_reason: dict[str, list[str]] = {}
-    for (reason, remedy), those in names.items():
-        if reason and remedy == f"Run: coe pull {those[0]}" and len(those) == 1:
-            by_reason.setdefault(reason, []).append(those[0])
+        if not isinstance(item, Unavailable):
+            continue
+        missing = to_build[name].missing if name in to_build else ""
+        reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
+        if item.location.pull and reason and not missing:
+            pulls.setdefault(reason, []).append(name)
         else:
-            pulled[tuple(those)] = f"{reason} {remedy}".strip()
-    for reason, those in by_reason.items():
-        pulled[tuple(those)] = f"{reason} Run: coe pull {' '.join(those)}"
-    return pulled
+            said.setdefault(f"{reason} {missing or item.remedy}".strip(), []).append(name)
+    for reason, those in pulls.items():
+        said[f"{reason} {pull_remedy(entries[name].location.pull for name in those)}"] = those
+    return {tuple(those): sentence for sentence, those in said.items()}
 
 
 def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
@@ -248,17 +243,17 @@ def _print_what_fits(plans: Sequence[ResidentPlan], budget_bytes: int | None, ou
         return
     if budget_bytes is None:
         total = size_text(sum(plan.bytes for plan in plans))
-        _line(out, f"The budget is not known; all residents together take {total}.")
+        print_line(out, f"The budget is not known; all residents together take {total}.")
         return
     first = fit_in_order(plans, budget_bytes)
     used = size_text(sum(plan.bytes for plan in first))
-    _line(out, f"Budget {size_text(budget_bytes)}, distinct residents: {len(plans)}.")
-    _line(out, f"In roster order these fit together: {', '.join(plan.title for plan in first)} ({used}).")
+    print_line(out, f"Budget {size_text(budget_bytes)}, distinct residents: {len(plans)}.")
+    print_line(out, f"In roster order these fit together: {', '.join(plan.title for plan in first)} ({used}).")
     if len(first) == len(plans):
         return
-    _line(out, f"At most {most_that_fit(plans, budget_bytes)} fit at once.")
+    print_line(out, f"At most {most_that_fit(plans, budget_bytes)} fit at once.")
     sets = maximal_sets(plans, budget_bytes)
     if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
         for chosen in sets:
             total = size_text(sum(plan.bytes for plan in chosen))
-            _line(out, f"  {', '.join(plan.title for plan in chosen)} ({total})")
+            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({total})")

@@ -29,6 +29,7 @@ class Location:
     files: all files of it, in order.
     sources: other files that its weights are taken from when it is loaded (a parent's).
     altered: it is there, and is not the file that the roster pins.
+    pull:    what `coe pull` is to be told to fetch it; "" where that does not help.
     """
 
     path: Path | None
@@ -37,6 +38,7 @@ class Location:
     reason: str = ""
     remedy: str = ""
     altered: bool = False
+    pull: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -142,16 +144,25 @@ def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
     return Location(path, (path,))
 
 
-def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:
+def pull_remedy(names: Iterable[str]) -> str:
+    """What to do about models that are not downloaded."""
+    return f"Run: coe pull {' '.join(dict.fromkeys(names))}"
+
+
+def locate_in_folder(folder: Path, pattern: str, remedy: str, pull: str = "") -> Location:
     """The one model in a folder, subfolders included, that the pattern finds. Hidden folders are left out:
-    unfinished downloads lie there."""
+    unfinished downloads lie there. pull: see Location."""
+
+    def absent(reason: str) -> Location:
+        return Location(None, reason=reason, remedy=remedy, pull=pull)
+
     if not os.path.isdir(folder):
-        return Location(None, reason=f"Not downloaded: there is no folder {folder}.", remedy=remedy)
+        return absent(f"Not downloaded: there is no folder {folder}.")
     files = [path.relative_to(folder) for path in folder.rglob("*") if os.path.isfile(path)]
     names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
     models = matching_models(names, pattern)
     if not models:
-        return Location(None, reason=f"No file in {folder} matches {pattern!r}.", remedy=remedy)
+        return absent(f"No file in {folder} matches {pattern!r}.")
     if len(models) > 1:
         found = ", ".join(model[0] for model in models)
         return Location(
@@ -162,7 +173,7 @@ def locate_in_folder(folder: Path, pattern: str, remedy: str) -> Location:
     missing = parts_missing(models[0])
     if missing:
         numbers = ", ".join(map(str, missing[:_MOST_NAMED])) + (" and more" if len(missing) > _MOST_NAMED else "")
-        return Location(None, reason=f"The model in {folder} lacks part {numbers}.", remedy=remedy)
+        return absent(f"The model in {folder} lacks part {numbers}.")
     parts = tuple(folder / name for name in models[0])
     return Location(parts[0], parts)
 

@@ -39,6 +39,7 @@ from .model_files import (
     locate_file,
     locate_in_folder,
     locate_in_package,
+    pull_remedy,
     repository_folder,
 )
 from .source import Problem
@@ -346,12 +347,11 @@ class ModelSource(Section):
         return found if self.sha256 is None else held_to(found, self.sha256, pull_name)
 
     def _find(self, models_dir: Path, pull_name: str) -> Location:
-        remedy = f"Run: coe pull {pull_name}"
         if self.package is not None:
             return locate_in_package(self.package, self.pattern or "*.gguf")
         if self.repo is not None:
             folder = repository_folder(models_dir, self.repo)
-            return locate_in_folder(folder, self.pattern or "*.gguf", remedy)
+            return locate_in_folder(folder, self.pattern or "*.gguf", pull_remedy([pull_name]), pull_name)
         path = models_dir / expanded(self.file or "")
         return locate_file(path, f"Put the file there, or correct `file` of {pull_name} in the roster.")
 

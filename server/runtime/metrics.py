@@ -65,7 +65,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def ended(self, specialist: str, outcome: str, seconds: float) -> None:
-        """A request was done with. specialist: a name of the roster; outcome: one of Outcome."""
+        """A request was done with. specialist: a name of the roster; outcome: answered, refused, failed or left."""
         self._duration_s.labels(specialist, outcome).observe(seconds)
 
     def routed(self, specialist: str, path: str, seconds: float) -> None:
