@@ -122,7 +122,7 @@ class Pool:
         """What is resident and who waits, a line each, for a person: titles, request ids and ages, no texts."""
         now = self._clock()
         lines = [
-            f"resident {booking.label}: {booking.state.value}, {booking.leases} leases, "
+            f"{booking.label}: {booking.state.value}, {booking.leases} leases, "
             f"{size_text(booking.vram_bytes)}, last used {now - booking.last_used:.1f} s ago"
             for booking in self._bookings.residents.values()
         ]

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics, RunningRequest
 from .keys import credentials
+from .paths import shown
 
 _log = logging.getLogger("coe.journal")
 
@@ -74,10 +75,12 @@ class Journal:
         if request.specialist != "-" or request.model != "-":
             self._metrics.ended(request.specialist, outcome, took_s)
         who = _who(scope)
+        # What is refused before it has met its route is named by what was asked for.
+        place = shown(scope["path"]) if request.route == "other" else request.route
         if status >= 400 and status != 499 and request.route not in ("/ready", "/health"):
             _limited(
                 self._refusals,
-                f"refused {scope['method']} {request.route} with {status} {code}: model {request.model}, {who}",
+                f"refused {scope['method']} {place} with {status} {code}: model {request.model}, {who}",
             )
         elif 0 < self._slow_s < took_s:
             _limited(
@@ -87,7 +90,7 @@ class Journal:
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
             what = scope.get("path_params", {}).get("name") or request.model
-            _log.info("administration: POST %s of %s %s: %d %s", request.route, what, who, status, outcome)
+            _log.info("administration: POST %s of %s %s: %d %s", place, what, who, status, outcome)
 
 
 def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:

@@ -34,6 +34,16 @@ async def test_a_refusal_has_a_line_with_model_reason_and_who_asked(caplog: pyte
     assert "\n" not in line
 
 
+async def test_what_is_refused_before_its_route_is_named_by_its_path(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    client = asking({"model": "math"}, {"origin": "http://evil.example"})
+    await post(ServedCollege([]), client, "/v1/pool/unload\nforged")
+    refused, audit = lines(caplog)
+    assert refused.startswith("refused POST /v1/pool/unload\\nforged with 403 origin_not_allowed")
+    assert audit.startswith("administration: POST /v1/pool/unload\\nforged of - from")
+    assert "\n" not in refused + audit
+
+
 async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     client = asking(CHAT)
