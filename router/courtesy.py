@@ -90,7 +90,11 @@ def _is_courtesy(clause: str) -> bool:
 
 
 def _without_thanks(clause: str) -> str:
-    match = next((m for m in _THANKING.finditer(clause) if _is_courtesy(clause[m.start() :])), None)
+    # No more words than a courtesy may have can follow: each beginning in a long text would be read to its end.
+    words = [word.start() for word in _WORD.finditer(_SMILEY.sub(lambda smiley: " " * len(smiley[0]), clause))]
+    first = words[-MOST_WORDS - 1] + 1 if len(words) > MOST_WORDS else 0
+    late = (match for match in _THANKING.finditer(clause) if match.start() >= first)
+    match = next((match for match in late if _is_courtesy(clause[match.start() :])), None)
     return clause if match is None else clause[: match.start()] + " "
 
 

@@ -204,3 +204,11 @@ def test_any_mask_comes_back_from_every_form(tmp_path_factory: pytest.TempPathFa
     ]
     for content, kind in forms:
         assert read_mask(written(folder, content), parent, kind=kind).keep == keep
+
+
+def test_a_layer_that_comes_twice_among_many_is_found_in_one_reading(tmp_path: Path) -> None:
+    """A key at a time, 400,000 of them would be compared with each other for an hour."""
+    path = tmp_path / "theirs.json"
+    path.write_text("{" + ",".join(f'"{layer}":0' for layer in range(400_000)) + ',"399999":1}')
+    with pytest.raises(MaskError, match=r"it has the key '399999' twice"):
+        read_mask(path, PARENT)
