@@ -86,14 +86,14 @@ class Grammar:
         Raises GrammarError when the schema is none, asks for what llguidance does not know, or is too large.
         """
         text = json.dumps(schema)
-        options: JsonCompileOptions = {"whitespace_pattern": _WHITE_SPACE}
-        if not needs_escapes(schema):
-            options["json_allowed_escapes"] = _ESCAPES
         if len(text) > _MAX_SCHEMA_CHARS:
             raise GrammarError(
                 f"response_format.json_schema has {len(text):,} characters; {_MAX_SCHEMA_CHARS:,} are taken.",
                 "Shorten the schema.",
             )
+        options: JsonCompileOptions = {"whitespace_pattern": _WHITE_SPACE}
+        if not needs_escapes(text):
+            options["json_allowed_escapes"] = _ESCAPES
         read = JsonSchema.read(schema)
         try:
             if has_wide_numbers(read.followed):

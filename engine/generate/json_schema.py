@@ -9,7 +9,6 @@ refused, by the keyword's name. What may come out is tested against a validator,
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -481,9 +480,9 @@ def is_wide(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT
 
 
-def needs_escapes(schema: Any) -> bool:
-    r"""Whether a text in a schema can only be written with \uXXXX."""
-    return _ESCAPED.search(json.dumps(schema)) is not None
+def needs_escapes(written: str) -> bool:
+    r"""Whether a text in a schema, which is given as JSON, can only be written with \uXXXX."""
+    return _ESCAPED.search(written) is not None
 
 
 _ESCAPED: Final = re.compile(r"\\u00[01][0-9a-f]|\x7f")
