@@ -53,7 +53,8 @@ def of_words(content: bytes, draw: random.Random) -> bytes:
     if chance < 0.2:
         lines = content.splitlines(keepends=True)
         at = draw.randrange(len(lines))
-        return b"".join([*lines[:at], lines[at] * draw.choice((2, 100, 100_000)), *lines[at + 1 :]])
+        # Not more: 100,000 questions are work for minutes, and no hang.
+        return b"".join([*lines[:at], lines[at] * draw.choice((2, 100, 5_000)), *lines[at + 1 :]])
     words = list(_WORD.finditer(content))
     for word in sorted(draw.sample(words, min(len(words), draw.choice((1, 1, 2, 5)))), key=lambda w: -w.start()):
         other = draw.choice(words)[0]
