@@ -14,9 +14,10 @@ class Finish(StrEnum):
     """Why an answer ended."""
 
     STOP = "stop"  # end of turn, or a stop string
+    CALLS = "calls"  # end of turn, after calls of tools whose results are awaited
     LENGTH = "length"  # max_tokens, or the context is full
     LOOP = "loop"  # the loop guard ended it
-    INVALID = "invalid"  # it ended by itself and breaks its schema all the same
+    INVALID = "invalid"  # it ended by itself and breaks its schema, or a tool's, all the same
     CANCELLED = "cancelled"  # the client left
 
 
@@ -29,10 +30,37 @@ class Patience(StrEnum):
 
 
 @dataclass(frozen=True)
+class Tool:
+    """A function that a client offers. parameters: JSON schema of its arguments. strict: these must keep to it."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """How tools may be called.
+
+    required: the answer must be a call. only: names of those that may be called, all when it is empty.
+    parallel: an answer may have several calls. generic: in the form for models whose template knows no tools.
+    """
+
+    required: bool = False
+    only: Sequence[str] = ()
+    parallel: bool = True
+    generic: bool = False
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One answer wanted from one specialist.
 
-    messages or prompt: a conversation for the chat template, or a text to be continued as it is.
+    messages or prompt: a conversation for the chat template, or a text to be continued as it is. An assistant's message
+                may have `tool_calls`, each {"id", "name", "arguments": an object}, and its `reasoning`; a tool's has
+                `tool_call_id` and `name`.
+    tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
     max_tokens: None for what the context leaves.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
@@ -43,6 +71,8 @@ class GenerateRequest:
     specialist: str
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
+    tools: Sequence[Tool] = ()
+    tool_use: ToolUse = field(default_factory=ToolUse)
     raw_prompt: bool = False
     thinking: Thinking = field(default_factory=Thinking)
     sampling: Sampling = field(default_factory=Sampling)
@@ -67,6 +97,8 @@ class GenerateRequest:
         thinking = dict(values["thinking"])
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
+        values["tools"] = tuple(Tool(**tool) for tool in values["tools"])
+        values["tool_use"] = ToolUse(**values["tool_use"])
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
         values["loop_guard"] = Patience(values["loop_guard"]) if values["loop_guard"] else None
         return cls(**values)
@@ -100,13 +132,23 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class CallPiece:
+    """What is new of a call: its tool's name first, then pieces of its arguments' JSON. index: of an answer's calls."""
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Delta:
-    """New text of an answer."""
+    """New text of an answer, and what is new of its calls."""
 
     id: str
     text: str = ""
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[CallPiece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +160,7 @@ class Finished:
     violation: what the answer breaks of its schema, when it is invalid.
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
+    malformed_calls: what began as a call and was none; it came as text.
     """
 
     id: str
@@ -131,6 +174,7 @@ class Finished:
     queued_s: float = 0.0
     violation: str | None = None
     conforms: bool | None = None
+    malformed_calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,8 +196,9 @@ def event_to_json(event: Event) -> dict[str, Any]:
     """For the wire."""
     # One a token: asdict, which looks into everything, would take longer than writing the JSON.
     data = {"event": type(event).__name__, **vars(event)}
-    if data.get("logprobs"):
-        data["logprobs"] = [asdict(entry) for entry in data["logprobs"]]
+    for name in ("logprobs", "calls"):
+        if data.get(name):
+            data[name] = [asdict(entry) for entry in data[name]]
     return data
 
 
@@ -164,4 +209,5 @@ def event_from_json(data: Mapping[str, Any]) -> Event:
         values["reason"] = Finish(values["reason"])
     if data["event"] == "Delta":
         values["logprobs"] = tuple(TokenLogprob(**entry) for entry in values["logprobs"])
+        values["calls"] = tuple(CallPiece(**entry) for entry in values["calls"])
     return EVENTS[data["event"]](**values)

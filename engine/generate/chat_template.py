@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ..errors import TemplateError, ThinkingPolicyError
 from ..spec import Thinking, ThinkingMode
@@ -50,6 +50,8 @@ class Prompt:
     tags: opening and closing strings of thinking blocks to look for in the answer.
     thinking_open: the prompt itself has opened the block.
     own: the parts of the text that are the template's, and the only ones in which control tokens are read.
+    closed_by_ban: the answer goes on in a turn that has begun, where the template has no closed thinking block: to keep
+          it closed, its opening is not to be drawn.
     """
 
     text: str
@@ -57,6 +59,7 @@ class Prompt:
     tags: tuple[tuple[str, str], ...]
     thinking_open: bool = False
     own: Spans = ()
+    closed_by_ban: bool = False
 
 
 class ChatTemplate:
@@ -70,37 +73,45 @@ class ChatTemplate:
         self.source = renderer.source
         self.family = next((family for family in FAMILIES if family.mark in renderer.source), None)
 
-    def _render(self, messages: Sequence[Message], *, thinking: bool, answer: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], *, thinking: bool, answer: bool, tools: Sequence[Any] | None = None
+    ) -> str:
         # enable_thinking: Qwen 3, Gemma 4; thinking: DeepSeek V3.1
-        flags = {"add_generation_prompt": answer, "enable_thinking": thinking, "thinking": thinking}
+        flags: dict[str, Any] = {"add_generation_prompt": answer, "enable_thinking": thinking, "thinking": thinking}
+        if tools:
+            flags["tools"] = list(tools)
         return self._renderer.render(messages, self._own, flags)
 
     def close(self) -> None:
         """Free what renders it."""
         self._renderer.close()
 
-    def prompt(self, messages: Sequence[Message], policy: Thinking) -> Prompt:
-        """Render a conversation. A trailing assistant message is continued, not closed.
+    def prompt(self, messages: Sequence[Message], policy: Thinking, tools: Sequence[Any] | None = None) -> Prompt:
+        """Render a conversation. A trailing assistant message is continued, not closed, but for one with calls.
+
+        tools: as the template reads them.
 
         Raises TemplateError when the template refuses the messages, ModelTemplateError when it costs too much,
         ThinkingPolicyError when the policy cannot be carried out with this template.
         """
         start = ""
-        if messages and messages[-1]["role"] == "assistant":
+        if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             start = _CLIENT_CLOSED.sub("", str(messages[-1].get("content") or ""))
             messages = messages[:-1]
         thinks = policy.mode is not ThinkingMode.OFF
         try:
-            text = self._render(messages, thinking=thinks, answer=True)
+            text = self._render(messages, thinking=thinks, answer=True, tools=tools)
         except TemplateError:
             merged = _system_into_user(messages)
             if merged is None:
                 raise
             messages = merged
-            text = self._render(messages, thinking=thinks, answer=True)
-        history = self._render(messages, thinking=thinks, answer=False)
+            text = self._render(messages, thinking=thinks, answer=True, tools=tools)
+        history = self._render(messages, thinking=thinks, answer=False, tools=tools)
         shared = len(history) if text.startswith(history) else 0
-        prefill = self._close(text, policy) if not thinks else self._require_thinking(policy)
+        goes_on = text == history and bool(messages) and messages[-1]["role"] == "tool"
+        banned = goes_on and not thinks and policy.prefill is None and self.family is not None
+        prefill = "" if banned else self._close(text, policy) if not thinks else self._require_thinking(policy)
         text = joined((text, Own.literal(prefill)))
         family = self.family
         opened = bool(thinks and family and _ends_in_own(text, family.opening))
@@ -112,7 +123,7 @@ class ChatTemplate:
             else:
                 text = joined((text, Own.literal(self._rest_of_block(text, family))))
         whole = joined((text, start))
-        return Prompt(str.__str__(whole), shared, self.tags, opened and not start, spans_of(whole))
+        return Prompt(str.__str__(whole), shared, self.tags, opened and not start, spans_of(whole), banned)
 
     def conversation(self, messages: Sequence[Message], policy: Thinking) -> Prompt:
         """A conversation whose last answer is finished: it begins as the policy demands, and its turn is closed.

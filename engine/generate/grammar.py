@@ -6,6 +6,7 @@ minutes, deep repetitions overflowed its stack. llguidance counts what it spends
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import re
@@ -21,7 +22,7 @@ from ..errors import GrammarError
 from ..llama.vocab import Vocab
 from .conformity import Conformity
 from .json_schema import SIMPLIFY, JsonSchema, needs_escapes
-from .wide_numbers import has_wide_numbers, lark_of
+from .wide_numbers import has_wide_numbers, ignoring, rules_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # a name of its type stub alone
@@ -42,7 +43,8 @@ _LIMITS: Final = LLParserLimits(
 )
 
 
-_MAX_SCHEMA_CHARS: Final = 256 * 1024
+_FORMAT: Final = "response_format.json_schema"
+MAX_SCHEMA_CHARS: Final = 256 * 1024
 
 
 def schema_of(response_format: Mapping[str, Any] | None) -> Any | None:
@@ -77,40 +79,87 @@ def tokenizer_of(vocab: Vocab) -> LLTokenizer:
     return made
 
 
+def options_of(written: str) -> JsonCompileOptions:
+    """How the library is to write the JSON of a schema, whose own JSON is `written`."""
+    options: JsonCompileOptions = {"whitespace_pattern": _WHITE_SPACE}
+    if not needs_escapes(written):
+        options["json_allowed_escapes"] = _ESCAPES
+    return options
+
+
+def json_rule(schema: JsonSchema, prefix: str = "") -> tuple[str, list[str]]:
+    """A schema's Lark rules: the first one's name, and all of them. prefix: what their names begin with.
+
+    Raises GrammarError when it cannot be followed.
+    """
+    options = options_of(json.dumps(schema.wanted))
+    if has_wide_numbers(schema.followed):
+        start, lines = rules_of(schema, options, prefix)
+        return start, [*ignoring(options), *lines]
+    followed = schema.followed if isinstance(schema.followed, Mapping) else {"allOf": [schema.followed]}
+    return f"{prefix}json", [f"{prefix}json: %json {json.dumps({**followed, 'x-guidance': options})}"]
+
+
 class Grammar:
-    """What a JSON schema still allows, token by token."""
+    """What a grammar still allows, token by token."""
 
-    def __init__(self, tokenizer: LLTokenizer, schema: Any) -> None:
-        """Takes up to seconds; other Python threads go on meanwhile.
+    def __init__(
+        self, tokenizer: LLTokenizer, grammar: str, conformity: Conformity | None = None, *, subject: str = _FORMAT
+    ) -> None:
+        """grammar: in one of the library's forms. conformity: of a finished answer. subject: what asks for it, for
+        messages.
 
-        Raises GrammarError when the schema is none, asks for what llguidance does not know, or is too large.
+        Takes up to seconds; other Python threads go on meanwhile.
+        Raises GrammarError when it asks for what llguidance does not know, or is too large.
         """
-        text = json.dumps(schema)
-        if len(text) > _MAX_SCHEMA_CHARS:
-            raise GrammarError(
-                f"response_format.json_schema has {len(text):,} characters; {_MAX_SCHEMA_CHARS:,} are taken.",
-                "Shorten the schema.",
-            )
-        options: JsonCompileOptions = {"whitespace_pattern": _WHITE_SPACE}
-        if not needs_escapes(text):
-            options["json_allowed_escapes"] = _ESCAPES
-        read = JsonSchema.read(schema)
-        try:
-            if has_wide_numbers(read.followed):
-                grammar = LLMatcher.grammar_from_lark(lark_of(read, options))
-            else:
-                grammar = LLMatcher.grammar_from_json_schema(json.dumps(read.followed), overrides=options)
-        except (ValueError, TypeError) as error:
-            raise GrammarError(
-                f"response_format.json_schema cannot be followed: {_reason(str(error))}.", SIMPLIFY
-            ) from error
-        self._conformity = Conformity(read)
+        self._conformity = conformity
+        self._subject = subject
         self._tokenizer = tokenizer
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
-        self._require_sound("response_format.json_schema cannot be followed")
+        self._require_sound(f"{subject} cannot be followed")
         self.allowed()  # the first look is the expensive one, and here no answer waits for it
+
+    @classmethod
+    def of_schema(cls, tokenizer: LLTokenizer, schema: Any) -> Grammar:
+        """The grammar of answers in JSON. Raises GrammarError for what is no schema, too, and as the constructor."""
+        text = json.dumps(schema)
+        if len(text) > MAX_SCHEMA_CHARS:
+            raise GrammarError(
+                f"{_FORMAT} has {len(text):,} characters; {MAX_SCHEMA_CHARS:,} are taken.", "Shorten the schema."
+            )
+        read = JsonSchema.read(schema)
+        try:
+            if has_wide_numbers(read.followed):
+                start, lines = json_rule(read)
+                grammar = LLMatcher.grammar_from_lark("\n".join([f"start: {start}", *lines]))
+            else:
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps(read.followed), overrides=options_of(text))
+        except (ValueError, TypeError) as error:
+            raise GrammarError(f"{_FORMAT} cannot be followed: {_reason(str(error))}.", SIMPLIFY) from error
+        return cls(tokenizer, grammar, Conformity(read))
+
+    def copy(self) -> Grammar:
+        """Another one at the same place, which goes its own way."""
+        made = copy.copy(self)
+        made._matcher = self._matcher.deep_copy()
+        made._bits = self._bits.copy()
+        return made
+
+    def take_text(self, text: str) -> bool:
+        """Go on by a text if all of it is allowed; otherwise nothing changes and False is given. Raises as `take`."""
+        tokens = self._tokenizer.tokenize_bytes(text.encode())
+        taken: int = self._matcher.try_consume_tokens(tokens)
+        self._require_sound(f"The answer cannot be held to {self._subject} any further")
+        if taken < len(tokens):
+            self._matcher.rollback(taken)
+        return taken == len(tokens)
+
+    @property
+    def could_end(self) -> bool:
+        """Whether the answer may end here."""
+        return bool(self._matcher.is_accepting())
 
     @property
     def complete(self) -> bool:
@@ -123,7 +172,7 @@ class Grammar:
         Raises GrammarError when finding that out would cost too much.
         """
         taken: int = self._matcher.try_consume_tokens([token])
-        self._require_sound("The answer cannot be held to response_format.json_schema any further")
+        self._require_sound(f"The answer cannot be held to {self._subject} any further")
         return taken == 1
 
     def allowed(self) -> NDArray[np.intp]:
@@ -132,11 +181,11 @@ class Grammar:
         Raises GrammarError when there is none, or finding them would cost too much.
         """
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._require_sound("The answer cannot be held to response_format.json_schema any further")
+        self._require_sound(f"The answer cannot be held to {self._subject} any further")
         mask = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
         found = np.flatnonzero(mask)
         if not len(found):
-            raise GrammarError("response_format.json_schema leaves no token that could follow.", SIMPLIFY)
+            raise GrammarError(f"{self._subject} leaves no token that could follow.", SIMPLIFY)
         return found
 
     def could_have_ended(self, token: int) -> bool:
@@ -158,14 +207,14 @@ class Grammar:
 
     def _take_again(self, token: int) -> None:
         self._matcher.try_consume_tokens([token])
-        self._require_sound("The answer cannot be held to response_format.json_schema any further")
+        self._require_sound(f"The answer cannot be held to {self._subject} any further")
 
     def violation(self, answer: str) -> str | None:
         """What a finished answer breaks of the schema, None when it keeps to it: never trust, check.
 
         Raises GrammarError when finding that out would cost too much.
         """
-        return self._conformity.violation(answer)
+        return self._conformity.violation(answer) if self._conformity is not None else None
 
     def _require_sound(self, what: str) -> None:
         if self._matcher.is_error():

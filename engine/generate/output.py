@@ -108,7 +108,7 @@ class Split(NamedTuple):
     reasoning: str
 
 
-class _Markdown:
+class Markdown:
     """Whether a place in a Markdown text is code: in a fence, or in a code span.
 
     Differs from CommonMark where a stream must: a code span ends with its line at the latest, so that a stray backtick
@@ -123,6 +123,11 @@ class _Markdown:
         self._fence = ""  # the run that opened the fence
         self._info_line = False  # on the line that opened the fence
         self._may_close = False  # on a line that has held nothing but a run which closes the fence
+
+    @property
+    def in_fence(self) -> bool:
+        """Whether the text so far ends within a fence."""
+        return bool(self._fence)
 
     def is_code(self, char: str) -> bool:
         """Whether `char`, the next one, stands in code. Asking changes no later answer."""
@@ -171,7 +176,7 @@ class ThinkSplitter:
     inside: the prompt has already opened a block; the closing tag of any pair then ends it.
     verbatim: tags count only in a block that the prompt has opened; the answer after it comes out as it is.
 
-    In the answer, tags count only outside Markdown code (see _Markdown): code that mentions `<think>` is an answer.
+    In the answer, tags count only outside Markdown code (see Markdown): code that mentions `<think>` is an answer.
     In reasoning the pair's first closing tag counts wherever it stands, since an unclosed backtick must not
     hide the answer. A closing tag in the answer that nothing opened is dropped. Where several tags begin
     at one place, the longest counts.
@@ -193,7 +198,7 @@ class ThinkSplitter:
         self._in_answer = (*self._closing_of, *self._closing)
         starts = re.escape("".join({tag[0] for tag in self._in_answer}))
         self._plain = re.compile(rf"[^`~\n{starts}]+")
-        self._markdown = _Markdown()
+        self._markdown = Markdown()
         self._closers = self._closing if inside else ()  # what ends the open block; empty outside of one
         self._after_tag = False  # dropping the white space that follows a closing tag
         self._after_newline = False
@@ -202,6 +207,20 @@ class ThinkSplitter:
         self._places: list[range] = []
         self._blocks = 1 if inside else 0
         self._verbatim = verbatim
+
+    @property
+    def verbatim(self) -> bool:
+        """See the class; it may change while the answer goes on."""
+        return self._verbatim
+
+    @verbatim.setter
+    def verbatim(self, verbatim: bool) -> None:
+        self._verbatim = verbatim
+
+    @property
+    def held(self) -> str:
+        """What may still become a tag."""
+        return self._held
 
     @property
     def open(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from llguidance import LLTokenizer
 
@@ -17,6 +18,10 @@ from .origin import within
 from .plain_text import markers_of, tokens_of
 from .renderer import HONEST, Limits, Message, RenderProcess
 from .sequence import ActiveSequence
+from .tools.constraint import CallConstraint
+from .tools.family import Family
+from .tools.find import GENERIC, ToolSupport, support_of
+from .tools.reading import Toolbox
 
 # From here on a prompt is worth a look at its length before it is read into tokens.
 _LONG_PROMPT_CHARS = 100_000
@@ -40,6 +45,7 @@ class PromptReader:
 
     template:   the model's own chat template; None when the model cannot answer chats, and
     chat_fault: why it cannot; None when it can.
+    tool_support: how calls of tools are written for it.
     """
 
     def __init__(self, model: Model, spec: LoadSpec, *, limits: Limits = HONEST) -> None:
@@ -51,12 +57,14 @@ class PromptReader:
         self._renderer = RenderProcess(source, limits) if source else None
         self.template: ChatTemplate | None = None
         self.chat_fault: ModelTemplateError | None = None
+        self.tool_support = ToolSupport(None, "the model cannot answer chats")
         try:
             if self._renderer is None:
                 raise ModelTemplateError("The model file carries no chat template.", _NO_CHAT)
             template = ChatTemplate(self._renderer, bos=text(model.vocab.bos), eos=text(model.vocab.eos))
             self._try_out(template)
             self.template = template
+            self.tool_support = support_of(template, self._tags_of, self._reads_as_written)
         except ModelTemplateError as error:
             self.chat_fault = error
             if self._renderer is not None:
@@ -74,7 +82,7 @@ class PromptReader:
                 if messages is _HARMLESS[0]:
                     raise ModelTemplateError(error.message, _NO_CHAT) from error
                 continue  # it may take one question alone
-            if self._tokens(prompt) != self._vocab.tokenize(prompt.text, bos=self._adds_bos(prompt.text)):
+            if not self._reads_as_written(prompt):
                 raise ModelTemplateError(
                     "The model's chat template makes control tokens in a way that cannot be told from a user's text.",
                     _NO_CHAT,
@@ -90,13 +98,41 @@ class PromptReader:
         if self._renderer is not None:
             self._renderer.close()
 
-    def grammar_of(self, request: GenerateRequest) -> Grammar | None:
-        """What the answer has to keep to, None for plain text.
+    def _reads_as_written(self, prompt: Prompt) -> bool:
+        """Whether a prompt that holds no client's text has all the control tokens that are spelt in it."""
+        return self._tokens(prompt) == self._vocab.tokenize(prompt.text, bos=self._adds_bos(prompt.text))
 
-        Takes up to seconds for a large schema, and may run on a thread of its own. Raises GrammarError.
+    def _tags_of(self, family: Family) -> dict[str, int]:
+        """The token of each of a family's tags that is one of the vocabulary's own."""
+        found: dict[str, int] = {}
+        for tag in family.tags:
+            tokens = self._vocab.tokenize_on(tag)
+            if len(tokens) == 1 and self._vocab.text(tokens[0]) == tag:
+                found[tag] = tokens[0]
+        return found
+
+    def family_of(self, request: GenerateRequest) -> Family:
+        """How the calls of a request are written."""
+        native = None if request.tool_use.generic else self.tool_support.family
+        return native or GENERIC
+
+    def held_to(self, request: GenerateRequest) -> Grammar | Toolbox | None:
+        """What the answer has to keep to: a schema's grammar, tools, or nothing.
+
+        Takes up to seconds for large schemas, and may run on a thread of its own. Raises GrammarError.
         """
         schema = schema_of(request.response_format)
-        return Grammar(self._grammar_tokens, schema) if schema is not None else None
+        if request.tools and request.messages is not None:
+            return self._toolbox_of(request, schema)
+        return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
+
+    def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
+        family, use = self.family_of(request), request.tool_use
+        tools = {tool.name: tool for tool in request.tools if not use.only or tool.name in use.only}
+        tags = self._tags_of(family)
+        ends = {tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1}
+        constraint = CallConstraint(self._grammar_tokens, family, tuple(tools.values()), use, tags, schema)
+        return Toolbox(family, tools, tags, frozenset(ends), constraint, use.parallel)
 
     @functools.cached_property
     def _grammar_tokens(self) -> LLTokenizer:
@@ -115,12 +151,22 @@ class PromptReader:
         if self.template is None:
             assert self.chat_fault is not None
             raise self.chat_fault
-        return self.template.prompt(request.messages or [], request.thinking)
+        messages = request.messages or []
+        tools: Sequence[Any] | None = None
+        if request.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            messages, tools = self.family_of(request).messages(messages, request.tools)
+        return self.template.prompt(messages, request.thinking, tools)
 
     def read(
-        self, request: GenerateRequest, grammar: Grammar | None, specialist_id: int, prompt: Prompt | None = None
+        self,
+        request: GenerateRequest,
+        held_to: Grammar | Toolbox | None,
+        specialist_id: int,
+        prompt: Prompt | None = None,
     ) -> ActiveSequence:
-        """The sequence of a request. prompt: what `prompt_of` made of it beforehand; made here when left out.
+        """The sequence of a request. held_to: what `held_to` gave.
+
+        prompt: what `prompt_of` made of it beforehand; made here when left out.
 
         Raises PromptTooLongError, and what `prompt_of` raises.
         """
@@ -149,9 +195,17 @@ class PromptReader:
             history_tokens=len(history) if tokens[: len(history)] == history else 0,
             tags=prompt.tags,
             thinking_open=prompt.thinking_open,
-            grammar=grammar,
+            grammar=held_to if isinstance(held_to, Grammar) else None,
+            toolbox=held_to if isinstance(held_to, Toolbox) else None,
             specialist_id=specialist_id,
+            banned=self._openings_of_thinking() if prompt.closed_by_ban else (),
         )
+
+    def _openings_of_thinking(self) -> list[int]:
+        """The control token that a thinking block begins with; none where that is plain text."""
+        family = self.template.family if self.template is not None else None
+        tokens = self._vocab.tokenize_on(family.opening) if family is not None else []
+        return tokens[:1] if tokens and self._vocab.is_control(tokens[0]) else []
 
     def _tokens(self, prompt: Prompt, chars: int | None = None) -> list[int]:
         """Tokens of a prompt, or of its first characters."""

@@ -82,8 +82,7 @@ class LogitsProcessor:
 
 
 class Sampler:
-    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw; a grammar to
-    be kept beside it."""
+    """One request's bias and penalties, then llama.cpp's chain: top-k, top-p, min-p, temperature, draw."""
 
     def __init__(
         self,
@@ -92,10 +91,8 @@ class Sampler:
         *,
         seed: int | None,
         logit_bias: Mapping[int, float] | None = None,
-        grammar: Grammar | None = None,
     ) -> None:
         self._vocab = vocab
-        self._grammar = grammar
         self._seed = secrets.randbelow(MAX_SEED) if seed is None else seed % (MAX_SEED + 1)
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._processor = LogitsProcessor(sampling, logit_bias or {}, vocab.n_tokens)
@@ -114,19 +111,17 @@ class Sampler:
             parts.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
         return [*parts, lib.llama_sampler_init_temp(sampling.temperature), lib.llama_sampler_init_dist(self._seed)]
 
-    def sample(self, context: Context, index: int, *, constrained: bool = True) -> int:
-        """Draw from the logits of batch entry `index`, and remember the token.
-
-        constrained: the grammar applies; not while the model still thinks.
+    def sample(self, context: Context, index: int, grammar: Grammar | None = None) -> int:
+        """Draw from the logits of batch entry `index`, and remember the token. grammar: what it has to keep to.
 
         Raises GrammarError when the grammar cannot be kept any longer.
         """
-        if self._grammar is not None and constrained and self._grammar.complete:
+        if grammar is not None and grammar.complete:
             return self._vocab.end
         token = self._draw(context, index)
         # Most draws fit, so draw first and ask about that one; only a draw that does not fit pays for all tokens.
-        if self._grammar is not None and constrained and not self._grammar.take(token):
-            token = self._redraw(context.logits(index), self._grammar)
+        if grammar is not None and not grammar.take(token):
+            token = self._redraw(context.logits(index), grammar)
         self._processor.remember(token)
         return token
 

@@ -3,12 +3,14 @@ strings, thinking budget)."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from ..llama.context import Context
 from ..llama.vocab import Vocab
-from ..request import Delta, Finish, Finished, GenerateRequest, TokenLogprob
+from ..request import CallPiece, Delta, Finish, Finished, GenerateRequest, TokenLogprob
 from ..spec import ThinkingMode
 from .grammar import Grammar
 from .loop_exits import GrammarLoops
@@ -16,6 +18,8 @@ from .loops import Loop, LoopGuard
 from .output import StopMatcher, ThinkSplitter, Utf8Stream
 from .sampling import Sampler, log_probabilities
 from .text_logprobs import TextLogprobs
+from .tools.reading import CallReading, Toolbox
+from .tools.splitter import Part
 
 
 class ActiveSequence:
@@ -50,9 +54,13 @@ class ActiveSequence:
         tags: Sequence[tuple[str, str]],
         thinking_open: bool,
         grammar: Grammar | None = None,
+        toolbox: Toolbox | None = None,
         specialist_id: int = 0,
+        banned: Collection[int] = (),
     ) -> None:
-        """limit: tokens the answer may have. grammar: what the answer, without its thinking, has to keep to."""
+        """limit: tokens the answer may have. grammar: what the answer, without its thinking, has to keep to.
+        toolbox: what it may call; then the grammar is the toolbox's. banned: tokens that are not drawn.
+        """
         self.request = request
         self.specialist_id = specialist_id
         self.vocab = vocab
@@ -71,14 +79,15 @@ class ActiveSequence:
             vocab,
             request.sampling,
             seed=request.seed,
-            logit_bias=request.logit_bias,
-            grammar=grammar,
+            logit_bias={**request.logit_bias, **dict.fromkeys(banned, -math.inf)},
         )
         for token in self.tokens[max(0, self.n_prompt - request.sampling.repeat_last_n) :]:
             self.sampler.accept(token)
         self._utf8 = Utf8Stream()
         # A tag within an answer of a grammar is a part of it: nothing else could have been drawn there.
-        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=grammar is not None)
+        self._calls = CallReading(toolbox) if toolbox is not None else None
+        self._verbatim = grammar is not None or (self._calls is not None and self._calls.grammar is not None)
+        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=self._verbatim)
         self._loops = LoopGuard(request.loop_guard, _asked(request)) if request.loop_guard else None
         self._grammar_loops = GrammarLoops(self._loops, grammar) if self._loops and grammar else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
@@ -87,12 +96,14 @@ class ActiveSequence:
         self._closing = tags[0][1] if tags else ""
         self._reasoning_tokens = 0
         self._logprobs = TextLogprobs()
+        self._places: deque[range] = deque()  # of the answer that the reading of calls still holds back
         self._decoded = 0  # characters
         self._grammar = grammar
-        self._answer: list[str] = []  # for the check at the end, where there is a grammar
+        self._answer: list[str] = []  # for the check at the end, where there is something to check
         self._stopped = False  # by a stop text
         self._violation: str | None = None
-        self._conforms: bool | None = None if grammar is None else False
+        self._is_checked = grammar is not None or (self._calls is not None and self._calls.grammar is not None)
+        self._conforms: bool | None = False if self._is_checked else None
         self.finish: Finish | None = None
         self._loop: str | None = None
 
@@ -131,26 +142,34 @@ class ActiveSequence:
         """
         constrained = not self._splitter.open
         token, forced = self._next_token(context, index)
-        if self.vocab.ends_generation(token):
+        if self.vocab.ends_generation(token) or (self._calls is not None and self._calls.ends(token)):
             self.finish = Finish.STOP
-            delta = self._delta(*self._flush())
-            self._check_against_schema()
-            return delta
+            out = self._flush()
+            self._check(out)
+            return self._delta(out)
         self.tokens.append(token)
         self._reasoning_tokens += self._splitter.open and not forced
         piece = self.vocab.piece(token, special=token in self._shown)
-        text = self._utf8.feed(piece)
+        text = self._text(token, piece)
         start, self._decoded = self._decoded, self._decoded + len(text)
         if self.request.top_logprobs is not None:
             entry = self._logprob(context, index, token, self.request.top_logprobs)
             self._logprobs.add(entry, start, self._decoded + (not self._utf8.at_boundary))
-        answer, reasoning = self._filter(text, token, piece, constrained=constrained)
+        out = self._filter(text, token, piece, constrained=constrained)
         if self.finish is None and self.n_generated >= self.limit:
             self.finish = Finish.LENGTH
         if self.finish is not None:
-            rest_answer, rest_reasoning = self._flush()
-            answer, reasoning = answer + rest_answer, reasoning + rest_reasoning
-        return self._delta(answer, reasoning)
+            out.add(self._flush())
+            if self.finish is Finish.STOP:
+                self._check(out)
+        return self._delta(out)
+
+    def _text(self, token: int, piece: bytes) -> str:
+        """The characters that a token completes; a tag of the tools' family that is one token stands as a sentinel."""
+        if self._calls is None:
+            return self._utf8.feed(piece)
+        tag = self._calls.text_of(token)
+        return self._calls.foreign(self._utf8.feed(piece)) if tag is None else tag
 
     def _next_token(self, context: Context, index: int) -> tuple[int, bool]:
         """The next token, and whether it was forced rather than drawn."""
@@ -164,54 +183,97 @@ class ActiveSequence:
             token = self._forced.popleft()
             self.sampler.accept(token)
             return token, True
-        return self.sampler.sample(context, index, constrained=not thinking), False
+        grammar = self._calls.grammar if self._calls is not None else self._grammar
+        return self.sampler.sample(context, index, None if thinking else grammar), False
 
-    def _filter(self, text: str, token: int, piece: bytes, *, constrained: bool) -> tuple[str, str]:
-        """Think blocks out, then stop strings, then the loop guard; sets `finish`."""
+    def _filter(self, text: str, token: int, piece: bytes, *, constrained: bool) -> _Out:
+        """Think blocks out, then calls, then stop strings, then the loop guard; sets `finish`."""
         split = self._splitter.feed(text)
-        answer, stopped = self._stops.feed(split.answer)
-        if stopped:
-            self.finish = Finish.STOP
-        elif loop := self._look(split.answer + split.reasoning, token, piece, constrained=constrained):
+        out = _Out(reasoning=self._keep_reasoning(split.reasoning))
+        if self._calls is None:
+            self._logprobs.classify(self._splitter.places())
+            self._read_text(out, split.answer)
+        else:
+            parts = self._calls.feed(split.answer, self._splitter.held, at_boundary=self._utf8.at_boundary)
+            self._read_parts(out, parts)
+            self._splitter.verbatim = self._verbatim or self._calls.in_call
+            if self._calls.is_last:
+                self.finish = self.finish or Finish.STOP
+        if self.finish is None and (
+            loop := self._look(split.answer + split.reasoning, token, piece, constrained=constrained)
+        ):
             self.finish, self._loop = Finish.LOOP, loop.repeated
-        return answer, self._keep_reasoning(split.reasoning)
+        return out
+
+    def _read_text(self, out: _Out, text: str) -> None:
+        answer, stopped = self._stops.feed(text)
+        out.say(answer)
+        if stopped:
+            self.finish, self._stopped = self.finish or Finish.STOP, True
+
+    def _read_parts(self, out: _Out, parts: Sequence[Part]) -> None:
+        """Text through the stop strings; a stop string does not reach over a call, and does not count within one."""
+        self._places.extend(self._splitter.places())
+        for part in parts:
+            places = _taken(self._places, part.taken)
+            if self._stopped:
+                return
+            if part.alike and not part.pieces:
+                self._logprobs.classify(places if part.text else ())
+                self._read_text(out, part.text)
+                continue
+            out.say(self._stops.flush())
+            out.say(part.text, listed=False)
+            out.calls += part.pieces
 
     def _look(self, text: str, token: int, piece: bytes, *, constrained: bool) -> Loop | None:
         if self._grammar_loops is not None and constrained:
             return self._grammar_loops.feed(text, token, piece)
         return self._loops.feed(text) if self._loops is not None else None
 
-    def _flush(self) -> tuple[str, str]:
+    def _flush(self) -> _Out:
         """What was held back, at the end of the answer. A character that is not complete by then never comes."""
         rest = self._splitter.flush()
-        answer, self._stopped = self._stops.feed(rest.answer)
-        answer += "" if self._stopped else self._stops.flush()
-        return answer, self._keep_reasoning(rest.reasoning)
+        out = _Out(reasoning=self._keep_reasoning(rest.reasoning))
+        if self._calls is None:
+            self._logprobs.classify(self._splitter.places())
+            self._read_text(out, rest.answer)
+        else:
+            self._read_parts(out, self._calls.feed(rest.answer))
+            self._read_parts(out, self._calls.flush())
+        out.say("" if self._stopped else self._stops.flush())
+        return out
 
-    def _check_against_schema(self) -> None:
-        """An answer that ended by itself is one of its schema, or invalid; one that was cut is neither.
+    def _check(self, out: _Out) -> None:
+        """An answer that ended by itself keeps to what it was held to, or is invalid; one that was cut is neither.
 
-        Raises GrammarError when it cannot be checked.
+        out: what has not gone out yet. Raises GrammarError when it cannot be checked.
         """
-        if self._grammar is None or self._stopped:
+        if self._stopped:
             return
-        self._violation = self._grammar.violation("".join(self._answer))
-        self._conforms = self._violation is None
-        if not self._conforms:
+        answer = "".join(self._answer) + out.text
+        if self._calls is not None:
+            self._violation = self._calls.violation(answer)
+            if self._calls.n_calls and self.finish is Finish.STOP:
+                self.finish = Finish.CALLS
+        elif self._grammar is not None:
+            self._violation = self._grammar.violation(answer)
+        if self._violation is not None:
             self.finish = Finish.INVALID
+        self._conforms = self._violation is None if self._is_checked or self._violation is not None else None
 
     def _keep_reasoning(self, text: str) -> str:
         return "" if self.request.thinking.mode is ThinkingMode.OFF else text
 
-    def _delta(self, text: str, reasoning: str) -> Delta | None:
-        places = self._splitter.places()
+    def _delta(self, out: _Out) -> Delta | None:
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.request.top_logprobs is not None:
-            self._logprobs.classify(places)
-            logprobs = self._logprobs.release(len(text), self._splitter.decided)
-        if self._grammar is not None:
+            undecided = self._places[0].start if self._places else self._splitter.decided
+            logprobs = self._logprobs.release(out.listed, undecided)
+        text = out.text
+        if self._is_checked:
             self._answer.append(text)
-        return Delta(self.request.id, text, reasoning, logprobs) if text or reasoning else None
+        return Delta(self.request.id, text, out.reasoning, logprobs, tuple(out.calls)) if out else None
 
     def _logprob(self, context: Context, index: int, token: int, top: int) -> TokenLogprob:
         own, best = log_probabilities(context.logits(index), token, top)
@@ -237,11 +299,52 @@ class ActiveSequence:
             queued_s=self.queued_s,
             violation=self._violation,
             conforms=self._conforms,
+            malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
         )
 
     def close(self) -> None:
         """Free the sampler."""
         self.sampler.close()
+
+
+@dataclass
+class _Out:
+    """What goes out of one step. listed: characters of the text that have log-probabilities."""
+
+    reasoning: str = ""
+    listed: int = 0
+    calls: list[CallPiece] = field(default_factory=list)
+    _texts: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.calls or any(self._texts))
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    def say(self, text: str, *, listed: bool = True) -> None:
+        self._texts.append(text)
+        self.listed += len(text) * listed
+
+    def add(self, other: _Out) -> None:
+        self.reasoning += other.reasoning
+        self.listed += other.listed
+        self.calls += other.calls
+        self._texts += other._texts
+
+
+def _taken(places: deque[range], count: int) -> list[range]:
+    """The first so many places, which are no longer there."""
+    found: list[range] = []
+    while count and places:
+        first = places.popleft()
+        part, rest = first[:count], first[count:]
+        if rest:
+            places.appendleft(rest)
+        count -= len(part)
+        found.append(part)
+    return found
 
 
 def _asked(request: GenerateRequest) -> str:

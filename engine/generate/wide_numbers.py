@@ -45,35 +45,37 @@ def _is_wide_leaf(node: Mapping[str, Any]) -> bool:
     return is_integral(node) and any(is_wide(node.get(word)) for word in _BOUNDS)
 
 
-def lark_of(schema: JsonSchema, options: Mapping[str, Any]) -> str:
-    """The grammar of a schema with wide numbers. options: the library's, for the JSON schemas within.
+def ignoring(options: Mapping[str, Any]) -> list[str]:
+    """What lets white space come between the parts of such rules."""
+    return ['%llguidance {"ignore_once": true}', f"%ignore /{options['whitespace_pattern']}/"]
 
+
+def rules_of(schema: JsonSchema, options: Mapping[str, Any], prefix: str = "") -> tuple[str, list[str]]:
+    """The rules of a schema with wide numbers: the first one's name, and all of them.
+
+    options: the library's, for the JSON schemas within. prefix: what the rules' names begin with.
     Raises GrammarError where such a number stands below a keyword that cannot be written as a rule.
     """
-    return _Rules(schema, options).text()
+    rules = _Rules(schema, options, prefix)
+    return rules.start(), rules.lines
 
 
 class _Rules:
-    def __init__(self, schema: JsonSchema, options: Mapping[str, Any]) -> None:
+    def __init__(self, schema: JsonSchema, options: Mapping[str, Any], prefix: str) -> None:
+        self._prefix = prefix
         self._schema = schema
         self._root = schema.followed
         self._options = options
-        self._lines: list[str] = []
+        self.lines: list[str] = []
         self._of_reference: dict[str, str] = {}
         self._validator = schema.draft(schema.wanted)
 
-    def text(self) -> str:
-        start = self._rule(self._root, "$")
-        head = [
-            '%llguidance {"ignore_once": true}',
-            f"%ignore /{self._options['whitespace_pattern']}/",
-            f"start: {start}",
-        ]
-        return "\n".join([*head, *self._lines])
+    def start(self) -> str:
+        return self._rule(self._root, "$")
 
     def _new(self, body: str) -> str:
-        name = f"r{len(self._lines)}"
-        self._lines.append(f"{name}: {body}")
+        name = f"{self._prefix}r{len(self.lines)}"
+        self.lines.append(f"{name}: {body}")
         return name
 
     def _rule(self, node: Any, path: str) -> str:
@@ -131,9 +133,9 @@ class _Rules:
 
     def _reference(self, reference: str, path: str) -> str:
         if reference not in self._of_reference:
-            self._of_reference[reference] = f"d{len(self._of_reference)}"
+            self._of_reference[reference] = f"{self._prefix}d{len(self._of_reference)}"
             name = self._of_reference[reference]
-            self._lines.append(f"{name}: {self._rule(target_of(reference, self._root), reference)}")
+            self.lines.append(f"{name}: {self._rule(target_of(reference, self._root), reference)}")
         return self._of_reference[reference]
 
     def _values(self, node: Mapping[str, Any], path: str) -> str:

@@ -14,6 +14,8 @@ from ..generate.chat_template import ChatTemplate, Prompt
 from ..generate.grammar import Grammar
 from ..generate.prompt import PromptReader
 from ..generate.sequence import ActiveSequence
+from ..generate.tools.find import ToolSupport
+from ..generate.tools.reading import Toolbox
 from ..llama.context import Context
 from ..llama.model import Model
 from ..logs import for_request
@@ -105,6 +107,11 @@ class BatchLoop:
         return self._prompts.chat_fault
 
     @property
+    def tool_support(self) -> ToolSupport:
+        """How calls of tools are written for the model."""
+        return self._prompts.tool_support
+
+    @property
     def renderer_bytes(self) -> int:
         """Resident memory of the process that renders the chat template; 0 where none runs."""
         return self._prompts.renderer_bytes
@@ -113,18 +120,20 @@ class BatchLoop:
         """See PromptReader.prompt_of. Takes as long as the chat template may, and may run on another thread."""
         return self._prompts.prompt_of(request)
 
-    def grammar_of(self, request: GenerateRequest) -> Grammar | None:
-        """See PromptReader.grammar_of. Takes up to seconds, and may run on another thread."""
-        return self._prompts.grammar_of(request)
+    def held_to(self, request: GenerateRequest) -> Grammar | Toolbox | None:
+        """See PromptReader.held_to. Takes up to seconds, and may run on another thread."""
+        return self._prompts.held_to(request)
 
-    def submit(self, request: GenerateRequest, grammar: Grammar | None = None, prompt: Prompt | None = None) -> None:
+    def submit(
+        self, request: GenerateRequest, held_to: Grammar | Toolbox | None = None, prompt: Prompt | None = None
+    ) -> None:
         """Queue a request: Accepted or Rejected is emitted at once.
 
-        grammar, prompt: what `grammar_of` and `prompt_of` made of it beforehand; made here when left out.
+        held_to, prompt: what `held_to` and `prompt_of` made of it beforehand; made here when left out.
         """
         try:
             specialist_id = self._slices.id_of(request.specialist)
-            sequence = self._prompts.read(request, grammar or self.grammar_of(request), specialist_id, prompt)
+            sequence = self._prompts.read(request, held_to or self.held_to(request), specialist_id, prompt)
         except EngineError as error:
             self.reject(request.id, error)
             return

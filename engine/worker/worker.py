@@ -44,6 +44,7 @@ from .. import frames
 from ..errors import EngineError, LoadError, ModelFileError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
+from ..generate.tools.reading import Toolbox
 from ..gguf.check import checked
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
@@ -74,7 +75,7 @@ class Prepared:
     """What takes time to make of a request: its prompt, and the grammar of its answer."""
 
     prompt: Prompt
-    grammar: Grammar | None
+    held_to: Grammar | Toolbox | None
 
 
 class FrameHandler(logging.Handler):
@@ -227,7 +228,7 @@ class Worker:
                 loop.submit(request)
                 return
             self._preparing.add(request.id)
-            quick = request.response_format is None
+            quick = request.response_format is None and not request.tools
             prepared = (self._renderer if quick else self._preparer).submit(self._prepare, loop, request)
             if quick and wait([prepared], _RENDERED_WITHIN_S).done:
                 self._submit_prepared(loop, request, prepared.result())
@@ -244,7 +245,7 @@ class Worker:
     def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> Prepared | EngineError:
         """On a thread of its own, for templates and schemas may take seconds: the answers under way go on."""
         try:
-            return Prepared(loop.prompt_of(request), loop.grammar_of(request))
+            return Prepared(loop.prompt_of(request), loop.held_to(request))
         except EngineError as error:
             return error
         except Exception as error:  # a request of an unforeseen kind must get an answer too
@@ -257,7 +258,7 @@ class Worker:
         if isinstance(prepared, EngineError):
             loop.reject(request.id, prepared)
         else:
-            loop.submit(request, prepared.grammar, prepared.prompt)
+            loop.submit(request, prepared.held_to, prepared.prompt)
 
     def _beat(self, loop: BatchLoop, busy: bool) -> None:
         now = time.monotonic()

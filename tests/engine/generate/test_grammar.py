@@ -34,8 +34,8 @@ class TestWantedFormat:
 
     def test_json_object_wants_an_object(self, smollm2_model: Model, tokenizer: LLTokenizer) -> None:
         schema = schema_of({"type": "json_object"})
-        assert fits(smollm2_model, Grammar(tokenizer, schema), '{"a": [1, null, {"b": "c"}]}')
-        assert not fits(smollm2_model, Grammar(tokenizer, schema), "[1]")
+        assert fits(smollm2_model, Grammar.of_schema(tokenizer, schema), '{"a": [1, null, {"b": "c"}]}')
+        assert not fits(smollm2_model, Grammar.of_schema(tokenizer, schema), "[1]")
 
     def test_a_schema_that_is_missing_is_said_to_be(self) -> None:
         with pytest.raises(GrammarError, match="no json_schema"):
@@ -57,7 +57,7 @@ class TestWantedFormat:
 )
 def test_what_cannot_be_followed_is_refused_with_a_reason(tokenizer: LLTokenizer, schema: Any) -> None:
     with pytest.raises(GrammarError, match=r"json_schema.*\. [A-Z]"):
-        Grammar(tokenizer, schema)
+        Grammar.of_schema(tokenizer, schema)
 
 
 def test_a_schema_is_kept_to_the_letter(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
@@ -67,30 +67,30 @@ def test_a_schema_is_kept_to_the_letter(smollm2_model: Model, tokenizer: LLToken
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    assert fits(smollm2_model, Grammar(tokenizer, schema), '{"name": "Ada", "age": 36}')
-    assert fits(smollm2_model, Grammar(tokenizer, schema), '{\n  "name": "Ada",\n  "age": 36\n}')
+    assert fits(smollm2_model, Grammar.of_schema(tokenizer, schema), '{"name": "Ada", "age": 36}')
+    assert fits(smollm2_model, Grammar.of_schema(tokenizer, schema), '{\n  "name": "Ada",\n  "age": 36\n}')
     for wrong in ('{"name": "Ada Lovelace", "age": 1}', '{"name": "Ada", "age": -1}', '{"name": "Ada"}'):
-        assert not fits(smollm2_model, Grammar(tokenizer, schema), wrong), wrong
+        assert not fits(smollm2_model, Grammar.of_schema(tokenizer, schema), wrong), wrong
 
 
 @pytest.mark.parametrize("text", ["🐍é", 'tab\tquote"', "日本", "a\\b"])
 def test_any_character_can_be_asked_for(smollm2_model: Model, tokenizer: LLTokenizer, text: str) -> None:
     written = json.dumps(text, ensure_ascii=False)
-    assert fits(smollm2_model, Grammar(tokenizer, {"const": text}), written)
-    assert not fits(smollm2_model, Grammar(tokenizer, {"const": text}), '"another"')
+    assert fits(smollm2_model, Grammar.of_schema(tokenizer, {"const": text}), written)
+    assert not fits(smollm2_model, Grammar.of_schema(tokenizer, {"const": text}), '"another"')
 
 
 def test_the_allowed_tokens_are_those_that_are_taken(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
     schema = {"enum": ["north", "south"]}
-    grammar = Grammar(tokenizer, schema)
+    grammar = Grammar.of_schema(tokenizer, schema)
     allowed = set(grammar.allowed().tolist())
     sample = {*list(allowed)[:40], *np.random.default_rng(0).integers(0, smollm2_model.vocab.n_tokens, 200).tolist()}
     for token in sample:
-        assert Grammar(tokenizer, schema).take(token) == (token in allowed)
+        assert Grammar.of_schema(tokenizer, schema).take(token) == (token in allowed)
 
 
 def test_a_refused_token_changes_nothing(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
-    grammar = Grammar(tokenizer, {"type": "boolean"})
+    grammar = Grammar.of_schema(tokenizer, {"type": "boolean"})
     (wrong,) = smollm2_model.vocab.tokenize("x")
     before = grammar.allowed().tolist()
     assert not grammar.take(wrong)
@@ -99,7 +99,7 @@ def test_a_refused_token_changes_nothing(smollm2_model: Model, tokenizer: LLToke
 
 
 def test_white_space_is_not_endless(smollm2_model: Model, tokenizer: LLTokenizer) -> None:
-    grammar = Grammar(tokenizer, {"type": "object"})
+    grammar = Grammar.of_schema(tokenizer, {"type": "object"})
     (brace,) = smollm2_model.vocab.tokenize("{")
     (newline,) = smollm2_model.vocab.tokenize("\n")
     assert grammar.take(brace)
@@ -129,7 +129,7 @@ def test_a_costly_schema_is_followed_or_given_up_with_a_reason(
 ) -> None:
     taken: list[bool] = []
     with suppress(GrammarError):
-        grammar = Grammar(tokenizer, schema)
+        grammar = Grammar.of_schema(tokenizer, schema)
         while len(taken) < 30 and not grammar.complete:
             taken.append(grammar.take(int(grammar.allowed()[-1])))
     assert all(taken)
@@ -138,4 +138,4 @@ def test_a_costly_schema_is_followed_or_given_up_with_a_reason(
 
 def test_a_schema_too_large_to_be_read_is_refused_by_its_size(tokenizer: LLTokenizer) -> None:
     with pytest.raises(GrammarError, match="262,144 are taken"):
-        Grammar(tokenizer, {"const": "x" * 300_000})
+        Grammar.of_schema(tokenizer, {"const": "x" * 300_000})

@@ -22,7 +22,7 @@ def tokenizer(smollm2_model: Model) -> LLTokenizer:
 
 def first_loop(vocab: Vocab, tokenizer: LLTokenizer, schema: Any, text: str) -> Loop | None:
     """What the guard says while a model writes the text under the schema."""
-    grammar = Grammar(tokenizer, schema)
+    grammar = Grammar.of_schema(tokenizer, schema)
     loops = GrammarLoops(LoopGuard(), grammar)
     for token in vocab.tokenize(text):
         assert grammar.take(token), "the schema forbids the text"

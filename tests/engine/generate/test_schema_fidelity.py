@@ -37,7 +37,7 @@ def judged(schema: Any, text: str) -> str | None:
 
 def some_answers(schema: Any, seed: int, count: int) -> Iterator[tuple[str, Grammar]]:
     for at in range(count):
-        grammar = Grammar(BYTES, schema)
+        grammar = Grammar.of_schema(BYTES, schema)
         text = answer(grammar, random.Random(f"{seed}/{at}"))
         if text is not None:
             yield text, grammar
@@ -67,7 +67,7 @@ def test_random_schemas_are_kept_or_refused_in_words_that_help(block: int) -> No
 
 def fits(schema: Any, text: str) -> bool:
     """Whether a grammar takes a whole text, and an answer may end there."""
-    grammar = Grammar(BYTES, schema)
+    grammar = Grammar.of_schema(BYTES, schema)
     return all(grammar.take(byte) for byte in text.encode()) and (grammar.complete or grammar.take(BYTES.eos_token))
 
 
@@ -184,7 +184,7 @@ def test_one_of_branches_that_exclude_each_other_is_followed(schema: dict[str, A
 )
 def test_one_of_branches_that_overlap_is_refused_in_words_that_help(branches: list[Any]) -> None:
     with pytest.raises(GrammarError, match="two branches of oneOf") as refusal:
-        Grammar(BYTES, {"oneOf": branches, "$defs": {"a": {"type": "null"}}})
+        Grammar.of_schema(BYTES, {"oneOf": branches, "$defs": {"a": {"type": "null"}}})
     assert "Use anyOf" in refusal.value.remedy
 
 
@@ -214,7 +214,7 @@ REFUSED: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("schema", "said"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_followed_is_named_with_its_place_and_a_remedy(schema: Any, said: str) -> None:
     with pytest.raises(GrammarError) as refusal:
-        Grammar(BYTES, schema)
+        Grammar.of_schema(BYTES, schema)
     assert said in refusal.value.message
     assert refusal.value.remedy
     assert not re.search(r"coerce|lenient|\boptions?\b", str(refusal.value).replace("x-guidance", ""))

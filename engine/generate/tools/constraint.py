@@ -1,0 +1,109 @@
+"""What the calls of one request are held to: which tools there are, and the schemas of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from llguidance import LLMatcher, LLTokenizer
+
+from ...errors import GrammarError
+from ...request import Tool, ToolUse
+from ..conformity import Conformity
+from ..grammar import MAX_SCHEMA_CHARS, Grammar
+from ..json_schema import JsonSchema
+from .family import Family
+from .rules import SPACE, CallRules, schema_of_arguments
+from .source import MAX_CALLS
+
+_FORMAT: Final = "response_format.json_schema"
+_SUBJECT: Final = "tools"
+
+
+class CallConstraint:
+    """Grammars for calls, made beforehand and copied where one begins.
+
+    whole: what the answer is held to from its first character, where a call is required or a plain answer would have to
+           keep to a schema; None where a grammar begins with a call.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LLTokenizer,
+        family: Family,
+        tools: Sequence[Tool],
+        use: ToolUse,
+        tags: Mapping[str, int],
+        answer: Any | None = None,
+    ) -> None:
+        """tools: those that may be called. tags: the token of each tag that is one of the vocabulary's own.
+        answer: the schema of an answer without a call.
+
+        Takes up to seconds; other Python threads go on meanwhile. Raises GrammarError for a schema that is none, and
+        for one that has to be kept to and cannot be.
+        """
+        self._conformities: dict[str, Conformity] = {}
+        self._tokenizer = tokenizer
+        self._family, self._tools, self._use, self._tags = family, tools, use, tags
+        schemas = {tool.name: self._read(tool) for tool in tools}
+        self._answer = JsonSchema.read(answer) if answer is not None else None
+        self.answer_conformity = Conformity(self._answer) if self._answer is not None else None
+        self.whole: Grammar | None = None
+        self._after: dict[str, Grammar] = {}
+        try:
+            self._make(schemas)
+        except GrammarError:
+            # One schema that the library cannot follow would cost all tools their grammar.
+            loose = {tool.name: schemas[tool.name] if tool.strict else None for tool in tools}
+            if loose == schemas:
+                raise
+            self._make(loose)
+
+    def _make(self, schemas: Mapping[str, JsonSchema | None]) -> None:
+        family, use, tools = self._family, self._use, self._tools
+        rules = CallRules(self._tags, schemas)
+        calls = {opening: rules.new(family.rule(rules, tools, opening)) for opening in family.openings}
+        if use.required or self._answer is not None:
+            one = " | ".join(f"{rules.tag(opening)} {calls[opening]}" for opening in family.openings)
+            start = f"{SPACE} ({one})" + (f" ({SPACE} ({one})){{0,{MAX_CALLS - 1}}}" if use.parallel else "")
+            if self._answer is not None and not use.required:
+                start = f"({start}) | {rules.json_of(self._answer, 'answer')}"
+            self.whole = self._made(rules.grammar(start))
+        elif family.certain:
+            for opening in family.openings:
+                self._after[opening] = self._made(rules.grammar(calls[opening]))
+
+    def _made(self, lark: str) -> Grammar:
+        try:
+            return Grammar(self._tokenizer, LLMatcher.grammar_from_lark(lark), subject=_SUBJECT)
+        except (ValueError, TypeError) as error:
+            raise GrammarError(f"{_SUBJECT} cannot be followed: {error}.", "Simplify their parameters.") from error
+
+    def _read(self, tool: Tool) -> JsonSchema | None:
+        """A tool's schema as it is followed; None where its calls are only held to be objects."""
+        schema = schema_of_arguments(tool)
+        try:
+            if len(str(schema)) > MAX_SCHEMA_CHARS:
+                raise GrammarError(f"{_FORMAT} has more than {MAX_SCHEMA_CHARS:,} characters.", "Shorten it.")
+            read = JsonSchema.read(schema)
+        except GrammarError as error:
+            if not tool.strict:
+                return None
+            where = f"the parameters of the tool {tool.name}"
+            raise GrammarError(error.message.replace(_FORMAT, where), error.remedy) from error
+        if tool.strict or self._use.required:
+            self._conformities[tool.name] = Conformity(read)
+        return read
+
+    def after(self, opening: str) -> Grammar | None:
+        """What follows an opening is held to this; None for nothing."""
+        grammar = self._after.get(opening)
+        return grammar.copy() if grammar is not None else None
+
+    def violation(self, name: str, arguments: str) -> str | None:
+        """What a call's arguments break of a schema that they must keep to; None when they keep to it.
+
+        Raises GrammarError as Conformity.
+        """
+        conformity = self._conformities.get(name)
+        return conformity.violation(arguments) if conformity is not None else None

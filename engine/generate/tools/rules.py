@@ -1,0 +1,80 @@
+"""Rules of llguidance's Lark dialect for the calls of one request, for the families to put together.
+
+Source of the dialect: llguidance, docs/syntax.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ...request import Tool
+from ..grammar import json_rule
+from ..json_schema import JsonSchema
+
+# Between the parts of a call's own frame: free, but not endless.
+SPACE: Final = "SPACE"
+_SPACE_RULE: Final = rf"{SPACE}: /[ \t\r\n]{{0,20}}/"
+_ANY_OBJECT: Final = JsonSchema.read({"type": "object"})
+
+
+class CallRules:
+    """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text."""
+
+    def __init__(self, tags: Mapping[str, int], schemas: Mapping[str, JsonSchema | None]) -> None:
+        """schemas: of each tool's arguments; None where they are only held to be an object."""
+        self._tags = tags
+        self._schemas = schemas
+        self._lines: list[str] = [_SPACE_RULE]
+        self._json: dict[str, str] = {}
+
+    def tag(self, text: str) -> str:
+        """A tag, as one of the parts of a rule's body."""
+        return f"<[{self._tags[text]}]>" if text in self._tags else self.text(text)
+
+    @staticmethod
+    def text(text: str) -> str:
+        """A text, as one of the parts of a rule's body."""
+        return json.dumps(text, ensure_ascii=False)
+
+    def new(self, body: str) -> str:
+        """A rule's name."""
+        name = f"c{len(self._lines)}"
+        self._lines.append(f"{name}: {body}")
+        return name
+
+    def add(self, line: str) -> None:
+        """A rule or a lexeme with a name of its own."""
+        self._lines.append(line)
+
+    def schema(self, tool: Tool) -> JsonSchema | None:
+        """What the arguments of a tool are held to; None for any object."""
+        return self._schemas[tool.name]
+
+    def json(self, tool: Tool) -> str:
+        """The name of the rule for a tool's arguments as JSON. Raises GrammarError when they cannot be held to it."""
+        if tool.name not in self._json:
+            start, lines = json_rule(self._schemas[tool.name] or _ANY_OBJECT, f"t{len(self._json)}")
+            self._json[tool.name] = start
+            for line in lines:
+                if line not in self._lines:
+                    self._lines.append(line)
+        return self._json[tool.name]
+
+    def json_of(self, schema: JsonSchema, prefix: str) -> str:
+        """The name of the rule for JSON of another schema. Raises GrammarError as `json`."""
+        start, lines = json_rule(schema, prefix)
+        self._lines += [line for line in lines if line not in self._lines]
+        return start
+
+    def grammar(self, start: str) -> str:
+        """The whole grammar; `start` is the body of its first rule."""
+        options = [line for line in self._lines if line.startswith("%llguidance")]
+        rest = [line for line in self._lines if not line.startswith("%llguidance")]
+        return "\n".join([*options, f"start: {start}", *rest])
+
+
+def schema_of_arguments(tool: Tool) -> Any:
+    """The JSON schema of a tool's arguments. Clients leave `type` or all of it out."""
+    return {"type": "object", **tool.parameters}
