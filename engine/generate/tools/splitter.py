@@ -206,8 +206,8 @@ class CallSplitter:
         self._pieces += source.pieces()
         self._calls = source.n_calls
         whole_calls = tuple(piece for piece in self._pieces if piece.index < source.n_calls)
-        cut = final and not source.rest and source.is_open and self.live
-        if cut:  # what has come of its arguments has gone out already: the answer ends here
+        cut = final and not source.rest and self.live
+        if cut:  # of its arguments what has come has gone out; the beginning of one that has no name tells nothing
             pieces, self._pieces = tuple(self._pieces), []
             self._end(source)
             return [Part(taken=source.taken - before, pieces=pieces)], True
