@@ -110,11 +110,12 @@ class PromptTooLongError(EngineError):
     def __init__(
         self, prompt_tokens: int, limit_tokens: int, *, by_roster: bool = False, at_least: bool = False
     ) -> None:
-        limit = f"the roster takes {limit_tokens}" if by_roster else f"the context holds {limit_tokens}"
+        # "maximum context length is": by these words litellm and others tell that the prompt was too long.
+        limit = "the roster takes at most" if by_roster else "the maximum context length is"
         key = "server.max_prompt_tokens" if by_roster else "context_tokens"
         super().__init__(
-            f"The prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens; {limit}"
-            f"{'' if by_roster else ', the answer included'}.",
+            f"The prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens; {limit} {limit_tokens}"
+            f"{'' if by_roster else ' tokens, the answer included'}.",
             f"Shorten the conversation, or raise {key} in the roster.",
         )
         self.prompt_tokens = prompt_tokens

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Final
 
-from coe.engine.errors import EngineError, SchemaViolationError, SourceChangedError
+from coe.engine.errors import EngineError, PromptTooLongError, SchemaViolationError, SourceChangedError
 from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.leases import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
@@ -97,10 +97,50 @@ class Answer:
         return AnswerProvenance(self.choice, self.answered_by.name, self.rules, self.residency, waited_s, self.retries)
 
     async def open(self) -> None:
-        """Get a lease, and the worker's word that the prompt fits.
+        """Get a lease, and the worker's word that the prompt fits. Where the supervisor chose one whose context cannot
+        hold it, the next that can takes its place.
 
         Raises EngineError: the pool's, or a rejection.
         """
+        tried: list[str] = []
+        while True:
+            try:
+                await self._open()
+                return
+            except PromptTooLongError as error:
+                tried.append(self.choice.specialist.name)
+                other = self._other_with_room(error, tried)
+                if other is None:
+                    raise self._none_has_room(error) from None
+            # The lease goes first: with room for one resident the other needs its place.
+            await self._let_go()
+            self.rules = rules_for(self.request, other.specialist)
+            self.choice, self.answered_by = other, other.specialist
+
+    def _other_with_room(self, error: PromptTooLongError, tried: Sequence[str]) -> Choice | None:
+        if self.choice.decision is None or error.by_roster:
+            return None
+        written = f"{'at least ' if error.at_least else ''}{error.prompt_tokens}"
+        return self._college.chooser.passing_over(self.request, self.choice, written, error.prompt_tokens, tried)
+
+    def _none_has_room(self, error: PromptTooLongError) -> PromptTooLongError:
+        """Of an automatic choice the largest context is what a client has to know."""
+        most = self._college.chooser.largest_context(self.request)
+        if self.choice.decision is None or error.by_roster or most <= error.limit_tokens:
+            return error
+        return PromptTooLongError(error.prompt_tokens, most, at_least=error.at_least)
+
+    async def _let_go(self) -> None:
+        """Give back what was opened."""
+        for stream in self._streams:
+            await stream.aclose()
+        self._streams = []
+        self._running = 0
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+
+    async def _open(self) -> None:
         self.lease = await self._college.lease(self.choice.specialist, self.choice.key)
         self.residency = self.lease.residency
         if self.request.stream:
@@ -117,6 +157,7 @@ class Answer:
                 raise
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
+            self._college.chooser.measured(self.choice.specialist.name, self.request, first.prompt_tokens)
             if first.swap and self.residency == "warm":  # the resident is another specialist just now
                 self.residency = "swapped"
         self._metrics.waited(self.choice.specialist.name, self.residency, self.lease.waited_s)

@@ -21,6 +21,7 @@ from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
+from .context_fit import ContextFit, Room, next_room
 from .errors import BuildingError, Part, UnknownModelError
 from .request import Request
 
@@ -39,6 +40,7 @@ class Chooser:
         self._pool = pool
         self._supervisor = supervisor
         self._builds = builds
+        self._fit = ContextFit()
 
     async def choose(self, request: Request, session_id: str | None, *, begin: bool = True) -> Choice:
         """The specialist that the request names, or the supervisor's choice.
@@ -90,7 +92,49 @@ class Chooser:
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._entry(decision.specialist)
         key = ConversationKey.of(conversation)
-        return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+        choice = Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+        room = Room(specialist.name, specialist.context_tokens)
+        if not self._fit.is_too_long(room, request.n_chars):
+            return choice
+        tokens = self._fit.at_least_tokens(room.name, request.n_chars)
+        passed = self.passing_over(request, choice, f"about {tokens}", tokens, [room.name])
+        if passed is None:
+            return choice  # where nobody has the room, the worker counts, and says so
+        if not conversation.client_task:
+            self._supervisor.remember(conversation, session_id, passed.specialist.name)
+        return passed
+
+    def passing_over(
+        self, request: Request, choice: Choice, written: str, tokens: int, tried: Sequence[str]
+    ) -> Choice | None:
+        """The choice of another where the prompt does not fit the context of one that the supervisor chose: the
+        fallback, else the best ranked that holds it. None where none does.
+
+        written: how many tokens the prompt has, in words; tokens: so many at least. tried: names that have no room.
+        """
+        assert choice.decision is not None, "one that was named is not passed over"
+        there = self._catalog.answering(chats=request.messages is not None)
+        ranked = [one.specialist for one in choice.decision.ranking]
+        order = dict.fromkeys([self._roster.fallback, *ranked, *there])
+        rooms = [Room(name, self._entry(name).context_tokens) for name in order if name in there]
+        room = next_room(rooms, tokens, tried)
+        if room is None:
+            return None
+        small = choice.specialist
+        reason = (
+            f"{choice.reason}; {small.name} holds {small.context_tokens} tokens, the prompt has {written}: "
+            f"{room.name} answers"
+        )
+        return replace(choice, specialist=self._entry(room.name), reason=reason)
+
+    def largest_context(self, request: Request) -> int:
+        """The largest context, in tokens, of those that can answer such a request."""
+        there = self._catalog.answering(chats=request.messages is not None)
+        return max((self._entry(name).context_tokens for name in there), default=0)
+
+    def measured(self, name: str, request: Request, prompt_tokens: int) -> None:
+        """A request's prompt had so many tokens: the next is judged by that."""
+        self._fit.measured(name, request.n_chars, prompt_tokens)
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""

@@ -45,6 +45,12 @@ class Request:
     wants_thinking: bool | None = None
 
     @property
+    def n_chars(self) -> int:
+        """Characters that the prompt has at least."""
+        texts = [self.prompt or ""] if self.messages is None else [m.get("content") or "" for m in self.messages]
+        return sum(map(len, texts))
+
+    @property
     def conversation(self) -> Sequence[Message]:
         """The messages; a bare prompt is the only message of a user."""
         return self.messages or [{"role": "user", "content": self.prompt or ""}]

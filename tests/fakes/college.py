@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -78,6 +78,8 @@ class FakeCollege:
     fallback: Specialist | None = None
     roster: Roster = field(default_factory=lambda: Roster.model_validate({"specialists": []}))
     asked: list[str] = field(default_factory=list)
+    counted: list[tuple[str, int]] = field(default_factory=list)
+    roomy: list[Specialist] = field(default_factory=list)  # to be passed on to
 
     async def lease(self, specialist: Specialist, key: ConversationKey | None = None) -> FakeLease:
         self.asked.append(specialist.name)
@@ -92,6 +94,18 @@ class FakeCollege:
 
     def fallback_for(self, name: str, *, chats: bool = True) -> Specialist | None:
         return self.fallback
+
+    def measured(self, name: str, request: Request, prompt_tokens: int) -> None:
+        self.counted.append((name, prompt_tokens))
+
+    def passing_over(
+        self, request: Request, choice: Choice, written: str, tokens: int, tried: Sequence[str]
+    ) -> Choice | None:
+        others = [one for one in self.roomy if one.name not in tried and one.context_tokens > tokens]
+        return replace(choice, specialist=others[0], reason=f"{choice.reason}; {written}") if others else None
+
+    def largest_context(self, request: Request) -> int:
+        return max((one.context_tokens for one in self.roomy), default=0)
 
 
 def specialist(name: str, **about: Any) -> Specialist:

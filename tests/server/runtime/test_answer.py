@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.engine.errors import EngineError, SchemaViolationError, WaitTimeoutError, WorkerDiedError
+from coe.engine.errors import EngineError, PromptTooLongError, SchemaViolationError, WaitTimeoutError, WorkerDiedError
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
+from coe.router.choose import Decision
 from coe.server.api.openai.replies import ChatEnvelope
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
@@ -20,7 +21,7 @@ from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
 from coe.server.runtime.errors import failure_of
 from coe.server.runtime.metrics import Metrics
-from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script
+from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script, specialist
 
 
 @dataclass
@@ -284,3 +285,45 @@ def test_each_choice_has_a_seed_of_its_own() -> None:
     told = scene(seed=2**32 - 1)
     make: Callable[[int], GenerateRequest] = lambda i: told.answer._generate_request(MATH, told.answer.rules, i)  # noqa: E731
     assert [make(index).seed for index in range(2)] == [2**32 - 1, 0]
+
+
+def too_long_for(lease_of: str, tokens: int, limit: int) -> FakeLease:
+    return FakeLease([[PromptTooLongError(tokens, limit)]], lease_of)
+
+
+def chosen(*leases: FakeLease, roomy: Sequence[Specialist], decided: bool = True) -> Scene:
+    told = scene(*leases)
+    told.college.roomy = list(roomy)
+    if decided:
+        told.answer.choice = replace(told.answer.choice, decision=DECISION)
+    return told
+
+
+SMALL = specialist("small", context_tokens=2048)
+LARGE = specialist("large", context_tokens=8192)
+DECISION = Decision("math", 0.75, "math 0.75", (), "math", "ngrams")
+
+
+async def test_an_automatic_choice_that_cannot_hold_the_prompt_is_passed_over() -> None:
+    small, large = too_long_for("math", 2653, 2048), FakeLease([SAID], "large")
+    told = chosen(small, large, roomy=[SMALL, LARGE])
+    assert texts(await whole(told)) == ["Hello"]
+    assert told.college.asked == ["math", "large"]
+    assert (small.releases, large.releases) == (1, 1)
+    assert told.answer.choice.reason == "math 0.75; 2653"
+    assert told.answer.answered_by is LARGE
+    assert told.ended() == {("large", "stop"): 1}
+    assert told.college.counted == [("large", 5)]
+
+
+async def test_where_nobody_holds_the_prompt_the_largest_context_is_named() -> None:
+    told = chosen(too_long_for("math", 9000, 2048), roomy=[SMALL, LARGE])
+    with pytest.raises(PromptTooLongError, match="has 9000 tokens; the maximum context length is 8192 tokens"):
+        await whole(told)
+
+
+async def test_one_that_was_named_is_not_passed_over() -> None:
+    told = chosen(too_long_for("math", 2653, 2048), roomy=[LARGE], decided=False)
+    with pytest.raises(PromptTooLongError, match="the maximum context length is 2048 tokens"):
+        await whole(told)
+    assert told.college.asked == ["math"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pytest
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.engine.spec import LoadSpec
+from coe.router.choose import Decision, Ranked
 from coe.server.roster.model_files import Location
 from coe.server.roster.models import Roster
 from coe.server.runtime.availability import Servable
@@ -27,18 +29,27 @@ class Supervisor:
 
     def __init__(self) -> None:
         self.available: list[str] = []
+        self.remembered: list[str] = []
 
     def current(self, *_: Any) -> None:
         return None
 
     async def decide(self, *_: Any, available: list[str], **__: Any) -> Any:
         self.available = available
-        return SimpleNamespace(specialist=available[0], reason="", confidence=1.0)
+        ranking = tuple(Ranked(name, 0.5) for name in available)
+        return Decision(available[0], 1.0, "first", ranking, "math", "ngrams")
+
+    def remember(self, _: Any, __: Any, name: str) -> None:
+        self.remembered.append(name)
 
 
-def chooser(**faults: ModelTemplateError | None) -> tuple[Chooser, Supervisor]:
+def chooser(
+    contexts: Mapping[str, int] | None = None, **faults: ModelTemplateError | None
+) -> tuple[Chooser, Supervisor]:
+    about: dict[str, Any] = {"file": "m.gguf", "domains": ["math"]}
+    sizes = contexts or {}
     roster = Roster.model_validate(
-        {"specialists": [{"name": name, "file": "m.gguf", "domains": ["math"]} for name in faults]}
+        {"specialists": [{"name": name, "context_tokens": sizes.get(name, 4096), **about} for name in faults]}
     )
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
@@ -77,3 +88,25 @@ async def test_where_none_answers_chats_auto_says_so_and_none_stands_in() -> Non
         await choosing.choose(Request("auto", **cast(Any, CHAT)), None)
     assert choosing.stand_in("mute") is None
     assert choosing.stand_in("mute", chats=False) is not None
+
+
+def said(n_chars: int) -> Request:
+    return Request("auto", messages=({"role": "user", "content": "x" * n_chars},))
+
+
+async def test_a_prompt_that_is_surely_too_long_passes_a_small_context_over() -> None:
+    choosing, supervisor = chooser({"small": 2048, "large": 8192}, small=None, large=None)
+    assert (await choosing.choose(said(8_000), None)).specialist.name == "small"
+    choice = await choosing.choose(said(17_000), None)
+    assert choice.specialist.name == "large"
+    assert choice.reason == "first; small holds 2048 tokens, the prompt has about 2125: large answers"
+    assert supervisor.remembered == ["large"]
+    assert (await choosing.choose(said(100_000), None)).specialist.name == "small"  # the worker has the last word
+
+
+async def test_what_a_tokens_characters_were_is_learnt() -> None:
+    choosing, _ = chooser({"small": 2048, "large": 8192}, small=None, large=None)
+    for _ in range(20):
+        choosing.measured("small", said(2_000), 1_000)  # two characters a token, as in Thai
+    assert (await choosing.choose(said(8_000), None)).specialist.name == "large"
+    assert (await choosing.choose(said(4_000), None)).specialist.name == "small"
