@@ -65,6 +65,7 @@ class GenerateRequest:
     max_tokens: None for what the context leaves.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
     loop_guard: None for none.
+    tells_reading: events say how far the prompt has been read.
     """
 
     id: str
@@ -84,6 +85,7 @@ class GenerateRequest:
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
     loop_guard: Patience | None = Patience.NORMAL
+    tells_reading: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -129,6 +131,15 @@ class Accepted:
     id: str
     prompt_tokens: int
     swap: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """So many tokens of the prompt have been read."""
+
+    id: str
+    tokens: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -188,8 +199,8 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Accepted | Delta | Finished | Rejected
-EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Delta, Finished, Rejected)}
+Event = Accepted | Reading | Delta | Finished | Rejected
+EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected)}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ..llama.context import Context
 from ..llama.vocab import Vocab
-from ..request import CallPiece, Delta, Finish, Finished, GenerateRequest, TokenLogprob
+from ..request import CallPiece, Delta, Finish, Finished, GenerateRequest, Reading, TokenLogprob
 from ..spec import ThinkingMode
 from .grammar import Grammar
 from .loop_exits import GrammarLoops
@@ -20,6 +21,8 @@ from .sampling import Sampler, log_probabilities
 from .text_logprobs import TextLogprobs
 from .tools.reading import CallReading, Toolbox
 from .tools.splitter import Part
+
+_TELL_EVERY_S: Final = 1.0
 
 
 class ActiveSequence:
@@ -72,6 +75,7 @@ class ActiveSequence:
         self.cached = 0
         self.arrived = self.started = 0
         self.submitted_s = self.queued_s = 0.0
+        self._told_s = -math.inf
         self.shares = True
         self.waits_for = ""
         self._stops = StopMatcher(request.stop)
@@ -126,6 +130,15 @@ class ActiveSequence:
     def pending_history(self) -> int:
         """Tokens to evaluate up to the end of the shared history, 0 when that is passed."""
         return max(0, self.history_tokens - self.evaluated)
+
+    def reading(self, now_s: float) -> Reading | None:
+        """How far the prompt has been read, where the request wants to know and was not told a moment ago."""
+        if not self.request.tells_reading or not 0 < self.evaluated < self.n_prompt:
+            return None
+        if now_s - self._told_s < _TELL_EVERY_S:
+            return None
+        self._told_s = now_s
+        return Reading(self.request.id, self.evaluated, self.n_prompt)
 
     def begin(self, tick: int, now_s: float) -> None:
         """The sequence has a slot, and `evaluated` tokens in it. What is reported of a start is that of the first."""

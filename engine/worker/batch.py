@@ -279,8 +279,11 @@ class BatchLoop:
         if result:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1
+        now = self._now()
         for slot, count in plan:
             self._slots.book(slot, count)
+            if (reading := slot.sequence.reading(now)) is not None:
+                self._emit(reading)
         return outputs
 
     def _sample(self, outputs: Sequence[tuple[BusySlot, int]]) -> None:

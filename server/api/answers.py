@@ -12,7 +12,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from coe.engine.request import Delta
+from coe.engine.request import Delta, Reading
 
 from ..roster.values import AUTO
 from ..runtime.answer import Answer
@@ -21,6 +21,7 @@ from ..runtime.college import College
 from ..runtime.errors import RequestError
 from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
+from ..runtime.waiting import reading_wait
 from .body import read_json
 from .dialect import Dialect, Envelope
 from .journal import about
@@ -30,6 +31,7 @@ from .openapi import gives, of_dialect, takes
 from .sse import EventStream, until_gone
 
 ROUTE_PATH: Final = "/v1/route"
+_TELL_EVERY_S: Final = 2.0  # what a stream waits for
 
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
 # Kilo Code, Amp.
@@ -165,8 +167,16 @@ async def _frames(
 ) -> AsyncGenerator[bytes, None]:
     if keep_alive is not None:
         yield keep_alive
+    told = ""
+    if answer.tells_waiting and not opening.done():
+        yield b"".join(envelope.opening())
+        while not opening.done():
+            if (waits_for := answer.waits_for) != told:
+                told = waits_for
+                yield b"".join(envelope.waiting(told))
+            await asyncio.wait({opening}, timeout=_TELL_EVERY_S)
     await opening
-    if begin := b"".join(envelope.opening()):
+    if not told and (begin := b"".join(envelope.opening())):
         yield begin
     first = True
     # Closed here and now when the client leaves: `answer.close` comes next, and no task may be reading then.
@@ -175,7 +185,11 @@ async def _frames(
             if first and isinstance(step.event, Delta):
                 first = False
                 metrics.first_text(time.perf_counter() - started_s)
-            if frames := b"".join(envelope.frames(step)):
+            if isinstance(step.event, Reading):
+                # All choices have the same prompt, which is read once.
+                if step.index == 0:
+                    yield b"".join(envelope.waiting(reading_wait(step.event)))
+            elif frames := b"".join(envelope.frames(step)):
                 yield frames
     if end := b"".join(envelope.closing()):
         yield end

@@ -30,11 +30,15 @@ class Envelope(Protocol):
         ...
 
     def opening(self) -> Iterable[bytes]:
-        """Frames before the first text. The lease is there: the answer knows its specialist."""
+        """Frames before the first text; where waiting is told of, before the lease is there."""
         ...
 
     def frames(self, step: Step) -> Iterable[bytes]:
-        """Frames of one step: a Delta of some choice, or a choice's Finished. An Accepted has none."""
+        """Frames of one step: a Delta of some choice, or a choice's Finished. Other events have none."""
+        ...
+
+    def waiting(self, text: str) -> Iterable[bytes]:
+        """Frames that tell a user what the answer waits for; none where the dialect has no place for it."""
         ...
 
     def closing(self) -> Iterable[bytes]:

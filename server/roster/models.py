@@ -103,8 +103,10 @@ class ServerSection(Section):
     """0.0.0.0 for all interfaces: keys are made then where none are set"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     """0 takes a free one"""
-    first_byte_s: Seconds = 10.0
-    """a response's status waits this long for a model; then comment frames keep a stream alive"""
+    first_byte_s: Seconds = 1.0
+    """a stream's status waits this long for a model; then comment frames keep it alive"""
+    show_waiting: Annotated[bool, Strict()] = False
+    """a chat's stream tells in the reasoning what it waits for: loading, reading the prompt, each with a percentage"""
     max_wait_s: Seconds = 120.0
     """a request that waited longer for a model is answered with 503"""
     slow_request_s: Seconds = 60.0

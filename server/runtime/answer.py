@@ -26,6 +26,7 @@ from .metrics import Metrics
 from .policy import Rules, drawn, rules_for
 from .provenance import AnswerProvenance
 from .request import Request, with_system_prompt
+from .waiting import lease_wait
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,16 @@ class Answer:
     def thinks(self) -> bool:
         """Whether reasoning text may come."""
         return self.rules.thinking.mode is not ThinkingMode.OFF
+
+    @property
+    def tells_waiting(self) -> bool:
+        """Whether a stream tells what it waits for."""
+        return self._college.roster.server.show_waiting
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for until it has its lease."""
+        return lease_wait(self._college.pool.status(), self.choice.specialist.name)
 
     @property
     def provenance(self) -> AnswerProvenance:
@@ -202,6 +213,7 @@ class Answer:
             response_format=request.response_format,
             top_logprobs=request.top_logprobs,
             loop_guard=rules.loop_guard,
+            tells_reading=request.stream and self.tells_waiting,
         )
 
     # --- streamed -----------------------------------------------------------------------------------------------

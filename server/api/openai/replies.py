@@ -129,6 +129,17 @@ class OpenAIEnvelope(ABC):
             # The last choice's last chunk says how the answer came about.
             yield self._frame([choice], with_facts=len(self._ends) == self.answer.request.n)
 
+    def waiting(self, text: str) -> Iterable[bytes]:
+        """See api.dialect.Envelope."""
+        told = self.told(text)
+        if told is not None:
+            for index in range(self.answer.request.n):
+                yield self._frame([{"index": index, **told, "finish_reason": None}])
+
+    def told(self, text: str) -> dict[str, Any] | None:
+        """A choice's part of a chunk that tells what it waits for; None for no such chunk."""
+        return None
+
     def closing(self) -> Iterable[bytes]:
         """See api.dialect.Envelope."""
         if self._include_usage:
@@ -164,6 +175,10 @@ class ChatEnvelope(OpenAIEnvelope):
         if delta.text or not delta.reasoning:
             content["content"] = delta.text
         return {"delta": content}
+
+    def told(self, text: str) -> dict[str, Any]:
+        """See OpenAIEnvelope."""
+        return {"delta": {"reasoning_content": f"{text}\n"}}
 
     def last(self) -> dict[str, Any]:
         """See OpenAIEnvelope."""
