@@ -46,6 +46,7 @@ class ResidentBooking:
     loaded_in_s: float | None = None
     warm_since: float = 0.0
     work: asyncio.Task[None] | None = None
+    displaced: tuple[str, ...] = ()  # specialists whose residents went for it
 
     @property
     def leases(self) -> int:

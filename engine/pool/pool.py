@@ -55,6 +55,8 @@ class Pool:
         self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._displaced: dict[int, tuple[str, ...]] = {}  # by waiter: specialists whose residents went for it
+        self._to_restore: dict[str, None] = {}  # specialists whose residents went in vain, in order
         self._closed = False
         self._refusing: EngineError | None = None
         self.loads = self.failed_loads = self.evictions = 0
@@ -225,7 +227,48 @@ class Pool:
         _report(waiter, "%s gives up after %.1f s", waiter.name, self._clock() - waiter.since)
         self._queue.remove(waiter)
         waiter.give_up()
+        self._restore_for(waiter)
         self._replan()
+
+    def _restore_for(self, waiter: Waiter[Any]) -> None:
+        """What went for a request that nobody waits for any more is to come back, in place of what was to come."""
+        displaced = self._displaced.pop(waiter.id, ())
+        if not isinstance(waiter, LeaseWaiter) or waiter.name not in self._entries:
+            return
+        group = self._group_of(waiter)
+        others = [other for other in self._queue.waiters if self._group_of(other) == group]
+        if others:
+            self._displaced[others[0].id] = (*self._displaced.get(others[0].id, ()), *displaced)
+            return
+        for booking in self._bookings.of_group(group):
+            if booking.state is State.LOADING and booking.displaced:
+                displaced = (*displaced, *booking.displaced)
+                _log.info("stopping the load of %s: nobody waits for it any more", booking.title)
+                booking.state = State.DRAINING
+                booking.work = _task(self._abandon(booking, booking.work))
+        self._to_restore.update(dict.fromkeys(displaced))
+
+    async def _abandon(self, booking: ResidentBooking, load: asyncio.Task[None] | None) -> None:
+        """End a load; its memory is back when it has ended."""
+        await _cancel([load] if load is not None else [])
+        await self._stop(booking)
+
+    def _restore(self) -> None:
+        """Load again what went in vain, as far as there is room that no request waits for."""
+        if self._queue.waiters:
+            return
+        for name in list(self._to_restore):
+            if name not in self._entries or self._loader.failure(self._group(name)) is not None:
+                del self._to_restore[name]
+                continue
+            states = {booking.state for booking in self._bookings.of_group(self._group(name))}
+            free_bytes = self.limits.budget_bytes - sum(booking.vram_bytes for booking in self._bookings.all())
+            if states - {State.DRAINING}:
+                del self._to_restore[name]
+            elif not states and self._estimates.need_bytes(self._entries[name]) <= free_bytes:
+                del self._to_restore[name]
+                _log.info("loading %s again: it went for a request whose client has left", name)
+                self._begin_load(self._group(name), name, request_id="")
 
     def _refuse_when_closed(self) -> None:
         if self._refusing is not None:
@@ -273,6 +316,7 @@ class Pool:
             explain=_log.isEnabledFor(logging.DEBUG),
         )
         self._carry_out(decided)
+        self._restore()
         for eviction in replaced(self._bookings.resident_views(self._served), self._served, now):
             self._evict(eviction)
         if not self._queue.waiters:
@@ -374,6 +418,7 @@ class Pool:
         booking.last_used = self._clock()
         release = partial(self._release, booking, specialist)
         self._queue.remove(waiter)
+        self._displaced.pop(waiter.id, None)
         waiter.future.set_result(
             Lease(booking, specialist, release, residency=residency, waited_s=grant.waited_s, swap_s=swap_s)
         )
@@ -387,27 +432,32 @@ class Pool:
         waiter.future.set_result(Reservation(partial(self._vacate, booking)))
 
     def _load(self, load: Load, waiter: LeaseWaiter) -> None:
+        booking = self._begin_load(load.group, load.specialist, request_id=waiter.request_id)
+        booking.displaced = self._displaced.pop(waiter.id, ())
+        what = "spread" if load.is_spread else "load"
+        _report(waiter, "%s %s: %s, %s", what, load.specialist, booking.label, load)
+
+    def _begin_load(self, group: str, specialist: str, *, request_id: str) -> ResidentBooking:
         # The bytes are booked before the first await: a plan may be made while the load runs.
-        entry = self._entries[load.specialist]
-        spec = entry.spec.loaded_as(load.specialist)
-        is_first = not self._bookings.of_group(load.group)  # of several that share, one pinned resident is enough
+        entry = self._entries[specialist]
+        spec = entry.spec.loaded_as(specialist)
+        is_first = not self._bookings.of_group(group)  # of several that share, one pinned resident is enough
         booking = ResidentBooking(
-            key=f"{load.group} {next(self._ids)}",
-            group=load.group,
+            key=f"{group} {next(self._ids)}",
+            group=group,
             title=spec.title,
             predicted_bytes=entry.vram_bytes,
             vram_bytes=self._estimates.need_bytes(entry),
-            pinned=is_first and any(self._entries[name].pinned for name in self._specialists(load.group)),
-            specialist=load.specialist,
+            pinned=is_first and any(self._entries[name].pinned for name in self._specialists(group)),
+            specialist=specialist,
             is_shared=spec.sharing is not None,
             capacity=spec.parallel,
-            request_id=waiter.request_id,
+            request_id=request_id,
             last_progress=self._clock(),
         )
-        what = "spread" if load.is_spread else "load"
-        _report(waiter, "%s %s: %s, %s", what, load.specialist, booking.label, load)
         self._bookings.add(booking)
         booking.work = _task(self._load_now(booking, spec))
+        return booking
 
     async def _load_now(self, booking: ResidentBooking, spec: LoadSpec) -> None:
         policies = {name: self._entries[name].thinking for name in self._specialists(booking.group)}
@@ -451,6 +501,8 @@ class Pool:
         whose = f", for {waiter.name}" if waiter is not None else ""
         _report(waiter, "evict %s: %s%s", booking.label, eviction, whose)
         booking.state = State.DRAINING
+        if isinstance(waiter, LeaseWaiter) and isinstance(booking, ResidentBooking):
+            self._displaced[waiter.id] = (*self._displaced.get(waiter.id, ()), booking.specialist)
         self.evictions += 1
         _log.info("stopping %s: %s", booking.title, eviction.reason, extra=_about(waiter))
         booking.work = _task(self._stop(booking))

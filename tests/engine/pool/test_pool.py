@@ -440,6 +440,63 @@ class TestWaiting:
         (await staying).release()
         assert loader.loads == ["a"]
 
+    async def test_a_client_that_leaves_during_a_load_leaves_the_pool_as_it_was(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=8, b=8)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        loader.hold("b")
+        leaving = ask(pool, "b")
+        await loader.started["b"].wait()
+        leaving.cancel()
+        await turns()
+        assert loader.cancelled == ["b"]
+        assert states(pool) == {"a": State.WARM}
+        assert loader.loads == ["a", "b", "a"]
+
+    async def test_nor_does_one_that_leaves_while_room_is_made_for_it(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=8, b=8)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        loader.residents["a"].may_stop.clear()
+        leaving = ask(pool, "b")
+        await turns()
+        assert states(pool) == {"a": State.DRAINING}
+        leaving.cancel()
+        await turns()
+        loader.residents["a"].may_stop.set()
+        await turns()
+        assert states(pool) == {"a": State.WARM}
+        assert loader.loads == ["a", "a"]
+
+    async def test_a_load_that_another_waits_for_goes_on(self, new_pool: NewPool, loader: FakeLoader) -> None:
+        pool = new_pool(a=8, b=8)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        loader.hold("b")
+        leaving, staying = ask(pool, "b"), ask(pool, "b")
+        await loader.started["b"].wait()
+        leaving.cancel()
+        await turns()
+        loader.release("b")
+        (await staying).release()
+        assert loader.loads == ["a", "b"]
+
+    async def test_what_went_in_vain_comes_back_after_those_that_wait(
+        self, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        pool = new_pool(a=8, b=8, c=4)
+        (await pool.lease("a", max_wait_s=LONG_S)).release()
+        loader.hold("b")
+        leaving, waiting = ask(pool, "b"), ask(pool, "c")
+        await loader.started["b"].wait()
+        leaving.cancel()
+        lease = await waiting
+        assert states(pool) == {"c": State.WARM}
+        lease.release()
+        await turns()
+        assert states(pool) == {"c": State.WARM}  # there is no room beside it, and it was asked for
+
     async def test_a_lease_given_up_at_the_moment_of_its_grant_does_not_leak(
         self, new_pool: NewPool, loader: FakeLoader
     ) -> None:
