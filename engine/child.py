@@ -24,6 +24,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -48,7 +49,9 @@ _MOST_WORDS: Final = 500  # characters of them
 # After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
 _QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
 # What a library prints when it takes its process down; the line that says more comes first.
-TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+_TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+# An assertion names the file by its path on the machine that compiled it.
+_SOURCE_FOLDER: Final = re.compile(r"\S*/(?=[^/\s]+:\d+: GGML_)")
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,16 @@ class Limits:
     cpu_s: int | None = None
 
 
+def telling_line(lines: Sequence[str]) -> str | None:
+    """The line in which a library said why it takes the process down, None where there is none."""
+    line = next((line for mark in _TELLING for line in reversed(lines) if mark in line), None)
+    return _SOURCE_FOLDER.sub("", line[:_MOST_WORDS]) if line is not None else None
+
+
 def last_words(output: bytes) -> str:
     """The most telling line of what a process printed, the last one where none stands out; "" for no output."""
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = (line for mark in TELLING for line in reversed(lines) if mark in line)
-    return next(telling, lines[-1] if lines else "")[:_MOST_WORDS]
+    return (telling_line(lines) or (lines[-1] if lines else ""))[:_MOST_WORDS]
 
 
 # --- the parent's side ----------------------------------------------------------------------------------------

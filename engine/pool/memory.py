@@ -64,7 +64,7 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
         if error.code >= 0:
             raise
         raise ModelFileError(
-            f"llama.cpp crashed on a {what} ({ending(error.code)}): {error.words}",
+            f"llama.cpp crashed on a {what} ({ending(error.code)}): {error.words.rstrip('.')}.",
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
         ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}

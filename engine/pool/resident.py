@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
-from ..child import TELLING
+from ..child import telling_line
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..private import child_environment
@@ -315,7 +315,7 @@ class WorkerResident:
         if self._hung is not None:
             return self._hung
         code = self._process.returncode
-        cause = next((line for mark in TELLING for line in self._tail if mark in line), None)
+        cause = telling_line(list(self._tail))
         if cause is None and self._tail and code is not None and code > 0:
             cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return f"died ({ending(code) if code is not None else 'with its server'}){f': {cause}' if cause else ''}"
