@@ -39,11 +39,15 @@ class WorkerHungError(WorkerDiedError):
 
 
 class SlowReaderError(EngineError):
-    """More of an answer waited for its reader than is kept; the rest was not generated. limit_bytes: what is kept."""
+    """More of an answer waited for its reader than is kept; the rest was not generated.
 
-    def __init__(self, limit_bytes: int) -> None:
+    limit_bytes: what is kept of one answer, or of all answers together where of_all.
+    """
+
+    def __init__(self, limit_bytes: int, *, of_all: bool = False) -> None:
+        what = "of all answers together" if of_all else "of it"
         super().__init__(
-            f"The answer was ended: more than {limit_bytes // 1024} KB of it waited to be read.",
+            f"The answer was ended: more than {limit_bytes // 1024:,} KB {what} waited to be read.",
             "Read the stream as it comes, or ask for fewer tokens with max_tokens.",
         )
         self.limit_bytes = limit_bytes

@@ -25,7 +25,7 @@ from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
-from .inbox import Inbox
+from .inbox import Inbox, Unread
 from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
@@ -55,13 +55,13 @@ class Resident(Protocol):
         request: GenerateRequest,
         *,
         on_end: Callable[[], None] | None = None,
-        unread_bytes: int | None = None,
+        unread: Unread | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events of one answer, Accepted first. Leaving the iterator early ends the generation.
 
         The generation does not wait for the iterator: what is not taken yet is kept, deltas joined.
         on_end:       called once when the resident has done with the request, whether or not its events are taken.
-        unread_bytes: more text than that is not kept: the generation ends, and the iterator with SlowReaderError.
+        unread:       more text than it lets wait is not kept: the generation ends, the iterator with SlowReaderError.
         Raises the EngineError of a rejected request, WorkerDiedError when the resident goes meanwhile, and what
         `refuse` was given.
         """
@@ -342,12 +342,12 @@ class WorkerResident:
         request: GenerateRequest,
         *,
         on_end: Callable[[], None] | None = None,
-        unread_bytes: int | None = None,
+        unread: Unread | None = None,
     ) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         if self._lost.done():
             raise self._death()
-        self._inboxes[request.id] = inbox = Inbox(on_end, unread_bytes)
+        self._inboxes[request.id] = inbox = Inbox(on_end, unread)
         self._vitals.work(time.monotonic(), True)
         self._send({"op": "generate", "request": request.to_json()})
         try:
@@ -360,6 +360,7 @@ class WorkerResident:
                     return
         finally:
             del self._inboxes[request.id]
+            inbox.close()
             if not inbox.ended:
                 self._send({"op": "cancel", "id": request.id})
 

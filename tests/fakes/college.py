@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from coe.engine.errors import EngineError
+from coe.engine.pool.inbox import Unread
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.router.conversation import ConversationKey
@@ -47,7 +48,7 @@ class FakeLease:
     releases: int = 0
 
     async def generate(
-        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread_bytes: int | None = None
+        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread: Unread | None = None
     ) -> AsyncGenerator[Event, None]:
         assert not self.releases, "a released lease is nobody's"
         self.requests.append(request)
@@ -78,6 +79,7 @@ class FakeCollege:
     fallback: Specialist | None = None
     roster: Roster = field(default_factory=lambda: Roster.model_validate({"specialists": []}))
     asked: list[str] = field(default_factory=list)
+    unread: Unread = field(default_factory=lambda: Unread(2**16, 2**26))
 
     async def lease(self, specialist: Specialist, key: ConversationKey | None = None) -> FakeLease:
         self.asked.append(specialist.name)

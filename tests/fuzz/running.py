@@ -19,7 +19,9 @@ from typing import Final
 WITHIN_S: Final = 60.0
 MOST_BYTES: Final = 3 * 2**30
 _MOST_FILE_BYTES: Final = 2**29
-_EXITS: Final = (0, 1, 2)
+_EXITS: Final = (0, 1, 2, 3)  # 3: a build that keeps its specialist aside
+_SERVES: Final = b"Stop:"  # the beginning of the last line that a server announces itself with
+_LOOK_S: Final = 0.1
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -68,14 +70,19 @@ class Ended:
 
 
 def coe(arguments: Sequence[str]) -> None:
-    """The command line, in this process."""
+    """The command line, in this process; a head is fitted on the case's own few prompts."""
+    from coe.router import training_prompts
     from coe.server.cli import app
 
+    training_prompts.PROMPTS = Path("prompts")
     app(list(arguments), prog_name="coe")
 
 
 def run(arguments: Sequence[str], folder: Path, *, main: Callable[[Sequence[str]], None] = coe) -> Ended:
-    """Run `coe` with these arguments in a folder; it and all its children are gone when this returns."""
+    """Run `coe` with these arguments in a folder; it and all its children are gone when this returns.
+
+    A server is told to stop, as by Ctrl-C, once it has announced itself.
+    """
     log = folder / "output.txt"
     pid = os.fork()
     if pid == 0:
@@ -91,10 +98,25 @@ def run(arguments: Sequence[str], folder: Path, *, main: Callable[[Sequence[str]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
 
+    over = threading.Event()
+
+    def stop_server() -> None:
+        while not over.wait(_LOOK_S):
+            if log.exists() and _SERVES in log.read_bytes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+                return
+
     timer = threading.Timer(WITHIN_S, give_up)
     timer.start()
+    stopping = threading.Thread(target=stop_server)
+    if "serve" in arguments[:1]:
+        stopping.start()
     _, status, usage = os.wait4(pid, 0)
+    over.set()
     timer.cancel()
+    if stopping.ident is not None:
+        stopping.join()
     code = None if expired.is_set() else os.waitstatus_to_exitcode(status)
     output = log.read_text(errors="surrogateescape") if log.exists() else ""
     return Ended(code, output, usage.ru_maxrss * 1024)
