@@ -127,7 +127,7 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
         response = error_response(dialect_at(request.scope["path"]), failure)
-        if failure.status == 500:
+        if failure.unforeseen:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(
                 "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
@@ -136,8 +136,8 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 response.headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
-            # What was wrong with a request is told to its client alone: the message may quote it.
-            reason = failure.message if failure.status >= 500 else failure.code or failure.param or failure.type
+            # What was wrong with a request, or with its answer, is told to its client alone: the message may quote it.
+            reason = failure.message if failure.status == 503 else failure.code or failure.param or failure.type
             _log.debug(
                 "%s %s refused with %d: %s", request.method, shown(request.scope["path"]), failure.status, reason
             )

@@ -1,4 +1,5 @@
-"""The journal of requests: lines for refusals, slow requests and administration; in flight, times and counts.
+"""The journal of requests: lines for refusals, answers that did not end well, slow requests and administration; in
+flight, times and counts.
 
 A line holds who asked (by address, and the fingerprint of the key), what for and how it ended, and nothing of a body.
 """
@@ -36,7 +37,7 @@ class Journal:
         self._app = app
         self._metrics = metrics
         self._slow_s = slow_s
-        self._refusals, self._slow = LineLimit(), LineLimit()
+        self._refusals, self._ends, self._slow = LineLimit(), LineLimit(), LineLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -82,6 +83,12 @@ class Journal:
                 self._refusals,
                 f"refused {scope['method']} {place} with {status} {code}: model {request.model}, {who}",
             )
+        elif request.end:  # the client had its status, and perhaps text, before that was known
+            _limited(
+                self._ends,
+                f"{outcome}: {scope['method']} {request.route} ended with {request.end} after {took_s:.1f} s: "
+                f"model {request.model}, answered by {request.specialist}, {who}",
+            )
         elif 0 < self._slow_s < took_s:
             _limited(
                 self._slow,
@@ -93,12 +100,16 @@ class Journal:
             _log.info("administration: POST %s of %s %s: %d %s", place, what, who, status, outcome)
 
 
-def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:
-    """Note which model a request names and which specialist answers it, once that is known."""
+def about(
+    scope: Scope, *, model: str | None = None, specialist: str | None = None, end: str | None = None
+) -> None:
+    """Note which model a request names, which specialist answers it, and how the answer ended where its status cannot
+    say it; each once it is known."""
     request: RunningRequest | None = scope.get(RUNNING_KEY)
     if request is not None:
         request.model = request.model if model is None else model
         request.specialist = request.specialist if specialist is None else specialist
+        request.end = request.end if end is None else end
 
 
 def _outcome(status: int) -> str:

@@ -20,6 +20,7 @@ from coe.server.api.keys import Keys
 from coe.server.roster.models import Roster, Specialist
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
+from coe.server.runtime.metrics import Metrics
 from coe.server.runtime.request import Request
 from fakes.asgi import Client, Message
 
@@ -153,7 +154,8 @@ async def post(
     dialects: Mapping[str, Dialect] = DIALECTS,
     keys: Keys = NO_KEYS,
     method: str = "POST",
-) -> None:
+) -> Metrics:
+    """Serve one request; gives the application's metrics."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -162,4 +164,7 @@ async def post(
         "query_string": b"",
         "headers": client.headers,
     }
-    await make_app(cast(College, college), keys, dialects=dialects)(scope, client.receive, client.send)
+    app = make_app(cast(College, college), keys, dialects=dialects)
+    await app(scope, client.receive, client.send)
+    metrics: Metrics = app.state.metrics
+    return metrics

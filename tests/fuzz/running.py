@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 WITHIN_S: Final = 60.0
+_PATIENCE: Final = {"train-router": 4, "build": 4}  # how many times that: minutes of honest work on a busy machine
 MOST_BYTES: Final = 3 * 2**30
 _MOST_FILE_BYTES: Final = 2**29
 _EXITS: Final = (0, 1, 2, 3)  # 3: a build that keeps its specialist aside
@@ -107,7 +108,8 @@ def run(arguments: Sequence[str], folder: Path, *, main: Callable[[Sequence[str]
                     os.kill(pid, signal.SIGINT)
                 return
 
-    timer = threading.Timer(WITHIN_S, give_up)
+    within_s = WITHIN_S * max(_PATIENCE.get(argument, 1) for argument in ("", *arguments[:1]))
+    timer = threading.Timer(within_s, give_up)
     timer.start()
     stopping = threading.Thread(target=stop_server)
     if "serve" in arguments[:1]:

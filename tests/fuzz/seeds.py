@@ -46,7 +46,7 @@ def write_seeds(folder: Path) -> None:
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ({"question": "What is 2 + 2?", "answer": "4"}, {"question": "Which?", "options": ["x", "y"], "answer": "B"})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    labelled = [{"label": domain, "text": f"A question of {domain}?"} for domain in DOMAINS for _ in range(2)]
+    labelled = [{"label": domain, "text": f"A question of {domain}?"} for domain in (*DOMAINS, *DOMAINS[:2] * 24)]
     (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     (folder / "asked.jsonl").write_text(
         '{"text": "What is 2 + 2?"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n'

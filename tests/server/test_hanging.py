@@ -138,8 +138,9 @@ def test_clients_that_read_nothing_hold_no_place_though_their_answers_are_more_t
         talker.until(lambda: talker.leases() == 0)
         for connection in unread:  # what had been sent is there, and why no more came
             assert b'"code":"client_too_slow"' in rest(connection)[-2000:]
-    ended_as = talker.metric("coe_answers_total", reason="failed")
-    assert ended_as == 2 * TALKATIVE["n"]
+    assert talker.metric("coe_answers_total", reason="failed") == 2 * TALKATIVE["n"]
+    assert talker.metric("coe_request_seconds_count", outcome="failed") == 2
+    assert talker.log().count("failed: POST /v1/chat/completions ended with client_too_slow after ") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

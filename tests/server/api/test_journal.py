@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.engine.errors import UnavailableError
+from coe.engine.errors import ShuttingDownError, SlowReaderError, UnavailableError, WorkerDiedError, WorkerHungError
 from coe.engine.pool.status import PoolStatus
+from coe.engine.request import Accepted, Delta, Event, Finish, Finished
 from coe.server.api.journal import RUNNING_KEY, Journal
 from coe.server.runtime.line_limit import LineLimit
 from coe.server.runtime.metrics import Metrics, RunningRequest
-from fakes.asgi import Client
-from fakes.college import SAID, FakeLease, ServedCollege, asking, post
+from fakes.asgi import Client, until
+from fakes.college import LOOPED, SAID, FakeLease, ServedCollege, asking, post
 
 CHAT = {"model": "secret-model\nforged", "messages": [{"role": "user", "content": "my secret"}]}
 
@@ -50,6 +52,73 @@ async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
     await post(ServedCollege([FakeLease([SAID], "math")]), client)
     assert client.got[0]["status"] == 200
     assert not lines(caplog)
+
+
+BEGUN = [Accepted("", 5), Delta("", "Hel")]
+
+
+def counted(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """The samples of a name that are not 0, by their labels' values."""
+    return {
+        tuple(sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name == name and sample.value
+    }
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome", "end", "reason"),
+    [
+        (WorkerDiedError("It died."), "failed", "worker_died", "failed"),
+        (WorkerHungError("It hung."), "failed", "worker_died", "failed"),
+        (SlowReaderError(2**16), "failed", "client_too_slow", "failed"),
+        (ShuttingDownError(), "failed", "shutting_down", "failed"),
+        (KeyError("my secret"), "failed", "internal_error", "failed"),
+        (Finished("", Finish.INVALID, 5, 0, 1, violation="a secret"), "failed", "schema_violated", "invalid"),
+        (Finished("", Finish.LOOP, 5, 0, 1, loop="secret"), "answered", "loop", "loop"),
+    ],
+)
+async def test_a_stream_that_ends_badly_after_its_200_has_a_line_and_is_counted(
+    event: Event | Exception, outcome: str, end: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coe.journal")
+    client = asking({**CHAT, "stream": True})
+    metrics = await post(ServedCollege([FakeLease([[*BEGUN, event]], "math")]), client)
+    assert client.got[0]["status"] == 200
+    (line,) = lines(caplog)
+    assert line.startswith(f"{outcome}: POST /v1/chat/completions ended with {end} after ")
+    assert "answered by math" in line
+    assert "secret" not in line
+    assert ("secret" in caplog.text) == (end == "internal_error"), "a stack is for bugs; what is told may quote"
+    assert counted(metrics, "coe_request_seconds_count") == {tuple(sorted(("math", outcome))): 1}
+    assert counted(metrics, "coe_answers_total") == {tuple(sorted(("math", reason))): 1}
+    assert counted(metrics, "coe_requests_total") == {("/v1/chat/completions", "200"): 1}
+    assert not metrics.running.requests
+
+
+async def test_a_stream_whose_client_leaves_has_a_line_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "coe.journal")
+    client = asking({**CHAT, "stream": True})
+    lease = FakeLease([BEGUN], "math")
+    posting = asyncio.create_task(post(ServedCollege([lease]), client))
+    await until(lambda: b"Hel" in client.body)
+    client.gone.set()
+    metrics = await posting
+    (line,) = lines(caplog)
+    assert line.startswith("left: POST /v1/chat/completions ended with client_left after ")
+    assert counted(metrics, "coe_request_seconds_count") == {("left", "math"): 1}
+    assert counted(metrics, "coe_answers_total") == {("cancelled", "math"): 1}
+    assert lease.running == 0
+
+
+async def test_a_whole_answer_that_the_loop_guard_ended_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "coe.journal")
+    client = asking(CHAT)
+    metrics = await post(ServedCollege([FakeLease([LOOPED, LOOPED], "math")]), client)
+    (line,) = lines(caplog)
+    assert line.startswith("answered: POST /v1/chat/completions ended with loop after ")
+    assert counted(metrics, "coe_answers_total") == {("loop", "math"): 2}
 
 
 def test_a_flood_of_lines_is_kept_back_and_counted() -> None:
