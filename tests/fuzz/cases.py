@@ -87,10 +87,18 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
 
 _HEADED: Final = """\
 version: 1
+models_dir: .
 router: {encoder: none, head: head.npz, thresholds: thresholds.json}
 fallback: general
 specialists: [{name: general, file: specialist.gguf, domains: [general]}]
 """
+
+
+def write_sound(seeds: Path, folder: Path) -> None:
+    """All files that commands read, none of them mutated."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(seeds, folder)
+    (folder / "headed.yaml").write_text(_HEADED)
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,7 @@ class Case:
 
     def write(self, seeds: Path, folder: Path) -> None:
         """All files of the case: sound ones, and the mutated one in their midst."""
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(seeds, folder)
-        (folder / "headed.yaml").write_text(_HEADED)
+        write_sound(seeds, folder)
         draw = self._draw
         draw.random()
         path = folder / self.file

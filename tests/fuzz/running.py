@@ -20,7 +20,8 @@ WITHIN_S: Final = 60.0
 _PATIENCE: Final = {"train-router": 4, "build": 4}  # how many times that: minutes of honest work on a busy machine
 MOST_BYTES: Final = 3 * 2**30
 _MOST_FILE_BYTES: Final = 2**29
-_EXITS: Final = (0, 1, 2, 3)  # 3: a build that keeps its specialist aside
+KEPT_ASIDE: Final = 3  # the exit code of a build that does not release its specialist
+_EXITS: Final = (0, 1, 2, KEPT_ASIDE)
 _SERVES: Final = b"Stop:"  # the beginning of the last line that a server announces itself with
 _LOOK_S: Final = 0.1
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -63,6 +64,8 @@ class Ended:
             return "printed a stack"
         if self.code not in _EXITS:
             return f"ended with {self.code}"
+        if self.code and not self.output.strip():
+            return f"ended with {self.code} and not a word"
         if self.peak_bytes > MOST_BYTES:
             return f"took {self.peak_bytes / 2**30:.1f} GiB"
         if (found := _CONTROL.search(self.output)) is not None:
