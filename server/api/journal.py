@@ -100,9 +100,7 @@ class Journal:
             _log.info("administration: POST %s of %s %s: %d %s", place, what, who, status, outcome)
 
 
-def about(
-    scope: Scope, *, model: str | None = None, specialist: str | None = None, end: str | None = None
-) -> None:
+def about(scope: Scope, *, model: str | None = None, specialist: str | None = None, end: str | None = None) -> None:
     """Note which model a request names, which specialist answers it, and how the answer ended where its status cannot
     say it; each once it is known."""
     request: RunningRequest | None = scope.get(RUNNING_KEY)

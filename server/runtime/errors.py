@@ -154,7 +154,7 @@ class Failure:
 
     @property
     def unforeseen(self) -> bool:
-        """Whether it is a bug of ours, or may be one: the log needs its stack. What else a client is told may quote it."""
+        """Whether it may be a bug of ours, so that the log needs its stack. Other messages may quote the client."""
         return self.code in ("internal_error", "engine_error")
 
     def param_in(self, names: Mapping[Part, str]) -> str | None:

@@ -106,7 +106,10 @@ class TestErrors:
         assert last_words(b"x.c: GGML_ASSERT(x)\nFatal Python error: Aborted\n  File 'y'\n") == "x.c: GGML_ASSERT(x)"
         assert last_words(b"one\n\n two \n\n") == "two"
         assert last_words(b"") == ""
-        assert last_words(b"/tmp/build-1/ggml/src/ggml.c:1814: GGML_ASSERT(o) failed") == "ggml.c:1814: GGML_ASSERT(o) failed"
+        assert (
+            last_words(b"/tmp/build-1/ggml/src/ggml.c:1814: GGML_ASSERT(o) failed")
+            == "ggml.c:1814: GGML_ASSERT(o) failed"
+        )
         assert last_words(b"[x] a/b.gguf: GGML_ASSERT(a/b) failed") == "[x] a/b.gguf: GGML_ASSERT(a/b) failed"
 
 

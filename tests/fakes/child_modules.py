@@ -66,9 +66,7 @@ class KilledParent:
         self._other_ends: list[int] = []
         code = textwrap.dedent(beginning) + textwrap.dedent(program)
         self._errors = fifo.with_name("parent.log").open("w+b")
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stderr=self._errors, env=taking_for_a_file(fifo)
-        )
+        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors, env=taking_for_a_file(fifo))
 
     def child_outlives(self) -> bool:
         """Kill the parent once its child has opened the FIFO; whether the child lives on, which it could for ever."""

@@ -44,7 +44,10 @@ def write_seeds(folder: Path) -> None:
     (folder / "corpus.txt").write_text("A sentence of a corpus.\n\nAnother paragraph, with some words in it.\n" * 3)
     rows = ({"question": "What is 2 + 2?", "answer": "4", "class": "math"}, {"text": "Some text.", "class": "law"})
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ({"question": "What is 2 + 2?", "answer": "4"}, {"question": "Which?", "options": ["x", "y"], "answer": "B"})
+    asked = (
+        {"question": "What is 2 + 2?", "answer": "4"},
+        {"question": "Which?", "options": ["x", "y"], "answer": "B"},
+    )
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     labelled = [{"label": domain, "text": f"A question of {domain}?"} for domain in (*DOMAINS, *DOMAINS[:2] * 24)]
     (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))

@@ -329,7 +329,9 @@ def test_a_file_that_llama_cpp_aborts_on_gets_a_sentence(folder: Path, arguments
         expert_ff=16,
     )
     line = refused(*arguments)
-    assert re.search(r"dry run of aborts\.gguf .*SIGABRT.*: ggml\.c:\d+: GGML_ASSERT\(obj_new\) failed\. The file", line)
+    assert re.search(
+        r"dry run of aborts\.gguf .*SIGABRT.*: ggml\.c:\d+: GGML_ASSERT\(obj_new\) failed\. The file", line
+    )
 
 
 @pytest.mark.model
