@@ -12,8 +12,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from referencing.exceptions import Unresolvable
+
 from ..errors import GrammarError
 from .json_schema import JsonSchema, is_integral, is_wide, target_of
+from .validators import MAX_STEPS, TooCostlyError, spending, validator_of
 
 _BOUNDS: Final = ("minimum", "maximum")
 _SAYS_NOTHING: Final = frozenset(
@@ -50,7 +53,11 @@ def lark_of(schema: JsonSchema, options: Mapping[str, Any]) -> str:
 
     Raises GrammarError where such a number stands below a keyword that cannot be written as a rule.
     """
-    return _Rules(schema, options).text()
+    try:
+        with spending(MAX_STEPS):
+            return _Rules(schema, options).text()
+    except (TooCostlyError, Unresolvable) as error:
+        raise GrammarError(f"response_format.json_schema cannot be followed: {error}.", _REMEDY) from error
 
 
 class _Rules:
@@ -60,7 +67,7 @@ class _Rules:
         self._options = options
         self._lines: list[str] = []
         self._of_reference: dict[str, str] = {}
-        self._validator = schema.draft(schema.wanted)
+        self._validator = validator_of(schema.draft, schema.wanted)
 
     def text(self) -> str:
         start = self._rule(self._root, "$")
