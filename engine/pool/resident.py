@@ -26,7 +26,7 @@ from ..process import ending, signal_name, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
 from .inbox import Inbox
-from .vitals import STALL_S, Beat, Lookout, Vitals
+from ..vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)

@@ -10,7 +10,7 @@ from ..spec import LoadSpec, Thinking
 from .admission import GroupView
 from .placement import Distances
 from .resident import Resident
-from .vitals import STALL_S
+from ..vitals import STALL_S
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from coe.engine.errors import ModelFileError
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
-from coe.engine.pool.vitals import SHORTEST_S
+from coe.engine.vitals import SHORTEST_S
 from coe.engine.request import Finished
 from coe.engine.spec import LoadSpec
 from fakes.worker_events import GONE_S, events, gone, request
