@@ -13,9 +13,10 @@ event loop writes `asyncio.run(child.run(...))`.
     {"error": {...}}             <- stdout   the typed error that main raises
     last words                   <- stderr   all that llama.cpp, Python and main print
 
-A child is in a session of its own, so that Ctrl-C is the parent's to answer. It is killed when its heartbeat ends before
-it does (see vitals.py: it was stopped, or its interpreter hangs), when its caller raises or is cancelled, and by the kernel when its parent dies, however that dies (PR_SET_PDEATHSIG). The kernel goes by the thread
-that started the child: start it from a thread that lives as long as the child may.
+A child is in a session of its own, so that Ctrl-C is the parent's to answer. It is killed when its heartbeat ends
+before it does (see vitals.py: it was stopped, or its interpreter hangs), when its caller raises or is cancelled, and by
+the kernel when its parent dies, however that dies (PR_SET_PDEATHSIG). The kernel goes by the thread that started the
+child: start it from a thread that lives as long as the child may.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class Child:
         errors:      where the classes of its typed errors are looked up by name.
 
         Raises the error that `main` raised, ChildDiedError for an end without an answer, ChildTimeoutError, also where
-        its heartbeat ends. A child that has given its answer has done its work, whatever its libraries do on their way out.
+        its heartbeat ends. A child that has given its answer has done its work, whatever its libraries do on their way
+        out.
         """
         now = asyncio.get_running_loop().time
         begun = now()

@@ -1,4 +1,4 @@
-"""Whether a worker or a child is alive and gets on, judged by its heartbeat (a watchdog): values and a clock, no process.
+"""Whether a worker or a child lives and gets on, judged by its heartbeat (a watchdog): values and a clock, no process.
 
 Its heartbeat comes from a thread of its own, so it goes on through the longest decode, and ends only with the
 process: stopped, or held fast by its interpreter's lock. With it come three figures: decodes done, seconds of
@@ -37,7 +37,7 @@ class Beat:
 
 
 class Vitals:
-    """The signs of one process's life. Times are seconds of a monotonic clock that stands still in a suspended system."""
+    """The signs of one process's life. Times are seconds of a monotonic clock that stands still with the system."""
 
     def __init__(
         self, now: float, stall_s: float = STALL_S, *, idle_s: float | None = None, slow_s: float | None = None

@@ -62,9 +62,7 @@ async def prepare(
 class BuildProcess:
     """One run of a build in a child process, which ends with the process that started it."""
 
-    def __init__(
-        self, job: Job, *, low_priority: bool = False, accept: bool = False, stall_s: float = STALL_S
-    ) -> None:
+    def __init__(self, job: Job, *, low_priority: bool = False, accept: bool = False, stall_s: float = STALL_S) -> None:
         """low_priority: leave the CPU to all other processes. accept: release it whatever the gate says.
 
         stall_s: without a heartbeat for so long the child is killed.
