@@ -371,7 +371,7 @@ def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
                 say({"alive": _beat(n_reports)})
 
     say({"alive": _beat(n_reports)})
-    # Signals are the main thread's: one that this thread took would not end what that waits for. A thread inherits this.
+    # Signals are the main thread's: one that this one took would not end what that waits for. Threads inherit a mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     threading.Thread(target=live, daemon=True, name="heartbeat").start()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
