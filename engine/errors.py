@@ -31,7 +31,9 @@ class LoadError(EngineError):
 
 
 class WorkerDiedError(EngineError):
-    """A worker process ended while it was needed."""
+    """A worker process ended while it was needed. cause: see Loss."""
+
+    cause = "unknown"
 
 
 class WorkerHungError(WorkerDiedError):

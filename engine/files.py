@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing fails with where there is no room
+
 _KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe (FIFO)"),
     (stat.S_ISSOCK, "a socket"),

@@ -25,8 +25,8 @@ from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
+from ..vitals import STALL_S, Beat, Lookout, Vitals
 from .inbox import Inbox, Unread
-from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -331,7 +331,9 @@ class WorkerResident:
     def _death(self) -> WorkerDiedError:
         kind = WorkerDiedError if self._hung is None else WorkerHungError
         worker = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
-        return kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
+        death = kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
+        death.cause = self._cause()
+        return death
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if not self._gone.is_set() and not self._writer.is_closing():

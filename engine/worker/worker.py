@@ -12,7 +12,7 @@ Operations that the server sends:
     {"op": "stop"}
 
 Frames beside the events of requests: `alive` once a second from the beginning to the end, on a thread of its own, so
-that a decode of minutes is no silence (see pool/vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
+that a decode of minutes is no silence (see vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
 second with work and when the last request has ended; and `log` with a level, a message and a request's id: warnings,
 and with log_decisions one line of level debug for every decision.
 """

@@ -32,9 +32,9 @@ from coe.engine.errors import (
 from coe.engine.logs import LLAMA_LOGGER, WORKER_LOGGER
 from coe.engine.pool.inbox import Unread
 from coe.engine.pool.resident import WorkerResident
-from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from coe.engine.vitals import SHORTEST_S
 from fakes.worker_events import GONE_S, events, gone, request
 
 

@@ -14,9 +14,9 @@ import pytest
 from coe.engine.errors import ModelFileError
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
-from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Finished
 from coe.engine.spec import LoadSpec
+from coe.engine.vitals import SHORTEST_S
 from fakes.worker_events import GONE_S, events, gone, request
 
 
