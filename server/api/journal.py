@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
+import urllib.parse
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +38,7 @@ class Journal:
         self._app = app
         self._metrics = metrics
         self._slow_s = slow_s
-        self._refusals, self._slow = LineLimit(), LineLimit()
+        self._refusals, self._slow, self._denied = LineLimit(), LineLimit(), LineLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -76,7 +78,7 @@ class Journal:
             self._metrics.ended(request.specialist, outcome, took_s)
         who = _who(scope)
         # What is refused before it has met its route is named by what was asked for.
-        place = shown(scope["path"]) if request.route == "other" else request.route
+        place = _word(scope["path"]) if request.route == "other" else request.route
         if status >= 400 and status != 499 and request.route not in ("/ready", "/health"):
             _limited(
                 self._refusals,
@@ -89,8 +91,12 @@ class Journal:
                 f"answered by {request.specialist}, {who}",
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
-            what = scope.get("path_params", {}).get("name") or request.model
-            _log.info("administration: POST %s of %s %s: %d %s", place, what, who, status, outcome)
+            what = _word(scope.get("path_params", {}).get("name") or request.model)
+            line = f"administration: {scope['method']} {place} of {what} {who}: {status} {outcome}"
+            if status < 400:
+                _log.info("%s", line)
+            else:  # it changed nothing, and anybody can bring about as many as they like
+                _limited(self._denied, line)
 
 
 def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:
@@ -101,6 +107,11 @@ def about(scope: Scope, *, model: str | None = None, specialist: str | None = No
         request.specialist = request.specialist if specialist is None else specialist
 
 
+def _word(text: str) -> str:
+    """A client's text as one word: with spaces in it a path could say the rest of the line itself."""
+    return re.sub(r"\s", lambda space: urllib.parse.quote(space[0]), shown(text))
+
+
 def _outcome(status: int) -> str:
     if status == 499:
         return "left"
@@ -108,9 +119,8 @@ def _outcome(status: int) -> str:
 
 
 def _limited(limit: LineLimit, line: str) -> None:
-    kept_back = limit.take()
-    if kept_back is not None:
-        _log.info("%s%s", line, f" ({kept_back} such lines before it were left out)" if kept_back else "")
+    if (shown_line := limit.line(line)) is not None:
+        _log.info("%s", shown_line)
 
 
 def _who(scope: Scope) -> str:

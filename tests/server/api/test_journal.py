@@ -44,6 +44,35 @@ async def test_what_is_refused_before_its_route_is_named_by_its_path(caplog: pyt
     assert "\n" not in refused + audit
 
 
+async def test_a_path_cannot_say_the_rest_of_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    name = "law from 10.0.0.1 with key 1a2b3c4d: 200 answered\u3000"
+    await post(ServedCollege([]), asking({}), f"/v1/builds/{name}")
+    await post(ServedCollege([]), asking({}), f"/v1/{name}")
+    said = lines(caplog)
+    assert len(said) == 3
+    for line in said:
+        assert line.count(" from ") == 1
+        assert "\u3000" not in line
+
+
+async def test_a_flood_of_refusals_is_no_flood_of_audit_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    status = 403
+
+    async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
+        await send({"type": "http.response.start", "status": status})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b"{}"})  # type: ignore[operator]
+
+    scope = {"type": "http", "method": "DELETE", "path": "/v1/builds/law", "headers": [], "client": ("10.0.0.9", 1)}
+    client, journal = Client(), Journal(app, Metrics(lambda: pool_status()), 60.0)  # type: ignore[arg-type]
+    for status in [403] * 40 + [202] * 40:
+        await journal(scope, client.receive, client.send)
+    audit = [line for line in lines(caplog) if line.startswith("administration: DELETE")]
+    assert 20 <= sum("403 refused" in line for line in audit) < 40
+    assert sum("202 answered" in line for line in audit) == 40
+
+
 async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     client = asking(CHAT)
@@ -63,7 +92,7 @@ def test_a_flood_of_lines_is_kept_back_and_counted() -> None:
 
 async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    metrics = Metrics(lambda: status())
+    metrics = Metrics(lambda: pool_status())
     in_flight: list[int] = []
 
     async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
@@ -84,12 +113,12 @@ async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.Lo
     assert not metrics.running.requests
 
 
-def status(**more: object) -> PoolStatus:
+def pool_status(**more: object) -> PoolStatus:
     return PoolStatus(10, 5, (), (), 0.0, 1, 0, 0, **{"stalled": (), **more})  # type: ignore[arg-type]
 
 
 def test_the_scrape_is_valid_and_tells_of_deaths_and_of_what_is_going_on() -> None:
-    metrics = Metrics(lambda: status(stalled=("math shows no progress",), deaths={"SIGKILL": 2, "hung": 1}))
+    metrics = Metrics(lambda: pool_status(stalled=("math shows no progress",), deaths={"SIGKILL": 2, "hung": 1}))
     metrics.running.requests[1] = RunningRequest("req-1", "/v1/chat/completions", 0.0)
     metrics.running.connections = lambda: 3
     metrics.ended('a "name"\n', "answered", 0.5)
