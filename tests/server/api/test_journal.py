@@ -58,15 +58,16 @@ async def test_a_path_cannot_say_the_rest_of_its_line(caplog: pytest.LogCaptureF
 
 async def test_a_flood_of_refusals_is_no_flood_of_audit_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    status = 403
+    statuses = [403] * 40 + [202] * 40
+    left = iter(statuses)
 
     async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
-        await send({"type": "http.response.start", "status": status})  # type: ignore[operator]
+        await send({"type": "http.response.start", "status": next(left)})  # type: ignore[operator]
         await send({"type": "http.response.body", "body": b"{}"})  # type: ignore[operator]
 
     scope = {"type": "http", "method": "DELETE", "path": "/v1/builds/law", "headers": [], "client": ("10.0.0.9", 1)}
     client, journal = Client(), Journal(app, Metrics(lambda: pool_status()), 60.0)  # type: ignore[arg-type]
-    for status in [403] * 40 + [202] * 40:
+    for _ in statuses:
         await journal(scope, client.receive, client.send)
     audit = [line for line in lines(caplog) if line.startswith("administration: DELETE")]
     assert 20 <= sum("403 refused" in line for line in audit) < 40
