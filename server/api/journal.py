@@ -11,6 +11,7 @@ import logging
 import re
 import time
 import urllib.parse
+from ipaddress import ip_address
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -103,6 +104,8 @@ def about(scope: Scope, *, model: str | None = None, specialist: str | None = No
     """Note which model a request names and which specialist answers it, once that is known."""
     request: RunningRequest | None = scope.get(RUNNING_KEY)
     if request is not None:
+        # Not at the response's start alone: who looks for what hangs looks before that.
+        request.route = getattr(scope.get("route"), "path", request.route)
         request.model = request.model if model is None else model
         request.specialist = request.specialist if specialist is None else specialist
 
@@ -126,10 +129,23 @@ def _limited(limit: LineLimit, line: str) -> None:
 def _who(scope: Scope) -> str:
     """The address, and the key's fingerprint: of a hash, so that the log gives no key away."""
     address = (scope.get("client") or ("-",))[0]
+    who = f"from {address}"
+    if (behind := _forwarded_for(scope)) is not None:
+        who += f" (which says for {behind})"
     _, key = credentials(scope)
     if not key:
-        return f"from {address}"
-    return f"from {address} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"
+        return who
+    return f"{who} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"
+
+
+def _forwarded_for(scope: Scope) -> str | None:
+    """The address that a proxy in front names, the last one added; no text that is no address. Anybody may send it."""
+    given = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    try:
+        address = ip_address(given[-1].rpartition(b",")[2].strip().decode("ascii")) if given else None
+    except ValueError:
+        return None
+    return str(address) if address is not None and not getattr(address, "scope_id", None) else None
 
 
 def _code_of(body: bytes) -> str:

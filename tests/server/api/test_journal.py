@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.engine.errors import UnavailableError
 from coe.engine.pool.status import PoolStatus
-from coe.server.api.journal import RUNNING_KEY, Journal
+from coe.server.api.journal import RUNNING_KEY, Journal, about
 from coe.server.runtime.line_limit import LineLimit
 from coe.server.runtime.metrics import Metrics, RunningRequest
 from fakes.asgi import Client
@@ -72,6 +73,34 @@ async def test_a_flood_of_refusals_is_no_flood_of_audit_lines(caplog: pytest.Log
     audit = [line for line in lines(caplog) if line.startswith("administration: DELETE")]
     assert 20 <= sum("403 refused" in line for line in audit) < 40
     assert sum("202 answered" in line for line in audit) == 40
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("10.0.0.1", " (which says for 10.0.0.1)"),
+        ("10.9.9.9, 2001:db8::1", " (which says for 2001:db8::1)"),
+        ("10.0.0.1 with key 1a2b3c4d: 200 answered", ""),
+        ("fe80::1%x with key 1a2b3c4d", ""),
+        ("unknown", ""),
+        ("", ""),
+    ],
+)
+async def test_an_address_that_is_only_said_stands_beside_the_real_one(
+    said: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client = asking({"model": "math"}, {"origin": "http://evil.example", "x-forwarded-for": said})
+    await post(ServedCollege([]), client, "/v1/pool/unload")
+    for line in lines(caplog):
+        assert f"from -{shown}:" in line or line.endswith(f"from -{shown}")
+
+
+async def test_what_hangs_is_named_by_its_route_before_it_is_answered() -> None:
+    scope = {"type": "http", "route": SimpleNamespace(path="/v1/completions")}
+    scope[RUNNING_KEY] = request = RunningRequest("req-1", "other", 0.0)  # type: ignore[assignment]
+    about(scope, model="math")  # type: ignore[arg-type]
+    assert (request.route, request.model) == ("/v1/completions", "math")
 
 
 async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
