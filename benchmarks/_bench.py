@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -131,13 +132,15 @@ def llama_server(binary: Path, spec: LoadSpec) -> Iterator[int]:
 
 
 @contextmanager
-def our_server(roster: Mapping[str, Any], folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """The port and the process of `coe serve` with a roster."""
+def our_server(
+    roster: Mapping[str, Any], folder: Path, log: Path | None = None
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The port and the process of `coe serve` with a roster. log: a file that keeps what it says."""
     port = free_port()
     path = folder / "specialists.yaml"
     path.write_text(json.dumps(roster))  # JSON is YAML
     command = [sys.executable, "-m", "coe.server.cli", "serve", "--roster", str(path), "--port", str(port)]
-    with running(command, f"http://127.0.0.1:{port}/ready") as process:
+    with running(command, f"http://127.0.0.1:{port}/ready", log) as process:
         yield port, process
 
 
@@ -166,8 +169,9 @@ def specialist_of(spec: LoadSpec, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[bytes]]:
-    with tempfile.TemporaryFile() as log:
+def running(command: Sequence[str], ready: str, log_file: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, once it answers at `ready`. log_file keeps its lines; the last are printed when the run fails."""
+    with log_file.open("w+b") if log_file else tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             _wait_ready(process, ready)
@@ -217,7 +221,7 @@ async def post_stream(port: int, path: str, body: Mapping[str, Any]) -> AsyncIte
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     try:
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         status = (await reader.readline()).decode()
         while (await reader.readline()).strip():
@@ -262,6 +266,15 @@ def report(problems: Sequence[str]) -> int:
         print(f"PROBLEM: {problem}")
     print("all well" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
+
+
+def report_beside(log: Path, problems: Sequence[str]) -> int:
+    """As `report`; with problems the server's log is left, and named, else its folder goes."""
+    if problems:
+        print(f"What the server said: {log}")
+    else:
+        shutil.rmtree(log.parent)
+    return report(problems)
 
 
 def verdict(met: bool) -> str:

@@ -4,8 +4,8 @@
 
 Starts `coe serve` with two specialists that load in different ways and a budget with room for one of them, so that
 they drive each other out. Clients send mixed requests, good and bad, streamed and not, and leave in the middle of some;
-every now and then a worker is killed. Afterwards: every request ended as the protocol says, the server's memory does
-not grow, no lease is held, and no process is left over. Exits with 1 when one of these fails.
+every now and then a worker is killed. Afterwards: every request ended as the protocol says, no process grew, no lease
+is held, and no process is left over. Exits with 1 when one of these fails, and says where the server's log is.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ import json
 import os
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import _bench
 import httpx
+from _soak import Tally, workers_of
 
 from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
 
-GROWTH_LIMIT_BYTES = 16 * 2**20  # of the server's own process, over the whole run after the warm-up
-_WARM_UP = 0.25  # of the run: caches fill
+KILLED = "workers killed"
 _KILL_EVERY_S = 25.0
 _ANSWER_S = 240.0  # a request that is not answered by then hangs
 _TOPICS = (
@@ -50,17 +47,6 @@ Body = dict[str, Any]
 
 class BrokenAnswer(Exception):
     """An answer that the protocol does not allow."""
-
-
-@dataclass
-class Tally:
-    """What happened."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)
-    killed: int = 0
-    workers: set[int] = field(default_factory=set)
-    memory: list[tuple[float, int]] = field(default_factory=list)  # seconds, bytes of the server's process
 
 
 # --- what an answer may look like -----------------------------------------------------------------------------
@@ -174,7 +160,7 @@ async def give_up(client: httpx.AsyncClient, rng: random.Random) -> str:
 async def send_nonsense(client: httpx.AsyncClient, rng: random.Random) -> str:
     """A body that must be refused with a 4xx, unless there is no room even to read the prompt."""
     what, data = rng.choice(_BAD)
-    reply = await client.post("/v1/chat/completions", content=data)
+    reply = await client.post("/v1/chat/completions", content=data, headers={"content-type": "application/json"})
     code = check_error(reply.status_code, reply.json())
     if not (400 <= reply.status_code < 500 or (what == "too long" and reply.status_code == 503)):
         raise BrokenAnswer(f"{what} was answered with {reply.status_code}")
@@ -204,55 +190,21 @@ async def be_client(base: str, seed: int, until: float, tally: Tally) -> None:
             try:
                 tally.outcomes[await action(client, rng)] += 1
             except (BrokenAnswer, httpx.HTTPError, ValueError) as error:
-                tally.broken.append(f"{action.__name__}: {type(error).__name__}: {error}")
+                tally.wrong(action.__name__, error)
 
 
 # --- watching -------------------------------------------------------------------------------------------------
 
 
-def workers_of(pid: int) -> set[int]:
-    """The process's children that hold a model. Source: proc(5)."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                if b"coe.engine.worker.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.add(int(child))
-    return found
-
-
-def resident_bytes(pid: int) -> int:
-    """A process's resident memory. Source: proc(5), statm."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def watch(pid: int, until: float, tally: Tally) -> None:
-    """Sample the server's memory, and note every worker there ever was."""
-    started = time.monotonic()
-    while time.monotonic() < until:
-        tally.memory.append((time.monotonic() - started, resident_bytes(pid)))
-        tally.workers |= workers_of(pid)
-        await asyncio.sleep(0.5)
-
-
 async def kill_workers(pid: int, seed: int, until: float, tally: Tally) -> None:
-    """Every now and then a worker dies."""
+    """Every now and then a worker dies. Counts them."""
     rng = random.Random(seed)
     while (wait := min(_KILL_EVERY_S * rng.uniform(0.5, 1.5), until - time.monotonic())) > 0:
         await asyncio.sleep(wait)
         if victims := sorted(workers_of(pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(victims), signal.SIGKILL)
-                tally.killed += 1
-
-
-def growth_bytes(samples: list[tuple[float, int]]) -> float:
-    """What a line through the samples after the warm-up rises by, from its first to its last."""
-    samples = samples[int(len(samples) * _WARM_UP) :]
-    if len(samples) < 3:
-        return 0.0
-    slope = statistics.linear_regression([at for at, _ in samples], [size for _, size in samples]).slope
-    return slope * (samples[-1][0] - samples[0][0])
+                tally.outcomes[KILLED] += 1
 
 
 def alive(pid: int) -> bool:
@@ -286,34 +238,36 @@ async def roster(threads: int) -> tuple[Body, int]:
     }, budget
 
 
-async def run(minutes: float, clients: int, seed: int, threads: int) -> list[str]:
+async def run(minutes: float, clients: int, seed: int, threads: int, log: Path) -> list[str]:
     """Everything that went wrong, after a summary on stdout."""
     body, budget = await roster(threads)
-    tally = Tally()
-    problems: list[str] = []
+    tally, stop = Tally(), asyncio.Event()
     with tempfile.TemporaryDirectory() as folder:
-        with _bench.our_server(body, Path(folder)) as (port, process):
+        with _bench.our_server(body, Path(folder), log) as (port, process):
             base = f"http://127.0.0.1:{port}"
             until = time.monotonic() + 60 * minutes
+            watching = asyncio.create_task(tally.watch(process.pid, stop))
             await asyncio.gather(
                 *(be_client(base, seed + index, until, tally) for index in range(clients)),
-                watch(process.pid, until, tally),
                 kill_workers(process.pid, seed, until, tally),
             )
-            problems += await after_the_load(base)
-            tally.workers |= workers_of(process.pid)
+            await after_the_load(base, tally)
+            stop.set()
+            await watching
+            tally.read_all(process.pid)
         if process.returncode == -signal.SIGKILL:
-            problems.append("the server did not stop when it was told to")
+            tally.wrong("the end", "the server did not stop when it was told to")
     await asyncio.sleep(1)
-    problems += [f"process {pid} is left over" for pid in tally.workers if alive(pid)]
-    growth = growth_bytes(tally.memory)
-    if growth > GROWTH_LIMIT_BYTES:
-        problems.append(f"the server's memory grew by {growth / 2**20:.1f} MiB")
-    summarise(tally, growth, budget)
-    return [*tally.broken, *problems]
+    for pid in tally.readings:
+        if alive(pid):
+            tally.wrong("the end", f"process {pid} is left over")
+    print(_bench.table(["requests", "count"], [[what, str(count)] for what, count in tally.outcomes.most_common()]))
+    print(f"\n{len(tally.readings) - 1} workers seen; budget {budget / 2**20:.0f} MiB\n")
+    tally.check_processes(process.pid)
+    return tally.problems
 
 
-async def after_the_load(base: str) -> list[str]:
+async def after_the_load(base: str, tally: Tally) -> None:
     """The server still answers, and holds no lease."""
     async with httpx.AsyncClient(base_url=base, timeout=_ANSWER_S) as client:
         question = {"model": "one", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}
@@ -321,23 +275,12 @@ async def after_the_load(base: str) -> list[str]:
             reply = await client.post("/v1/chat/completions", json=question)
             if reply.status_code == 200:
                 break
-        problems = [] if reply.status_code == 200 else [f"no answer after the load: {reply.text[:200]}"]
+        else:
+            tally.wrong("after the load", f"no answer: {reply.text[:200]}")
         await asyncio.sleep(2)
         pool = (await client.get("/v1/pool")).json()
-        held = sum(resident["leases"] for resident in pool["residents"])
-        return problems + ([f"{held} leases are still held"] if held else [])
-
-
-def summarise(tally: Tally, growth: float, budget: int) -> None:
-    """Print what happened."""
-    rows = [[outcome, str(count)] for outcome, count in tally.outcomes.most_common()]
-    print(_bench.table(["requests", "count"], [*rows, ["not well-formed", str(len(tally.broken))]]))
-    sizes = [size / 2**20 for _, size in tally.memory] or [0.0]
-    print(
-        f"\n{len(tally.workers)} workers seen, {tally.killed} killed; budget {budget / 2**20:.0f} MiB\n"
-        f"server's own memory: {sizes[0]:.0f} MiB at first, {sizes[-1]:.0f} MiB at last, at most {max(sizes):.0f} MiB; "
-        f"trend after the warm-up {growth / 2**20:+.1f} MiB"
-    )
+        if held := sum(resident["leases"] for resident in pool["residents"]):
+            tally.wrong("after the load", f"{held} leases are still held")
 
 
 def main() -> None:
@@ -353,8 +296,8 @@ def main() -> None:
     threads = arguments.threads or _bench.threads_here()
     print(_bench.describe_machine(threads))
     print(f"{minutes:g} minutes, {arguments.clients} clients\n")
-    problems = asyncio.run(run(minutes, arguments.clients, arguments.seed, threads))
-    sys.exit(_bench.report(problems))
+    log = Path(tempfile.mkdtemp(prefix="coe-soak-")) / "server.log"
+    sys.exit(_bench.report_beside(log, asyncio.run(run(minutes, arguments.clients, arguments.seed, threads, log))))
 
 
 if __name__ == "__main__":

@@ -5,31 +5,27 @@
 Serves the demo's college, whose specialists change places in one resident. First each question is asked alone,
 greedily, and its text kept. Then, for so many minutes and changes at least: clients ask mixed questions, streamed and
 not, leave in the middle, read slowly, send slowly; now and then 200 ask at once. Afterwards: every text was that of the
-question asked alone; memory, descriptors and threads of the server and its workers are as after the warm-up; no lease
-is held. Exits with 1 when one of these fails.
+question asked alone; memory, descriptors and threads of the server and of its workers are as after the warm-up; no
+lease is held. Exits with 1 when one of these fails, and says where the server's log is.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import _bench
 import httpx
-from soak import resident_bytes, workers_of
+from _soak import Tally
 
 from coe.demo.curriculum import questions
 from coe.server.commands.demo import with_own_models
@@ -41,11 +37,6 @@ CLIENTS = 6
 KINDS = {"whole": 5, "stream": 5, "slow reader": 1, "slow sender": 1, "left": 2}
 MAX_TOKENS = 24
 ANSWER_S = 240.0
-WARM_UP = 0.3  # of the run
-DRIFT_BYTES = 12 * 2**20  # of a process, between the medians of two thirds of what follows the warm-up
-SPARE_DESCRIPTORS = 4  # of the server with no client connected
-SPARE_THREADS = 3
-
 Body = dict[str, Any]
 
 
@@ -59,15 +50,6 @@ def accept(status: int, body: str) -> None:
         raise QueueFull
     if status != 200:
         raise ValueError(f"{status}: {body[:200]}")
-
-
-@dataclass
-class Tally:
-    """What happened. samples: process -> (seconds, bytes) of its resident memory."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    samples: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +103,8 @@ async def streamed(client: httpx.AsyncClient, asked: Asked, pause_s: float = 0.0
 async def leave(client: httpx.AsyncClient, asked: Asked, rng: random.Random) -> None:
     """A client that leaves after some lines of its stream."""
     async with client.stream("POST", "/v1/chat/completions", json=asked.body(stream=True)) as reply:
+        if reply.status_code != 200:
+            accept(reply.status_code, (await reply.aread()).decode())
         seen = 0
         async for _ in reply.aiter_lines():
             seen += 1
@@ -163,13 +147,13 @@ async def be_client(base: str, seed: int, known: list[Asked], stop: asyncio.Even
             except QueueFull:
                 tally.outcomes["refused, the queue is full"] += 1
             except (httpx.HTTPError, ValueError) as error:
-                tally.problems.append(f"{kind}: {type(error).__name__}: {error}")
+                tally.wrong(kind, error)
 
 
 def compare(asked: Asked, text: str, kind: str, tally: Tally) -> None:
     """A text must be the one that the question got alone."""
     if text != asked.answer:
-        tally.problems.append(f"{kind}: {asked.specialist}: {asked.text!r} got {text!r} in place of {asked.answer!r}")
+        tally.wrong(kind, f"{asked.specialist}: {asked.text!r} got {text!r} in place of {asked.answer!r}")
 
 
 async def all_at_once(base: str, known: list[Asked], tally: Tally) -> None:
@@ -186,11 +170,11 @@ async def all_at_once(base: str, known: list[Asked], tally: Tally) -> None:
             elif reply.status_code == 429:
                 tally.outcomes["at once: refused, the queue is full"] += 1
             else:
-                tally.problems.append(f"at once: {reply.status_code}: {reply.text[:200]}")
+                tally.wrong("at once", f"{reply.status_code}: {reply.text[:200]}")
 
         for result in await asyncio.gather(*map(one, range(AT_ONCE)), return_exceptions=True):
             if isinstance(result, BaseException):
-                tally.problems.append(f"at once: {result!r}")
+                tally.wrong("at once", result)
 
 
 async def changes(client: httpx.AsyncClient) -> int:
@@ -199,85 +183,64 @@ async def changes(client: httpx.AsyncClient) -> int:
     return int(sum(float(line.split()[-1]) for line in lines if line.startswith("coe_resident_swaps_total")))
 
 
-def descriptors(pid: int) -> int:
-    """Open file descriptors of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+async def load(base: str, known: list[Asked], until: float, at_least: int, seed: int, tally: Tally) -> tuple[int, int]:
+    """The mixed load until a time, and until so many changes were made. Gives those, and how often all asked at once.
+
+    A server that changes too seldom is given as long again, and a minute at least.
+    """
+    last = until + max(until - time.monotonic(), 60.0)
+    stop, floods = asyncio.Event(), 0
+    async with httpx.AsyncClient(base_url=base, timeout=ANSWER_S) as client:
+        begun = await changes(client)
+        clients = [asyncio.create_task(be_client(base, seed + n, known, stop, tally)) for n in range(CLIENTS)]
+        while (now := time.monotonic()) < until or (now < last and await changes(client) - begun < at_least):
+            await asyncio.sleep(min(20.0, max(until - now, 1.0)))
+            await all_at_once(base, known, tally)
+            floods += 1
+        stop.set()
+        await asyncio.gather(*clients)
+        return await changes(client) - begun, floods
 
 
-def threads(pid: int) -> int:
-    """Threads of a process."""
-    return len(os.listdir(f"/proc/{pid}/task"))
+async def at_rest(base: str, tally: Tally) -> None:
+    """With no client left no lease is held; the last are given back within seconds."""
+    async with httpx.AsyncClient(base_url=base, timeout=ANSWER_S) as client:
+        for _ in range(20):
+            pool = (await client.get("/v1/pool")).json()
+            held = sum(resident["leases"] for resident in pool["residents"]) + len(pool["waiting"])
+            if not held:
+                break
+            await asyncio.sleep(0.5)
+        else:
+            tally.wrong("at rest", f"{held} leases are held or waited for")
+        for resident in pool["residents"]:
+            print(f"offloaded by {resident['file']}: {resident['activity']['offloaded_bytes'] / 2**20:.2f} MiB")
 
 
-def drift_bytes(samples: list[tuple[float, int]]) -> float:
-    """How much more memory the last third of the run takes than the first after the warm-up, in the median."""
-    kept = [size for _, size in samples[int(len(samples) * WARM_UP) :]]
-    third = len(kept) // 3
-    return statistics.median(kept[-third:]) - statistics.median(kept[:third]) if third > 2 else 0.0
-
-
-async def watch(pid: int, stop: asyncio.Event, tally: Tally) -> None:
-    """Sample the memory of the server and of its workers."""
-    started = time.monotonic()
-    while not stop.is_set():
-        for process in (pid, *workers_of(pid)):
-            with contextlib.suppress(OSError):
-                tally.samples.setdefault(process, []).append((time.monotonic() - started, resident_bytes(process)))
-        await asyncio.sleep(0.5)
-
-
-async def run(minutes: float, at_least: int, seed: int, per_domain: int) -> list[str]:
+async def run(minutes: float, at_least: int, seed: int, per_domain: int, log: Path) -> list[str]:
     """Everything that went wrong, after a summary on stdout."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         body = json.loads(json.dumps(_roster(Path(folder))))
-        with _bench.our_server(body, Path(folder)) as (port, process):
+        with _bench.our_server(body, Path(folder), log) as (port, process):
             base = f"http://127.0.0.1:{port}"
             async with httpx.AsyncClient(base_url=base, timeout=ANSWER_S) as client:
                 known = [Asked(a.specialist, a.text, await whole(client, a)) for a in some_questions(per_domain)]
-                await all_at_once(base, known, tally)  # a part of the warm-up: buffers grow to their largest
-                await asyncio.sleep(1)
-                before = (descriptors(process.pid), threads(process.pid))
-                begun, stop = await changes(client), asyncio.Event()
-                until = time.monotonic() + 60 * minutes
-                tasks = [
-                    asyncio.create_task(be_client(base, seed + number, known, stop, tally)) for number in range(CLIENTS)
-                ]
-                tasks.append(asyncio.create_task(watch(process.pid, stop, tally)))
-                floods = 0
-                while time.monotonic() < until or await changes(client) - begun < at_least:
-                    await asyncio.sleep(min(20.0, max(until - time.monotonic(), 1.0)))
-                    await all_at_once(base, known, tally)
-                    floods += 1
-                    if time.monotonic() > until + 60 * max(minutes, 5.0):
-                        break
-                stop.set()
-                await asyncio.gather(*tasks)
-                made = await changes(client) - begun
-                if made < at_least:
-                    tally.problems.append(f"only {made} changes of specialist of {at_least}")
-                await asyncio.sleep(2)
-                pool = (await client.get("/v1/pool")).json()
-                if held := sum(resident["leases"] for resident in pool["residents"]) + len(pool["waiting"]):
-                    tally.problems.append(f"{held} leases are held or waited for")
-                after = (descriptors(process.pid), threads(process.pid))
+            await all_at_once(base, known, tally)  # a part of the warm-up: buffers grow to their largest
+            stop = asyncio.Event()
+            watching = asyncio.create_task(tally.watch(process.pid, stop))
+            made, floods = await load(base, known, time.monotonic() + 60 * minutes, at_least, seed, tally)
+            await at_rest(base, tally)
+            stop.set()
+            await watching
+            tally.read_all(process.pid)
         if process.returncode == -signal.SIGKILL:
-            tally.problems.append("the server did not stop when it was told to")
-    for (what, spare), first, last in zip(
-        (("descriptors", SPARE_DESCRIPTORS), ("threads", SPARE_THREADS)), before, after, strict=True
-    ):
-        if last > first + spare:
-            tally.problems.append(f"the server has {last} {what} in place of {first}")
+            tally.wrong("the end", "the server did not stop when it was told to")
+    if made < at_least:
+        tally.wrong("the end", f"only {made} changes of specialist of {at_least}")
     print(_bench.table(["requests", "count"], [[what, str(count)] for what, count in tally.outcomes.most_common()]))
-    print(f"\n{made} changes of specialist, {floods} times {AT_ONCE} clients at once")
-    print(f"descriptors and threads of the server: {before} before, {after} after")
-    for pid, samples in tally.samples.items():
-        drift, sizes = drift_bytes(samples), [size for _, size in samples]
-        name = "server" if pid == process.pid else "worker"
-        begin, end, grown = (size / 2**20 for size in (sizes[0], sizes[-1], drift))
-        print(f"{name}: {begin:.1f} MiB at first, {end:.1f} at last, drift {grown:+.2f} MiB")
-        if drift > DRIFT_BYTES:
-            tally.problems.append(f"the {name}'s memory grew by {drift / 2**20:.1f} MiB")
+    print(f"\n{made} changes of specialist, {floods} times {AT_ONCE} clients at once\n")
+    tally.check_processes(process.pid)
     return tally.problems
 
 
@@ -301,8 +264,9 @@ def main() -> None:
     arguments = parser.parse_args()
     minutes, at_least = (0.4, 30) if arguments.quick else (arguments.minutes, arguments.changes)
     print(_bench.describe_machine(1))
-    problems = asyncio.run(run(minutes, at_least, arguments.seed, per_domain=5))
-    sys.exit(_bench.report(problems))
+    log = Path(tempfile.mkdtemp(prefix="coe-soak-")) / "server.log"
+    problems = asyncio.run(run(minutes, at_least, arguments.seed, per_domain=5, log=log))
+    sys.exit(_bench.report_beside(log, problems))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,22 @@ def plan_offload(need: int, offloaded: Mapping[int, OffloadedSize], budget: int)
     return gone if left + need <= budget else None
 
 
+def covers(cache: OffloadedCache, other: OffloadedCache) -> bool:
+    """Whether every prompt that could go on from `other`, a conversation, goes on as well from `cache`.
+
+    So it is with the same tokens, and with the beginning of them where the layers of `cache` have forgotten nothing.
+    """
+    mine, theirs = cache.cells.tokens, other.cells.tokens
+    n = len(theirs)
+    if other.sequence is not None or cache.cells.specialist_id != other.cells.specialist_id or not 0 < n <= len(mine):
+        return False
+    if cache.forgotten_before:
+        goes_back = cache.forgotten_before <= other.forgotten_before
+        if n < len(mine) or not goes_back or (other.cells.checkpoint and not cache.cells.checkpoint):
+            return False
+    return mine[n - 1] == theirs[-1] and mine[:n] == theirs  # the last token first: most share their beginnings
+
+
 class OffloadedCaches:
     """Owns the offloaded caches, by number, within a budget of bytes."""
 
@@ -98,10 +114,21 @@ class OffloadedCaches:
         return self._budget > 0 and plan_offload(n_bytes, self._sizes(), self._budget) is not None
 
     def add(self, cache: OffloadedCache) -> bool:
-        """Keep a cache, and drop others for it; False when there is no room."""
-        gone = plan_offload(cache.n_bytes, self._sizes(), self._budget)
+        """Keep a cache, and drop others for it; False when there is no room.
+
+        Of conversations that begin alike to the last token only the longest is kept: a question that many ask, or one
+        that is asked again, would fill the budget with copies.
+        """
+        if cache.sequence is None and (twin := self._covering(cache)) is not None:
+            self._caches[twin] = replace(self._caches[twin], last_used=cache.last_used)
+            return True
+        covered = {n for n, other in self._caches.items() if covers(cache, other)}
+        sizes = {n: size for n, size in self._sizes().items() if n not in covered}
+        gone = plan_offload(cache.n_bytes, sizes, self._budget)
         if gone is None:
             return False
+        for number in covered:
+            del self._caches[number]
         for number in gone:
             dropped = self._caches.pop(number)
             _log.debug(
@@ -142,6 +169,10 @@ class OffloadedCaches:
             for number, cache in self._caches.items()
             if cache.sequence is None and cache.cells.specialist_id == specialist_id
         ]
+
+    def _covering(self, cache: OffloadedCache) -> int | None:
+        conversations = ((n, other) for n, other in self._caches.items() if other.sequence is None)
+        return next((n for n, other in conversations if covers(other, cache)), None)
 
     def _sizes(self) -> dict[int, OffloadedSize]:
         return {n: OffloadedSize(c.n_bytes, c.last_used, c.sequence is not None) for n, c in self._caches.items()}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from coe.engine.generate.sequence import ActiveSequence
 from coe.engine.llama.model import Model
 from coe.engine.logs import WORKER_LOGGER
 from coe.engine.swap.quantum import next_slice
-from coe.engine.worker.kv_offload import Cells, OffloadedCache, OffloadedCaches
+from coe.engine.worker.kv_offload import Cells, Checkpoint, OffloadedCache, OffloadedCaches, covers
 from coe.engine.worker.schedule import CacheView, Occupant, choose_slot, make_room
 from fakes.local_engine import LocalEngine
 from fakes.sharing_models import College, SharedEngine
@@ -133,6 +136,54 @@ class TestTimeSlices:
         younger = engine.submit_to("a", "hello", max_tokens=1)
         engine.loop._queue.start_waiting(engine.loop.specialist_id)
         assert lines(younger)[1].endswith("; before 1 older requests")
+
+
+def _cache(tokens: list[int], *, specialist: int = 0, forgotten: int = 0, at: int = 0, used: int = 1) -> OffloadedCache:
+    checkpoint = Checkpoint(at, np.zeros(1, np.uint8)) if at else None
+    return OffloadedCache(Cells(specialist, tokens, checkpoint), np.zeros(10, np.uint8), forgotten, used)
+
+
+@pytest.mark.parametrize(
+    ("cache", "other", "covered"),
+    [
+        (_cache([1, 2, 3]), _cache([1, 2, 3]), True),
+        (_cache([1, 2, 3]), _cache([1, 2]), True),
+        (_cache([1, 2]), _cache([1, 2, 3]), False),
+        (_cache([1, 2, 3]), _cache([1, 4]), False),
+        (_cache([1, 4, 3]), _cache([1, 2, 3]), False),
+        (_cache([1, 2, 3], specialist=1), _cache([1, 2, 3]), False),
+        (_cache([1, 2, 3], forgotten=2), _cache([1, 2]), False),
+        (_cache([1, 2, 3], forgotten=2), _cache([1, 2, 3], forgotten=2), True),
+        (_cache([1, 2, 3], forgotten=2), _cache([1, 2, 3]), False),
+        (_cache([1, 2, 3], forgotten=2), _cache([1, 2, 3], forgotten=2, at=1), False),
+        (_cache([1, 2, 3], forgotten=2, at=1), _cache([1, 2, 3], forgotten=2, at=1), True),
+    ],
+)
+def test_a_conversation_covers_what_goes_on_from_it_as_well(
+    cache: OffloadedCache, other: OffloadedCache, covered: bool
+) -> None:
+    assert covers(cache, other) is covered
+
+
+def test_the_same_question_asked_again_and_again_takes_host_memory_once() -> None:
+    caches = OffloadedCaches(1000)
+    for used in range(50):
+        assert caches.add(_cache([1, 2, 3], used=used))
+        assert caches.add(_cache([1, 2], used=used))
+    assert caches.n_bytes == 10
+    assert caches.add(_cache([1, 2, 3, 4], used=99))
+    assert caches.n_bytes == 10
+    assert [list(view.tokens) for view in caches.views(0, 0)] == [[1, 2, 3, 4]]
+
+
+def test_a_conversation_that_finds_no_room_leaves_those_that_it_would_cover() -> None:
+    caches = OffloadedCaches(25)
+    busy = replace(_cache([7]), sequence=cast("ActiveSequence", object()))
+    assert caches.add(busy)
+    assert caches.add(_cache([1, 2]))
+    large = replace(_cache([1, 2, 3]), state=np.zeros(20, np.uint8))
+    assert not caches.add(large)
+    assert [list(view.tokens) for view in caches.views(0, 0)] == [[1, 2]]
 
 
 def test_an_offloaded_conversation_that_is_dropped_says_for_how_much(caplog: pytest.LogCaptureFixture) -> None:
