@@ -50,6 +50,7 @@ class Prompt:
     tags: opening and closing strings of thinking blocks to look for in the answer.
     thinking_open: the prompt itself has opened the block.
     own: the parts of the text that are the template's, and the only ones in which control tokens are read.
+    tokens, history_tokens: the text, and its first history_chars, once they have been read; see PromptReader.
     """
 
     text: str
@@ -57,6 +58,8 @@ class Prompt:
     tags: tuple[tuple[str, str], ...]
     thinking_open: bool = False
     own: Spans = ()
+    tokens: tuple[int, ...] = ()
+    history_tokens: tuple[int, ...] = ()
 
 
 class ChatTemplate:

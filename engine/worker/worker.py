@@ -59,6 +59,7 @@ from .batch import BatchLoop
 _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
 _RENDERED_WITHIN_S = 0.02
+_AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without such a thread
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ class Worker:
     def _handle(self, loop: BatchLoop, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
-            if request.response_format is None and request.messages is None:
+            plain = request.response_format is None and request.messages is None
+            if plain and len(request.prompt or "") < _AT_ONCE_CHARS:
                 loop.submit(request)
                 return
             self._preparing.add(request.id)

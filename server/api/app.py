@@ -18,6 +18,7 @@ from coe.engine.logs import for_request
 
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, failure_of
+from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
@@ -143,8 +144,12 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
             )
         return response
 
+    left = LineLimit()
+
     async def gone(request: Request, error: Exception) -> Response:
-        _log.info("%s %s: the client left before it had its answer", request.method, shown(request.scope["path"]))
+        line = f"{request.method} {shown(request.scope['path'])}: the client left before it had its answer"
+        if (shown_line := left.line(line)) is not None:
+            _log.info("%s", shown_line)
         return Response(status_code=499)  # nginx's code for a client that closed the connection
 
     for kind in (RequestError, EngineError, HTTPException, Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from coe.engine.errors import ShuttingDownError, SlowReaderError, UnavailableError, WorkerDiedError, WorkerHungError
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished
-from coe.server.api.journal import RUNNING_KEY, Journal
+from coe.server.api.journal import RUNNING_KEY, Journal, about
 from coe.server.runtime.line_limit import LineLimit
 from coe.server.runtime.metrics import Metrics, RunningRequest
 from fakes.asgi import Client, until
@@ -44,6 +45,64 @@ async def test_what_is_refused_before_its_route_is_named_by_its_path(caplog: pyt
     assert refused.startswith("refused POST /v1/pool/unload\\nforged with 403 origin_not_allowed")
     assert audit.startswith("administration: POST /v1/pool/unload\\nforged of - from")
     assert "\n" not in refused + audit
+
+
+async def test_a_path_cannot_say_the_rest_of_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    name = "law from 10.0.0.1 with key 1a2b3c4d: 200 answered\u3000"
+    await post(ServedCollege([]), asking({}), f"/v1/builds/{name}")
+    await post(ServedCollege([]), asking({}), f"/v1/{name}")
+    said = lines(caplog)
+    assert len(said) == 3
+    for line in said:
+        assert line.count(" from ") == 1
+        assert "\u3000" not in line
+
+
+async def test_a_flood_of_refusals_is_no_flood_of_audit_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    statuses = [403] * 40 + [202] * 40
+    left = iter(statuses)
+
+    async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
+        await send({"type": "http.response.start", "status": next(left)})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b"{}"})  # type: ignore[operator]
+
+    scope = {"type": "http", "method": "DELETE", "path": "/v1/builds/law", "headers": [], "client": ("10.0.0.9", 1)}
+    client, journal = Client(), Journal(app, Metrics(lambda: pool_status()), 60.0)  # type: ignore[arg-type]
+    for _ in statuses:
+        await journal(scope, client.receive, client.send)
+    audit = [line for line in lines(caplog) if line.startswith("administration: DELETE")]
+    assert 20 <= sum("403 refused" in line for line in audit) < 40
+    assert sum("202 answered" in line for line in audit) == 40
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("10.0.0.1", " (which says for 10.0.0.1)"),
+        ("10.9.9.9, 2001:db8::1", " (which says for 2001:db8::1)"),
+        ("10.0.0.1 with key 1a2b3c4d: 200 answered", ""),
+        ("fe80::1%x with key 1a2b3c4d", ""),
+        ("unknown", ""),
+        ("", ""),
+    ],
+)
+async def test_an_address_that_is_only_said_stands_beside_the_real_one(
+    said: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client = asking({"model": "math"}, {"origin": "http://evil.example", "x-forwarded-for": said})
+    await post(ServedCollege([]), client, "/v1/pool/unload")
+    for line in lines(caplog):
+        assert f"from -{shown}:" in line or line.endswith(f"from -{shown}")
+
+
+async def test_what_hangs_is_named_by_its_route_before_it_is_answered() -> None:
+    scope = {"type": "http", "route": SimpleNamespace(path="/v1/completions")}
+    scope[RUNNING_KEY] = request = RunningRequest("req-1", "other", 0.0)  # type: ignore[assignment]
+    about(scope, model="math")  # type: ignore[arg-type]
+    assert (request.route, request.model) == ("/v1/completions", "math")
 
 
 async def test_an_answer_has_none(caplog: pytest.LogCaptureFixture) -> None:
@@ -132,7 +191,7 @@ def test_a_flood_of_lines_is_kept_back_and_counted() -> None:
 
 async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    metrics = Metrics(lambda: status())
+    metrics = Metrics(lambda: pool_status())
     in_flight: list[int] = []
 
     async def app(scope: dict, receive: object, send: object) -> None:  # type: ignore[type-arg]
@@ -153,12 +212,12 @@ async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.Lo
     assert not metrics.running.requests
 
 
-def status(**more: object) -> PoolStatus:
+def pool_status(**more: object) -> PoolStatus:
     return PoolStatus(10, 5, (), (), 0.0, 1, 0, 0, **{"stalled": (), **more})  # type: ignore[arg-type]
 
 
 def test_the_scrape_is_valid_and_tells_of_deaths_and_of_what_is_going_on() -> None:
-    metrics = Metrics(lambda: status(stalled=("math shows no progress",), deaths={"SIGKILL": 2, "hung": 1}))
+    metrics = Metrics(lambda: pool_status(stalled=("math shows no progress",), deaths={"SIGKILL": 2, "hung": 1}))
     metrics.running.requests[1] = RunningRequest("req-1", "/v1/chat/completions", 0.0)
     metrics.running.connections = lambda: 3
     metrics.ended('a "name"\n', "answered", 0.5)
