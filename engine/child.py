@@ -43,7 +43,8 @@ from types import ModuleType
 from typing import Any, Final, NoReturn
 
 from . import errors as engine_errors
-from .errors import ChildDiedError, ChildTimeoutError, EngineError
+from .errors import ChildDiedError, ChildTimeoutError, EngineError, FullDiskError
+from .files import is_full_disk
 from .private import child_environment, keep_private, make_files_private
 from .process import be_killed_before_parent, die_with, effort, take_limits, take_stdout
 from .vitals import STALL_S, Beat, Lookout, Vitals
@@ -180,7 +181,7 @@ class Child:
         if "error" in last:
             raise _revived(last["error"], errors)
         if "answer" not in last:
-            raise ChildDiedError(self._title, code, last_words(self.output))
+            raise ChildDiedError(self._title, code, last.get("words") or last_words(self.output))
         return last["answer"]
 
     def _note(self, beat: Beat) -> None:
@@ -389,13 +390,19 @@ def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
         answer = importlib.import_module(module).main(job, report)
         say({"answer": answer})
     except Exception as error:
+        if isinstance(error, OSError) and is_full_disk(error):
+            error = FullDiskError(error.errno or 0, error.strerror or "")
         if (told := _told(error)) is None:
-            traceback.print_exc()
+            # Also by the pipe: where a disk is full, nothing that is printed arrives.
+            say({"words": f"{type(error).__name__}: {error}"[:_MOST_WORDS]})
             code = 1
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         else:
             say({"error": told})
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not by way of the interpreter's end: GPU libraries crash there, and threads are waited for.
     os._exit(code)
 

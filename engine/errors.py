@@ -73,6 +73,15 @@ class ChildError(EngineError):
         self.words = words
 
 
+class FullDiskError(EngineError):
+    """A child process could not write a file for want of room. errno, strerror: as of an OSError."""
+
+    def __init__(self, errno: int, strerror: str) -> None:
+        super().__init__(f"A file could not be written: {strerror}.", "Make room, and try again.")
+        self.errno = errno
+        self.strerror = strerror
+
+
 class ChildDiedError(ChildError):
     """A child process ended without an answer.
 
