@@ -183,6 +183,7 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], 
     (engine.LayoutError, 503, "load_failed", Part.MODEL),
     (engine.SwapError, 503, "worker_died", None),
     (engine.ChildError, 503, "child_failed", None),
+    (engine.FullDiskError, 503, "child_failed", None),
 )
 
 # Nothing that a client could wait for.
