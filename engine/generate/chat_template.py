@@ -41,6 +41,8 @@ FAMILIES: Final = (
 # Clients were told by model cards to close the block themselves, in whatever spelling the card used.
 _CLIENT_CLOSED = re.compile(r"\A\s*(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*")
 
+_ANY_SYSTEM: Final = "Answer in seven words."
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -75,6 +77,7 @@ class ChatTemplate:
         self._own = {"bos_token": bos, "eos_token": eos}
         self.source = renderer.source
         self.family = next((family for family in FAMILIES if family.mark in renderer.source), None)
+        self._drops_system: bool | None = None  # not known before the first system message
 
     def _render(
         self, messages: Sequence[Message], *, thinking: bool, answer: bool, tools: Sequence[Any] | None = None
@@ -102,6 +105,8 @@ class ChatTemplate:
             start = _CLIENT_CLOSED.sub("", str(messages[-1].get("content") or ""))
             messages = messages[:-1]
         thinks = policy.mode is not ThinkingMode.OFF
+        if self._leaves_out_system(messages):
+            messages = _system_into_user(messages) or messages
         try:
             text = self._render(messages, thinking=thinks, answer=True, tools=tools)
         except TemplateError:
@@ -127,6 +132,18 @@ class ChatTemplate:
                 text = joined((text, Own.literal(self._rest_of_block(text, family))))
         whole = joined((text, start))
         return Prompt(str.__str__(whole), shared, self.tags, opened and not start, spans_of(whole), banned)
+
+    def _leaves_out_system(self, messages: Sequence[Message]) -> bool:
+        """Whether the template passes over system messages without a word, where there are any."""
+        if not any(message["role"] == "system" for message in messages):
+            return False
+        if self._drops_system is None:
+            asked = ({"role": "system", "content": _ANY_SYSTEM}, {"role": "user", "content": "?"})
+            try:
+                self._drops_system = _ANY_SYSTEM not in self._render(asked, thinking=False, answer=True)
+            except TemplateError:
+                self._drops_system = False  # it refuses them, which is seen where it does
+        return self._drops_system
 
     def conversation(self, messages: Sequence[Message], policy: Thinking) -> Prompt:
         """A conversation whose last answer is finished: it begins as the policy demands, and its turn is closed.

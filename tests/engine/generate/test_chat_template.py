@@ -147,6 +147,15 @@ class TestTrailingAssistant:
 
 
 class TestMessages:
+    def test_nor_is_one_lost_that_the_template_passes_over_in_silence(self) -> None:
+        silent = (
+            "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+        )
+        system = {"role": "system", "content": "Be brief."}
+        assert text(silent, messages=[system, *USER]) == "[user]Be brief.\n\nHi"
+        assert text(silent) == "[user]Hi"
+        assert text(PLAIN, messages=[system, *USER]).count("Be brief.") == 1
+
     def test_a_system_message_that_the_template_refuses_goes_to_the_first_user(self) -> None:
         messages = [{"role": "system", "content": "Be brief."}, *USER]
         assert text(NO_SYSTEM, messages=messages) == "[user]Be brief.\n\nHi[assistant]"
