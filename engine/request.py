@@ -107,6 +107,41 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True)
+class ReadRequest:
+    """What a model makes of a text, without an answer; a Told comes of it.
+
+    prompt: a conversation or a text as for an answer; of a text its control tokens are read only with raw_prompt.
+    tokens: to be written as text, in place of reading a prompt. bos: whether the text begins as prompts do.
+    pieces: whether the bytes of each token are wanted.
+    """
+
+    id: str
+    prompt: GenerateRequest
+    tokens: Sequence[int] | None = None
+    bos: bool = False
+    pieces: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        return cls(**{**data, "prompt": GenerateRequest.from_json(data["prompt"])})
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model makes of a text: the text as it is continued, and its tokens. pieces: None where not asked for."""
+
+    id: str
+    text: str
+    tokens: list[int]
+    pieces: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One token's log-probability under the model's distribution before sampling, and its best rivals'.
 
@@ -199,8 +234,8 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Accepted | Reading | Delta | Finished | Rejected
-EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected)}
+Event = Accepted | Reading | Delta | Finished | Rejected | Told
+EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told)}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

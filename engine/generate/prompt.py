@@ -11,7 +11,7 @@ from llguidance import LLTokenizer
 
 from ..errors import EngineError, ModelTemplateError, PromptTooLongError
 from ..llama.model import Model
-from ..request import GenerateRequest
+from ..request import GenerateRequest, ReadRequest, Told
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from .chat_template import ChatTemplate, Prompt
 from .grammar import Grammar, schema_of, tokenizer_of
@@ -153,6 +153,22 @@ class PromptReader:
         self._refuse_long(len(prompt.text.encode("utf-8", "replace")))
         history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
         return replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+
+    def told(self, request: ReadRequest) -> Told:
+        """A text's tokens, or the text of tokens. Raises what `prompt_of` raises, but for a text that is too long."""
+        vocab = self._vocab
+        if request.tokens is not None:
+            tokens = [token for token in request.tokens if 0 <= token < vocab.n_tokens]
+            written = b"".join(vocab.piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+        else:
+            prompt = self._rendered(request.prompt)
+            written = prompt.text
+            is_text = request.prompt.messages is None
+            own = within(prompt.own, 0, len(written))
+            bos = request.bos if is_text else self._adds_bos(written)
+            tokens = tokens_of(written, own, vocab, self._markers, bos=bos and self._adds_bos(written))
+        pieces = [list(vocab.piece(token, special=True)) for token in tokens] if request.pieces else None
+        return Told(request.id, written, tokens, pieces)
 
     def _rendered(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import EngineError, SlowReaderError
-from ..request import Delta, Event, Finished, Rejected
+from ..request import Delta, Event, Finished, Rejected, Told
 
 _BEHIND: Final = 16  # events that wait, from which on deltas are joined: a reader that keeps pace gets them one by one
 _JOINED_BYTES: Final = 1024  # of text, that one delta is joined up to
@@ -77,7 +77,7 @@ class Inbox:
         else:
             self._events.append(event)
         self._arrived.set()
-        if isinstance(event, Finished | Rejected):
+        if isinstance(event, Finished | Rejected | Told):
             self._end()
 
     def fail(self, error: EngineError) -> None:

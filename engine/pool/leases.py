@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..errors import EngineError
-from ..request import Event, GenerateRequest
+from ..request import Event, GenerateRequest, ReadRequest, Told
 from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
 from .inbox import Unread
@@ -58,6 +58,12 @@ class Lease:
         assert self._booking is not None, "the lease was released"
         assert self._booking.resident is not None
         return self._booking.resident.generate(request, on_end=on_end, unread=unread)
+
+    async def read(self, request: ReadRequest) -> Told:
+        """See Resident.read."""
+        assert self._booking is not None, "the lease was released"
+        assert self._booking.resident is not None
+        return await self._booking.resident.read(request)
 
     def release(self) -> None:
         """End the hold; a second call does nothing."""

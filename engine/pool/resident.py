@@ -23,7 +23,7 @@ from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
-from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
+from ..request import Event, Finished, GenerateRequest, ReadRequest, Rejected, Told, event_from_json
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S, Beat, Lookout, Vitals
 from .inbox import Inbox, Unread
@@ -65,6 +65,10 @@ class Resident(Protocol):
         Raises the EngineError of a rejected request, WorkerDiedError when the resident goes meanwhile, and what
         `refuse` was given.
         """
+        ...
+
+    async def read(self, request: ReadRequest) -> Told:
+        """What the model makes of a text. Raises PromptTooLongError, TemplateError and WorkerDiedError."""
         ...
 
     def refuse(self, error: EngineError) -> None:
@@ -291,7 +295,7 @@ class WorkerResident:
 
     def _deliver(self, inbox: Inbox, event: Event) -> None:
         inbox.put(event)
-        if inbox.ended and not isinstance(event, Finished | Rejected):  # its reader is too far behind
+        if inbox.ended and not isinstance(event, Finished | Rejected | Told):  # its reader is too far behind
             self._send({"op": "cancel", "id": event.id})
 
     def _settle(self, result: dict[str, Any] | EngineError) -> None:
@@ -365,6 +369,23 @@ class WorkerResident:
             inbox.close()
             if not inbox.ended:
                 self._send({"op": "cancel", "id": request.id})
+
+    async def read(self, request: ReadRequest) -> Told:
+        """See Resident.read."""
+        if self._lost.done():
+            raise self._death()
+        self._inboxes[request.id] = inbox = Inbox()
+        self._vitals.work(time.monotonic(), True)
+        self._send({"op": "read", "request": request.to_json()})
+        try:
+            event = await inbox.take()
+        finally:
+            del self._inboxes[request.id]
+            inbox.close()
+        if isinstance(event, Rejected):
+            raise _rejection(event)
+        assert isinstance(event, Told), "a reading is answered by one event"
+        return event
 
     def refuse(self, error: EngineError) -> None:
         """See Resident.refuse."""

@@ -19,7 +19,7 @@ from ..generate.tools.reading import Toolbox
 from ..llama.context import Context
 from ..llama.model import Model
 from ..logs import for_request
-from ..request import Accepted, Delta, Event, Finish, GenerateRequest, Rejected
+from ..request import Accepted, Delta, Event, Finish, GenerateRequest, ReadRequest, Rejected, Told
 from ..spec import LoadSpec
 from ..swap.swapper import Swapper
 from .prompt_speed import PromptSpeed
@@ -120,6 +120,10 @@ class BatchLoop:
         """See PromptReader.prompt_of. Takes as long as the chat template may, and may run on another thread."""
         return self._prompts.prompt_of(request)
 
+    def told(self, request: ReadRequest) -> Told:
+        """See PromptReader.told. Takes as long as `prompt_of`, and may run on another thread."""
+        return self._prompts.told(request)
+
     def held_to(self, request: GenerateRequest) -> Grammar | Toolbox | None:
         """See PromptReader.held_to. Takes up to seconds, and may run on another thread."""
         return self._prompts.held_to(request)
@@ -159,8 +163,7 @@ class BatchLoop:
 
     def reject(self, request_id: str, error: EngineError) -> None:
         """Answer a request with an error."""
-        facts = {name: value for name, value in vars(error).items() if isinstance(value, int)}
-        self._emit(Rejected(request_id, type(error).__name__, error.message, error.remedy, facts))
+        self._emit(rejected(request_id, error))
         _log.debug("refused: %s", type(error).__name__, extra=for_request(request_id))
 
     def cancel(self, request_id: str) -> None:
@@ -340,3 +343,9 @@ class BatchLoop:
         self._prompts.close()
         if self._samplers is not None:
             self._samplers.shutdown()
+
+
+def rejected(request_id: str, error: EngineError) -> Rejected:
+    """An error as the answer to a request."""
+    facts = {name: value for name, value in vars(error).items() if isinstance(value, int)}
+    return Rejected(request_id, type(error).__name__, error.message, error.remedy, facts)

@@ -8,6 +8,7 @@ Operations that the server sends:
 
     {"op": "load", "spec": ..., "policies": ..., "log_decisions": ...}   first and once; `ready` or `failed` answers it
     {"op": "generate", "request": ...}                                   events of request.py answer it
+    {"op": "read", "request": ...}                                       a Told or a Rejected answers it
     {"op": "cancel", "id": ...}
     {"op": "stop"}
 
@@ -51,11 +52,11 @@ from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
 from ..logs import WORKER_LOGGER, print_uncaught
 from ..private import keep_private, make_files_private
-from ..request import Event, GenerateRequest, event_to_json
+from ..request import Event, GenerateRequest, ReadRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
 from ..swap.swapper import Swapper
-from .batch import BatchLoop
+from .batch import BatchLoop, rejected
 
 _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
@@ -238,11 +239,27 @@ class Worker:
             prepared.add_done_callback(
                 lambda done: self._commands.put({"op": "prepared", "request": request, "prepared": done.result()})
             )
+        elif command["op"] == "read":
+            reading = ReadRequest.from_json(command["request"])
+            self._renderer.submit(self._told, loop, reading).add_done_callback(
+                lambda done: self._commands.put({"op": "told", "event": done.result()})
+            )
+        elif command["op"] == "told":
+            self._emit(command["event"])
         elif command["op"] == "prepared":
             self._submit_prepared(loop, command["request"], command["prepared"])
         elif command["op"] == "cancel":
             self._preparing.discard(command["id"])
             loop.cancel(command["id"])
+
+    def _told(self, loop: BatchLoop, request: ReadRequest) -> Event:
+        """On a thread of its own, as `_prepare`."""
+        try:
+            return loop.told(request)
+        except EngineError as error:
+            return rejected(request.id, error)
+        except Exception as error:
+            return rejected(request.id, EngineError(f"The text cannot be read: {error!r}."))
 
     def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> Prepared | EngineError:
         """On a thread of its own, for templates and schemas may take seconds: the answers under way go on."""

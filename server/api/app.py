@@ -32,6 +32,7 @@ from .openapi import gives
 from .origin import Doors, GuardDoors
 from .paths import AnswerHead, Paths, shown
 from .status import add_builds, add_status
+from .tokens import TOKEN_PATHS, add_tokens
 from .uploads import BoundUploads, Uploads
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def make_app(
     add_answers(app, college, metrics, dialects)
     add_status(app, college, metrics)
     add_builds(app, college)
+    add_tokens(app, college)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR))
@@ -96,7 +98,9 @@ def make_app(
     paths = Paths(app)
     _add_errors(app, dialect_at, metrics, paths)
     if keys:
-        app.add_middleware(RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH), dialect_at=dialect_at)
+        app.add_middleware(
+            RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS), dialect_at=dialect_at
+        )
     doors = Doors(hosts, college.roster.server.cors_origins)
     app.add_middleware(GuardDoors, doors=doors, served=app.router, dialect_at=dialect_at)
     if college.roster.server.cors_origins:

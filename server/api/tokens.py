@@ -1,0 +1,239 @@
+"""What a model makes of a text, without an answer: its tokens, the text of tokens, the prompt of a chat.
+
+The paths and fields are llama-server's; those by which vLLM says the same are read and written as well.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+
+from coe.engine.logs import REQUEST_ID
+from coe.engine.request import GenerateRequest, ReadRequest, Told
+
+from ..roster.models import Specialist
+from ..roster.values import AUTO
+from ..runtime.choice import Choice
+from ..runtime.college import College
+from ..runtime.errors import RequestError
+from ..runtime.policy import rules_for
+from ..runtime.request import Request as InternalRequest
+from ..runtime.request import with_system_prompt
+from .body import read_json
+from .journal import about
+from .openai.described import ERROR
+from .openai.requests import parse_chat
+from .openapi import gives, takes
+from .sse import until_gone
+
+TOKEN_PATHS: Final = ("/tokenize", "/detokenize", "/apply-template", "/props")
+_MAX_CHARS: Final = 1_000_000
+_MAX_TOKENS: Final = 1_000_000
+_TEXT: Final = {"type": "string"}
+_NAME: Final = {"type": ["string", "null"]}
+_FLAG: Final = {"type": ["boolean", "null"]}
+_TOKENS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_MESSAGES: Final = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+_TOKENIZE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "anyOf": [{"required": ["content"]}, {"required": ["prompt"]}, {"required": ["messages"]}],
+    "properties": {
+        "model": _NAME,
+        "content": _TEXT,
+        "prompt": _TEXT,
+        "messages": _MESSAGES,
+        "add_special": _FLAG,
+        "parse_special": _FLAG,
+        "with_pieces": _FLAG,
+    },
+}
+_DETOKENIZE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["tokens"],
+    "properties": {"model": _NAME, "tokens": _TOKENS},
+}
+_TEMPLATE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["messages"],
+    "properties": {"model": _NAME, "messages": _MESSAGES},
+}
+_OBJECT: Final = {"type": "object"}
+
+_Parsed = tuple[InternalRequest, Callable[[str, GenerateRequest], ReadRequest], Callable[[Told, Specialist], Any]]
+
+
+def add_tokens(app: FastAPI, college: College) -> None:
+    """Serve the paths."""
+    settings = college.roster.server
+
+    async def told(request: Request, parse: Callable[[dict[str, Any]], _Parsed]) -> Any:
+        wanted, reading, written = await read_json(request, settings, parse)
+        choice = await _choice(college, wanted)
+        about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
+        asked = reading(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0", _prompt(wanted, choice.specialist))
+
+        async def ask() -> Told:
+            lease = await college.lease(choice.specialist)
+            try:
+                return await lease.read(asked)
+            finally:
+                lease.release()
+
+        return written(await until_gone(request, ask()), choice.specialist)
+
+    @app.post("/tokenize", openapi_extra=takes(_TOKENIZE), responses=gives(_OBJECT, ERROR))
+    async def tokenize(request: Request) -> Any:
+        """A text's tokens, or a chat's."""
+        return await told(request, _to_tokenize)
+
+    @app.post("/detokenize", openapi_extra=takes(_DETOKENIZE), responses=gives(_OBJECT, ERROR))
+    async def detokenize(request: Request) -> Any:
+        """The text of tokens."""
+        return await told(request, _to_detokenize)
+
+    @app.post("/apply-template", openapi_extra=takes(_TEMPLATE), responses=gives(_OBJECT, ERROR))
+    async def apply_template(request: Request) -> Any:
+        """The prompt that a chat becomes."""
+        return await told(request, _to_template)
+
+    @app.get("/props", responses=gives(_OBJECT, ERROR))
+    async def props(model: str = AUTO) -> Any:
+        """What clients of llama-server ask before they chat: the context, and how many at once."""
+        specialist = (await _choice(college, InternalRequest(model, prompt=""))).specialist
+        return _props(specialist)
+
+
+async def _choice(college: College, wanted: InternalRequest) -> Choice:
+    """The specialist that is named. Of `auto` nothing is asked, so the fallback reads, which any question may go to."""
+    if wanted.model == AUTO:
+        chats = wanted.messages is not None
+        there = college.catalog.answering(chats=chats)
+        fallback = college.roster.fallback
+        name = fallback if fallback in there else next(iter(there), None)
+        wanted = InternalRequest(name or AUTO, messages=wanted.messages, prompt=wanted.prompt)
+    return await college.chooser.choose(wanted, None, begin=False)
+
+
+def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
+    messages = None
+    if wanted.messages is not None:
+        messages = with_system_prompt(wanted.messages, specialist.system_prompt)
+    thinking = rules_for(wanted, specialist).thinking
+    return GenerateRequest("", specialist.name, messages=messages, prompt=wanted.prompt, thinking=thinking)
+
+
+def _to_tokenize(body: dict[str, Any]) -> _Parsed:
+    flags = {name: _flag(body, name) for name in ("add_special", "parse_special", "with_pieces")}
+    if body.get("messages") is not None:
+        wanted, bos = _chat(body), True
+    else:
+        name = "content" if body.get("content") is not None else "prompt"
+        text = body.get(name)
+        if not isinstance(text, str):
+            raise RequestError("Give `content`, a text, or `messages` as a chat has them.", param=name)
+        _refuse_long(text, name)
+        wanted = InternalRequest(_model(body), prompt=text)
+        # llama-server adds nothing unless it is asked to, vLLM does.
+        bos = flags["add_special"] if flags["add_special"] is not None else name == "prompt"
+    raw = flags["parse_special"] is not False
+    pieces = bool(flags["with_pieces"])
+
+    def reading(name: str, prompt: GenerateRequest) -> ReadRequest:
+        made = GenerateRequest(**{**vars(prompt), "raw_prompt": raw})
+        return ReadRequest(name, made, bos=bos, pieces=pieces)
+
+    def written(told: Told, specialist: Specialist) -> dict[str, Any]:
+        tokens: list[Any] = told.tokens
+        if told.pieces is not None:
+            tokens = [
+                {"id": token, "piece": _piece(piece)} for token, piece in zip(told.tokens, told.pieces, strict=True)
+            ]
+        return {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": specialist.context_tokens,
+            "model": specialist.name,
+        }
+
+    return wanted, reading, written
+
+
+def _to_detokenize(body: dict[str, Any]) -> _Parsed:
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**31 for token in tokens):
+        raise RequestError("tokens: give a list of token ids, whole numbers.", param="tokens")
+    if len(tokens) > _MAX_TOKENS:
+        raise RequestError(f"tokens: give at most {_MAX_TOKENS:,}, not {len(tokens):,}.", param="tokens")
+    wanted = InternalRequest(_model(body), prompt="")
+    return (
+        wanted,
+        lambda name, prompt: ReadRequest(name, prompt, tokens=tokens),
+        lambda told, specialist: {"content": told.text, "prompt": told.text, "model": specialist.name},
+    )
+
+
+def _to_template(body: dict[str, Any]) -> _Parsed:
+    return (
+        _chat(body),
+        lambda name, prompt: ReadRequest(name, prompt),
+        lambda told, specialist: {"prompt": told.text, "model": specialist.name},
+    )
+
+
+def _chat(body: dict[str, Any]) -> InternalRequest:
+    chat = {name: body[name] for name in ("model", "messages", "chat_template_kwargs") if body.get(name) is not None}
+    wanted = parse_chat(chat).request
+    for index, message in enumerate(wanted.messages or ()):
+        _refuse_long(str(message["content"]), f"messages[{index}]")
+    return wanted
+
+
+def _refuse_long(text: str, param: str) -> None:
+    if len(text) > _MAX_CHARS:
+        raise RequestError(f"{param}: give at most {_MAX_CHARS:,} characters, not {len(text):,}.", param=param)
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    model = body.get("model")
+    if model is not None and not (isinstance(model, str) and model):
+        raise RequestError("model: give a name, a text.", param="model")
+    return model or AUTO
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name}: give true or false.", param=name)
+    return value
+
+
+def _piece(piece: list[int]) -> str | list[int]:
+    """A token's text; its bytes where they are none, as llama-server has it."""
+    try:
+        return bytes(piece).decode()
+    except UnicodeDecodeError:
+        return piece
+
+
+def _props(specialist: Specialist) -> dict[str, Any]:
+    sampling = specialist.default_sampling()
+    return {
+        "default_generation_settings": {
+            "n_ctx": specialist.context_tokens,
+            "params": {
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "min_p": sampling.min_p,
+                "max_tokens": specialist.max_tokens if specialist.max_tokens is not None else -1,
+            },
+        },
+        "total_slots": specialist.parallel,
+        "model_alias": specialist.name,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"coe {version('coe-runtime')}",
+    }
