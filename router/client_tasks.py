@@ -1,10 +1,18 @@
-"""Background requests of chat clients, recognised by pattern: titles, tags, follow-up questions, commit messages."""
+"""Background requests of chat clients: titles, tags, follow-up questions, summaries, commit messages.
+
+Recognised by the wording of the clients' own prompts, and by shape, so that new wordings need no release: an
+instruction to make something of a conversation, and then that conversation, quoted.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 _READ_CHARS = 400  # an instruction stands at the beginning of a text: the rest quotes the chat
+_SHAPE_CHARS = 1_200  # of one that is told by its shape
+_QUOTE_CHARS = 20_000  # in which the quoted chat is looked for
 
 # By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
 # prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, Cherry Studio, big-AGI, HuggingChat, Continue, Zed,
@@ -53,6 +61,13 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
         ("title", r"^\W*you\s+are\s+an\s+ai\s+conversation\s+titles\s+assistant\b"),
         ("title", r"^\W*summari[sz]e\s+the\s+given\s+session\s+as\s+a\s+\d+-word\s+title\b"),
+        ("summary", r"^\W*provide\s+a\s+detailed\s+prompt\s+for\s+continuing\s+(?:our|this|the)\s+conversation\b"),
+        ("summary", r"\byou\s+are\s+the\s+component\s+that\s+summari[sz]es\s+internal\s+chat\s+history\b"),
+        (
+            "summary",
+            r"^\W*you\s+are\s+(?:an?|the)\s+(?:\S+\s+){0,4}(?:conversation|chat|context|history|session)\s+(?:history\s+)?"
+            r"(?:compactor|compressor)\b",
+        ),
         ("topic", r"\banaly[sz]e\s+if\s+this\s+message\s+indicates\s+a\s+new\s+conversation\s+topic\b"),
         ("tags", r"^\W*task:?\s+generate\s+\d(?:\s*-\s*\d)?\s+broad\s+tags\b"),
         ("follow-ups", r"^\W*task:?\s+suggest\s+\d(?:\s*-\s*\d)?\s+relevant\s+follow-?up\b"),
@@ -76,7 +91,79 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
+# What is to be made of the conversation, by the words for it, the more special first.
+_PRODUCTS: Final = (
+    ("follow-ups", r"follow[\s-]?ups?|(?:next|useful|likely)\s+(?:\w+\s+)?(?:messages?|questions?|prompts?|replies)"),
+    ("search queries", r"search\s+quer(?:y|ies)"),
+    ("tags", r"tags?|keywords|categories|labels?"),
+    ("title", r"titles?|names?|headings?|headlines?|topics?|slugs?"),
+    ("emoji", r"emojis?"),
+    ("summary", r"summar(?:y|ies)|snapshot|recap|digest|handoff|hand-off"),
+)
+_CONVERSATION: Final = (
+    r"(?:conversations?|chats?|dialogues?|dialogs?|discussions?|sessions?|threads?|transcripts?|histor(?:y|ies)"
+    r"|messages?)"
+)
+_MAKE: Final = (
+    r"(?:generate|create|write|suggest|predict|provide|produce|propose|give|make|pick|choose|extract|return|draft|compose"
+    r"|come\s+up\s+with|think\s+of|reply\s+with|respond\s+with|output|assign)"
+)
+_CONDENSE: Final = r"(?:summari[sz]e|condense|compress|compact|distil+|recap)"
+_ASKS_FOR: Final = (
+    *((task, rf"\b{_MAKE}\b[^.!?]{{0,120}}?\b(?:{words})\b") for task, words in _PRODUCTS),
+    ("summary", rf"\b{_CONDENSE}\b[^.!?]{{0,80}}?\b{_CONVERSATION}\b"),
+)
+_SHAPES: Final = tuple((task, re.compile(pattern, re.IGNORECASE)) for task, pattern in _ASKS_FOR)
+_OF_A_CONVERSATION: Final = re.compile(rf"\b{_CONVERSATION}\b", re.IGNORECASE)
+# A conversation that is quoted: in a tag of its own, as turns of two sides, or as JSON.
+_QUOTED: Final = re.compile(
+    rf"<(?:chat_?|conversation_?|message_?)?{_CONVERSATION}>"
+    r"|^\W{0,4}(?:user|human)\W{0,3}:.{0,4000}?^\W{0,4}(?:assistant|ai|bot|model|chatgpt)\W{0,3}:"
+    r"|\"role\"\s*:\s*\"(?:user|assistant)\"",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+
+
+class ClientTasks:
+    """Tells the tasks of clients: those known here, and those of the operator's own patterns."""
+
+    def __init__(self, patterns: Mapping[str, Sequence[str]] | None = None) -> None:
+        """patterns: regular expressions, looked for at the beginning of a text, by the task's name.
+
+        Raises ValueError for one that is none.
+        """
+        self._own: list[tuple[str, re.Pattern[str]]] = []
+        for name, written in (patterns or {}).items():
+            for pattern in written:
+                try:
+                    self._own.append((name, re.compile(pattern, re.IGNORECASE)))
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+    def of(self, text: str) -> str | None:
+        """The task that a text instructs the model to do for a client ("title"), or None."""
+        start = text.lstrip()[:_READ_CHARS]
+        found = next((name for name, pattern in (*self._own, *_TASKS) if pattern.search(start)), None)
+        return found or _by_shape(text.lstrip())
+
+
+def _by_shape(text: str) -> str | None:
+    """An instruction, and the conversation that it is about, quoted below it."""
+    start = text[:_SHAPE_CHARS]
+    if not _OF_A_CONVERSATION.search(start):
+        return None
+    quoted = _QUOTED.search(text[:_QUOTE_CHARS])
+    if quoted is None or quoted.start() == 0:
+        return None
+    asked = text[: min(quoted.start(), _SHAPE_CHARS)]
+    if not _OF_A_CONVERSATION.search(asked):
+        return None
+    return next((task for task, shape in _SHAPES if shape.search(asked)), None)
+
+
+DEFAULT: Final = ClientTasks()
+
+
 def client_task_of(text: str) -> str | None:
     """The task that a text instructs the model to do for a client ("title"), or None. Only its beginning is read."""
-    start = text.lstrip()[:_READ_CHARS]
-    return next((name for name, pattern in _TASKS if pattern.search(start)), None)
+    return DEFAULT.of(text)

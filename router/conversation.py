@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .client_markup import MAX_CHARS, UserTurn, read_turn
-from .client_tasks import client_task_of
+from .client_tasks import DEFAULT, ClientTasks
 from .courtesy import without_courtesies
 from .features import clip
 
@@ -131,8 +131,10 @@ class Conversation:
     n_new_chars: int = 0
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]], tasks: ClientTasks = DEFAULT) -> Conversation:
         """Read OpenAI chat messages (role, content as a string or as parts). Unknown roles and parts are skipped.
+
+        tasks: what tells the tasks of clients.
 
         Never raises on what a message contains; the caller has checked that messages are mappings.
         """
@@ -152,7 +154,7 @@ class Conversation:
             passages=_passages(newest, earlier, system, follow_up),
             follow_up=follow_up,
             tool_exchange=_in_tool_exchange(messages, turns),
-            client_task=client_task_of(spoken[-1].written if spoken else "") or client_task_of(system),
+            client_task=tasks.of(spoken[-1].written if spoken else "") or tasks.of(system),
             here=_digest(turns, spoken[-1]) if spoken else None,
             before=_digest(turns, spoken[-2]) if len(spoken) > 1 else None,
             says_little=says_little,

@@ -19,6 +19,7 @@ from pydantic import (
     PrivateAttr,
     Strict,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -28,6 +29,7 @@ from coe.engine.pool.types import PoolLimits
 from coe.engine.request import Patience
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.router.choose import SupervisorSettings
+from coe.router.client_tasks import ClientTasks
 from coe.surgery.build.job import BUILT, BuildOrder
 from coe.surgery.judge.values import Bound
 from coe.surgery.plan.recipes import RECIPES, Recipe
@@ -199,6 +201,15 @@ class RouterSection(Section):
     """what turns text into vectors: auto (the packaged MiniLM), a folder, or none (word features only)"""
     head: Text | None = None
     """a head fitted by `coe train-router -o`, in place of the shipped one"""
+    client_tasks: dict[Text, Texts] = {}
+    """what chat clients ask on their own account (titles, tags), beside what is known: regular expressions, looked for
+    in the first 400 characters, by a name; whichever specialist is warm does these"""
+
+    @field_validator("client_tasks")
+    @classmethod
+    def _check_patterns(cls, patterns: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        ClientTasks(patterns)
+        return patterns
 
 
 class SamplingSection(Section):

@@ -12,6 +12,7 @@ from time import perf_counter
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
+from coe.router.client_tasks import ClientTasks
 from coe.router.conversation import Conversation, ConversationKey
 from coe.router.supervisor import Supervisor
 
@@ -41,6 +42,7 @@ class Chooser:
         self._supervisor = supervisor
         self._builds = builds
         self._fit = ContextFit()
+        self._tasks = ClientTasks(roster.router.client_tasks)
 
     async def choose(self, request: Request, session_id: str | None, *, begin: bool = True) -> Choice:
         """The specialist that the request names, or the supervisor's choice.
@@ -55,9 +57,9 @@ class Chooser:
                 _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
             if len(self._pool.shared_with(choice.specialist.name)) == 1:
                 return choice
-            return replace(choice, key=ConversationKey.of(await _read(request)))
+            return replace(choice, key=ConversationKey.of(await self._read(request)))
         started = perf_counter()
-        conversation = await _read(request)
+        conversation = await self._read(request)
 
         async def decide(names: list[str]) -> Decision:
             return await self._supervisor.decide(
@@ -209,6 +211,10 @@ class Chooser:
             return None
         return self._entry(fallback)
 
+    async def _read(self, request: Request) -> Conversation:
+        """Megabytes of history take a while to read: not in the event loop."""
+        return await asyncio.to_thread(Conversation.from_messages, request.conversation, self._tasks)
+
     def _entry(self, name: str) -> Specialist:
         return self._catalog.availability[name].entry
 
@@ -222,8 +228,3 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
     known = {name: speed for name, speed in measured.items() if speed}
     usual = median(known.values()) if known else _ASSUMED_PROMPT_TOKENS_PER_S
     return {name: known.get(name, usual) for name in names}
-
-
-async def _read(request: Request) -> Conversation:
-    """Megabytes of history take a while to read: not in the event loop."""
-    return await asyncio.to_thread(Conversation.from_messages, request.conversation)

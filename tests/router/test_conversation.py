@@ -3,7 +3,7 @@
 import pytest
 
 from coe.router.client_markup import read_turn
-from coe.router.client_tasks import client_task_of
+from coe.router.client_tasks import ClientTasks, client_task_of
 from coe.router.conversation import Conversation, is_follow_up
 
 
@@ -275,6 +275,58 @@ def test_a_clients_preparations_are_nobodys_question():
 def test_a_turn_of_machines_words_alone_is_read_as_it_is_where_nothing_else_is_there():
     (passage,) = Conversation.from_text("OBSERVATION: the heart pumps blood").passages
     assert "heart" in passage.text
+
+
+CHAT = "USER: how do tides work?\nASSISTANT: The moon pulls the water.\nUSER: and at night?"
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        (
+            "### Task:\nPredict the 3 to 5 most useful next messages that the user could send in this chat.\n"
+            f"### Chat History:\n<chat_history>\n{CHAT}\n</chat_history>",
+            "follow-ups",
+        ),
+        (f"Give this conversation a short name of two or three words.\n\n{CHAT}", "title"),
+        (f"Which topics does the following dialogue touch? Assign up to three labels.\n\n{CHAT}", "tags"),
+        ('Write a heading for the session below.\n[{"role": "user", "content": "Hi"}]', "title"),
+        (
+            f"Condense the transcript into one paragraph, keeping decisions.\n<transcript>\n{CHAT}\n</transcript>",
+            "summary",
+        ),
+        ("Provide a detailed prompt for continuing our conversation above. Focus on what we did.", "summary"),
+        ("You are the component that summarizes internal chat history into a given structure.\n", "summary"),
+        ("You are a specialized conversation history compressor. Your task is to distil the chat", "summary"),
+    ],
+)
+def test_tasks_of_clients_are_recognised_by_their_shape(text, task):
+    assert client_task_of(text) == task
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write a title for my essay on how conversations begin in novels.",
+        "What does this chat log say about the bug?\nUSER: it crashes\nASSISTANT: where?",
+        f"{CHAT}\nWho of the two is right?",
+        "Summarize the history of Rome in three messages.",
+        "Write a dialogue.\nUSER: hello\nshould be its first line.",
+        'My API gets {"role": "user", "content": "Hi"} and answers 400. Why?',
+    ],
+)
+def test_what_people_ask_about_conversations_is_no_clients_task(text):
+    assert client_task_of(text) is None
+
+
+def test_an_operators_patterns_tell_tasks_as_well():
+    tasks = ClientTasks({"title": ["^label this thread"], "lunch": [r"\bmenu\b"]})
+    assert tasks.of("  Label this thread: hello") == "title"
+    assert tasks.of("What is on the menu?") == "lunch"
+    assert tasks.of("Generate a title for this conversation:\n") == "title"
+    assert Conversation.from_messages([user("What is on the menu?")], tasks).client_task == "lunch"
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
+        ClientTasks({"title": ["("]})
 
 
 @pytest.mark.parametrize(
