@@ -21,7 +21,7 @@ from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
-from .errors import BuildingError, Part, UnknownModelError
+from .errors import BuildingError, Part, RequestError, UnknownModelError
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -67,10 +67,13 @@ class Chooser:
             )
 
         chats = request.messages is not None
-        available = self._catalog.answering(chats=chats)
+        available = self._taking(request, self._catalog.answering(chats=chats))
         there = self._catalog.available
-        buildable = [n for n in self._roster.names if n in available or (n not in there and self._may_build(n))]
+        to_build = self._taking(request, [n for n in self._roster.names if n not in there and self._may_build(n)])
+        buildable = [n for n in self._roster.names if n in available or n in to_build]
         if not buildable:
+            if request.tools and self._catalog.answering(chats=chats):
+                raise RequestError("tools: no specialist of the roster takes any. Send none.", param=Part.TOOLS)
             what = "Nothing in the roster can be served yet." if not there else "No model of the roster answers chats."
             raise UnavailableError(what, "See GET /v1/models for the reasons.")
         decision = await decide(buildable)
@@ -79,6 +82,8 @@ class Chooser:
             wanted = self._entry(decision.specialist)
             build = (self._builds.ask(wanted.name) if begin else self._builds.progress(wanted.name)).line()
             stand_in = self.stand_in(wanted.name, chats=chats)
+            if stand_in is not None and stand_in.name not in available:  # it takes no tools
+                stand_in = None
             if stand_in is None and not available:
                 raise self._building(wanted)
             if stand_in is not None:
@@ -91,6 +96,10 @@ class Chooser:
         specialist = self._entry(decision.specialist)
         key = ConversationKey.of(conversation)
         return Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+
+    def _taking(self, request: Request, names: Sequence[str]) -> list[str]:
+        """Those of some specialists that do not refuse the request's tools."""
+        return [name for name in names if not (request.tools and self._entry(name).tools == "refuse")]
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""
@@ -182,4 +191,4 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
 
 async def _read(request: Request) -> Conversation:
     """Megabytes of history take a while to read: not in the event loop."""
-    return await asyncio.to_thread(Conversation.from_messages, request.conversation)
+    return await asyncio.to_thread(lambda: Conversation.from_messages(request.conversation, request.tools_chars))

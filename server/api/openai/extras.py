@@ -45,9 +45,6 @@ _SHARED: Final[_Table] = {
     "chat_template": (_EMPTY, "The model's own is used: remove it from the request."),
 }
 _CHAT: Final[_Table] = {
-    "tools": (_EMPTY, _LATER),
-    "functions": (_EMPTY, _LATER),
-    "function_call": (_nothing("none", "auto", ""), _LATER),
     "audio": (_nothing(False), _LATER),
     "prediction": (_nothing(False), _LATER),
     "web_search_options": (_nothing(False), _LATER),
@@ -60,6 +57,7 @@ _COMPLETIONS: Final[_Table] = {
     "suffix": (_nothing(""), _LATER),
     "max_completion_tokens": (_nothing(-1), "Write max_tokens."),
     "tools": (_EMPTY, "Use /v1/chat/completions."),
+    "functions": (_EMPTY, "Use /v1/chat/completions."),
 }
 
 
