@@ -54,7 +54,6 @@ def test_a_value_that_asks_for_nothing_is_taken(endpoint: str, fields: dict[str,
         {"ignore_eos": True}, {"bad_words": ["no"]}, {"allowed_token_ids": [1]}, {"n_predict": 5},
         {"max_new_tokens": 5}, {"chat_template": "x"},
         {"maxTokens": 5}, {"topP": 0.5}, {"Temperature": 0}, {"stop_sequences": ["x"]}, {"include_usage": True},
-        {"tools": [{"type": "function"}]},
     ],
     ids=str,
 )  # fmt: skip
@@ -72,7 +71,6 @@ def test_a_value_that_changes_the_answer_is_refused_by_its_name(endpoint: str, f
         {"function_call": {"name": "f"}},
         {"audio": {"voice": "x"}},
         {"web_search_options": {}},
-        {"functions": [{"name": "f"}]},
     ],
     ids=str,
 )
