@@ -9,12 +9,14 @@ import pytest
 
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
+from coe.engine.request import Tool
 from coe.engine.spec import LoadSpec
 from coe.server.roster.model_files import Location
 from coe.server.roster.models import Roster
 from coe.server.runtime.availability import Servable
 from coe.server.runtime.catalog import Catalog
 from coe.server.runtime.chooser import Chooser
+from coe.server.runtime.errors import Part, RequestError
 from coe.server.runtime.request import Request
 from coe.server.runtime.resolve import Resolved
 
@@ -36,10 +38,11 @@ class Supervisor:
         return SimpleNamespace(specialist=available[0], reason="", confidence=1.0)
 
 
-def chooser(**faults: ModelTemplateError | None) -> tuple[Chooser, Supervisor]:
-    roster = Roster.model_validate(
-        {"specialists": [{"name": name, "file": "m.gguf", "domains": ["math"]} for name in faults]}
-    )
+def chooser(tools: str = "auto", **faults: ModelTemplateError | None) -> tuple[Chooser, Supervisor]:
+    """tools: of the first."""
+    entries = [{"name": name, "file": "m.gguf", "domains": ["math"]} for name in faults]
+    entries[0]["tools"] = tools
+    roster = Roster.model_validate({"specialists": entries})
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
         for entry in roster.specialists
@@ -77,3 +80,16 @@ async def test_where_none_answers_chats_auto_says_so_and_none_stands_in() -> Non
         await choosing.choose(Request("auto", **cast(Any, CHAT)), None)
     assert choosing.stand_in("mute") is None
     assert choosing.stand_in("mute", chats=False) is not None
+
+
+async def test_auto_passes_over_who_refuses_the_tools_of_a_request() -> None:
+    choosing, supervisor = chooser(tools="refuse", proud=None, handy=None)
+    with_tools: Any = {**CHAT, "tools": (Tool("f"),)}
+    await choosing.choose(Request("auto", **with_tools), None)
+    assert supervisor.available == ["handy"]
+    await choosing.choose(Request("auto", **CHAT), None)
+    assert supervisor.available == ["proud", "handy"]
+    alone, _ = chooser(tools="refuse", proud=None)
+    with pytest.raises(RequestError, match="no specialist of the roster takes any") as refusal:
+        await alone.choose(Request("auto", **with_tools), None)
+    assert refusal.value.param is Part.TOOLS
