@@ -36,7 +36,7 @@ _STEPS = ("list_folder", "read_file", "search", "read_file", "replace_text", "ru
 
 SYSTEM = "You are a careful coding agent that works in the folder of a project.\n\n" + "\n".join(
     f"{number}. {rule}. This holds in the folder src{number % 5} and in every folder below it, for files of any kind."
-    for number, rule in enumerate(_RULES * 5, 1)
+    for number, rule in enumerate(_RULES * 3, 1)
 )
 TOOLS: list[Any] = [
     {
@@ -77,5 +77,5 @@ def requests() -> Iterator[list[dict[str, Any]]]:
 
 
 def _result(number: int) -> str:
-    lines = [f"{line:4d}  def part_{number}_{line}(text): return text[{line}:] or None" for line in range(2)]
+    lines = [f"{line:4d}  def part_{number}_{line}(text): return text[{line}:] or None" for line in range(1)]
     return "\n".join(["# <tool_call> is no call in a file", *lines])

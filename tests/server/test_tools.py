@@ -256,7 +256,7 @@ def test_an_agents_prompt_is_read_once(agents: ServerProcess) -> None:
         if n_requests:
             assert cached >= before - 1, f"request {n_requests} read more than what is new"
         else:
-            assert prompt > 2500
+            assert prompt > 2000
         n_requests += 1
         read += prompt - cached
         before = prompt
