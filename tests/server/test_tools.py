@@ -250,7 +250,7 @@ def test_an_agents_prompt_is_read_once(agents: ServerProcess) -> None:
     before, read = 0, 0
     n_requests = 0
     for messages in agent_session.requests():
-        body = agents.chat(messages=messages, tools=agent_session.TOOLS, max_tokens=3).raise_for_status().json()
+        body = agents.chat(messages=messages, tools=agent_session.TOOLS, max_tokens=1).raise_for_status().json()
         prompt = body["usage"]["prompt_tokens"]
         cached = body["usage"]["prompt_tokens_details"]["cached_tokens"]
         if n_requests:
