@@ -10,6 +10,7 @@ from typing import Any, Final
 from ...runtime.errors import RequestError
 from ...runtime.request import Message
 from ..json_body import MAX_VALUES, parse_json
+from .extras import near
 
 _MAX_PARTS: Final = 1000  # of one message
 _MAX_CALLS: Final = 1000  # of one message
@@ -50,6 +51,8 @@ class _History:
         if role not in _ROLES:
             said = str(role)[:60]
             raise RequestError(f"{param}.role: {said!r} is none of {', '.join(_ROLES)}.", param=f"{param}.role")
+        if "content" not in message and (other := near("content", message)) is not None:
+            raise RequestError(f"{param}.{other[:60]} is not understood: write content.", param=f"{param}.{other[:60]}")
         optional = role not in ("system", "user")
         content = text_of(message.get("content"), f"{param}.content", optional=optional)
         if role in ("tool", "function"):
