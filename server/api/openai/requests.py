@@ -12,7 +12,7 @@ from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from .extras import refuse_in_chat, refuse_in_completions
+from .extras import near, refuse_in_chat, refuse_in_completions
 from .messages import read_messages
 from .structure import STRUCTURED, response_format
 from .thinking import thinking_wish
