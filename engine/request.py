@@ -89,7 +89,12 @@ class GenerateRequest:
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
-        return asdict(self)
+        # Not asdict of it all, which copies every message and schema value by value: megabytes hold the event loop up.
+        data = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("thinking", "sampling", "tool_use"):
+            data[name] = asdict(data[name])
+        data["tools"] = [dict(vars(tool)) for tool in self.tools]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -100,7 +105,8 @@ class GenerateRequest:
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
         values["tools"] = tuple(Tool(**tool) for tool in values["tools"])
-        values["tool_use"] = ToolUse(**values["tool_use"])
+        use = values["tool_use"]
+        values["tool_use"] = ToolUse(**{**use, "only": tuple(use["only"])})
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
         values["loop_guard"] = Patience(values["loop_guard"]) if values["loop_guard"] else None
         return cls(**values)

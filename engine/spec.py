@@ -213,6 +213,18 @@ class Footprint:
 
 
 @dataclass(frozen=True)
+class ToolForm:
+    """How a model's chat template writes calls of tools.
+
+    family: the name of the template's own form; None where it has none, or none that is read back, and
+    fault:  why; "" where there is one.
+    """
+
+    family: str | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
 class Device:
     """One of ggml's compute devices."""
 

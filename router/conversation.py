@@ -114,10 +114,10 @@ class Conversation:
     passages:      newest human text first; empty when no human said anything readable.
     says_little:   the newest text is nothing on its own ("make it shorter").
     follow_up:     it says little, and leans on what went before ("and for n = 5?").
-    tool_exchange: the model waits for a tool, or has just been given its result.
+    tool_exchange: the model waits for a tool, or has been given its result and no human has spoken since.
     client_task:   what a chat client asks on its own account ("title"), or None.
     here, before:  digests that recognise this conversation at its newest and its previous human turn; None for none.
-    n_chars:       characters of all messages; n_new_chars: of those since the last answer.
+    n_chars:       characters of all messages and tools; n_new_chars: of those since the last answer.
     """
 
     passages: tuple[Passage, ...]
@@ -131,9 +131,12 @@ class Conversation:
     n_new_chars: int = 0
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Mapping[str, Any]], tasks: ClientTasks = DEFAULT) -> Conversation:
+    def from_messages(
+        cls, messages: Sequence[Mapping[str, Any]], tools_chars: int = 0, tasks: ClientTasks = DEFAULT
+    ) -> Conversation:
         """Read OpenAI chat messages (role, content as a string or as parts). Unknown roles and parts are skipped.
 
+        tools_chars: of the descriptions of tools. They have to be read, and tell nothing of the subject.
         tasks: what tells the tasks of clients.
 
         Never raises on what a message contains; the caller has checked that messages are mappings.
@@ -149,7 +152,7 @@ class Conversation:
         says_little = is_follow_up(newest.text)
         follow_up = bool(earlier) and says_little
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-        n_chars = [len(turn.written) for turn in turns]
+        n_chars = [len(turn.written) + _call_chars(message) for turn, message in zip(turns, messages, strict=True)]
         return cls(
             passages=_passages(newest, earlier, system, follow_up),
             follow_up=follow_up,
@@ -158,8 +161,8 @@ class Conversation:
             here=_digest(turns, spoken[-1]) if spoken else None,
             before=_digest(turns, spoken[-2]) if len(spoken) > 1 else None,
             says_little=says_little,
-            n_chars=sum(n_chars),
-            n_new_chars=sum(n_chars[answers[-1] + 1 :]) if answers else sum(n_chars),
+            n_chars=sum(n_chars) + tools_chars,
+            n_new_chars=sum(n_chars[answers[-1] + 1 :]) if answers else sum(n_chars) + tools_chars,
         )
 
     @classmethod
@@ -283,15 +286,21 @@ def _says_anything(text: str) -> bool:
 
 
 def _in_tool_exchange(messages: Sequence[Mapping[str, Any]], turns: Sequence[_Turn]) -> bool:
-    """Whether the newest message is a tool's result or a call that waits for one."""
-    if not messages:
-        return False
-    last = messages[-1]
-    return (
-        turns[-1].user.tool_result
-        or last.get("role") in ("tool", "function")
-        or (last.get("role") == "assistant" and bool(last.get("tool_calls") or last.get("function_call")))
-    )
+    """Whether a tool's result, or a call that waits for one, is the newest but for what a client says of itself."""
+    for message, turn in zip(reversed(messages), reversed(turns), strict=True):
+        if turn.user.tool_result or turn.role in ("tool", "function"):
+            return True
+        if turn.role == "assistant":
+            return bool(message.get("tool_calls") or message.get("function_call"))
+        if turn.user:
+            return False
+    return False
+
+
+def _call_chars(message: Mapping[str, Any]) -> int:
+    """About how long the calls in a message are."""
+    calls = message.get("tool_calls")
+    return sum(len(str(call)) for call in calls) if isinstance(calls, Sequence) and not isinstance(calls, str) else 0
 
 
 _KEY = secrets.token_bytes(32)  # of this process: a digest cannot be matched against guessed texts elsewhere

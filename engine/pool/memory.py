@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..request import GenerateRequest
-from ..spec import Device, Footprint, LoadSpec, Thinking
+from ..spec import Device, Footprint, LoadSpec, Thinking, ToolForm
 from ..units import size_text
 
 _PROBE: Final = "coe.engine.worker.probe"
@@ -28,11 +28,13 @@ class Prediction:
 
     refused:    specialists whose thinking policy or system prompt the model cannot carry out, name -> why.
     chat_fault: why the model cannot answer chats, with a remedy; None when it can.
+    tools:      how its chat template writes calls of tools.
     """
 
     footprint: Footprint
     refused: Mapping[str, str]
     chat_fault: ModelTemplateError | None = None
+    tools: ToolForm = field(default_factory=ToolForm)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ async def predict(
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     fault = answer.get("chat_fault")
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault)
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]))
 
 
 async def hardware() -> Hardware:

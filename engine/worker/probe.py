@@ -27,7 +27,7 @@ from ..llama.log import start
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
-from ..spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode
+from ..spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode, ToolForm
 from .batch import BatchLoop
 
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
@@ -116,11 +116,13 @@ class DryRun:
 
     refused:    specialists whose thinking policy or system prompt the model cannot carry out: name -> why.
     chat_fault: why the model cannot answer chats; None when it can.
+    tools:      how its chat template writes calls of tools.
     """
 
     footprint: Footprint
     refused: dict[str, str]
     chat_fault: EngineError | None
+    tools: ToolForm
 
 
 def dry_run(
@@ -158,7 +160,9 @@ def dry_run(
     sizes = _footprint(
         model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
     )
-    return DryRun(sizes, refused, chat_fault)
+    support = prompts.tool_support
+    tools = ToolForm(support.family.name if support.family is not None else None, support.fault)
+    return DryRun(sizes, refused, chat_fault, tools)
 
 
 def _footprint(
@@ -242,6 +246,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         tried = dry_run(spec, found, job.get("policies", {}), chats)
         answer["footprint"] = vars(tried.footprint)
         answer["refused"] = tried.refused
+        answer["tools"] = vars(tried.tools)
         if (fault := tried.chat_fault) is not None:
             answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
     return answer

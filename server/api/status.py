@@ -151,6 +151,7 @@ def _card(college: College, name: str, created: int) -> dict[str, Any]:
     else:
         facts["warm"] = college.pool.is_warm(name)
         facts["chats"] = item.chat_fault is None
+        facts["tools"] = item.tools
         if item.doubts:
             facts["warnings"] = list(item.doubts)
     if name in college.builds:

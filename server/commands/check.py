@@ -123,6 +123,8 @@ def print_report(
     servable = [name for name, item in entries.items() if isinstance(item, Servable)]
     for names, why in _reasons(entries, to_build).items():
         print_line(out, f"{', '.join(names)}: {why}")
+    for line in _tool_lines(entries):
+        print_line(out, line)
     _print_what_fits(residents(entries), budget_bytes, out)
     for line in sharing:
         print_line(out, line)
@@ -204,6 +206,15 @@ def _reasons(
     for reason, those in pulls.items():
         said[f"{reason} {pull_remedy(entries[name].location.pull for name in those)}"] = those
     return {tuple(those): sentence for sentence, those in said.items()}
+
+
+def _tool_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
+    """What becomes of tools, each form once with all names that it is said of."""
+    forms: dict[str, list[str]] = {}
+    for name, item in entries.items():
+        if isinstance(item, Servable) and item.footprint is not None:
+            forms.setdefault(item.tools, []).append(name)
+    return [f"tools: {form}: {', '.join(names)}" for form, names in forms.items()]
 
 
 def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:

@@ -331,6 +331,10 @@ class SpecialistSettings(Section):
     """for people to read"""
     loop_guard: LoopGuardSwitch = "normal"
     """end answers that repeat themselves: true, false, or how soon: strict, normal (the same as true), patient"""
+    tools: Literal["auto", "native", "generic", "ignore", "refuse"] = "auto"
+    """what becomes of the tools that a chat offers: native: the form of the model's own chat template; generic: a form
+    of ours in the system prompt; auto: native where the template has a form that is read back, else generic;
+    ignore answers without them, and says so; refuse (400)"""
     raw_prompts: Switch = False
     """read control tokens that a prompt of /v1/completions spells; else they are text, as in every message.
     Who may send them can open turns and thinking: for formats of your own"""

@@ -6,22 +6,24 @@ import asyncio
 import logging
 import secrets
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Final
 
-from coe.engine.errors import EngineError, PromptTooLongError, SchemaViolationError, SourceChangedError
+from coe.engine.errors import EngineError, GrammarError, PromptTooLongError, SchemaViolationError, SourceChangedError
 from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.leases import Lease
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest, TokenLogprob
 from coe.engine.spec import ThinkingMode
 
 from ..roster.models import Specialist
+from .calls import Calls, ToolCall
 from .choice import Choice
 from .college import College
-from .errors import RequestError, failure_of
+from .errors import Part, RequestError, failure_of
 from .metrics import Metrics
 from .policy import Rules, drawn, rules_for
 from .provenance import AnswerProvenance
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 # How often an answer that breaks its schema is begun again: what comes out is the sampler's draw, not a matter of time.
 _SCHEMA_RETRIES: Final = 2
+_FORMAT: Final = "response_format.json_schema"  # as errors of the engine have it
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Outcome:
     end: Finished
     reasoning: str = ""
     logprobs: Sequence[TokenLogprob] = ()
+    calls: Sequence[ToolCall] = ()
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,10 @@ class Answer:
             self._unended += 1
             try:
                 first = await anext(stream)
-            except EngineError:
+            except EngineError as error:
                 self._unended -= 1  # rejected: it has never begun
+                if isinstance(error, GrammarError):
+                    raise self._named(error) from error
                 raise
             assert isinstance(first, Accepted)
             self.prompt_tokens = first.prompt_tokens
@@ -195,12 +201,16 @@ class Answer:
         messages = None
         if request.messages is not None:
             messages = with_system_prompt(request.messages, specialist.system_prompt)
+            if rules.thinking.mode is ThinkingMode.OFF:  # nor did it think before
+                messages = [{name: value for name, value in m.items() if name != "reasoning"} for m in messages]
         return GenerateRequest(
             # The answer's own id keeps events apart where clients give many requests one id.
             id=f"{REQUEST_ID.get()}/{self.id}-{index}-{self.retries}",
             specialist=specialist.name,
             messages=messages,
             prompt=request.prompt,
+            tools=rules.tools,
+            tool_use=rules.tool_use,
             raw_prompt=specialist.raw_prompts,
             thinking=rules.thinking,
             sampling=rules.sampling,
@@ -222,14 +232,17 @@ class Answer:
 
         Raises SchemaViolationError where a choice ends that breaks its schema.
         """
+        calls = Counter[int]()
         # One choice, as nearly all requests want, is read where it is sent: no task and no queue a token.
         merged = _numbered(self._streams[0]) if len(self._streams) == 1 else _merged(self._streams)
         async with aclosing(merged) as steps:
             try:
                 async for step in steps:
-                    if isinstance(step.event, Finished):
-                        self._count(step.event)
-                        _require_valid(step.event)
+                    if isinstance(step.event, Delta):
+                        calls[step.index] += sum(piece.name is not None for piece in step.event.calls)
+                    elif isinstance(step.event, Finished):
+                        self._count(step.event, calls=calls[step.index])
+                        self._require_valid(step.event)
                     yield step
             except Exception as error:
                 self._record_failure(error)
@@ -248,7 +261,7 @@ class Answer:
             outcomes = await self._without_violations(self.lease, outcomes)
             outcomes = await self._without_loops(self.lease, outcomes)
             for outcome in outcomes:
-                _require_valid(outcome.end)
+                self._require_valid(outcome.end)
             return outcomes
         except Exception as error:
             self._record_failure(error)
@@ -301,7 +314,7 @@ class Answer:
         streams = {index: self.lease.generate(request) for index, request in requests.items()}
         outcomes = await self._collect(streams, fallback)
         self.answered_by = fallback
-        self.rules = replace(rules, notes=self.rules.notes)
+        self.rules = replace(rules, notes=tuple(dict.fromkeys((*self.rules.notes, *rules.notes))))
         self.residency = self.lease.residency
         return outcomes
 
@@ -314,6 +327,7 @@ class Answer:
             text: list[str] = []
             reasoning: list[str] = []
             logprobs: list[TokenLogprob] = []
+            calls = Calls()
             end: Finished | None = None
             async for event in stream:
                 if isinstance(event, Accepted):
@@ -322,11 +336,12 @@ class Answer:
                     text.append(event.text)
                     reasoning.append(event.reasoning)
                     logprobs.extend(event.logprobs)
+                    calls.add(event.calls)
                 elif isinstance(event, Finished):
                     end = event
-                    self._count(event, by)
+                    self._count(event, by, calls=len(calls.whole()))
             assert end is not None, "a stream of events ends with Finished, or raises"
-            return Outcome(index, "".join(text), end, "".join(reasoning), logprobs)
+            return Outcome(index, "".join(text), end, "".join(reasoning), logprobs, calls.whole())
 
         tasks = [asyncio.create_task(one(index, stream)) for index, stream in streams.items()]
         try:
@@ -343,12 +358,12 @@ class Answer:
         if isinstance(error, SourceChangedError):
             self._college.catalog.files_changed(error)
 
-    def _count(self, end: Finished, by: Specialist | None = None) -> None:
+    def _count(self, end: Finished, by: Specialist | None = None, *, calls: int = 0) -> None:
         specialist = by or self.answered_by
         self._unended -= 1
-        self._metrics.finished(specialist.name, end)
+        self._metrics.finished(specialist.name, end, calls)
         _log.info(
-            "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s",
+            "%-12s %s | %s, waited %.0f ms | %d prompt (%d cached) + %d tokens in %.1f s | %s%s",
             specialist.name,
             self.choice.reason,
             self.residency or "-",
@@ -358,7 +373,24 @@ class Answer:
             end.completion_tokens,
             perf_counter() - self._opened_s,
             end.reason.value,
+            _told_of_calls(calls, end.malformed_calls),
         )
+
+    def _require_valid(self, end: Finished) -> None:
+        """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
+        if end.reason is Finish.INVALID:
+            what = "what it and its calls are held to" if self.rules.tools else "its JSON schema"
+            raise SchemaViolationError(
+                f"The answer breaks {what}: {end.violation}.",
+                "Ask again, with another seed or a higher temperature, or simplify the schema.",
+            )
+
+    def _named(self, error: GrammarError) -> Exception:
+        """The error that names the field at fault: an engine does not know which of two schemas a client sent."""
+        if not self.rules.tools or (self.request.response_format is not None and "tool" not in error.message):
+            return error
+        message = str(error).replace(_FORMAT, "a tool's parameters")
+        return RequestError(message, param=Part.TOOLS, code="invalid_schema")
 
     async def close(self) -> None:
         """End what still runs, then the lease. `steps` may not be read any more. A second call does nothing."""
@@ -418,10 +450,7 @@ def _looped(outcomes: Sequence[Outcome]) -> list[int]:
     return [outcome.index for outcome in outcomes if outcome.end.reason is Finish.LOOP]
 
 
-def _require_valid(end: Finished) -> None:
-    """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
-    if end.reason is Finish.INVALID:
-        raise SchemaViolationError(
-            f"The answer breaks its JSON schema: {end.violation}.",
-            "Ask again, with another seed or a higher temperature, or simplify the schema.",
-        )
+def _told_of_calls(calls: int, malformed: int) -> str:
+    """For the log."""
+    told = f", {calls} {'call' if calls == 1 else 'calls'}" if calls else ""
+    return f"{told}, {malformed} malformed" if malformed else told

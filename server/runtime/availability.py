@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError
 from coe.engine.files import stamp
-from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.spec import Footprint, LoadSpec, ToolForm
 from coe.engine.units import size_text
 
 from ..roster.model_files import Location
@@ -20,6 +20,7 @@ from ..roster.models import Roster, Specialist
 Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]
 ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
+ToolForms = Callable[[LoadSpec], ToolForm | None]
 
 _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 
@@ -42,6 +43,7 @@ class Servable:
 
     footprint:  None unpredicted.
     chat_fault: why its model answers plain completions only; None where it answers chats too.
+    tool_form:  how its chat template writes calls of tools; None where no dry run said so.
     """
 
     entry: Specialist
@@ -49,6 +51,21 @@ class Servable:
     spec: LoadSpec
     footprint: Footprint | None
     chat_fault: ModelTemplateError | None = None
+    tool_form: ToolForm | None = None
+
+    @property
+    def tools(self) -> str:
+        """What becomes of the tools that a chat offers: `gemma4`, `generic (why)`, `ignored`, `refused`."""
+        asked, form = self.entry.tools, self.tool_form
+        if asked in ("ignore", "refuse"):
+            return {"ignore": "ignored", "refuse": "refused"}[asked]
+        if self.chat_fault is not None:
+            return "none (it answers no chats)"
+        if asked == "generic":
+            return "generic (the roster says so)"
+        if form is None:
+            return "not known yet"
+        return form.family or f"generic ({form.fault.rstrip('.')})"
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -133,6 +150,7 @@ def availability(
     loads: Mapping[str, LoadSpec] | None = None,
     missing: Mapping[str, tuple[str, str]] | None = None,
     chat_faults: ChatFaults = lambda spec: None,
+    tool_forms: ToolForms = lambda spec: None,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -142,6 +160,7 @@ def availability(
     loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
     missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
     chat_faults:  why the loaded model answers no chats; None where it does.
+    tool_forms:   how its chat template writes calls of tools; None where it is not known.
     """
     loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
@@ -163,7 +182,12 @@ def availability(
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
             return Unavailable(one.entry, why, "", one.location, result, Hindrance.REFUSED)
-        return Servable(one.entry, one.location, spec, result, chat_faults(spec))
+        fault, form = chat_faults(spec), tool_forms(spec)
+        if one.entry.tools == "native" and fault is None and form is not None and form.family is None:
+            reason = f"`tools: native` cannot be: {form.fault.rstrip('.')}."
+            remedy = "Write `tools: generic`, or auto."
+            return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.REFUSED)
+        return Servable(one.entry, one.location, spec, result, fault, form)
 
     entries: dict[str, Servable | Unavailable] = {}
     for one in located:

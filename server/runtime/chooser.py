@@ -23,7 +23,7 @@ from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
 from .context_fit import ContextFit, Room, next_room
-from .errors import BuildingError, Part, UnknownModelError
+from .errors import BuildingError, Part, RequestError, UnknownModelError
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -71,10 +71,13 @@ class Chooser:
             )
 
         chats = request.messages is not None
-        available = self._catalog.answering(chats=chats)
+        available = self._taking(request, self._catalog.answering(chats=chats))
         there = self._catalog.available
-        buildable = [n for n in self._roster.names if n in available or (n not in there and self._may_build(n))]
+        to_build = self._taking(request, [n for n in self._roster.names if n not in there and self._may_build(n)])
+        buildable = [n for n in self._roster.names if n in available or n in to_build]
         if not buildable:
+            if request.tools and self._catalog.answering(chats=chats):
+                raise RequestError("tools: no specialist of the roster takes any. Send none.", param=Part.TOOLS)
             what = "Nothing in the roster can be served yet." if not there else "No model of the roster answers chats."
             raise UnavailableError(what, "See GET /v1/models for the reasons.")
         decision = await decide(buildable)
@@ -83,6 +86,8 @@ class Chooser:
             wanted = self._entry(decision.specialist)
             build = (self._builds.ask(wanted.name) if begin else self._builds.progress(wanted.name)).line()
             stand_in = self.stand_in(wanted.name, chats=chats)
+            if stand_in is not None and stand_in.name not in available:  # it takes no tools
+                stand_in = None
             if stand_in is None and not available:
                 raise self._building(wanted)
             if stand_in is not None:
@@ -115,7 +120,7 @@ class Chooser:
         written: how many tokens the prompt has, in words; tokens: so many at least. tried: names that have no room.
         """
         assert choice.decision is not None, "one that was named is not passed over"
-        there = self._catalog.answering(chats=request.messages is not None)
+        there = self._taking(request, self._catalog.answering(chats=request.messages is not None))
         ranked = [one.specialist for one in choice.decision.ranking]
         order = dict.fromkeys([self._roster.fallback, *ranked, *there])
         rooms = [Room(name, self._entry(name).context_tokens) for name in order if name in there]
@@ -137,6 +142,10 @@ class Chooser:
     def measured(self, name: str, request: Request, prompt_tokens: int) -> None:
         """A request's prompt had so many tokens: the next is judged by that."""
         self._fit.measured(name, request.n_chars, prompt_tokens)
+
+    def _taking(self, request: Request, names: Sequence[str]) -> list[str]:
+        """Those of some specialists that do not refuse the request's tools."""
+        return [name for name in names if not (request.tools and self._entry(name).tools == "refuse")]
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""
@@ -213,7 +222,9 @@ class Chooser:
 
     async def _read(self, request: Request) -> Conversation:
         """Megabytes of history take a while to read: not in the event loop."""
-        return await asyncio.to_thread(Conversation.from_messages, request.conversation, self._tasks)
+        return await asyncio.to_thread(
+            lambda: Conversation.from_messages(request.conversation, request.tools_chars, self._tasks)
+        )
 
     def _entry(self, name: str) -> Specialist:
         return self._catalog.availability[name].entry

@@ -15,6 +15,7 @@ class Part(StrEnum):
 
     INPUT = "input"  # the conversation, or the text to be continued
     FORMAT = "format"  # what the answer has to keep to
+    TOOLS = "tools"
     MODEL = "model"
 
 

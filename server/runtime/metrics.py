@@ -59,6 +59,10 @@ class Metrics:
         self._completion = Counter("coe_completion_tokens", "Generated tokens", ["specialist"], registry=registry)
         self._ended = Counter("coe_answers", "Answers by how they ended", ["specialist", "reason"], registry=registry)
         self._leaked = Counter("coe_leaked_think_blocks", "Thinking blocks stripped", ["specialist"], registry=registry)
+        self._calls = Counter("coe_tool_calls", "Calls of tools", ["specialist"], registry=registry)
+        self._malformed = Counter(
+            "coe_malformed_tool_calls", "What began as a call and was none", ["specialist"], registry=registry
+        )
 
     def requested(self, route: str, status: int) -> None:
         """A request was answered with a status."""
@@ -81,13 +85,15 @@ class Metrics:
         """The first text of an answer is on its way."""
         self._first_s.observe(seconds)
 
-    def finished(self, specialist: str, end: Finished) -> None:
-        """An answer ended."""
+    def finished(self, specialist: str, end: Finished, calls: int = 0) -> None:
+        """An answer ended. calls: how many of tools it made."""
         self._prompt.labels(specialist).inc(end.prompt_tokens)
         self._cached.labels(specialist).inc(end.cached_tokens)
         self._completion.labels(specialist).inc(end.completion_tokens)
         self._ended.labels(specialist, end.reason.value).inc()
         self._leaked.labels(specialist).inc(end.leaked_blocks)
+        self._calls.labels(specialist).inc(calls)
+        self._malformed.labels(specialist).inc(end.malformed_calls)
 
     def unfinished(self, specialist: str, reason: str, count: int) -> None:
         """Answers ended before their models were done: cancelled when the client left, failed when something broke."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from coe.engine.request import Patience
+from coe.engine.request import Patience, Tool, ToolUse
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
 
 from ..roster.models import Specialist
-from .errors import RequestError
+from .errors import Part, RequestError
 from .request import Request
 
 NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
@@ -17,13 +17,17 @@ NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
 
 @dataclass(frozen=True)
 class Rules:
-    """What a request is answered with. loop_guard: None for none. notes: what the client should know, for a header."""
+    """What a request is answered with. loop_guard: None for none. notes: what the client should know, for a header.
+    tools: what the model is told of and may call, as tool_use says.
+    """
 
     sampling: Sampling
     thinking: Thinking
     max_tokens: int | None
     loop_guard: Patience | None
     notes: tuple[str, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_use: ToolUse = field(default_factory=ToolUse)
 
 
 def rules_for(request: Request, specialist: Specialist) -> Rules:
@@ -31,7 +35,7 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
 
     Raises RequestError when the roster refuses what the request asks for.
     """
-    notes: list[str] = []
+    notes: list[str] = [*request.notes]
     sampling = specialist.default_sampling()
     wishes: dict[str, Any] = dict(request.overrides)
     sampling = replace(sampling, **wishes)
@@ -55,7 +59,9 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
     max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
     guard = _loop_guard(request, specialist, notes)
-    return Rules(sampling, thinking, max_tokens, guard, tuple(notes))
+    tools = _tools(request, specialist, notes)
+    use = replace(request.tool_use, generic=specialist.tools == "generic")
+    return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use)
 
 
 def drawn(rules: Rules) -> Rules:
@@ -65,6 +71,18 @@ def drawn(rules: Rules) -> Rules:
     sampling = replace(rules.sampling, temperature=Sampling.temperature)
     note = f"the second try was drawn at temperature {sampling.temperature:g}"
     return replace(rules, sampling=sampling, notes=(*rules.notes, note))
+
+
+def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
+    if request.tools and specialist.tools == "refuse":
+        raise RequestError(
+            f"tools: the specialist {specialist.name} takes none. Ask another specialist, or send none.",
+            param=Part.TOOLS,
+        )
+    if request.tools and specialist.tools == "ignore":
+        notes.append(f"{specialist.name} calls no tools: it answers without them")
+        return ()
+    return request.tools
 
 
 # From the one that ends an answer first to none at all.

@@ -66,6 +66,9 @@ class AnswerProvenance:
         leaked = sum(end.leaked_blocks for end in ends)
         if leaked:
             facts["leaked_think_blocks"] = leaked
+        malformed = sum(end.malformed_calls for end in ends)
+        if malformed:
+            facts["malformed_calls"] = malformed
         checked = [end.conforms for end in ends if end.conforms is not None]
         if checked:
             facts["schema"] = "kept" if all(checked) else "cut"

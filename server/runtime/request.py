@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from coe.engine.request import Patience
+from coe.engine.request import Patience, Tool, ToolUse
 
 Message = dict[str, Any]
 
@@ -16,8 +16,11 @@ class Request:
     """What one HTTP request asks for.
 
     model:          a specialist's name or alias, or `auto`.
-    messages:       a conversation of {role, content}, roles system, user and assistant, contents texts; or
+    messages:       a conversation of {role, content}, roles system, user, assistant and tool, contents texts. An
+                    assistant's may have `tool_calls`, each {id, name, arguments: an object}, and the `reasoning` before
+                    them; a tool's has `tool_call_id` and `name`; or
     prompt:         a text to be continued as it is. Exactly one of the two is given.
+    tools:          what the model may call, as tool_use says.
     stream:         whether the answer is wanted piece by piece.
     overrides:      sampling fields that the client set, by the name that engine.spec.Sampling gives them.
     max_tokens:     None for what the specialist and the context allow.
@@ -27,11 +30,14 @@ class Request:
     top_logprobs:   None for no log-probabilities, else how many alternatives a token.
     loop_guard:     how patient the loop guard is to be, False for none; None for what the specialist has.
     wants_thinking: True or False when the client said so, None when it did not.
+    notes:          what of the body was left out, for the client to know.
     """
 
     model: str
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_use: ToolUse = field(default_factory=ToolUse)
     stream: bool = False
     overrides: Mapping[str, float] = field(default_factory=dict)
     max_tokens: int | None = None
@@ -43,17 +49,23 @@ class Request:
     top_logprobs: int | None = None
     loop_guard: Patience | Literal[False] | None = None
     wants_thinking: bool | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_chars(self) -> int:
         """Characters that the prompt has at least."""
         texts = [self.prompt or ""] if self.messages is None else [m.get("content") or "" for m in self.messages]
-        return sum(map(len, texts))
+        return sum(map(len, texts)) + self.tools_chars
 
     @property
     def conversation(self) -> Sequence[Message]:
         """The messages; a bare prompt is the only message of a user."""
         return self.messages or [{"role": "user", "content": self.prompt or ""}]
+
+    @property
+    def tools_chars(self) -> int:
+        """About how long the descriptions of the tools are."""
+        return sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in self.tools)
 
 
 def with_system_prompt(messages: Sequence[Message], system_prompt: str | None) -> list[Message]:

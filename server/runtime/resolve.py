@@ -13,7 +13,7 @@ from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
+from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking, ToolForm
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
 
@@ -113,6 +113,11 @@ class Predictions:
         result = self._results.get(spec)
         return result.chat_fault if isinstance(result, Prediction) else None
 
+    def tool_form(self, spec: LoadSpec) -> ToolForm | None:
+        """How this model's chat template writes calls of tools; None where it is not known."""
+        result = self._results.get(spec)
+        return result.tools if isinstance(result, Prediction) else None
+
 
 async def resolve(
     roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
@@ -163,6 +168,7 @@ async def resolve(
         loads,
         missing,
         predictions.chat_fault,
+        predictions.tool_form,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps)

@@ -8,6 +8,7 @@ import pytest
 
 from coe.engine.request import (
     Accepted,
+    CallPiece,
     Delta,
     Event,
     Finish,
@@ -15,6 +16,8 @@ from coe.engine.request import (
     GenerateRequest,
     Rejected,
     TokenLogprob,
+    Tool,
+    ToolUse,
     event_from_json,
     event_to_json,
 )
@@ -32,7 +35,13 @@ def over_the_wire(data: object) -> dict[str, object]:
         GenerateRequest(
             "2",
             "math",
-            messages=[{"role": "user", "content": "Hi"}],
+            messages=[
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "tool_calls": [{"id": "c", "name": "f", "arguments": {"a": [1]}}]},
+                {"role": "tool", "tool_call_id": "c", "name": "f", "content": "42"},
+            ],
+            tools=(Tool("f", "About.", {"type": "object", "properties": {}}, strict=True), Tool("g")),
+            tool_use=ToolUse(required=True, only=("f",), parallel=False, generic=True),
             thinking=Thinking(ThinkingMode.BUDGET, 100, "x"),
             sampling=Sampling(temperature=0.1, top_k=3),
             max_tokens=5,
@@ -61,6 +70,7 @@ def test_fields_of_a_newer_sender_are_ignored() -> None:
     [
         Accepted("1", 7),
         Delta("1", "text", "why"),
+        Delta("1", calls=(CallPiece(0, "f"), CallPiece(0, None, "{}"))),
         Finished("1", Finish.LOOP, 1, 2, 3, 4, 5, "again"),
         Rejected("1", "GrammarError", "no", "do", {"n": 1}),
     ],

@@ -400,6 +400,51 @@ def test_a_tool_exchange_is_a_pending_call_or_a_fresh_result():
     assert not Conversation.from_messages(done).tool_exchange
 
 
+def called(content=""):
+    arguments = '{"path": "main.c"}'
+    call = {"id": "1", "type": "function", "function": {"name": "read_file", "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+def gave(text):
+    return {"role": "tool", "tool_call_id": "1", "content": text}
+
+
+def test_what_a_client_says_of_itself_does_not_end_a_tool_exchange():
+    reminder = user("<system-reminder>The todo list is empty.</system-reminder>")
+    turn = [user("Fix the parser in main.c, please, it crashes on empty input"), called(), gave("int main() {}")]
+    asked = Conversation.from_messages(turn[:1])
+    for tail in ([], [reminder], [reminder, reminder]):
+        conversation = Conversation.from_messages([*turn, *tail])
+        assert conversation.tool_exchange
+        assert conversation.passages == asked.passages
+    assert not Conversation.from_messages([reminder]).tool_exchange
+    assert not Conversation.from_messages([*turn, reminder, user("Now write the tests for it")]).tool_exchange
+    assert not Conversation.from_messages([*turn, assistant("It is fixed."), reminder]).tool_exchange
+
+
+def test_an_agents_conversation_is_about_what_its_human_said():
+    system = {"role": "system", "content": "You are a coding agent. Use the tools to edit files. " * 400}
+    asked = "Explain the causes of the French revolution in two paragraphs for my history class"
+    results = [message for _ in range(30) for message in (called("Reading on."), gave("def f(x): return x\n" * 110))]
+    conversation = Conversation.from_messages([system, user(asked), *results], tools_chars=60_000)
+    assert conversation.passages[0].text == asked
+    assert conversation.passages[0].weight > 0.9
+    assert conversation.client_task is None
+    assert not any("def f(x)" in passage.text for passage in conversation.passages)
+
+
+def test_tools_and_calls_are_to_be_read_but_only_results_are_new():
+    before = [user("Fix it, the parser crashes on empty input"), called()]
+    bare = Conversation.from_messages([*before, gave("x" * 100)])
+    with_tools = Conversation.from_messages([*before, gave("x" * 100)], tools_chars=60_000)
+    assert with_tools.n_chars == bare.n_chars + 60_000
+    assert with_tools.n_new_chars == bare.n_new_chars == 100
+    assert bare.n_chars > 100 + len(before[0]["content"]), "calls are read as well"
+    first = Conversation.from_messages(before[:1], tools_chars=60_000)
+    assert first.n_new_chars == first.n_chars > 60_000
+
+
 def test_a_client_that_sends_its_history_again_is_recognised():
     first = Conversation.from_messages([user("Prove it.")])
     second = Conversation.from_messages([user("Prove it."), assistant("Done."), user("again, slower")])

@@ -188,6 +188,24 @@ async def test_a_tool_result_returns_to_the_specialist_that_called():
     assert len(one._encoder.texts) == encoder_was_asked
 
 
+async def test_an_agent_keeps_its_specialist_through_calls_results_and_what_its_client_says_of_itself():
+    one = supervisor()
+    history = [
+        {"role": "system", "content": "the integral of x and what to do with it. " * 400},
+        {"role": "user", "content": "please compile this for me"},
+    ]
+    assert (await one.decide(Conversation.from_messages(history, 60_000))).specialist == "coder"
+    for number in range(5):
+        call = {"id": str(number), "type": "function", "function": {"name": "read", "arguments": "{}"}}
+        result = {"role": "tool", "tool_call_id": str(number), "content": "the integral of x " * 2000}
+        history += [{"role": "assistant", "content": "", "tool_calls": [call]}, result]
+        reminder = {"role": "user", "content": f"<system-reminder>the integral, {number} open</system-reminder>"}
+        for said in (history, [*history, reminder]):
+            decision = await one.decide(Conversation.from_messages(said, 60_000))
+            assert (decision.specialist, decision.path) == ("coder", "session")
+    assert not any("the integral, " in text for text in one._encoder.texts)
+
+
 CLINE = (
     "[read_file for 'a.py'] Result:\n\nholiday = 1\n\n<environment_details>\nthe integral of x\n</environment_details>"
 )

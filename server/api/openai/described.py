@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from ..dialect import Described
 from ..openapi import body_schema
 from .requests import ChatBody, CompletionBody
+from .tools import MAX_TOOLS
 
 _TEXT: Final = {"type": "string"}
 _WHOLE: Final = {"type": "integer", "minimum": 0}
@@ -32,27 +33,94 @@ ERROR: Final[Mapping[str, Any]] = {
     },
 }
 
+_CONTENT: Final = {
+    "anyOf": [
+        _TEXT,
+        {"type": "null"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "text"],
+                "properties": {"type": {"const": "text"}, "text": _TEXT},
+            },
+        },
+    ]
+}
+_FUNCTION_CALL: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["name", "arguments"],
+    "properties": {"name": _TEXT, "arguments": {"type": "string", "description": "A JSON object."}},
+}
+_TOOL_CALL: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["id", "type", "function"],
+    "properties": {"id": _TEXT, "type": {"const": "function"}, "function": _FUNCTION_CALL},
+}
+
 # A message is read part by part, so that its errors name the part: no model of it exists.
 _MESSAGE: Final[Mapping[str, Any]] = {
     "type": "object",
     "required": ["role"],
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": {
-            "anyOf": [
-                _TEXT,
-                {"type": "null"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": _TEXT},
-                    },
-                },
-            ]
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "content": _CONTENT,
+        "tool_calls": {"type": ["array", "null"], "items": _TOOL_CALL},
+        "tool_call_id": {"type": ["string", "null"]},
+        "name": {"type": ["string", "null"]},
+        "reasoning_content": {"type": ["string", "null"]},
+    },
+}
+
+# Read by server/api/openai/tools.py: described is OpenAI's own form.
+_FUNCTION: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9_.:/-]+$"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"], "properties": {"type": {"const": "object"}}},
+        "strict": {"type": ["boolean", "null"]},
+    },
+}
+_NAMED: Final = {"type": "object", "required": ["name"], "properties": {"name": _TEXT}}
+_TOOLS: Final[Mapping[str, Any]] = {
+    "tools": {
+        "type": ["array", "null"],
+        "maxItems": MAX_TOOLS,
+        "items": {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {"type": {"const": "function"}, "function": _FUNCTION},
         },
     },
+    "tool_choice": {
+        "anyOf": [
+            {"enum": ["auto", "none", "required", None]},
+            {
+                "type": "object",
+                "required": ["type", "function"],
+                "properties": {"type": {"const": "function"}, "function": _NAMED},
+            },
+            {
+                "type": "object",
+                "required": ["type", "allowed_tools"],
+                "properties": {
+                    "type": {"const": "allowed_tools"},
+                    "allowed_tools": {
+                        "type": "object",
+                        "required": ["mode", "tools"],
+                        "properties": {
+                            "mode": {"enum": ["auto", "required"]},
+                            "tools": {"type": "array", "items": _OBJECT},
+                        },
+                    },
+                },
+            },
+        ]
+    },
+    "functions": {"type": ["array", "null"], "maxItems": MAX_TOOLS, "items": _FUNCTION},
+    "function_call": {"anyOf": [{"enum": ["auto", "none", None]}, _NAMED]},
 }
 
 _USAGE: Final = {
@@ -126,6 +194,7 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 def _chat_body() -> dict[str, Any]:
     body = _body(ChatBody)
     body["properties"]["messages"]["items"] = dict(_MESSAGE)
+    body["properties"] |= _TOOLS
     return body
 
 
@@ -142,6 +211,8 @@ CHAT_DESCRIBED: Final = Described(
                     "role": {"const": "assistant"},
                     "content": {"type": ["string", "null"]},
                     "reasoning_content": {"type": ["string", "null"]},
+                    "tool_calls": {"type": "array", "minItems": 1, "items": _TOOL_CALL},
+                    "function_call": _FUNCTION_CALL,
                 },
             }
         },

@@ -39,7 +39,8 @@ class OpenAIDialect:
     def parse(self, body: Mapping[str, Any]) -> Call:
         """See Dialect."""
         parsed = self.read(body)
-        return Call(parsed.request, partial(self.envelope, include_usage=parsed.include_usage))
+        envelope = partial(self.envelope, include_usage=parsed.include_usage, legacy_calls=parsed.legacy_calls)
+        return Call(parsed.request, envelope)
 
     def error_body(self, failure: Failure) -> dict[str, Any]:
         """See Dialect."""

@@ -75,9 +75,6 @@ _SHARED: Final[_Table] = {
     **{name: (_nothing(*off), _SAMPLERS) for name, off in _NO_SAMPLERS.items()},
 }
 _CHAT: Final[_Table] = {
-    "tools": (_EMPTY, _LATER),
-    "functions": (_EMPTY, _LATER),
-    "function_call": (_nothing("none", "auto", ""), _LATER),
     "audio": (_nothing(False), _LATER),
     "prediction": (_nothing(False), _LATER),
     "web_search_options": (_nothing(False), _LATER),
@@ -96,6 +93,7 @@ _COMPLETIONS: Final[_Table] = {
     "suffix": (_nothing(""), _LATER),
     "max_completion_tokens": (_nothing(-1), "Write max_tokens."),
     "tools": (_EMPTY, "Use /v1/chat/completions."),
+    "functions": (_EMPTY, "Use /v1/chat/completions."),
     "messages": (_EMPTY, "Use /v1/chat/completions."),
 }
 

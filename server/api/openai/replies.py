@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
-from coe.engine.request import Delta, Finish, Finished, TokenLogprob
+from coe.engine.request import CallPiece, Delta, Finish, Finished, TokenLogprob
 
 from ...runtime.answer import Answer, Outcome, Step
 from ...runtime.errors import Failure, Part
@@ -17,13 +19,20 @@ from ...runtime.errors import Failure, Part
 CHAT_NAMES: Final[Mapping[Part, str]] = {
     Part.INPUT: "messages",
     Part.FORMAT: "response_format",
+    Part.TOOLS: "tools",
     Part.MODEL: "model",
 }
 COMPLETION_NAMES: Final[Mapping[Part, str]] = {**CHAT_NAMES, Part.INPUT: "prompt"}
 
 # OpenAI knows no reason for a loop: the answer was cut, which is what `length` tells every client. The `coe` object
 # says what it was. An invalid answer is an error, and has none.
-_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.LOOP: "length", Finish.CANCELLED: "stop"}
+_REASONS = {
+    Finish.STOP: "stop",
+    Finish.CALLS: "tool_calls",
+    Finish.LENGTH: "length",
+    Finish.LOOP: "length",
+    Finish.CANCELLED: "stop",
+}
 
 
 def usage(ends: Sequence[Finished]) -> dict[str, Any]:
@@ -58,9 +67,10 @@ class OpenAIEnvelope(ABC):
     whole: ClassVar[str]  # `object` of a whole answer
     chunk: ClassVar[str]  # `object` of a chunk of a stream
 
-    def __init__(self, answer: Answer, *, include_usage: bool = False) -> None:
-        """include_usage: the stream ends with a chunk of token counts."""
+    def __init__(self, answer: Answer, *, include_usage: bool = False, legacy_calls: bool = False) -> None:
+        """include_usage: the stream ends with a chunk of token counts. legacy_calls: function_call, not tool_calls."""
         self.answer = answer
+        self._legacy = legacy_calls
         self._include_usage = include_usage
         self._created = int(time.time())
         self._ends: list[Finished] = []  # of the choices of a stream that have finished
@@ -74,8 +84,8 @@ class OpenAIEnvelope(ABC):
         """What a choice's stream begins with; None for nothing."""
 
     @abstractmethod
-    def piece(self, delta: Delta) -> dict[str, Any]:
-        """A choice's part of a chunk with new text."""
+    def pieces(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """A choice's parts of the chunks that tell what is new, one at least. index: the choice's."""
 
     @abstractmethod
     def last(self) -> dict[str, Any]:
@@ -84,6 +94,9 @@ class OpenAIEnvelope(ABC):
     @abstractmethod
     def logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Log-probabilities of tokens."""
+
+    def _reason(self, end: Finished) -> str:
+        return "function_call" if self._legacy and end.reason is Finish.CALLS else _REASONS[end.reason]
 
     def _head(self, kind: str) -> dict[str, Any]:
         # Not kept from the beginning: after a loop another specialist may have answered.
@@ -100,7 +113,7 @@ class OpenAIEnvelope(ABC):
             {
                 "index": outcome.index,
                 **self.choice(outcome),
-                "finish_reason": _REASONS[outcome.end.reason],
+                "finish_reason": self._reason(outcome.end),
                 "logprobs": self._logprobs(outcome.logprobs),
             }
             for outcome in outcomes
@@ -120,11 +133,12 @@ class OpenAIEnvelope(ABC):
         event = step.event
         if isinstance(event, Delta):
             logprobs = self._logprobs(event.logprobs)
-            choice = {"index": step.index, **self.piece(event), "finish_reason": None, "logprobs": logprobs}
-            yield self._frame([choice])
+            for piece in self.pieces(step.index, event):
+                yield self._frame([{"index": step.index, **piece, "finish_reason": None, "logprobs": logprobs}])
+                logprobs = None
         elif isinstance(event, Finished):
             self._ends.append(event)
-            reason = _REASONS[event.reason]
+            reason = self._reason(event)
             choice = {"index": step.index, **self.last(), "finish_reason": reason, "logprobs": None}
             # The last choice's last chunk says how the answer came about.
             yield self._frame([choice], with_facts=len(self._ends) == self.answer.request.n)
@@ -158,23 +172,45 @@ class ChatEnvelope(OpenAIEnvelope):
 
     def choice(self, outcome: Outcome) -> dict[str, Any]:
         """See OpenAIEnvelope."""
-        message: dict[str, Any] = {"role": "assistant", "content": outcome.text, "refusal": None}
+        calls = outcome.calls[:1] if self._legacy else outcome.calls
+        content = outcome.text if outcome.text or not calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self.answer.thinks:
             message["reasoning_content"] = outcome.reasoning
+        if calls and self._legacy:
+            message["function_call"] = _function(calls[0].name, calls[0].arguments)
+        elif calls:
+            message["tool_calls"] = [
+                {**self._call(outcome.index, number), "function": _function(call.name, call.arguments)}
+                for number, call in enumerate(calls)
+            ]
         return {"message": message}
+
+    def _call(self, choice: int, number: int) -> dict[str, Any]:
+        """What a call is known by, the same whenever it is asked for."""
+        told = f"{self.answer.id}/{choice}/{number}".encode()
+        return {"id": f"call_{hashlib.blake2b(told, digest_size=12).hexdigest()}", "type": "function"}
 
     def first(self) -> dict[str, Any]:
         """The role."""
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
-        """See OpenAIEnvelope."""
+    def pieces(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """See OpenAIEnvelope. A call is told of by its name first, then by pieces of its arguments."""
         content: dict[str, Any] = {}
         if delta.reasoning:
             content["reasoning_content"] = delta.reasoning
-        if delta.text or not delta.reasoning:
+        if delta.text or not (delta.reasoning or delta.calls):
             content["content"] = delta.text
-        return {"delta": content}
+        if content or delta.logprobs:
+            yield {"delta": content}
+        for piece in _joined(delta.calls):
+            if self._legacy:
+                if piece.index == 0:
+                    yield {"delta": {"function_call": _news(piece)}}
+            else:
+                known = self._call(index, piece.index) if piece.name is not None else {}
+                yield {"delta": {"tool_calls": [{"index": piece.index, **known, "function": _news(piece)}]}}
 
     def told(self, text: str) -> dict[str, Any]:
         """See OpenAIEnvelope."""
@@ -210,9 +246,9 @@ class CompletionEnvelope(OpenAIEnvelope):
     def first(self) -> None:
         """Nothing."""
 
-    def piece(self, delta: Delta) -> dict[str, Any]:
+    def pieces(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
         """See OpenAIEnvelope."""
-        return {"text": delta.text}
+        yield {"text": delta.text}
 
     def last(self) -> dict[str, Any]:
         """See OpenAIEnvelope."""
@@ -226,6 +262,30 @@ class CompletionEnvelope(OpenAIEnvelope):
             "top_logprobs": [_by_text(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
         }
+
+
+def _function(name: str, arguments: str) -> dict[str, str]:
+    return {"name": name, "arguments": arguments}
+
+
+def _news(piece: CallPiece) -> dict[str, str]:
+    return _function(piece.name, "") if piece.name is not None else {"arguments": piece.arguments}
+
+
+def _joined(pieces: Iterable[CallPiece]) -> Iterable[CallPiece]:
+    """Names apart from arguments, and the arguments of one call that come together as one piece."""
+    held: CallPiece | None = None
+    for piece in pieces:
+        if held is not None and (piece.name is not None or piece.index != held.index):
+            yield held
+            held = None
+        if piece.name is not None:
+            yield replace(piece, arguments="")
+        if piece.arguments:
+            before = held.arguments if held is not None else ""
+            held = CallPiece(piece.index, None, before + piece.arguments)
+    if held is not None:
+        yield held
 
 
 def _by_text(entry: TokenLogprob) -> dict[str, float]:

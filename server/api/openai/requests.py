@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
@@ -11,17 +11,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
-from ...runtime.request import Message, Request
+from ...runtime.request import Request
 from .extras import near, refuse_in_chat, refuse_in_completions
+from .messages import read_messages
 from .structure import STRUCTURED, response_format
 from .thinking import thinking_wish
+from .tools import MAX_TOOLS, tool_wish
 
 _MAX_CHOICES = 8
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
 # Members of lists and objects: more than any client has a use for, and few enough to be checked in milliseconds.
-_MOST: Final = {"messages": 10_000, "prompt": 10_000, "logit_bias": 4096, "modalities": 16, "chat_template_kwargs": 100}
-_MAX_PARTS = 1000  # of one message
+_MOST: Final = {
+    "messages": 10_000,
+    "prompt": 10_000,
+    "logit_bias": 4096,
+    "modalities": 16,
+    "chat_template_kwargs": 100,
+    "tools": MAX_TOOLS,
+    "functions": MAX_TOOLS,
+}
 _MAX_INT = 2**31 - 1  # what llama.cpp takes
 
 
@@ -134,7 +143,11 @@ class ChatBody(Shared):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     modalities: list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: Any = None
     # The ways in which clients ask for thinking, read by thinking_wish.
     think: Any = None
     enable_thinking: Any = None
@@ -160,10 +173,15 @@ _B = TypeVar("_B", bound=Shared)
 
 @dataclass(frozen=True)
 class Parsed:
-    """A body: the request, and whether a stream ends with a chunk of token counts (stream_options.include_usage)."""
+    """A body.
+
+    include_usage: its stream ends with a chunk of token counts (stream_options.include_usage).
+    legacy_calls:  its answer has a function_call in place of tool_calls.
+    """
 
     request: Request
     include_usage: bool
+    legacy_calls: bool = False
 
 
 def parse_chat(body: Mapping[str, Any]) -> Parsed:
@@ -172,18 +190,27 @@ def parse_chat(body: Mapping[str, Any]) -> Parsed:
     parsed = _parse(ChatBody, body)
     if parsed.modalities and parsed.modalities != ["text"]:
         raise RequestError("modalities: only text is served.", param="modalities")
-    if parsed.tool_choice not in (None, "none", "auto"):
-        raise RequestError("tool_choice is not supported yet. Remove it.", param="tool_choice")
     if parsed.top_logprobs and not parsed.logprobs:
         raise RequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-    return _parsed(
+    wish = tool_wish(
+        tools=parsed.tools,
+        tool_choice=parsed.tool_choice,
+        parallel=parsed.parallel_tool_calls,
+        functions=parsed.functions,
+        function_call=parsed.function_call,
+    )
+    found = _parsed(
         parsed,
-        messages=tuple(_message(message, index) for index, message in enumerate(parsed.messages)),
+        messages=read_messages(parsed.messages),
+        tools=wish.tools,
+        tool_use=wish.use,
+        notes=wish.notes,
         max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
         response_format=response_format(body),
         top_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
         wants_thinking=thinking_wish(body),
     )
+    return replace(found, legacy_calls=wish.legacy)
 
 
 def parse_completion(body: Mapping[str, Any]) -> Parsed:
@@ -248,46 +275,6 @@ def _wire_names(kind: type[BaseModel]) -> set[str]:
     for model in (kind, StreamOptions):
         names |= {field.alias or name for name, field in model.model_fields.items()}
     return names
-
-
-def _message(message: Mapping[str, Any], index: int) -> Message:
-    param = f"messages[{index}]"
-    role = message.get("role")
-    if role == "developer":  # OpenAI's newer name for it
-        role = "system"
-    if role not in ("system", "user", "assistant", "tool", "function"):
-        raise RequestError(f"{param}.role: {role!r} is none of system, user, assistant.", param=f"{param}.role")
-    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
-        raise RequestError(f"{param}: calls of tools and functions are not supported yet.", param=param)
-    if "content" not in message and (other := near("content", message)) is not None:
-        raise RequestError(f"{param}.{other[:60]} is not understood: write content.", param=f"{param}.{other[:60]}")
-    return {"role": role, "content": _text(message.get("content"), f"{param}.content", optional=role == "assistant")}
-
-
-def _text(content: Any, param: str, *, optional: bool) -> str:
-    if isinstance(content, str):
-        return content
-    if content is None and optional:
-        return ""
-    if not isinstance(content, list):
-        raise RequestError(f"{param} must be a text or a list of parts.", param=param)
-    if len(content) > _MAX_PARTS:
-        raise RequestError(f"{param}: give at most {_MAX_PARTS:,} parts, not {len(content):,}.", param=param)
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("image_url", "image", "input_image"):
-            raise RequestError(
-                f"{param}[{index}] is an image: vision is out of scope, the specialists read text only.",
-                param=f"{param}[{index}]",
-            )
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise RequestError(
-                f"{param}[{index}] must be {{type: text, text: ...}}; other parts are not supported.",
-                param=f"{param}[{index}]",
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
 
 
 def _biases(asked: Mapping[str, float]) -> dict[int, float]:

@@ -11,11 +11,32 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from jsonschema import Draft202012Validator, ValidationError
 
+from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished
 from coe.server.api.app import make_app
+from coe.server.api.openai.requests import parse_chat
 from coe.server.runtime.college import College
 from fakes.college import SAID, FakeLease, ServedCollege, asking, post
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": None}}]
+HISTORY = [
+    {"role": "user", "content": "Hi"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "42"},
+]
+
+
+CALLED = [
+    Accepted("", 5),
+    Delta("", calls=(CallPiece(0, "f"), CallPiece(0, None, "{}"))),
+    Finished("", Finish.CALLS, 5, 0, 3),
+]
 
 
 def app_of(*keys: str) -> FastAPI:
@@ -60,10 +81,14 @@ def test_schemas_stand_alone(document: dict[str, Any]) -> None:
         {"messages": [{"role": "user", "content": "Hi"}]},
         {"model": "auto", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "stream": True},
         {"messages": [{"role": "assistant", "content": None}], "response_format": {"type": "json_object"}, "seed": 3},
+        {"messages": HISTORY, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False},
+        {"messages": HISTORY, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"messages": HISTORY, "functions": [{"name": "f"}], "function_call": {"name": "f"}},
     ],
 )
 def test_a_chat_body_that_is_served_is_described(document: dict[str, Any], body: dict[str, Any]) -> None:
     body_of(document, CHAT).validate(body)
+    assert parse_chat(body).request.messages
 
 
 @pytest.mark.parametrize(
@@ -75,6 +100,10 @@ def test_a_chat_body_that_is_served_is_described(document: dict[str, Any], body:
         {"messages": [{"role": "user", "content": "Hi"}], "temperature": 3},
         {"messages": [{"role": "user", "content": "Hi"}], "n": 0},
         {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "yaml"}},
+        {"messages": HISTORY, "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"messages": HISTORY, "tools": TOOLS, "tool_choice": "always"},
+        {"messages": HISTORY, "tools": TOOLS, "tool_choice": {"type": "function"}},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]},
     ],
 )
 async def test_a_chat_body_that_is_refused_is_not_described(document: dict[str, Any], body: dict[str, Any]) -> None:
@@ -87,11 +116,17 @@ async def test_a_chat_body_that_is_refused_is_not_described(document: dict[str, 
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [(CHAT, {"messages": [{"role": "user", "content": "Hi"}]}), (COMPLETIONS, {"prompt": "Hi"})],
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "Hi"}]}),
+        (CHAT, {"messages": HISTORY, "tools": TOOLS}),
+        (CHAT, {"messages": HISTORY, "functions": [{"name": "f"}]}),
+        (COMPLETIONS, {"prompt": "Hi"}),
+    ],
 )
 async def test_an_answer_is_as_described(document: dict[str, Any], path: str, body: dict[str, Any]) -> None:
     client = asking(body)
-    await post(ServedCollege([FakeLease([SAID], "math")]), client, path)
+    said = CALLED if "messages" in body and body["messages"] is HISTORY else SAID
+    await post(ServedCollege([FakeLease([said], "math")]), client, path)
     schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     Draft202012Validator(schema).validate(json.loads(client.body))
 

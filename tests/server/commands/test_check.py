@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from coe.engine.errors import ModelFileError, ModelTemplateError
-from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.spec import Footprint, LoadSpec, ToolForm
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED, load_head
 from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
@@ -99,6 +100,38 @@ def test_a_model_without_chats_and_what_else_a_dry_run_notes_are_told(tmp_path: 
     assert "warning: a: It answers no chats. The model file carries no chat template. Take another." in printed
     assert "warning: b: context_tokens 9 is more than the 8" in printed
     assert "warning: b: It answers no chats" not in printed
+
+
+def test_what_becomes_of_tools_is_told_and_native_ones_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    asked = {"a": "auto", "b": "auto", "c": "native", "d": "native", "e": "generic", "f": "ignore", "g": "refuse"}
+    listed = [
+        {"name": name, "file": f"{name}.gguf", "domains": ["math"], "tools": tools} for name, tools in asked.items()
+    ]
+    path = tmp_path / "specialists.yaml"
+    path.write_text(yaml.safe_dump({"version": 1, "models_dir": str(tmp_path), "specialists": listed}))
+    for name in asked:
+        (tmp_path / f"{name}.gguf").write_bytes(b"x")
+    roster = load_roster(path)
+    forms = {"a": ToolForm("gemma4"), "c": ToolForm("gemma4")}
+    judged = availability(
+        locate(roster),
+        gibs(**dict.fromkeys(asked, 1)),
+        8 * GIB,
+        tool_forms=lambda spec: forms.get(spec.path.stem, ToolForm(None, "the chat template knows no tools")),
+    )
+    told = {name: item.tools for name, item in judged.items() if isinstance(item, Servable)}
+    generic = "generic (the chat template knows no tools)"
+    assert told == {
+        "a": "gemma4", "b": generic, "c": "gemma4", "e": "generic (the roster says so)", "f": "ignored", "g": "refused"
+    }  # fmt: skip
+    refused = judged["d"]
+    assert isinstance(refused, Unavailable)
+    assert "the chat template knows no tools" in refused.reason
+    assert "tools: generic" in refused.remedy
+    out = StringIO()
+    print_report(roster, judged, 8 * GIB, Console(file=out, width=200))
+    assert "tools: gemma4: a, c" in out.getvalue()
+    assert f"tools: {generic}: b" in out.getvalue()
 
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:

@@ -10,18 +10,27 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.engine.errors import EngineError, PromptTooLongError, SchemaViolationError, WaitTimeoutError, WorkerDiedError
-from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
+from coe.engine.errors import (
+    EngineError,
+    GrammarError,
+    PromptTooLongError,
+    SchemaViolationError,
+    WaitTimeoutError,
+    WorkerDiedError,
+)
+from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished, GenerateRequest
 from coe.router.choose import Decision
 from coe.server.api.openai.replies import ChatEnvelope
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.answer import Answer, Outcome
+from coe.server.runtime.calls import ToolCall
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
-from coe.server.runtime.errors import failure_of
+from coe.server.runtime.errors import Part, RequestError, failure_of
 from coe.server.runtime.metrics import Metrics
-from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, script, specialist
+from coe.server.runtime.policy import rules_for
+from fakes.college import GENERAL, LOOPED, MATH, NOBODY, SAID, FakeCollege, FakeLease, Script, script, specialist
 
 
 @dataclass
@@ -29,6 +38,11 @@ class Scene:
     answer: Answer
     college: FakeCollege
     metrics: Metrics
+
+    def counted(self, name: str) -> float:
+        """A counter's sum over the specialists."""
+        families = text_string_to_metric_families(self.metrics.text().decode())
+        return sum(s.value for family in families for s in family.samples if s.name == name)
 
     def ended(self) -> dict[tuple[str, str], float]:
         """Answers by specialist and reason."""
@@ -327,3 +341,124 @@ async def test_one_that_was_named_is_not_passed_over() -> None:
     with pytest.raises(PromptTooLongError, match="the maximum context length is 2048 tokens"):
         await whole(told)
     assert told.college.asked == ["math"]
+
+
+# --- tools --------------------------------------------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+def called(reason: Finish = Finish.CALLS, **facts: Any) -> Script:
+    return [
+        Accepted("", 5),
+        Delta("", calls=(CallPiece(0, "weather", '{"city": '),)),
+        Delta("", calls=(CallPiece(0, None, '"Rome"}'), CallPiece(1, "weather"), CallPiece(1, None, "{}"))),
+        Finished("", reason, 5, 0, 9, **facts),
+    ]
+
+
+BOTH = (ToolCall("weather", '{"city": "Rome"}'), ToolCall("weather", "{}"))
+
+
+async def test_calls_are_put_together_and_counted() -> None:
+    told = scene(FakeLease([called(malformed_calls=3)], "math"), tools=TOOLS)
+    (outcome,) = await whole(told)
+    assert outcome.calls == BOTH
+    assert told.counted("coe_tool_calls_total") == 2
+    assert told.counted("coe_malformed_tool_calls_total") == 3
+    assert told.ended() == {("math", "calls"): 1}
+
+
+async def test_streamed_calls_are_counted_too_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    told = scene(FakeLease([called()], "math"), tools=TOOLS, stream=True)
+    await told.answer.open()
+    with caplog.at_level("INFO"):
+        [step async for step in told.answer.steps()]
+    await told.answer.close()
+    assert told.counted("coe_tool_calls_total") == 2
+    assert "| calls, 2 calls" in caplog.text
+
+
+async def test_the_engine_is_told_of_the_tools_and_of_what_the_client_wants_of_them() -> None:
+    lease = FakeLease([called()], "math")
+    await whole(scene(lease, tools=TOOLS, tool_choice="required", parallel_tool_calls=False))
+    (request,) = lease.requests
+    assert [tool.name for tool in request.tools] == ["weather"]
+    assert (request.tool_use.required, request.tool_use.parallel, request.tool_use.generic) == (True, False, False)
+    assert GenerateRequest.from_json(request.to_json()) == request
+
+
+async def test_a_loop_or_a_broken_schema_among_calls_is_tried_again_and_the_fallback_has_the_tools() -> None:
+    lease = FakeLease([called(Finish.INVALID, violation="x"), called()], "math")
+    assert (await whole(scene(lease, tools=TOOLS, temperature=0.5)))[0].calls == BOTH
+    math, general = FakeLease([called(Finish.LOOP, loop="x"), LOOPED], "math"), FakeLease([called()], "general")
+    (outcome,) = await whole(scene(math, general, tools=TOOLS))
+    assert outcome.calls == BOTH
+    assert [len(request.tools) for request in (*math.requests, *general.requests)] == [1, 1, 1]
+
+
+async def test_a_fallback_that_refuses_tools_leaves_the_cut_answer_and_one_that_ignores_them_says_so() -> None:
+    refuses, ignores = (specialist("general", tools=tools) for tools in ("refuse", "ignore"))
+    told = scene(FakeLease([LOOPED, LOOPED], "math"), fallback=refuses, tools=TOOLS)
+    assert texts(await whole(told)) == ["la la"]
+    lease = FakeLease([SAID], "general")
+    told = scene(FakeLease([LOOPED, LOOPED], "math"), lease, fallback=ignores, tools=TOOLS)
+    assert texts(await whole(told)) == ["Hello"]
+    assert not lease.requests[0].tools
+    assert "general calls no tools" in told.answer.provenance.headers()["x-coe-note"]
+
+
+async def test_calls_that_break_their_schema_each_time_are_an_error_that_names_the_call() -> None:
+    broken = called(Finish.INVALID, violation="in the call of weather, at $, 5 is too small")
+    told = scene(FakeLease([broken] * 3, "math"), tools=TOOLS, temperature=0.5)
+    with pytest.raises(SchemaViolationError, match="in the call of weather, at"):
+        await whole(told)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "part"),
+    [
+        ({"tools": TOOLS}, "response_format.json_schema is nested too deeply.", Part.TOOLS),
+        ({"tools": TOOLS}, "the parameters of the tool weather is nested too deeply.", Part.TOOLS),
+        (
+            {"tools": TOOLS, "response_format": {"type": "json_object"}},
+            "response_format.json_schema is nested too deeply.",
+            Part.FORMAT,
+        ),
+        (
+            {"tools": TOOLS, "response_format": {"type": "json_object"}},
+            "the parameters of the tool weather is nested too deeply.",
+            Part.TOOLS,
+        ),
+        ({"response_format": {"type": "json_object"}}, "response_format.json_schema is nested.", Part.FORMAT),
+    ],
+)
+async def test_a_schema_that_cannot_be_followed_is_named_where_it_stands(
+    fields: dict[str, Any], message: str, part: Part
+) -> None:
+    told = scene(FakeLease([[GrammarError(message)]], "math"), **fields)
+    with pytest.raises((GrammarError, RequestError)) as error:
+        await whole(told)
+    failure = failure_of(error.value)
+    assert (failure.status, failure.code, failure.param) == (400, "invalid_schema", part)
+    assert ("response_format" in failure.message) == (part is Part.FORMAT)
+
+
+async def test_who_does_not_think_is_shown_no_thinking_of_its_past() -> None:
+    call = {"id": "c", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [call], "reasoning_content": "Look it up."},
+        {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+    ]
+    lease = FakeLease([SAID], "math")
+    await whole(scene(lease, messages=messages))
+    assert lease.requests[0].messages is not None
+    assert "reasoning" not in lease.requests[0].messages[1]
+    thinker = specialist("thinker", thinking="on")
+    told = scene(FakeLease([], "math"), messages=messages)
+    told.answer.choice = Choice(thinker, 1.0, "")
+    told.answer.rules = rules_for(told.answer.request, thinker)
+    made = told.answer._generate_request(thinker, told.answer.rules, 0)
+    assert made.messages is not None
+    assert made.messages[1]["reasoning"] == "Look it up."

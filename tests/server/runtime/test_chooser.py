@@ -10,6 +10,7 @@ import pytest
 
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
+from coe.engine.request import Tool
 from coe.engine.spec import LoadSpec
 from coe.router.choose import Decision, Ranked
 from coe.server.roster.model_files import Location
@@ -17,6 +18,7 @@ from coe.server.roster.models import Roster
 from coe.server.runtime.availability import Servable
 from coe.server.runtime.catalog import Catalog
 from coe.server.runtime.chooser import Chooser
+from coe.server.runtime.errors import Part, RequestError
 from coe.server.runtime.request import Request
 from coe.server.runtime.resolve import Resolved
 
@@ -44,13 +46,16 @@ class Supervisor:
 
 
 def chooser(
-    contexts: Mapping[str, int] | None = None, **faults: ModelTemplateError | None
+    contexts: Mapping[str, int] | None = None, *, tools: str = "auto", **faults: ModelTemplateError | None
 ) -> tuple[Chooser, Supervisor]:
-    about: dict[str, Any] = {"file": "m.gguf", "domains": ["math"]}
+    """tools: of the first."""
     sizes = contexts or {}
-    roster = Roster.model_validate(
-        {"specialists": [{"name": name, "context_tokens": sizes.get(name, 4096), **about} for name in faults]}
-    )
+    entries: list[dict[str, Any]] = [
+        {"name": name, "file": "m.gguf", "domains": ["math"], "context_tokens": sizes.get(name, 4096)}
+        for name in faults
+    ]
+    entries[0]["tools"] = tools
+    roster = Roster.model_validate({"specialists": entries})
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
         for entry in roster.specialists
@@ -110,3 +115,16 @@ async def test_what_a_tokens_characters_were_is_learnt() -> None:
         choosing.measured("small", said(2_000), 1_000)  # two characters a token, as in Thai
     assert (await choosing.choose(said(8_000), None)).specialist.name == "large"
     assert (await choosing.choose(said(4_000), None)).specialist.name == "small"
+
+
+async def test_auto_passes_over_who_refuses_the_tools_of_a_request() -> None:
+    choosing, supervisor = chooser(tools="refuse", proud=None, handy=None)
+    with_tools: Any = {**CHAT, "tools": (Tool("f"),)}
+    await choosing.choose(Request("auto", **with_tools), None)
+    assert supervisor.available == ["handy"]
+    await choosing.choose(Request("auto", **CHAT), None)
+    assert supervisor.available == ["proud", "handy"]
+    alone, _ = chooser(tools="refuse", proud=None)
+    with pytest.raises(RequestError, match="no specialist of the roster takes any") as refusal:
+        await alone.choose(Request("auto", **with_tools), None)
+    assert refusal.value.param is Part.TOOLS

@@ -9,7 +9,7 @@ import pytest
 from coe.engine.spec import ThinkingMode
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
-from coe.server.runtime.errors import RequestError
+from coe.server.runtime.errors import Part, RequestError
 from coe.server.runtime.policy import Rules, drawn, rules_for
 
 
@@ -119,3 +119,32 @@ def test_a_wish_for_thinking_leaves_the_budget_as_it_is() -> None:
     found = rules({"thinking": {"budget": 100}}, reasoning_effort="high")
     assert (found.thinking.mode, found.thinking.budget_tokens) == (ThinkingMode.BUDGET, 100)
     assert found.notes == ()
+
+
+TOOLS = [{"type": "function", "function": {"name": "now"}}]
+
+
+@pytest.mark.parametrize(("asked", "generic"), [("auto", False), ("native", False), ("generic", True)])
+def test_the_roster_says_in_which_form_tools_are_called(asked: str, generic: bool) -> None:
+    found = rules({"tools": asked}, tools=TOOLS, tool_choice="required")
+    assert [tool.name for tool in found.tools] == ["now"]
+    assert (found.tool_use.generic, found.tool_use.required) == (generic, True)
+    assert found.notes == ()
+
+
+def test_who_ignores_tools_says_so_where_there_are_some() -> None:
+    found = rules({"tools": "ignore"}, tools=TOOLS, tool_choice="required")
+    assert found.tools == ()
+    assert "math calls no tools" in found.notes[0]
+    assert rules({"tools": "ignore"}).notes == rules({"tools": "ignore"}, tools=TOOLS, tool_choice="none").notes == ()
+
+
+def test_who_refuses_tools_is_named_and_takes_requests_without() -> None:
+    with pytest.raises(RequestError, match="math takes none") as refusal:
+        rules({"tools": "refuse"}, tools=TOOLS)
+    assert refusal.value.param is Part.TOOLS
+    assert rules({"tools": "refuse"}, tools=TOOLS, tool_choice="none").tools == ()
+
+
+def test_what_was_left_out_of_a_body_is_noted() -> None:
+    assert "web_search" in rules(tools=[*TOOLS, {"type": "web_search"}]).notes[0]

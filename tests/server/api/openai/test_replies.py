@@ -9,12 +9,13 @@ from typing import Any, cast
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from coe.engine.request import Accepted, Delta, Finish, Finished, TokenLogprob
+from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished, TokenLogprob
 from coe.engine.spec import ThinkingMode
 from coe.server.api.openai.replies import ChatEnvelope, CompletionEnvelope, OpenAIEnvelope, usage
 from coe.server.api.openai.requests import parse_chat, parse_completion
 from coe.server.roster.models import Specialist
 from coe.server.runtime.answer import Answer, Outcome, Step
+from coe.server.runtime.calls import ToolCall
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
 from coe.server.runtime.metrics import Metrics
@@ -38,7 +39,8 @@ def envelope(*, chat: bool = True, thinking: Any = "off", include_usage: bool = 
     )
     choice = Choice(specialist, 0.5, "why")
     answer = Answer(cast(College, FakeCollege([])), parsed.request, choice, Metrics(lambda: NOBODY))
-    return (ChatEnvelope if chat else CompletionEnvelope)(answer, include_usage=include_usage)
+    kind = ChatEnvelope if chat else CompletionEnvelope
+    return kind(answer, include_usage=include_usage, legacy_calls=parsed.legacy_calls)
 
 
 def chunks(frames: Iterable[bytes]) -> list[dict[str, Any]]:
@@ -141,3 +143,126 @@ def test_leaked_thinking_and_loops_stand_in_the_coe_object() -> None:
     assert facts["loop"] == {"ended": True, "repeated": "again and again"}
     assert facts["thinking"] == "off"
     assert "leaked_think_blocks" not in envelope().answer.provenance.facts([end()])
+
+
+# --- calls of tools -----------------------------------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "now")]
+FUNCTIONS = [{"name": "weather"}]
+ROME = ToolCall("weather", '{"city": "Rome"}')
+
+
+def calling(*calls: ToolCall, text: str = "", reason: Finish = Finish.CALLS, index: int = 0) -> Outcome:
+    return Outcome(index, text, end=end(reason), calls=calls)
+
+
+def test_calls_come_in_the_place_of_the_content() -> None:
+    body = envelope(tools=TOOLS).body([calling(ROME, ToolCall("now", "{}"))])
+    (choice,) = ChatCompletion.model_validate(body, strict=True).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert body["choices"][0]["message"]["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": ROME.arguments,
+    }
+    assert [call.type for call in choice.message.tool_calls or []] == ["function"] * 2
+
+
+def test_text_before_a_call_stays_and_an_answer_without_calls_has_none() -> None:
+    beside = envelope(tools=TOOLS).body([calling(ROME, text="Let me look.")])["choices"][0]["message"]
+    assert beside["content"] == "Let me look."
+    plain = envelope(tools=TOOLS).body([Outcome(0, "", end=end())])["choices"][0]["message"]
+    assert plain["content"] == ""
+    assert "tool_calls" not in plain
+
+
+def test_a_call_that_was_cut_comes_as_far_as_it_came() -> None:
+    body = envelope(tools=TOOLS).body([calling(ToolCall("weather", '{"ci'), reason=Finish.LENGTH)])
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"ci'
+
+
+def test_a_call_has_one_id_of_its_own_wherever_it_stands() -> None:
+    written = envelope(tools=TOOLS, n=2)
+    body = written.body([calling(ROME, ROME), calling(ROME, index=1)])
+    ids = [call["id"] for choice in body["choices"] for call in choice["message"]["tool_calls"]]
+    assert len(set(ids)) == 3
+    assert all(id_.startswith("call_") and id_.removeprefix("call_").isalnum() for id_ in ids)
+    again = envelope(tools=TOOLS).body([calling(ROME)])["choices"][0]["message"]["tool_calls"][0]["id"]
+    assert again not in ids, "another answer"
+
+
+def stream_of(written: OpenAIEnvelope, *events: Delta | Finished) -> list[dict[str, Any]]:
+    found = [*written.opening(), *(frame for event in events for frame in written.frames(Step(0, event)))]
+    for chunk in (parsed := chunks(found)):
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+    return [chunk["choices"][0] for chunk in parsed]
+
+
+def test_a_streamed_call_is_named_first_and_then_comes_in_pieces() -> None:
+    written = envelope(tools=TOOLS, stream=True)
+    _, named, *pieces, last = stream_of(
+        written,
+        Delta("", calls=(CallPiece(0, "weather", '{"ci'), CallPiece(0, None, 'ty": '))),
+        Delta("", calls=(CallPiece(0, None, '"Rome"}'),)),
+        end(Finish.CALLS),
+    )
+    (call,) = named["delta"]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": ""}
+    assert call["type"] == "function"
+    assert pieces == [
+        {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}, "finish_reason": None,
+         "logprobs": None}
+        for text in ('{"city": ', '"Rome"}')
+    ]  # fmt: skip
+    assert last["finish_reason"] == "tool_calls"
+    assert call["id"] == written.body([calling(ROME)])["choices"][0]["message"]["tool_calls"][0]["id"]
+
+
+def test_several_streamed_calls_have_an_index_each() -> None:
+    deltas = stream_of(
+        envelope(tools=TOOLS, stream=True),
+        Delta("", text="Both.", calls=(CallPiece(0, "weather", "{}"), CallPiece(1, "now", "{"))),
+        Delta("", calls=(CallPiece(1, None, "}"),)),
+    )[1:]
+    assert deltas[0]["delta"] == {"content": "Both."}
+    calls = [call for delta in deltas[1:] for call in delta["delta"]["tool_calls"]]
+    assert [(call["index"], call["function"].get("name"), call["function"]["arguments"]) for call in calls] == [
+        (0, "weather", ""), (0, None, "{}"), (1, "now", ""), (1, None, "{"), (1, None, "}"),
+    ]  # fmt: skip
+    assert len({call["id"] for call in calls if "id" in call}) == 2
+
+
+def test_log_probabilities_go_out_once_beside_calls() -> None:
+    first, *rest = stream_of(
+        envelope(tools=TOOLS, stream=True, logprobs=True),
+        Delta("", logprobs=(TOKEN,), calls=(CallPiece(0, "weather", "{}"),)),
+    )[1:]
+    assert [entry["token"] for entry in first["logprobs"]["content"]] == ["é"]
+    assert all(chunk["logprobs"] is None for chunk in rest)
+
+
+def test_who_sends_functions_gets_a_function_call() -> None:
+    body = envelope(functions=FUNCTIONS).body([calling(ROME)])
+    (choice,) = ChatCompletion.model_validate(body, strict=True).choices
+    assert choice.finish_reason == "function_call"
+    assert choice.message.function_call is not None
+    assert choice.message.function_call.arguments == ROME.arguments
+    assert choice.message.tool_calls is None
+    deltas = stream_of(
+        envelope(functions=FUNCTIONS, stream=True),
+        Delta("", calls=(CallPiece(0, "weather", "{}"),)),
+        end(Finish.CALLS),
+    )
+    assert [delta["delta"] for delta in deltas[1:]] == [
+        {"function_call": {"name": "weather", "arguments": ""}},
+        {"function_call": {"arguments": "{}"}},
+        {},
+    ]
+    assert deltas[-1]["finish_reason"] == "function_call"
+
+
+def test_malformed_calls_are_told() -> None:
+    facts = envelope(tools=TOOLS).body([Outcome(0, "<tool_call>{", end=end(malformed_calls=2))])["coe"]
+    assert facts["malformed_calls"] == 2
+    assert "malformed_calls" not in envelope(tools=TOOLS).body([calling(ROME)])["coe"]

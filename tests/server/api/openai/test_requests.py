@@ -72,20 +72,6 @@ def test_a_stop_that_is_none_or_too_much_is_refused_by_name(stop: Any) -> None:
     assert refusal.value.param == "stop"
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
-        {"role": "function", "name": "f", "content": "1"},
-        {"role": "tool", "tool_call_id": "x", "content": "1"},
-    ],
-)
-def test_calls_in_the_history_are_refused(message: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="not supported yet"):
-        parse_chat({"messages": [*HELLO, message]})
-
-
 def test_logprobs_alone_give_no_rivals_and_rivals_need_logprobs() -> None:
     assert asked(logprobs=True).top_logprobs == 0
     assert asked(logprobs=True, top_logprobs=5).top_logprobs == 5
