@@ -324,7 +324,7 @@ def test_an_operators_patterns_tell_tasks_as_well():
     assert tasks.of("  Label this thread: hello") == "title"
     assert tasks.of("What is on the menu?") == "lunch"
     assert tasks.of("Generate a title for this conversation:\n") == "title"
-    assert Conversation.from_messages([user("What is on the menu?")], tasks).client_task == "lunch"
+    assert Conversation.from_messages([user("What is on the menu?")], tasks=tasks).client_task == "lunch"
     with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
         ClientTasks({"title": ["("]})
 
