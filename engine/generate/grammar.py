@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from ..errors import GrammarError
 from ..llama.vocab import Vocab
 from .conformity import Conformity
+from .digits import NumberEnd
 from .json_schema import SIMPLIFY, JsonSchema, needs_escapes
 from .wide_numbers import has_wide_numbers, ignoring, rules_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # a name of its type stub alone
 
-# White space is as free as JSON has it, but not endless: small models like to indent for ever.
-_WHITE_SPACE: Final = r"[ \t\r\n]{1,40}"
+# One blank, or up to two line breaks and what is indented after them: small models like to indent for ever.
+_WHITE_SPACE: Final = r"( |(\r?\n){1,2}[ \t]{0,20})"
 # No \uXXXX: a key may else be written in two ways, and the second one escapes what the first is held to.
 _ESCAPES: Final = 'nrbtf\\"'
 
@@ -104,10 +105,16 @@ class Grammar:
     """What a grammar still allows, token by token."""
 
     def __init__(
-        self, tokenizer: LLTokenizer, grammar: str, conformity: Conformity | None = None, *, subject: str = _FORMAT
+        self,
+        tokenizer: LLTokenizer,
+        grammar: str,
+        conformity: Conformity | None = None,
+        *,
+        subject: str = _FORMAT,
+        is_json: bool = True,
     ) -> None:
         """grammar: in one of the library's forms. conformity: of a finished answer. subject: what asks for it, for
-        messages.
+        messages. is_json: whether strings are quoted as in JSON; then numbers end in time.
 
         Takes up to seconds; other Python threads go on meanwhile.
         Raises GrammarError when it asks for what llguidance does not know, or is too large.
@@ -115,6 +122,7 @@ class Grammar:
         self._conformity = conformity
         self._subject = subject
         self._tokenizer = tokenizer
+        self._number = NumberEnd() if is_json else None
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._bits = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)
         self._vocab_size = tokenizer.vocab_size
@@ -145,6 +153,7 @@ class Grammar:
         made = copy.copy(self)
         made._matcher = self._matcher.deep_copy()
         made._bits = self._bits.copy()
+        made._number = self._number.copy() if self._number is not None else None
         return made
 
     def take_text(self, text: str) -> bool:
@@ -154,7 +163,10 @@ class Grammar:
         self._require_sound(f"The answer cannot be held to {self._subject} any further")
         if taken < len(tokens):
             self._matcher.rollback(taken)
-        return taken == len(tokens)
+            return False
+        if self._number is not None:
+            self._number.read(text.encode())
+        return True
 
     @property
     def could_end(self) -> bool:
@@ -171,9 +183,20 @@ class Grammar:
 
         Raises GrammarError when finding that out would cost too much.
         """
+        number = self._number
+        if number is not None and number.is_due and self._goes_on(token) and token not in self.allowed():
+            return False
         taken: int = self._matcher.try_consume_tokens([token])
         self._require_sound(f"The answer cannot be held to {self._subject} any further")
+        if taken and number is not None:
+            number.read(self._bytes(token))
         return taken == 1
+
+    def _bytes(self, token: int) -> bytes:
+        return bytes(self._tokenizer.decode_bytes([token]))
+
+    def _goes_on(self, token: int) -> bool:
+        return NumberEnd.goes_on(self._bytes(token))
 
     def allowed(self) -> NDArray[np.intp]:
         """The tokens that may come next, ascending; those that end the answer among them where it may end.
@@ -186,6 +209,9 @@ class Grammar:
         found = np.flatnonzero(mask)
         if not len(found):
             raise GrammarError(f"{self._subject} leaves no token that could follow.", SIMPLIFY)
+        if self._number is not None and self._number.is_due:
+            ends = np.fromiter((token for token in found if not self._goes_on(int(token))), found.dtype)
+            return ends if len(ends) else found
         return found
 
     def could_have_ended(self, token: int) -> bool:

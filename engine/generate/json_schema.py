@@ -21,6 +21,7 @@ from jsonschema import Draft4Validator, Draft6Validator, Draft7Validator, Draft2
 from referencing.exceptions import Unresolvable
 
 from ..errors import GrammarError
+from .closing import close_objects
 from .exclusive import Exclusion
 from .patterns import as_the_library_reads
 from .validators import MAX_STEPS, Draft, TooCostlyError, exactly, spending, validator_of
@@ -181,6 +182,7 @@ class _Tightener:
     def tightened(self) -> Any:
         self._tighten(self._root, "$")
         self._refuse_endless()
+        close_objects([node for node, _ in self._places], self._target)
         for node, _ in self._places:  # each once, when none is copied any more
             _write_patterns_anew(node)
         return self._root

@@ -153,6 +153,9 @@ class ActiveSequence:
 
         Raises GrammarError when the grammar cannot be kept any longer.
         """
+        if not self.left:  # the prompt alone was to be read
+            self.finish = Finish.LENGTH
+            return None
         constrained = not self._splitter.open
         token, forced = self._next_token(context, index)
         if self.vocab.ends_generation(token) or (self._calls is not None and self._calls.ends(token)):

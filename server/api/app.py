@@ -26,6 +26,7 @@ from .dialect import Dialect, error_response
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
+from .models import add_models
 from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
 from .openapi import gives
@@ -85,6 +86,7 @@ def make_app(
         return next((d for at, d in dialects.items() if path == at or path.startswith(f"{at}/")), default)
 
     add_answers(app, college, metrics, dialects)
+    add_models(app, college)
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)

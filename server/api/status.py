@@ -1,17 +1,13 @@
-"""Paths that tell of the server: models, residents, builds, health, metrics."""
+"""Paths that tell of the server: residents, builds, health, metrics."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
 
-from ..roster.values import AUTO
-from ..runtime.availability import Unavailable
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
@@ -39,25 +35,7 @@ _UNLOADED = {
 
 
 def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
-    """Models, residents, health and metrics."""
-    created = int(time.time())
-
-    @app.get("/v1/models", responses=gives(_LIST, ERROR))
-    async def models() -> dict[str, Any]:
-        """Every specialist, and `auto`; what cannot be served says why."""
-        cards = [_card(college, name, created) for name in [AUTO, *college.roster.names]]
-        return {"object": "list", "data": cards}
-
-    @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
-    async def model(name: str) -> dict[str, Any]:
-        """One specialist, by its name or an alias."""
-        if not name.strip("/"):
-            raise HTTPException(404)  # /v1/models with a slash too many
-        specialist = college.roster.find(name)
-        if specialist is None and name != AUTO:
-            known = ", ".join([AUTO, *college.roster.names])
-            raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
-        return _card(college, specialist.name if specialist else AUTO, created)
+    """Residents, health and metrics."""
 
     @app.get("/health", responses=gives(_OBJECT, ERROR))
     async def health() -> dict[str, str]:
@@ -125,37 +103,3 @@ def add_builds(app: FastAPI, college: College) -> None:
         name = known(name)
         college.builds.retry(name)
         return college.builds.card(name)
-
-
-def _card(college: College, name: str, created: int) -> dict[str, Any]:
-    """One model as clients list it: OpenAI's fields, and what is ours under `coe`."""
-    card: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "college-of-experts"}
-    if name == AUTO:
-        return {**card, "coe": {"description": "The supervisor chooses a specialist.", "available": True}}
-    item = college.catalog.availability[name]
-    specialist = item.entry
-    facts: dict[str, Any] = {
-        "description": specialist.description,
-        "domains": list(specialist.domains),
-        "aliases": list(specialist.aliases),
-        "context_tokens": specialist.context_tokens,
-        "thinking": specialist.thinking.mode,
-        "quant": specialist.quant,
-        "beta": specialist.beta,
-        "notice": college.roster.notice_of(specialist),
-        "licence": specialist.licence,
-        "available": not isinstance(item, Unavailable),
-    }
-    if isinstance(item, Unavailable):
-        facts |= {"reason": item.reason, "remedy": item.remedy}
-    else:
-        facts["warm"] = college.pool.is_warm(name)
-        facts["chats"] = item.chat_fault is None
-        facts["tools"] = item.tools
-        if item.doubts:
-            facts["warnings"] = list(item.doubts)
-    if name in college.builds:
-        facts["build"] = college.builds.progress(name).line()
-    if item.footprint is not None:
-        facts["vram_bytes"] = item.footprint.total_bytes
-    return {**card, "coe": facts}

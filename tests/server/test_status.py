@@ -21,7 +21,7 @@ def test_ready_tells_problems_apart_from_warnings(college: ServerProcess) -> Non
 
 def test_models_are_listed_with_what_the_roster_says_of_them(college: ServerProcess) -> None:
     models = {model.id: model for model in college.openai().models.list()}
-    assert list(models) == ["auto", "general", "math", "coding", "narrow", "absent"]
+    assert list(models) == ["auto", "general", "math", "maths", "coding", "narrow", "absent"]
     math = models["math"].to_dict()["coe"]
     assert isinstance(math, dict)
     assert math["aliases"] == ["maths"]
@@ -33,6 +33,18 @@ def test_models_are_listed_with_what_the_roster_says_of_them(college: ServerProc
     assert math["vram_bytes"] > 100_000_000
 
 
+def test_models_tell_their_context_and_what_they_can_by_the_names_that_clients_know(college: ServerProcess) -> None:
+    models = {model["id"]: model for model in college.http.get("/v1/models").json()["data"]}
+    narrow = models["narrow"]
+    assert narrow["max_model_len"] == narrow["context_length"] == narrow["meta"]["n_ctx"] == 256
+    assert narrow["capabilities"] == ["completion", "structured", "chat", "tools"]
+    assert narrow["display_name"] == "Narrow"
+    assert isinstance(narrow["created"], int)
+    sizes = [models[name]["max_model_len"] for name in ("general", "math", "coding", "narrow")]
+    assert models["auto"]["max_model_len"] == max(sizes)
+    assert models["absent"]["capabilities"] == []
+
+
 def test_a_specialist_that_cannot_be_served_is_listed_with_reason_and_remedy(college: ServerProcess) -> None:
     facts = college.http.get("/v1/models/absent").json()["coe"]
     assert facts["available"] is False
@@ -42,7 +54,8 @@ def test_a_specialist_that_cannot_be_served_is_listed_with_reason_and_remedy(col
 
 def test_one_model_is_found_by_name_and_alias(college: ServerProcess) -> None:
     assert college.openai().models.retrieve("math").id == "math"
-    assert college.openai().models.retrieve("maths").id == "math"
+    alias = college.openai().models.retrieve("maths").to_dict()
+    assert (alias["id"], alias["root"]) == ("maths", "math")
     assert college.openai().models.retrieve("auto").id == "auto"
     assert college.http.get("/v1/models/nobody").status_code == 404
 

@@ -75,7 +75,9 @@ class CallConstraint:
 
     def _made(self, lark: str) -> Grammar:
         try:
-            return Grammar(self._tokenizer, LLMatcher.grammar_from_lark(lark), subject=_SUBJECT)
+            return Grammar(
+                self._tokenizer, LLMatcher.grammar_from_lark(lark), subject=_SUBJECT, is_json=self._family.is_json
+            )
         except (ValueError, TypeError) as error:
             raise GrammarError(f"{_SUBJECT} cannot be followed: {error}.", "Simplify their parameters.") from error
 

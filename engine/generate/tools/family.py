@@ -21,6 +21,7 @@ class Family(ABC):
     ends:     tags after which no more is generated: the results are awaited.
     certain:  whether an opening is always a call. Of a family with one that may begin a plain answer as well, such as a
               brace, a call is what names a tool, and it counts at the beginning of an answer alone.
+    is_json:  whether calls are written as JSON throughout.
     """
 
     name: ClassVar[str]
@@ -28,6 +29,7 @@ class Family(ABC):
     tags: ClassVar[tuple[str, ...]]
     ends: ClassVar[tuple[str, ...]] = ()
     certain: ClassVar[bool] = True
+    is_json: ClassVar[bool] = True
 
     @abstractmethod
     def writes(self, template: str) -> bool:

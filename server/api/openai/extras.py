@@ -45,16 +45,12 @@ _SHARED: Final[_Table] = {
     "bad_words": (_EMPTY, "Use logit_bias."),
     "banned_tokens": (_EMPTY, "Use logit_bias."),
     "allowed_token_ids": (_EMPTY, "Use logit_bias, or a JSON schema with an enum."),
-    "min_tokens": (_nothing(0), _REMOVE),
-    "ignore_eos": (_nothing(False), _REMOVE),
     "use_beam_search": (_nothing(False), _REMOVE),
-    "prompt_logprobs": (_nothing(False), _REMOVE),
     "n_predict": (_nothing(-1), "Write max_tokens."),
     "num_predict": (_nothing(-1), "Write max_tokens."),
     "max_new_tokens": (_nothing(-1), "Write max_tokens."),
     "max_output_tokens": (_nothing(-1), "Write max_tokens."),
     "max_length": (_nothing(-1), "Write max_tokens."),
-    "min_new_tokens": (_nothing(0), _REMOVE),
     "stop_words": (_EMPTY, "Write stop."),
     "stops": (_EMPTY, "Write stop."),
     "include_stop_str_in_output": (_nothing(False), "Add the stop text to the answer."),
@@ -96,6 +92,21 @@ _COMPLETIONS: Final[_Table] = {
     "functions": (_EMPTY, "Use /v1/chat/completions."),
     "messages": (_EMPTY, "Use /v1/chat/completions."),
 }
+
+
+# They ask for more of an answer, or of what is told beside it: an answer without is still one, and a note says so.
+_NOTED: Final[Mapping[str, _Asks]] = {
+    "ignore_eos": _nothing(False),
+    "min_tokens": _nothing(0),
+    "min_new_tokens": _nothing(0),
+    "prompt_logprobs": _nothing(False),
+}
+
+
+def ignored(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes of what a body asks for in vain."""
+    asked = (name for name, asks in _NOTED.items() if body.get(name) is not None and asks(body[name]))
+    return tuple(f"{name} is not served and was ignored" for name in asked)
 
 
 def refuse_in_chat(body: Mapping[str, Any], known: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from .extras import near, refuse_in_chat, refuse_in_completions
+from .extras import ignored, near, refuse_in_chat, refuse_in_completions
 from .messages import read_messages
 from .structure import STRUCTURED, response_format
 from .thinking import thinking_wish
@@ -65,7 +65,8 @@ def _unlimited(value: Any) -> Any:
     return None if type(value) is int and value == -1 else value
 
 
-MaxTokens = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_unlimited)]
+# 0 reads the prompt, which is in the cache from then on, and answers nothing.
+MaxTokens = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ class Shared(_Body):
     max_tokens: MaxTokens = None
     stop: Stops = ()
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: the most probable token alone
     top_k: Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_all_tokens)] = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -204,8 +205,8 @@ def parse_chat(body: Mapping[str, Any]) -> Parsed:
         messages=read_messages(parsed.messages),
         tools=wish.tools,
         tool_use=wish.use,
-        notes=wish.notes,
-        max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
+        notes=(*wish.notes, *ignored(body)),
+        max_tokens=parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens,
         response_format=response_format(body),
         top_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
         wants_thinking=thinking_wish(body),
@@ -223,6 +224,7 @@ def parse_completion(body: Mapping[str, Any]) -> Parsed:
     return _parsed(
         parsed,
         prompt=prompts[0],
+        notes=ignored(body),
         max_tokens=parsed.max_tokens,
         response_format=response_format(body),
         top_logprobs=parsed.logprobs,

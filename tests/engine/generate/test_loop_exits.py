@@ -9,7 +9,8 @@ import pytest
 from llguidance import LLTokenizer
 
 from coe.engine.generate.grammar import Grammar, tokenizer_of
-from coe.engine.generate.loop_exits import GrammarLoops, JsonPlace
+from coe.engine.generate.json_place import JsonPlace
+from coe.engine.generate.loop_exits import GrammarLoops
 from coe.engine.generate.loops import Loop, LoopGuard
 from coe.engine.llama.model import Model
 from coe.engine.llama.vocab import Vocab
@@ -37,7 +38,7 @@ def array_of(items: Any, n: int | None = None) -> dict[str, Any]:
 
 
 RECORD = {"note": "nothing to report from here, all is well", "state": "unknown", "ok": True}
-ANY_RECORD = {"type": "object", "properties": {"note": {"type": "string"}, "state": {"type": "string"}}}
+ANY_RECORD = {"type": "object", "properties": {"note": {"type": "string"}, "state": {}, "ok": {}}}
 CONST_RECORD = {"type": "object", "properties": {"note": {"const": "a b c d"}}, "required": ["note"]}
 
 DICTATED: dict[str, tuple[Any, str]] = {
@@ -77,11 +78,6 @@ FREE: dict[str, tuple[Any, str]] = {
     ),
     "brackets without end": (
         {"$ref": "#/$defs/nest", "$defs": {"nest": {"type": "array", "items": {"$ref": "#/$defs/nest"}}}}, "[" * 2500,
-    ),
-    "a number without end": ({"type": "number"}, "0." + "3" * 3000),
-    "a number in an object": (
-        {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "null"}}, "required": ["a", "b"]},
-        '{"a": 1' + "0" * 3000,
     ),
     "a list that goes on although its records are dictated": (
         array_of(CONST_RECORD), json.dumps([{"note": "a b c d"}] * 500),

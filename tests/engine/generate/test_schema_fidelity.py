@@ -110,7 +110,12 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ),
     ({"type": "integer", "minimum": BIG}, [f"{BIG}", f"{BIG + 1}", f"{BIG}0"], [f"{BIG - 1}", "5"]),
     ({"type": "integer", "maximum": -BIG}, [f"-{BIG}", f"-{BIG + 1}"], [f"-{BIG - 1}", "5", "0"]),
-    ({"type": "object", "properties": {"a": {"type": "integer"}}}, ['{"a":1,"b":2}'], ['{"a":1,"\\u0061":"x"}']),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}}, ['{"a":1}', "{}"], ['{"a":1,"b":2}']),
+    (
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": True},
+        ['{"a":1,"b":2}'],
+        ['{"a":1,"\\u0061":"x"}'],
+    ),
     ({"type": "string", "format": "date"}, ['"2024-02-29"', '"2023-02-28"'], ['"2023-02-29"', '"0000-01-01"']),
     ({"type": "string", "format": "date-time"}, ['"2000-02-29T10:00:00Z"'], ['"1900-02-29T10:00:00Z"']),
     ({"type": "string", "format": "time"}, ['"23:59:59Z"', '"10:00:00.5+01:00"'], ['"23:59:60Z"']),

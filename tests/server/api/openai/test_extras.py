@@ -54,8 +54,8 @@ def test_a_value_that_asks_for_nothing_is_taken(endpoint: str, fields: dict[str,
 @pytest.mark.parametrize(
     "fields",
     [
-        {"best_of": 2}, {"best_of": True}, {"echo": True}, {"stop_token_ids": [2]}, {"min_tokens": 5},
-        {"ignore_eos": True}, {"bad_words": ["no"]}, {"allowed_token_ids": [1]}, {"n_predict": 5},
+        {"best_of": 2}, {"best_of": True}, {"echo": True}, {"stop_token_ids": [2]},
+        {"bad_words": ["no"]}, {"allowed_token_ids": [1]}, {"n_predict": 5},
         {"max_new_tokens": 5}, {"chat_template": "x"},
         {"mirostat": 2}, {"typical_p": 0.3}, {"dry_multiplier": 0.8}, {"system": "Be brief."}, {"stop_words": ["x"]},
         {"options": {"temperature": 0}}, {"do_sample": False}, {"include_stop_str_in_output": True},
@@ -136,8 +136,23 @@ def test_minus_one_is_a_random_seed_and_no_bound() -> None:
     assert parsed("chat", max_tokens=7, max_completion_tokens=-1).request.max_tokens == 7
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, True])
+@pytest.mark.parametrize("value", [-2, 1.5, True])
 def test_other_lengths_than_minus_one_are_refused(value: Any) -> None:
     with pytest.raises(RequestError) as refusal:
         parsed("chat", max_tokens=value)
     assert refusal.value.param == "max_tokens"
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completion"])
+def test_what_is_asked_in_vain_is_noted(endpoint: str) -> None:
+    asked = parsed(endpoint, ignore_eos=True, min_tokens=5, prompt_logprobs=1).request
+    assert asked.notes == tuple(
+        f"{name} is not served and was ignored" for name in ("ignore_eos", "min_tokens", "prompt_logprobs")
+    )
+    assert parsed(endpoint, ignore_eos=False, min_tokens=0, prompt_logprobs=None).request.notes == ()
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completion"])
+def test_nothing_at_all_may_be_asked_for(endpoint: str) -> None:
+    assert parsed(endpoint, max_tokens=0).request.max_tokens == 0
+    assert parsed(endpoint, top_p=0).request.overrides == {"top_p": 0}

@@ -1,0 +1,125 @@
+"""The models as clients list them: every specialist, its aliases, and `auto`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from ..roster.models import Specialist
+from ..roster.values import AUTO
+from ..runtime.availability import Servable, Unavailable
+from ..runtime.college import College
+from ..runtime.errors import UnknownModelError
+from .openai.described import ERROR
+from .openapi import gives
+
+_OBJECT: Final = {"type": "object"}
+_LIST: Final = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _OBJECT}},
+}
+
+
+def add_models(app: FastAPI, college: College) -> None:
+    """Serve the list, and each model by its name or an alias."""
+    created = int(time.time())
+
+    def card(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "college-of-experts"}
+
+    def described(name: str, specialist: Specialist | None) -> dict[str, Any]:
+        if specialist is None:
+            return {**card(name), **_of_auto(college)}
+        root = {} if name == specialist.name else {"root": specialist.name}
+        return {**card(name), **root, **_of_specialist(college, specialist.name)}
+
+    @app.get("/v1/models", responses=gives(_LIST, ERROR))
+    async def models() -> dict[str, Any]:
+        """Every specialist, each alias, and `auto`; what cannot be served says why."""
+        entries = [college.catalog.availability[name].entry for name in college.roster.names]
+        ids = [(name, entry) for entry in entries for name in (entry.name, *entry.aliases)]
+        cards = [described(AUTO, None), *(described(name, entry) for name, entry in ids)]
+        return {"object": "list", "data": cards}
+
+    @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
+    async def model(name: str) -> dict[str, Any]:
+        """One specialist, by its name or an alias."""
+        if not name.strip("/"):
+            raise HTTPException(404)  # /v1/models with a slash too many
+        specialist = college.roster.find(name)
+        if specialist is None and name != AUTO:
+            known = ", ".join([AUTO, *college.roster.names])
+            raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
+        return described(name if specialist is not None else AUTO, specialist)
+
+
+def _sizes(context_tokens: int) -> dict[str, Any]:
+    """The context, by the names under which clients look for it: vLLM's, OpenRouter's, llama.cpp's."""
+    return {"max_model_len": context_tokens, "context_length": context_tokens, "meta": {"n_ctx": context_tokens}}
+
+
+def _capabilities(item: Servable | Unavailable) -> list[str]:
+    """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
+    if isinstance(item, Unavailable):
+        return []
+    found = ["completion", "structured"]
+    if item.chat_fault is None:
+        found.append("chat")
+        found += ["tools"] if item.entry.tools not in ("ignore", "refuse") else []
+        found += ["thinking"] if item.entry.thinking.mode != "off" else []
+    return found
+
+
+def _of_auto(college: College) -> dict[str, Any]:
+    """It passes over who cannot hold a prompt or takes no tools: what any of them can, it can."""
+    items = [college.catalog.availability[name] for name in college.catalog.available]
+    most = max((item.entry.context_tokens for item in items), default=0)
+    able = dict.fromkeys(word for item in items for word in _capabilities(item))
+    about = "The supervisor chooses a specialist."
+    return {
+        "display_name": "Automatic",
+        **_sizes(most),
+        "capabilities": list(able),
+        "coe": {"description": about, "available": True},
+    }
+
+
+def _of_specialist(college: College, name: str) -> dict[str, Any]:
+    """OpenAI's fields, those by which clients learn more, and what is ours under `coe`."""
+    item = college.catalog.availability[name]
+    specialist = item.entry
+    facts: dict[str, Any] = {
+        "description": specialist.description,
+        "domains": list(specialist.domains),
+        "aliases": list(specialist.aliases),
+        "context_tokens": specialist.context_tokens,
+        "thinking": specialist.thinking.mode,
+        "quant": specialist.quant,
+        "beta": specialist.beta,
+        "notice": college.roster.notice_of(specialist),
+        "licence": specialist.licence,
+        "available": not isinstance(item, Unavailable),
+    }
+    if isinstance(item, Unavailable):
+        facts |= {"reason": item.reason, "remedy": item.remedy}
+    else:
+        facts["warm"] = college.pool.is_warm(name)
+        facts["chats"] = item.chat_fault is None
+        facts["tools"] = item.tools
+        if item.doubts:
+            facts["warnings"] = list(item.doubts)
+    if name in college.builds:
+        facts["build"] = college.builds.progress(name).line()
+    if item.footprint is not None:
+        facts["vram_bytes"] = item.footprint.total_bytes
+    shown = name.replace("-", " ").replace("_", " ")
+    return {
+        "display_name": shown[:1].upper() + shown[1:],
+        **_sizes(specialist.context_tokens),
+        "capabilities": _capabilities(item),
+        "coe": facts,
+    }
