@@ -136,7 +136,8 @@ class PromptReader:
 
     @functools.cached_property
     def _grammar_tokens(self) -> LLTokenizer:
-        return tokenizer_of(self._vocab)
+        families = (GENERIC, *filter(None, (self.tool_support.family,)))
+        return tokenizer_of(self._vocab, {tag for family in families for tag in self._tags_of(family).values()})
 
     def prompt_of(self, request: GenerateRequest) -> Prompt:
         """What a request is to be continued from.

@@ -45,7 +45,7 @@ class CallConstraint:
         self._conformities: dict[str, Conformity] = {}
         self._tokenizer = tokenizer
         self._family, self._tools, self._use, self._tags = family, tools, use, tags
-        schemas = {tool.name: self._read(tool) for tool in tools}
+        schemas = {tool.name: self._followed(tool, self._read(tool)) for tool in tools}
         self._answer = JsonSchema.read(answer) if answer is not None else None
         self.answer_conformity = Conformity(self._answer) if self._answer is not None else None
         self.whole: Grammar | None = None
@@ -89,11 +89,22 @@ class CallConstraint:
         except GrammarError as error:
             if not tool.strict:
                 return None
-            where = f"the parameters of the tool {tool.name}"
-            raise GrammarError(error.message.replace(_FORMAT, where), error.remedy) from error
+            raise _of(tool, error) from error
         if tool.strict or self._use.required:
             self._conformities[tool.name] = Conformity(read)
         return read
+
+    def _followed(self, tool: Tool, schema: JsonSchema | None) -> JsonSchema | None:
+        """A tool's schema where the family can write a rule of it."""
+        if schema is None:
+            return None
+        try:
+            self._family.rule(CallRules(self._tags, {tool.name: schema}), [tool], self._family.openings[0])
+        except GrammarError as error:
+            if tool.strict:
+                raise _of(tool, error) from error
+            return None
+        return schema
 
     def after(self, opening: str) -> Grammar | None:
         """What follows an opening is held to this; None for nothing."""
@@ -107,3 +118,7 @@ class CallConstraint:
         """
         conformity = self._conformities.get(name)
         return conformity.violation(arguments) if conformity is not None else None
+
+
+def _of(tool: Tool, error: GrammarError) -> GrammarError:
+    return GrammarError(error.message.replace(_FORMAT, f"the parameters of the tool {tool.name}"), error.remedy)

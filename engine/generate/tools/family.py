@@ -18,6 +18,7 @@ class Family(ABC):
 
     openings: what the calls of an answer begin with.
     tags:     texts that may be tokens of their own in a vocabulary made for the family, openings among them.
+    frames:   what stands around an answer's text and is no part of it.
     ends:     tags after which no more is generated: the results are awaited.
     certain:  whether an opening is always a call. Of a family with one that may begin a plain answer as well, such as a
               brace, a call is what names a tool, and it counts at the beginning of an answer alone.
@@ -26,6 +27,7 @@ class Family(ABC):
     name: ClassVar[str]
     openings: ClassVar[tuple[str, ...]]
     tags: ClassVar[tuple[str, ...]]
+    frames: ClassVar[tuple[str, ...]] = ()
     ends: ClassVar[tuple[str, ...]] = ()
     certain: ClassVar[bool] = True
 
@@ -64,6 +66,8 @@ def openai_tool(tool: Tool) -> dict[str, Any]:
 def openai_message(message: Message) -> dict[str, Any]:
     """A message as most templates read it."""
     found = dict(message)
+    if reasoning := found.get("reasoning"):
+        found["reasoning_content"] = reasoning  # as Qwen's templates and others call it
     if calls := found.pop("tool_calls", None):
         found["tool_calls"] = [
             {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["arguments"]}}

@@ -1,0 +1,77 @@
+"""Two schemas that must both hold as one, where that can be said in one (allOf, and what stands beside a reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ...errors import GrammarError
+from ..json_schema import SIMPLIFY
+
+_SAYS_NOTHING: Final = frozenset(
+    ("title", "description", "default", "examples", "$comment", "readOnly", "writeOnly", "discriminator", "nullable")
+) | {"$schema", "$id", "$defs", "definitions", "$anchor", "id", "deprecated"}
+_NARROWER: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
+    **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
+}
+
+
+def words_of(node: Mapping[str, Any]) -> set[str]:
+    """The keywords of a schema that forbid something."""
+    return {word for word in node if word not in _SAYS_NOTHING and not word.startswith("x-")}
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
+    """A schema of what both allow; None where they cannot both hold. Raises GrammarError where it cannot be said."""
+    found = {word: one[word] for word in words_of(one)}
+    _require_open(one, other, path)
+    _require_open(other, one, path)
+    for word in sorted(words_of(other)):
+        theirs = other[word]
+        if word not in found or found[word] == theirs:
+            found[word] = theirs
+        elif word in _NARROWER:
+            found[word] = _NARROWER[word](found[word], theirs)
+        elif word == "type":
+            kinds = _types(found[word]) & _types(theirs)
+            if not kinds:
+                return None
+            found[word] = sorted(kinds)
+        elif word == "properties":
+            ours = found[word]
+            both = {name: {"allOf": [ours[name], theirs[name]]} for name in ours if name in theirs}
+            found[word] = {**ours, **theirs, **both}
+        elif word == "required":
+            found[word] = [*dict.fromkeys([*found[word], *theirs])]
+        elif word == "enum":
+            found[word] = [value for value in found[word] if value in theirs]
+        elif word == "allOf":
+            found[word] = [*found[word], *theirs]
+        elif word in ("pattern", "anyOf", "$ref"):
+            found["allOf"] = [*found.get("allOf", ()), {word: theirs}]
+        else:
+            raise GrammarError(
+                f"response_format.json_schema: two schemas that both say {word}, at {path[:200]}, cannot be followed "
+                "in this model's calls.",
+                SIMPLIFY,
+            )
+    return found
+
+
+def _types(named: Any) -> set[str]:
+    kinds = set(named) if isinstance(named, list) else {named}
+    return kinds | {"integer"} if "number" in kinds else kinds
+
+
+def _require_open(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> None:
+    """What one schema says of keys that it does not declare concerns those which the other one declares."""
+    if one.get("additionalProperties", True) in (True, {}) and not one.get("patternProperties"):
+        return
+    declared = one.get("properties") or {}
+    if any(name not in declared for name in other.get("properties") or ()):
+        raise GrammarError(
+            f"response_format.json_schema: additionalProperties in one of several schemas, at {path[:200]}, cannot be "
+            "followed in this model's calls.",
+            SIMPLIFY,
+        )
