@@ -61,7 +61,7 @@ class CallConstraint:
 
     def _make(self, schemas: Mapping[str, JsonSchema | None]) -> None:
         family, use, tools = self._family, self._use, self._tools
-        rules = CallRules(self._tags, schemas)
+        rules = CallRules(self._tags, schemas, parallel=use.parallel)
         calls = {opening: rules.new(family.rule(rules, tools, opening)) for opening in family.openings}
         if use.required or self._answer is not None:
             one = " | ".join(f"{rules.tag(opening)} {calls[opening]}" for opening in family.openings)

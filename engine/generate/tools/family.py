@@ -74,3 +74,29 @@ def openai_message(message: Message) -> dict[str, Any]:
             for call in calls
         ]
     return found
+
+
+def one_call_a_message(messages: Sequence[Message]) -> list[Message]:
+    """Messages of several calls as several messages of one call, each followed by its results: for templates that take
+    no more."""
+    found: list[Message] = []
+    at = 0
+    while at < len(messages):
+        message = messages[at]
+        at += 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            found.append(message)
+            continue
+        results = []
+        while at < len(messages) and messages[at]["role"] == "tool":
+            results.append(messages[at])
+            at += 1
+        for number, call in enumerate(calls):
+            # What was said and thought before the calls stands before the first.
+            bare = message if not number else {"role": "assistant", "content": ""}
+            found.append({**bare, "tool_calls": [call]})
+            found += [result for result in results if result.get("tool_call_id") == call["id"]]
+            results = [result for result in results if result.get("tool_call_id") != call["id"]]
+        found += results
+    return found

@@ -14,10 +14,26 @@ from ..chat_template import ChatTemplate, Prompt
 from .family import Family
 from .gemma4 import Gemma4
 from .generic import Generic
+from .harmony import Harmony
 from .hermes import Hermes
+from .json_list import Apriel, Nemotron
+from .llama3 import Llama3
+from .mistral import Mistral, MistralList
+from .qwen_xml import QwenXml, SeedOss
 from .splitter import CallSplitter
 
-FAMILIES: Final[tuple[Family, ...]] = (Gemma4(), Hermes())
+FAMILIES: Final[tuple[Family, ...]] = (
+    Gemma4(),
+    SeedOss(),
+    QwenXml(),
+    Mistral(),
+    MistralList(),
+    Harmony(),
+    Apriel(),
+    Nemotron(),
+    Llama3(),
+    Hermes(),
+)
 GENERIC: Final = Generic()
 
 

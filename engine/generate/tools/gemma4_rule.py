@@ -15,7 +15,7 @@ from ...request import Tool
 from ..json_schema import SIMPLIFY, JsonSchema, is_wide, target_of
 from ..wide_numbers import integers
 from . import lexemes
-from .merging import merged, words_of
+from .merging import SPEAKS_OF, TYPES, flat, merged, types_of_values, words_of
 from .rules import CallRules
 
 MARK: Final = '<|"|>'
@@ -24,15 +24,6 @@ _INTEGER: Final = "/-?(0|[1-9][0-9]{0,15})/"
 _NUMBER: Final = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?([eE][+\-]?[0-9]{1,2})?/"
 _KEY: Final = r'[^\s:{}\[\],"<>|][^:{}\[\],"<>|\r\n\t]{0,80}'
 _NULL: Final = '("null" | "None")'  # None is what the template writes, null what models write
-_TYPES: Final = ("string", "integer", "number", "boolean", "null", "object", "array")
-_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-# What a schema without a type says something of.
-_SPEAKS_OF: Final[Mapping[str, Sequence[str]]] = {
-    "string": ("pattern", "minLength", "maxLength", "format"),
-    "number": _BOUNDS,
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
-    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
-}
 
 
 def arguments_rule(rules: CallRules, tool: Tool) -> str:
@@ -88,7 +79,7 @@ class _Writer:
         return self._of_reference[reference]
 
     def _alternatives(self, node: Mapping[str, Any], path: str, only: str | None) -> list[str]:
-        node = self._flat(node, path)
+        node = flat(node, self._root, path)
         if "anyOf" in node:
             beside = {word: inner for word, inner in node.items() if word != "anyOf"}
             found = []
@@ -103,37 +94,19 @@ class _Writer:
             return found or self._none(path)
         if "const" in node or "enum" in node:
             return self._values(node, path)
-        kinds = _types(node)
+        kinds = types_of_values(node)
         found = []
-        for kind in _TYPES:
+        for kind in TYPES:
             if kind in kinds and only in (None, kind):
                 found.append(self._of_type(kind, node, path))
         return found or self._none(path)
-
-    def _flat(self, node: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-        """A schema with what it refers to and all that it joins in one. Raises GrammarError."""
-        for _ in range(50):
-            beside = {word: inner for word, inner in node.items() if word not in ("$ref", "allOf")}
-            parts = [*(node.get("allOf") or ())]
-            if "$ref" in node:
-                parts.append(target_of(node["$ref"], self._root))
-            if not parts or (set(node) <= {"allOf", "type", *_SPEAKS_OF["string"]} and _of_texts(parts)):
-                return node
-            whole: Mapping[str, Any] | None = beside
-            for part in parts:
-                if whole is None or part is False:
-                    self._none(path)
-                if isinstance(part, Mapping):
-                    whole = merged(whole or {}, part, path)
-            node = whole if whole is not None else {"enum": []}
-        raise _refused(f"what is at {path[:200]} refers to itself")
 
     def _none(self, path: str) -> list[str]:
         raise _refused(f"no value is allowed at {path[:200]}")
 
     def _of_type(self, kind: str, node: Mapping[str, Any], path: str) -> str:
         writers: Mapping[str, Callable[[], str]] = {
-            "string": lambda: self._string({word: node[word] for word in ("allOf", *_SPEAKS_OF["string"]) if word in node}),
+            "string": lambda: self._string(node),
             "integer": lambda: self._number(node, "integer"),
             "number": lambda: self._number(node, "number"),
             "boolean": lambda: '("true" | "false")',
@@ -184,7 +157,7 @@ class _Writer:
         return rules.lexeme(f"{rules.text(MARK)} {body} {rules.text(MARK)}")
 
     def _number(self, node: Mapping[str, Any], kind: str) -> str:
-        bounds = {word: node[word] for word in _BOUNDS if word in node}
+        bounds = {word: node[word] for word in SPEAKS_OF["number"] if word in node}
         if kind == "integer" and any(map(is_wide, bounds.values())):
             if set(bounds) <= {"minimum", "maximum"}:
                 return self._rules.lexeme(f"/{integers(bounds.get('minimum'), bounds.get('maximum'))}/")
@@ -282,19 +255,6 @@ class _Writer:
 def _in_order(pair: tuple[str, Any]) -> str:
     """As jinja2's dictsort has it."""
     return pair[0].lower()
-
-
-def _types(node: Mapping[str, Any]) -> set[str]:
-    named = node.get("type")
-    if named is not None:
-        return set(named) if isinstance(named, list) else {named}
-    spoken = {kind for kind, words in _SPEAKS_OF.items() if any(word in node for word in words)}
-    return spoken or set(_TYPES)
-
-
-def _of_texts(parts: Sequence[Any]) -> bool:
-    words = {"type", *_SPEAKS_OF["string"]}
-    return all(isinstance(part, Mapping) and set(part) <= words and part.get("type", "string") == "string" for part in parts)
 
 
 def _refused(what: str) -> GrammarError:

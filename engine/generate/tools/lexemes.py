@@ -45,7 +45,8 @@ def lexeme(node: Mapping[str, Any], *without: str) -> str:
 
     Raises GrammarError for what cannot be said so.
     """
-    parts = [_regex(part) for part in _constraints(node)]
+    words = {word: node[word] for word in _WORDS if word in node}
+    parts = [_regex(part) for part in _constraints(words)]
     parts += [f"~{_regex(f'{ANYTHING}({part}){ANYTHING}')}" for part in without]
     return " & ".join(parts or [_regex(ANYTHING)])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ...errors import GrammarError
-from ..json_schema import SIMPLIFY
+from ..json_schema import SIMPLIFY, target_of
 
 _SAYS_NOTHING: Final = frozenset(
     ("title", "description", "default", "examples", "$comment", "readOnly", "writeOnly", "discriminator", "nullable")
@@ -15,6 +15,49 @@ _NARROWER: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
 }
+
+
+TYPES: Final = ("string", "integer", "number", "boolean", "null", "object", "array")
+# What a schema says of values of a type.
+SPEAKS_OF: Final[Mapping[str, Sequence[str]]] = {
+    "string": ("pattern", "minLength", "maxLength", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
+}
+_OF_TEXTS: Final = frozenset(("type", *SPEAKS_OF["string"]))
+
+
+def types_of_values(node: Mapping[str, Any]) -> set[str]:
+    """The types of what is written for a schema: those it names, or else those it says something of, or else any."""
+    named = node.get("type")
+    if named is not None:
+        return _as_set(named)
+    return {kind for kind, words in SPEAKS_OF.items() if any(word in node for word in words)} or set(TYPES)
+
+
+def flat(node: Mapping[str, Any], root: Any, path: str) -> Mapping[str, Any]:
+    """A schema with what it refers to and all that it joins in one; what several say of a text may stay in allOf.
+
+    Raises GrammarError where that cannot be said, and where nothing is left.
+    """
+    for _ in range(50):
+        parts = list(node.get("allOf") or ())
+        if "$ref" in node:
+            parts.append(target_of(node["$ref"], root))
+        if not parts or (set(node) <= {"allOf", *_OF_TEXTS} and all(map(_is_of_texts, parts))):
+            return node
+        whole: Mapping[str, Any] | None = {word: node[word] for word in node if word not in ("$ref", "allOf")}
+        for part in parts:
+            whole = None if part is False or whole is None else merged(whole, part, path) if part is not True else whole
+        if whole is None:
+            raise GrammarError(f"response_format.json_schema: no value is allowed at {path[:200]}.", SIMPLIFY)
+        node = whole
+    raise GrammarError(f"response_format.json_schema: what is at {path[:200]} refers to itself.", SIMPLIFY)
+
+
+def _is_of_texts(part: Any) -> bool:
+    return isinstance(part, Mapping) and set(part) <= _OF_TEXTS and part.get("type", "string") == "string"
 
 
 def words_of(node: Mapping[str, Any]) -> set[str]:
@@ -34,7 +77,7 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> Mappi
         elif word in _NARROWER:
             found[word] = _NARROWER[word](found[word], theirs)
         elif word == "type":
-            kinds = _types(found[word]) & _types(theirs)
+            kinds = _widened(found[word]) & _widened(theirs)
             if not kinds:
                 return None
             found[word] = sorted(kinds)
@@ -59,8 +102,12 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any], path: str) -> Mappi
     return found
 
 
-def _types(named: Any) -> set[str]:
-    kinds = set(named) if isinstance(named, list) else {named}
+def _as_set(named: Any) -> set[str]:
+    return set(named) if isinstance(named, list) else {named}
+
+
+def _widened(named: Any) -> set[str]:
+    kinds = _as_set(named)
     return kinds | {"integer"} if "number" in kinds else kinds
 
 

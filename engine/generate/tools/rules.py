@@ -21,10 +21,16 @@ _ANY_OBJECT: Final = JsonSchema.read({"type": "object"})
 
 
 class CallRules:
-    """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text."""
+    """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text.
 
-    def __init__(self, tags: Mapping[str, int], schemas: Mapping[str, JsonSchema | None]) -> None:
+    parallel: whether an answer may have several calls.
+    """
+
+    def __init__(
+        self, tags: Mapping[str, int], schemas: Mapping[str, JsonSchema | None], *, parallel: bool = True
+    ) -> None:
         """schemas: of each tool's arguments; None where they are only held to be an object."""
+        self.parallel = parallel
         self._tags = tags
         self._schemas = schemas
         self._lines: list[str] = [_SPACE_RULE]

@@ -1,0 +1,160 @@
+"""Calls as the families of models write them, by small writers that know nothing of the readers; and what is read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coe.engine.generate.tools.family import Family
+from coe.engine.generate.tools.source import SENTINELS
+from coe.engine.generate.tools.splitter import CallSplitter
+from coe.engine.request import Tool
+
+Call = tuple[str, Mapping[str, Any]]
+Tag = Callable[[str], str]  # how a tag comes: as its text, or as the sentinel of a token
+Writer = Callable[[Sequence[Call], Tag], str]
+
+
+def as_text(tag: str) -> str:
+    """For a vocabulary without tokens of the family's own."""
+    return tag
+
+
+def spelling(family: Family, *, tokens: bool) -> dict[str, str]:
+    """How each tag of a family comes."""
+    if not tokens:
+        return {tag: tag for tag in family.tags}
+    return {tag: SENTINELS[number] for number, tag in enumerate(sorted(family.tags))}
+
+
+@dataclass
+class Read:
+    """What came of an answer."""
+
+    text: str = ""
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    malformed: int = 0
+    taken: int = 0
+
+
+def read(
+    family: Family, tools: Mapping[str, Tool], spelt: Mapping[str, str], pieces: Iterable[str], *, live: bool = True
+) -> Read:
+    """Read an answer that comes in pieces. Arguments that are no JSON come as the text they are."""
+    splitter = CallSplitter(family, tools, spelt, live=live)
+    found = Read()
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for part in [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush():
+        found.text += part.text
+        found.taken += part.taken
+        for piece in part.pieces:
+            if piece.name is not None:
+                names[piece.index] = piece.name
+            arguments[piece.index] = arguments.get(piece.index, "") + piece.arguments
+    for index, name in names.items():
+        try:
+            found.calls.append((name, json.loads(arguments[index])))
+        except ValueError:
+            found.calls.append((name, arguments[index]))
+    found.malformed = splitter.malformed
+    return found
+
+
+def cut(text: str, draw: random.Random) -> list[str]:
+    """A text in pieces of some characters."""
+    pieces, at = [], 0
+    while at < len(text):
+        size = draw.choice([1, 1, 2, 3, 7, 30])
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def gemma4(calls: Sequence[Call], tag: Tag) -> str:
+    mark = tag('<|"|>')
+
+    def written(value: Any) -> str:
+        if isinstance(value, str):
+            return mark + value + mark
+        if isinstance(value, Mapping):
+            pairs = sorted(value.items(), key=lambda pair: pair[0].lower())
+            return "{" + ",".join(f"{key}:{written(inner)}" for key, inner in pairs) + "}"
+        if isinstance(value, list):
+            return "[" + ",".join(map(written, value)) + "]"
+        return _json(value)
+
+    return "".join(f"{tag('<|tool_call>')}call:{name}{written(given)}{tag('<tool_call|>')}" for name, given in calls)
+
+
+def hermes(calls: Sequence[Call], tag: Tag) -> str:
+    return "\n".join(
+        f"{tag('<tool_call>')}\n{_json({'name': name, 'arguments': given})}\n{tag('</tool_call>')}" for name, given in calls
+    )
+
+
+def xml(opening: str, closing: str, line: str) -> Writer:
+    def write(calls: Sequence[Call], tag: Tag) -> str:
+        return "\n".join(
+            f"{tag(opening)}\n<function={name}>\n"
+            + "".join(f"<parameter={key}>{line}{_value(value)}{line}</parameter>\n" for key, value in given.items())
+            + f"</function>\n{tag(closing)}"
+            for name, given in calls
+        )
+
+    def _value(value: Any) -> str:
+        return value if isinstance(value, str) else _json(value)
+
+    return write
+
+
+def mistral(calls: Sequence[Call], tag: Tag) -> str:
+    return "".join(f"{tag('[TOOL_CALLS]')}{name}{tag('[ARGS]')}{_json(given)}" for name, given in calls)
+
+
+def mistral_ids(calls: Sequence[Call], tag: Tag) -> str:
+    return "".join(
+        f"{tag('[TOOL_CALLS]')}{name}{tag('[CALL_ID]')}abcDEF{at:03}{tag('[ARGS]')}{_json(given)}"
+        for at, (name, given) in enumerate(calls)
+    )
+
+
+def mistral_list(calls: Sequence[Call], tag: Tag) -> str:
+    listed = [{"name": name, "arguments": given, "id": f"abcDEF{at:03}"} for at, (name, given) in enumerate(calls)]
+    return tag("[TOOL_CALLS]") + _json(listed)
+
+
+def json_list(opening: str, closing: str) -> Writer:
+    return lambda calls, tag: (
+        tag(opening) + _json([{"name": name, "arguments": given} for name, given in calls]) + tag(closing)
+    )
+
+
+def llama3(calls: Sequence[Call], tag: Tag) -> str:
+    return "; ".join(_json({"name": name, "parameters": given}) for name, given in calls)
+
+
+def llama3_tagged(calls: Sequence[Call], tag: Tag) -> str:
+    return tag("<|python_tag|>") + llama3(calls, tag)
+
+
+def harmony(calls: Sequence[Call], tag: Tag) -> str:
+    start, channel, message, call = map(tag, ("<|start|>", "<|channel|>", "<|message|>", "<|call|>"))
+    return f"{start}assistant".join(
+        f"{channel}commentary to=functions.{name} {tag('<|constrain|>')}json{message}{_json(given)}{call}"
+        for name, given in calls
+    )
+
+
+def harmony_of_the_template(calls: Sequence[Call], tag: Tag) -> str:
+    start, channel, message, call = map(tag, ("<|start|>", "<|channel|>", "<|message|>", "<|call|>"))
+    return f"{start}assistant".join(
+        f" to=functions.{name}{channel}commentary json{message}{_json(given)}{call}" for name, given in calls
+    )
