@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llguidance import LLTokenizer, TokenizerWrapper
+
+from coe.engine.generate.grammar import Grammar
 from coe.engine.generate.tools.family import Family
 from coe.engine.generate.tools.source import SENTINELS
 from coe.engine.generate.tools.splitter import CallSplitter
@@ -158,3 +161,66 @@ def harmony_of_the_template(calls: Sequence[Call], tag: Tag) -> str:
     return f"{start}assistant".join(
         f" to=functions.{name}{channel}commentary json{message}{_json(given)}{call}" for name, given in calls
     )
+
+
+class _Vocabulary:
+    """A byte each, an end, and tokens of its own for tags."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        own = [b"\xff" + tag.encode() for tag in tags]
+        self.tokens = [bytes([byte]) for byte in range(256)] + [b"\xff<end>", *own]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def vocabulary(family: Family) -> tuple[LLTokenizer, dict[str, int]]:
+    """A vocabulary made for a family, and the token of each of its tags."""
+    tags = sorted(family.tags)
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tags))), {tag: 257 + at for at, tag in enumerate(tags)}
+
+
+_CLOSING = frozenset(b'"}])>/|<nt')
+_ENDINGS = (b'<|"|>', b"</parameter>\n</function>\n", b"\n</parameter>\n</function>\n", b"\n</parameter>\n<parameter=",
+            b"</parameter>\n<parameter=")  # fmt: skip
+_MARKS = frozenset(b'"}],0129.-eE<|>/')
+
+
+def drawn(grammar: Grammar, draw: random.Random, shown: Mapping[int, str], *, chars: int = 150) -> str | None:
+    """A random walk over the tokens that a grammar allows; None where it finds no end.
+
+    shown: how tokens that are no bytes come. chars: from here on whatever closes is preferred.
+    """
+    out: list[bytes] = []
+    while not grammar.complete:
+        if draw.random() < 0.2 or len(out) > chars:
+            ending = draw.choice(_ENDINGS)
+            ahead = grammar.copy()
+            if all(ahead.take(byte) for byte in ending):
+                grammar = ahead
+                out.append(ending)
+                continue
+        allowed = grammar.allowed().tolist()
+        ends, text = 256 in allowed, [token for token in allowed if token != 256]
+        if ends and (not text or draw.random() < 0.3):
+            break
+        if len(out) > 20 * chars:
+            return None
+        liked = [token for token in text if 32 < token < 127 or token in shown] or text
+        own = [token for token in text if token in shown]
+        if own and (len(out) > chars or draw.random() < 0.3):
+            liked = own
+        elif len(out) > chars:
+            liked = [token for token in text if token in _CLOSING] or liked
+        elif draw.random() < 0.1:
+            liked = text
+        elif draw.random() < 0.3:
+            liked = [token for token in liked if token in _MARKS] or liked
+        token = draw.choice(liked)
+        assert grammar.take(token)
+        out.append(shown[token].encode() if token in shown else bytes([token]))
+    return b"".join(out).decode()

@@ -61,11 +61,12 @@ class CallConstraint:
 
     def _make(self, schemas: Mapping[str, JsonSchema | None]) -> None:
         family, use, tools = self._family, self._use, self._tools
-        rules = CallRules(self._tags, schemas, parallel=use.parallel)
+        several = use.parallel and family.several
+        rules = CallRules(self._tags, schemas, parallel=several)
         calls = {opening: rules.new(family.rule(rules, tools, opening)) for opening in family.openings}
         if use.required or self._answer is not None:
             one = " | ".join(f"{rules.tag(opening)} {calls[opening]}" for opening in family.openings)
-            start = f"{SPACE} ({one})" + (f" ({SPACE} ({one})){{0,{MAX_CALLS - 1}}}" if use.parallel else "")
+            start = f"{SPACE} ({one})" + (f" ({SPACE} ({one})){{0,{MAX_CALLS - 1}}}" if several else "")
             if self._answer is not None and not use.required:
                 start = f"({start}) | {rules.json_of(self._answer, 'answer')}"
             self.whole = self._made(rules.grammar(start))

@@ -20,6 +20,7 @@ class Family(ABC):
     tags:     texts that may be tokens of their own in a vocabulary made for the family, openings among them.
     frames:   what stands around an answer's text and is no part of it.
     ends:     tags after which no more is generated: the results are awaited.
+    several:  whether an answer may have several calls.
     certain:  whether an opening is always a call. Of a family with one that may begin a plain answer as well, such as a
               brace, a call is what names a tool, and it counts at the beginning of an answer alone.
     """
@@ -29,6 +30,7 @@ class Family(ABC):
     tags: ClassVar[tuple[str, ...]]
     frames: ClassVar[tuple[str, ...]] = ()
     ends: ClassVar[tuple[str, ...]] = ()
+    several: ClassVar[bool] = True
     certain: ClassVar[bool] = True
 
     @abstractmethod

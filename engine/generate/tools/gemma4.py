@@ -152,16 +152,16 @@ def _goes_on(source: Source, closing: str) -> Parser[bool]:
 
 def _key(source: Source, declared: Sequence[str]) -> Parser[str]:
     """A key. A bare one ends with the first colon, but for the declared ones, which may hold any character."""
+    for key in declared:
+        if (yield from source.begins(f"{key}:")):
+            yield from source.passes(key)
+            return key
     mark = source.spelt[MARK]
     if (yield from source.passes(mark)):
         key = source.plain((yield from source.until(mark)))
     elif (yield from source.begins('"')):
         key = yield from json_text.string(source)
     else:
-        for key in declared:
-            if (yield from source.begins(f"{key}:")):
-                yield from source.passes(key)
-                return key
         key = source.plain((yield from _until(source, ":", _MAX_KEY_CHARS))).rstrip()
     yield from source.skip_space()
     return key

@@ -7,6 +7,7 @@ that the template makes of it when it is a part of the conversation, and the pro
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -137,6 +138,8 @@ class _Writer:
         if value is None:
             return _NULL
         if isinstance(value, Mapping):
+            if not all(re.fullmatch(_KEY, key) for key in value):
+                return None
             pairs = [(key, self._literal(inner)) for key, inner in sorted(value.items(), key=_in_order)]
             parts = [None if inner is None else f"{text(f'{key}:')} {inner}" for key, inner in pairs]
         elif isinstance(value, list):

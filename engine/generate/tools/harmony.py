@@ -35,6 +35,7 @@ class Harmony(Family):
     openings = (f" {_TO}", f"{_NEXT} {_TO}", *_AFTER_CHANNEL, *(f"{_NEXT}{opening}" for opening in _AFTER_CHANNEL))
     tags = (_START, _CHANNEL, _CONSTRAIN, _MESSAGE, _CALL)
     ends = (_CALL,)
+    several = False
     frames = tuple(
         f"{begin}{_CHANNEL}{channel}{_MESSAGE}" for begin in ("", _NEXT) for channel in ("final", "commentary")
     )
@@ -54,9 +55,9 @@ class Harmony(Family):
         source.call(header.split(channel)[0].split(source.spelt[_CONSTRAIN])[0].split()[0] if header.strip() else "")
         yield from source.skip_space()
         yield from json_call.arguments(source, source.write)
-        yield from source.skip_space()
-        yield from source.closes(_CALL)
         source.close()
+        yield from source.skip_space()
+        yield from source.passes(source.spelt[_CALL])
 
     def rule(self, rules: CallRules, tools: Sequence[Tool], opening: str) -> str:
         """See Family. What ends a call ends the answer."""

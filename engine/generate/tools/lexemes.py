@@ -103,9 +103,34 @@ def _search(pattern: str) -> str:
         raise _refused(f"the pattern {pattern[:80]!r}") from None
     if _FOREIGN.search(inner):
         raise _refused(f"the pattern {pattern[:80]!r}")
-    inner = inner.replace(r"\d", "[0-9]") if "[" not in inner else inner
-    inner = re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\/", inner).replace("\n", r"\n").replace("\r", r"\r")
-    return f"{'' if begins else ANYTHING}({inner}){'' if ends else ANYTHING}"
+    return f"{'' if begins else ANYTHING}({_translated(inner)}){'' if ends else ANYTHING}"
+
+
+# Classes on which dialects differ, narrowed to what all of them mean.
+_CLASSES: Final[Mapping[str, str]] = {"d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r\f\v"}
+_BARE: Final[Mapping[str, str]] = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
+
+
+def _translated(pattern: str) -> str:
+    """A pattern in the dialect of lexemes."""
+    found: list[str] = []
+    in_class, at = False, 0
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\" and at + 1 < len(pattern):
+            escape = pattern[at + 1]
+            if escape in _CLASSES:
+                found.append(_CLASSES[escape] if in_class else f"[{_CLASSES[escape]}]")
+            elif escape == "S" and not in_class:
+                found.append(r"[^\s\x1c-\x1f]")
+            else:
+                found.append(char + escape)
+            at += 2
+            continue
+        in_class = char != "]" if in_class else char == "["
+        found.append(_BARE.get(char, char))
+        at += 1
+    return "".join(found)
 
 
 def _outside_classes(pattern: str) -> list[tuple[int, str]]:

@@ -68,13 +68,16 @@ class QwenXml(Family):
         return f"{head} {rules.new(' | '.join(calls))} {closing}"
 
     def messages(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Any] | None]:
-        """See Family. The templates write true, null and numbers as Python does: as texts they stand as JSON has them."""
+        """See Family. The templates write true and null as Python does, some lists too: as texts they stand as JSON."""
         found = []
         for message in messages:
             made = openai_message(message)
             for call in made.get("tool_calls") or ():
                 arguments = call["function"]["arguments"]
-                call["function"]["arguments"] = {key: _as_written(value) for key, value in arguments.items()}
+                call["function"]["arguments"] = {
+                    key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                    for key, value in arguments.items()
+                }
             found.append(made)
         return list(found), [openai_tool(tool) for tool in tools] or None
 
@@ -89,10 +92,6 @@ class SeedOss(QwenXml):
     name = "seed-oss"
     openings = (opening, _FUNCTION)
     tags = (opening, closing)
-
-
-def _as_written(value: Any) -> Any:
-    return value if isinstance(value, str | list | dict) else json.dumps(value)
 
 
 def _name(source: Source) -> Parser[str]:
@@ -131,7 +130,7 @@ class _Arguments:
 
     def _value(self, shape: Shape) -> Parser[None]:
         source = self._source
-        if not (yield from source.passes("\n")):
+        if self._family.line and not (yield from source.passes("\n")):
             yield from source.passes("\r\n")
         if shape.types == {"string"}:
             source.write('"')
@@ -142,54 +141,55 @@ class _Arguments:
         tries = 0
 
         def is_whole() -> bool:
+            """JSON may hold the closing tag in its strings."""
             nonlocal tries
             tries += 1
+            if not shape.types or "string" in shape.types or tries > _MAX_TRIES:
+                return True
             text = "".join(parts).strip()
-            return text[:1] not in ("{", "[", '"') or tries > _MAX_TRIES or _parsed(text)[0]
+            return text[:1] not in ("{", "[") or _parsed(text)[0]
 
         yield from self._text(parts.append, is_whole)
         source.write(json.dumps(self._meant(source.plain("".join(parts)), shape), ensure_ascii=False))
 
     def _text(self, write: Callable[[str], None], is_whole: Callable[[], bool] = lambda: True) -> Parser[None]:
-        """All before a value's end. The line break before the closing tag is no part of it."""
-        source = self._source
+        """All before a value's end. What stands between it and the closing tag is no part of it."""
+        source, line = self._source, self._family.line
         held = ""
 
         def keep(part: str) -> None:
             nonlocal held
             text = held + part
-            held = "\n" if text.endswith("\n") else ""
-            if text := text.removesuffix("\n"):
+            held = line if text.endswith(line) else ""
+            if text := text.removesuffix(line):
                 write(text)
 
         while True:
             yield from source.until(_PARAMETER_END, keep)
-            after = yield from self._after()
-            if after is None:
-                if is_whole():
-                    return
-                after = ""
-            keep(_PARAMETER_END + after)
+            ends, passed = yield from self._after()
+            if ends and is_whole():
+                return
+            self._ended = False
+            keep(_PARAMETER_END + passed)
 
-    def _after(self) -> Parser[str | None]:
-        """None where a closing tag was one, else what stands behind it and was read."""
+    def _after(self) -> Parser[tuple[bool, str]]:
+        """Whether a parameter's closing tag was one, and what was passed behind it to find that out."""
         source = self._source
-        space = yield from _space(source)
+        passed = yield from _space(source)
         if (yield from source.begins(_PARAMETER)):
             for key in self._seen:
                 if (yield from source.begins(f"{_PARAMETER}{key}>")):
-                    return space  # twice the same: a text about calls
-            return None
+                    return False, passed  # twice the same: a text about calls
+            return True, passed
         if (yield from source.passes(_FUNCTION_END)):
-            if source.opening == _FUNCTION:
+            passed += _FUNCTION_END
+            if source.opening != _FUNCTION:
+                passed += yield from _space(source)
+                self._ended = yield from self._closes()
+            else:
                 self._ended = True
-                return None
-            more = yield from _space(source)
-            if (yield from self._closes()):
-                self._ended = True
-                return None
-            return f"{space}{_FUNCTION_END}{more}"
-        return None if (yield from self._closes()) else space
+            return self._ended, passed
+        return (yield from self._closes()), passed
 
     def _closes(self) -> Parser[bool]:
         if not (yield from self._source.peek()):
