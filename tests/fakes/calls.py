@@ -99,7 +99,8 @@ def gemma4(calls: Sequence[Call], tag: Tag) -> str:
 
 def hermes(calls: Sequence[Call], tag: Tag) -> str:
     return "\n".join(
-        f"{tag('<tool_call>')}\n{_json({'name': name, 'arguments': given})}\n{tag('</tool_call>')}" for name, given in calls
+        f"{tag('<tool_call>')}\n{_json({'name': name, 'arguments': given})}\n{tag('</tool_call>')}"
+        for name, given in calls
     )
 
 
@@ -185,7 +186,7 @@ def vocabulary(family: Family) -> tuple[LLTokenizer, dict[str, int]]:
 
 
 _CLOSING = frozenset(b'"}])>/|<nt')
-_ENDINGS = (b'<|"|>', b"</parameter>\n</function>\n", b"\n</parameter>\n</function>\n", b"\n</parameter>\n<parameter=",
+_ENDINGS = (b"x7", b'x7"', b'<|"|>', b"</parameter>\n</function>\n", b"\n</parameter>\n</function>\n", b"\n</parameter>\n<parameter=",
             b"</parameter>\n<parameter=")  # fmt: skip
 _MARKS = frozenset(b'"}],0129.-eE<|>/')
 
@@ -197,7 +198,9 @@ def drawn(grammar: Grammar, draw: random.Random, shown: Mapping[int, str], *, ch
     """
     out: list[bytes] = []
     while not grammar.complete:
-        if draw.random() < 0.2 or len(out) > chars:
+        if len(out) > 8 * chars:
+            return None
+        if draw.random() < (0.5 if len(out) > chars else 0.15):
             ending = draw.choice(_ENDINGS)
             ahead = grammar.copy()
             if all(ahead.take(byte) for byte in ending):
@@ -208,8 +211,6 @@ def drawn(grammar: Grammar, draw: random.Random, shown: Mapping[int, str], *, ch
         ends, text = 256 in allowed, [token for token in allowed if token != 256]
         if ends and (not text or draw.random() < 0.3):
             break
-        if len(out) > 20 * chars:
-            return None
         liked = [token for token in text if 32 < token < 127 or token in shown] or text
         own = [token for token in text if token in shown]
         if own and (len(out) > chars or draw.random() < 0.3):

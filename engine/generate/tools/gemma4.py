@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ...request import Tool
-from . import gemma4_shown, json_text
+from . import json_text
 from .family import Family, Message, openai_message
 from .gemma4_rule import MARK, arguments_rule
 from .rules import CallRules
 from .shapes import Shape
+from .shown import simple
 from .source import MalformedCallError, Parser, Source
 
 _OPENING: Final = "<|tool_call>"
@@ -57,7 +58,7 @@ class Gemma4(Family):
 
     def messages(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Any] | None]:
         """See Family."""
-        return [openai_message(message) for message in messages], [gemma4_shown.tool(tool) for tool in tools] or None
+        return [openai_message(message) for message in messages], [simple(tool) for tool in tools] or None
 
 
 def _until(source: Source, stop: str, most: int) -> Parser[str]:

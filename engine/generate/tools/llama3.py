@@ -28,7 +28,9 @@ class Llama3(Family):
 
     def writes(self, template: str) -> bool:
         """See Family."""
-        return '"parameters": ' in template and "<|start_header_id|>ipython" in template and "<function=" not in template
+        return (
+            '"parameters": ' in template and "<|start_header_id|>ipython" in template and "<function=" not in template
+        )
 
     def read(self, source: Source, tools: Mapping[str, Tool]) -> Parser[None]:
         """See Family."""

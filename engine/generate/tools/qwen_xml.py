@@ -64,7 +64,7 @@ class QwenXml(Family):
         """See Family."""
         head = "" if opening == _FUNCTION else rules.text(f"\n{_FUNCTION}")
         calls = [f"{rules.text(f'{tool.name}>' + chr(10))} {arguments_rule(rules, tool, self.line)}" for tool in tools]
-        closing = f'{rules.text(chr(10))} {rules.tag(self.closing)}'
+        closing = f"{rules.text(chr(10))} {rules.tag(self.closing)}"
         return f"{head} {rules.new(' | '.join(calls))} {closing}"
 
     def messages(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Any] | None]:

@@ -104,7 +104,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def constraint_of(family: Family, tools: list[Tool], use: ToolUse, *, tokens: bool) -> tuple[CallConstraint, dict[int, str]]:
+def constraint_of(
+    family: Family, tools: list[Tool], use: ToolUse, *, tokens: bool
+) -> tuple[CallConstraint, dict[int, str]]:
     tokenizer, tags = written.vocabulary(family) if tokens else (BYTES, {})
     spelt = written.spelling(family, tokens=True)
     return CallConstraint(tokenizer, family, tools, use, tags), {token: spelt[tag] for tag, token in tags.items()}

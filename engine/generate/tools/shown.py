@@ -1,7 +1,8 @@
-"""Tools as Gemma 4's template shows them to the model: it writes one type a parameter, and nothing of `anyOf` or `$ref`.
+"""Tools for templates that show one type a parameter, and nothing of `anyOf` or `$ref`: Gemma 4's leaves such parameters
+without a type, Hermes 2 Pro's fails on them.
 
-So a parameter that may be null is shown by its other type with `nullable`, and a reference by what it points at. What
-the arguments are held to is the client's schema all the same.
+A parameter that may be null is shown by its other type with `nullable`, a reference by what it points at. What the
+arguments are held to is the client's schema all the same.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _MAX_DEPTH: Final = 8
 _MAX_NODES: Final = 5_000
 
 
-def tool(tool: Tool) -> dict[str, Any]:
-    """A tool in OpenAI's form, with parameters that the template can show."""
+def simple(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's form, with one type a parameter."""
     found = openai_tool(tool)
     shown = _Shown(tool.parameters).schema(tool.parameters, 0)
     found["function"]["parameters"] = {"type": "object", **shown} if shown else shown
