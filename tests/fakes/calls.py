@@ -186,8 +186,9 @@ def vocabulary(family: Family) -> tuple[LLTokenizer, dict[str, int]]:
 
 
 _CLOSING = frozenset(b'"}])>/|<nt')
-_ENDINGS = (b"x7", b'x7"', b'<|"|>', b"</parameter>\n</function>\n", b"\n</parameter>\n</function>\n", b"\n</parameter>\n<parameter=",
-            b"</parameter>\n<parameter=")  # fmt: skip
+# What no random walk would find soon.
+_TAILS = (b"</parameter>\n</function>\n", b"</parameter>\n<parameter=")
+_ENDINGS = (b"x7", b'x7"', b'<|"|>', *_TAILS, *(b"\n" + tail for tail in _TAILS))
 _MARKS = frozenset(b'"}],0129.-eE<|>/')
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- texts of models and schemas, a line each
 """Small chat templates of the families that write calls of tools, in the forms that their models' templates have."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gemma 4: <|tool_call>call:NAME{key:value,...}<tool_call|>, with bare keys and strings between <|"|> marks.
 
-Source: the model's own chat template, which writes the arguments of earlier calls so, keys sorted without regard to case.
+Source: the model's own chat template, which writes the arguments of earlier calls so, keys sorted regardless of case.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Gemma4(Family):
 def _until(source: Source, stop: str, most: int) -> Parser[str]:
     """What is there before a character, of up to so many characters."""
     found = ""
-    while (char := (yield from source.peek())) != stop:
+    while (yield from source.peek()) != stop:
         if len(found) >= most:
             raise MalformedCallError(f"{stop!r} is missing")
         found += yield from source.take()

@@ -1,6 +1,6 @@
 """Arguments in Gemma 4's notation as Lark rules: of any object, and of what a JSON schema allows.
 
-Keys come in the order of the model's chat template, which sorts them without regard to case: so a call's tokens are those
+Keys come in the order of the model's chat template, which sorts them regardless of case: so a call's tokens are those
 that the template makes of it when it is a part of the conversation, and the prompt's cache serves.
 """
 
@@ -28,7 +28,7 @@ _NULL: Final = '("null" | "None")'  # None is what the template writes, null wha
 
 
 def arguments_rule(rules: CallRules, tool: Tool) -> str:
-    """The name of the rule for a tool's arguments, braces included. Raises GrammarError where a schema of them cannot be
+    """The name of the rule for a tool's arguments, braces included. Raises GrammarError where their schema cannot be
     followed."""
     schema = rules.schema(tool)
     if schema is None:

@@ -1,4 +1,4 @@
-"""Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}, "id": ...}, ...], and of newer ones [TOOL_CALLS]NAME[ARGS]{...}.
+"""Mistral: [TOOL_CALLS][{"name": ..., "arguments": {...}, "id": ...}, ...], of newer ones [TOOL_CALLS]NAME[ARGS]{...}.
 
 Both are read wherever one of them is expected. Ids of calls are nine letters and digits; the templates refuse others.
 """

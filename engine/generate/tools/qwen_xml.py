@@ -1,7 +1,7 @@
 """Qwen3-Coder, Qwen 3.5 and others: <function=NAME> with one <parameter=KEY> for each argument, in <tool_call> tags.
 
-A value stands as it is where a text is wanted, as JSON else. Nothing in it is escaped: so a closing tag is one where the
-next parameter or the end of the call follows.
+A value stands as it is where a text is wanted, as JSON else. Nothing in it is escaped: so a closing tag is one where
+the next parameter or the end of the call follows.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from jsonschema import Draft202012Validator
+
 from ...errors import GrammarError
 from ...request import Tool
 from ..json_schema import SIMPLIFY, JsonSchema
@@ -150,8 +152,7 @@ class _Writer:
                 raise _refused(f"numbers of so many digits at {path[:200]}")
             if any(not found.startswith(("#/$defs/", "#/definitions/")) for found in _references(whole)):
                 raise _refused(f"a reference to what is not in $defs, at {path[:200]},")
-            assert self._schema is not None or not shared
-            draft = self._schema.draft if self._schema is not None else None
+            draft = self._schema.draft if self._schema is not None else Draft202012Validator
             self._json[key] = self._rules.json_of(JsonSchema(whole, whole, draft), f"{self._rules.reserve()}_")
         return self._json[key]
 

@@ -1,4 +1,4 @@
-"""Tools for templates that show one type a parameter, and nothing of `anyOf` or `$ref`: Gemma 4's leaves such parameters
+"""Tools for templates that show one type a parameter, and nothing of `anyOf` or `$ref`: Gemma 4's leaves such ones
 without a type, Hermes 2 Pro's fails on them.
 
 A parameter that may be null is shown by its other type with `nullable`, a reference by what it points at. What the

@@ -136,9 +136,13 @@ class CallSplitter:
             if text.startswith(spelt, at):
                 if spelt != tag or self._counts_here():
                     return spelt
-            elif not final and len(text) - at < len(spelt) and spelt.startswith(text[at:]):
-                if spelt != tag or self._counts_here():
-                    return None
+            elif (
+                not final
+                and len(text) - at < len(spelt)
+                and spelt.startswith(text[at:])
+                and (spelt != tag or self._counts_here())
+            ):
+                return None
         return ""
 
     def _counts_here(self) -> bool:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- texts of models and schemas, a line each
 """Each family's calls as its models write them, read back whatever is in them and whatever they are cut like."""
 
 from __future__ import annotations

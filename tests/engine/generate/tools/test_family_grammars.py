@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- texts of models and schemas, a line each
 """What a family's grammar lets through is a call that is read back, and its arguments keep to the tool's schema."""
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def test_a_schema_that_a_notation_cannot_say_is_refused_where_it_must_be_kept_an
 @pytest.mark.parametrize("family", [Gemma4(), QwenXml()], ids=lambda family: family.name)
 @pytest.mark.parametrize("block", range(3))
 def test_random_schemas_are_kept_or_refused_in_words_that_help(family: Family, block: int) -> None:
-    followed, refusals = 0, 0
+    followed, refusals = 0, list[GrammarError]()
     for seed in range(60 * block, 60 * block + 60):
         inner = Schemas(random.Random(seed)).root()
         shared = {"$defs": inner.pop("$defs")} if "$defs" in inner else {}
@@ -234,6 +235,6 @@ def test_random_schemas_are_kept_or_refused_in_words_that_help(family: Family, b
                 assert not found or "minProperties" in json.dumps(parameters), (seed, parameters, answer, found)
                 followed += 1
         except GrammarError as error:
-            assert error.remedy
-            refusals += 1
+            refusals.append(error)
+    assert all(error.remedy for error in refusals)
     assert followed > 40
