@@ -69,8 +69,9 @@ class Tally:
     def read_all(self, pid: int) -> None:
         """Read the server and its workers once."""
         for process in (pid, *workers_of(pid)):
-            with contextlib.suppress(OSError):
-                self.readings.setdefault(process, []).append(read(process, time.monotonic() - self.started))
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                reading = read(process, time.monotonic() - self.started)
+                self.readings.setdefault(process, []).append(reading)
 
     async def watch(self, pid: int, stop: asyncio.Event) -> None:
         """Read the server and its workers until told to stop."""

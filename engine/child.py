@@ -7,14 +7,16 @@ event loop writes `asyncio.run(child.run(...))`.
 
     parent                                   child: python -m coe.engine.child MODULE PARENT_PID LIMITS
     job, one JSON document       -> stdin    MODULE.main(job, report) is called
+    {"alive": ...}, a line a second <- stdout   a thread of its own
     {"progress": ...}, each line <- stdout   report(...)
     {"answer": ...}              <- stdout   what main returns
     {"error": {...}}             <- stdout   the typed error that main raises
     last words                   <- stderr   all that llama.cpp, Python and main print
 
-A child is in a session of its own, so that Ctrl-C is the parent's to answer. It is killed when its caller raises or is
-cancelled, and by the kernel when its parent dies, however that dies (PR_SET_PDEATHSIG). The kernel goes by the thread
-that started the child: start it from a thread that lives as long as the child may.
+A child is in a session of its own, so that Ctrl-C is the parent's to answer. It is killed when its heartbeat ends
+before it does (see vitals.py: it was stopped, or its interpreter hangs), when its caller raises or is cancelled, and by
+the kernel when its parent dies, however that dies (PR_SET_PDEATHSIG). The kernel goes by the thread that started the
+child: start it from a thread that lives as long as the child may.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ import asyncio
 import contextlib
 import importlib
 import json
+import logging
+import math
 import os
+import re
+import select
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,19 +43,28 @@ from types import ModuleType
 from typing import Any, Final, NoReturn
 
 from . import errors as engine_errors
-from .errors import ChildDiedError, ChildTimeoutError, EngineError
+from .errors import ChildDiedError, ChildTimeoutError, EngineError, FullDiskError
+from .files import is_full_disk
 from .private import child_environment, keep_private, make_files_private
-from .process import be_killed_before_parent, die_with, take_limits, take_stdout
+from .process import be_killed_before_parent, die_with, effort, take_limits, take_stdout
+from .vitals import STALL_S, Beat, Lookout, Vitals
 
-Report = Callable[[Any], None]  # called by a child's main with what it has to say on the way, JSON types
+_log = logging.getLogger(__name__)
+
+# Called by a child's main with what it has to say on the way, JSON types; None: nothing, but it gets on.
+Report = Callable[[Any], None]
 
 _LONGEST_LINE_BYTES: Final = 2**28  # no answer of ours is longer
 _LAST_BYTES: Final = 20_000  # of stderr, that last words are looked for in
 _MOST_WORDS: Final = 500  # characters of them
+_BEAT_S: Final = 1.0
+_KILL_S: Final = 5.0  # a killed process that has not ended by then hangs in the kernel, in a driver or on a lost disk
 # After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
 _QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
 # What a library prints when it takes its process down; the line that says more comes first.
-TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+_TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
+# An assertion names the file by its path on the machine that compiled it.
+_SOURCE_FOLDER: Final = re.compile(r"\S*/(?=[^/\s]+:\d+: GGML_)")
 
 
 @dataclass(frozen=True)
@@ -59,11 +75,16 @@ class Limits:
     cpu_s: int | None = None
 
 
+def telling_line(lines: Sequence[str]) -> str | None:
+    """The line in which a library said why it takes the process down, None where there is none."""
+    line = next((line for mark in _TELLING for line in reversed(lines) if mark in line), None)
+    return _SOURCE_FOLDER.sub("", line[:_MOST_WORDS]) if line is not None else None
+
+
 def last_words(output: bytes) -> str:
     """The most telling line of what a process printed, the last one where none stands out; "" for no output."""
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = (line for mark in TELLING for line in reversed(lines) if mark in line)
-    return next(telling, lines[-1] if lines else "")[:_MOST_WORDS]
+    return (telling_line(lines) or (lines[-1] if lines else ""))[:_MOST_WORDS]
 
 
 # --- the parent's side ----------------------------------------------------------------------------------------
@@ -72,14 +93,18 @@ def last_words(output: bytes) -> str:
 class Child:
     """A running child process. `answer` waits for what it comes to; `started` makes one, and sees to its end."""
 
-    def __init__(self, process: asyncio.subprocess.Process, job: Any, title: str, output: int, begins: int) -> None:
-        """title: what the process does, the beginning of a message. output: its stderr, a file of ours, and
-        begins: where in it this run begins."""
+    def __init__(
+        self, process: asyncio.subprocess.Process, job: Any, title: str, output: int, vitals: Vitals | None
+    ) -> None:
+        """title: what the process does, the beginning of a message. output: its stderr, a file of ours whose end this
+        run begins at. vitals: what its heartbeat is judged by; None where it may stand still."""
         self._process = process
         self._job = job
         self._title = title
         self._output = output
-        self._begins = begins
+        self._begins = os.fstat(output).st_size
+        self._vitals = vitals
+        self._hung: str | None = None  # why it was given up
 
     @property
     def pid(self) -> int:
@@ -107,40 +132,76 @@ class Child:
         within_s:    how long the child may take in all; silent_s: how long between two reports. None: no limit.
         errors:      where the classes of its typed errors are looked up by name.
 
-        Raises the error that `main` raised, ChildDiedError for an end without an answer, ChildTimeoutError. A child
-        that has given its answer has done its work, whatever its libraries do on their way out.
+        Raises the error that `main` raised, ChildDiedError for an end without an answer, ChildTimeoutError, also where
+        its heartbeat ends. A child that has given its answer has done its work, whatever its libraries do on their way
+        out.
         """
         now = asyncio.get_running_loop().time
         begun = now()
 
         def due() -> float | None:
+            if self._hung is not None:
+                return now()
             ends = [begun + within_s] if within_s is not None else []
             return min([*ends, now() + silent_s] if silent_s is not None else ends, default=None)
 
         last: dict[str, Any] = {}
         try:
             async with asyncio.timeout_at(due()) as deadline:
-                await self._hand_over()
-                assert self._process.stdout is not None
-                async for line in self._process.stdout:
-                    if not line.endswith(b"\n"):  # it died while it wrote
-                        break
-                    last = json.loads(line)
-                    if "progress" in last:
-                        on_progress(last["progress"])
-                    deadline.reschedule(due())
-                code = await self._process.wait()
+                watching = asyncio.create_task(self._watch(deadline))
+                try:
+                    await self._hand_over()
+                    assert self._process.stdout is not None
+                    async for line in self._process.stdout:
+                        if not line.endswith(b"\n"):  # it died while it wrote
+                            break
+                        try:
+                            said = json.loads(line)
+                        except ValueError:  # a beat after half a line: it died while it wrote, of a thread's doing
+                            continue
+                        if "alive" in said:
+                            self._note(Beat(*said["alive"]))
+                            continue
+                        last = said
+                        if "progress" in last:
+                            on_progress(last["progress"])
+                        deadline.reschedule(due())
+                    code = await self._process.wait()
+                finally:
+                    watching.cancel()
+                    _efforts.pop(self.pid, None)
         except TimeoutError:
             if not deadline.expired():
                 raise
+            if self._hung is not None:
+                raise ChildTimeoutError(self._title, self._hung) from None
             took_too_long = within_s is not None and deadline.when() == begun + within_s
             how = f"did not end in {within_s:.0f} s" if took_too_long else f"gave no sign for {silent_s:.0f} s"
             raise ChildTimeoutError(self._title, how) from None
         if "error" in last:
             raise _revived(last["error"], errors)
         if "answer" not in last:
-            raise ChildDiedError(self._title, code, last_words(self.output))
+            raise ChildDiedError(self._title, code, last.get("words") or last_words(self.output))
         return last["answer"]
+
+    def _note(self, beat: Beat) -> None:
+        _efforts[self.pid] = (beat.steps, beat.cpu_s, beat.reads)
+        if self._vitals is not None:
+            self._vitals.beat(time.monotonic(), beat)
+
+    async def _watch(self, deadline: asyncio.Timeout) -> None:
+        """End the wait for a child that hangs."""
+        if (vitals := self._vitals) is None:
+            return
+        lookout = Lookout(time.monotonic(), vitals.stall_s)
+        while self._hung is None:
+            await asyncio.sleep(lookout.every_s)
+            now = time.monotonic()
+            if lookout.was_away(now):
+                vitals.forgive(now)
+            elif (fault := vitals.fault(now)) is not None:
+                self._hung = f"{fault} and was killed"
+                deadline.reschedule(asyncio.get_running_loop().time())
 
     async def _hand_over(self) -> None:
         stdin = self._process.stdin
@@ -156,16 +217,24 @@ class Child:
             self._process.send_signal(number)
 
     async def stop(self, number: signal.Signals, patience_s: float) -> None:
-        """Tell it to end by a signal, kill it when it has not after `patience_s`; returns when it is gone."""
+        """Tell it to end by a signal, kill it when it has not after `patience_s`; returns when it is gone.
+
+        One that stands still goes on, to hear it: signals wait for that. Source: signal(7), job control.
+        """
         self.send_signal(number)
+        self.send_signal(signal.SIGCONT)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), patience_s)
         await self.kill()
 
     async def kill(self) -> None:
-        """Kill it, also while it stands still; returns when it is gone. Does nothing once it has ended."""
+        """Kill it, also while it stands still; returns when it is gone, or some seconds later where the kernel does
+        not let it end. Does nothing once it has ended."""
         self.send_signal(signal.SIGKILL)
-        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), _KILL_S)
+        except TimeoutError:
+            _log.error("%s (%d) was killed and does not end: it hangs in the kernel", self._title, self.pid)
 
 
 @contextlib.asynccontextmanager
@@ -177,18 +246,21 @@ async def started(
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
     limits: Limits = Limits(),  # frozen
+    stall_s: float | None = STALL_S,
+    idle_s: float | None = None,
 ) -> AsyncIterator[Child]:
     """A child that runs `module.main(job, report)`; killed at the end of the block if it has not ended.
 
     title: what the process does, for messages: "The process that hashes files".
     log:   a file that its output is added to; else it is kept for its last words alone.
     limits: what it may take; a child beyond them dies, or raises MemoryError.
+    stall_s: how long it may be without a heartbeat; None where it may stand still. idle_s: how long its heart may beat
+        while it neither reports nor computes nor reads; None: no limit.
     environment: None for this process's own without its secrets, see `private.child_environment`.
     """
     if environment is None:
         environment = child_environment(os.environ)
     with tempfile.TemporaryFile() if log is None else log.open("a+b") as output:
-        begins = os.fstat(output.fileno()).st_size
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -203,11 +275,20 @@ async def started(
             start_new_session=True,
             limit=_LONGEST_LINE_BYTES,
         )
-        child = Child(process, job, title, output.fileno(), begins)
+        child = Child(process, job, title, output.fileno(), _vitals(stall_s, idle_s))
         try:
             yield child
         finally:
             await child.kill()
+
+
+def _vitals(stall_s: float | None, idle_s: float | None) -> Vitals | None:
+    if stall_s is None:
+        return None
+    now = time.monotonic()
+    vitals = Vitals(now, stall_s, idle_s=idle_s, slow_s=math.inf)  # what `main` does need not be made of steps
+    vitals.work(now, idle_s is not None)
+    return vitals
 
 
 async def run(
@@ -221,9 +302,11 @@ async def run(
     errors: Sequence[ModuleType] = (engine_errors,),
     environment: Mapping[str, str] | None = None,
     limits: Limits = Limits(),  # frozen
+    stall_s: float | None = STALL_S,
 ) -> Any:
     """What `module.main(job, report)` returns in a child of its own; see `started` and `Child.answer`."""
-    async with started(module, job, title=title, environment=environment, limits=limits) as child:
+    child_of = started(module, job, title=title, environment=environment, limits=limits, stall_s=stall_s)
+    async with child_of as child:
         return await child.answer(on_progress, within_s=within_s, silent_s=silent_s, errors=errors)
 
 
@@ -251,6 +334,16 @@ def _revived(told: Mapping[str, Any], modules: Sequence[ModuleType]) -> Exceptio
 
 # --- the child's side -----------------------------------------------------------------------------------------
 
+# Of this process's own children, by their ids: what one of them does is an effort of its parent, who waits for it.
+_efforts: Final[dict[int, tuple[int, float, int]]] = {}
+
+
+def _beat(n_reports: int) -> list[float]:
+    """What a heartbeat says of this process and its children; see vitals.Beat."""
+    cpu_s, reads = effort()
+    steps, theirs_s, theirs = (sum(column) for column in zip((0, 0.0, 0), *list(_efforts.values()), strict=True))
+    return [n_reports + steps, cpu_s + theirs_s, reads + theirs]
+
 
 def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
     """Entry point of every child: reads its job, calls `main` of the module, and ends."""
@@ -269,22 +362,52 @@ def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
             while data:  # at once and whole: this process may be gone with the next call
                 data = data[os.write(answers, data) :]
 
+    n_reports = 0
+
+    def report(progress: Any) -> None:
+        nonlocal n_reports
+        n_reports += 1
+        if progress is not None:
+            say({"progress": progress})
+
+    def live() -> None:
+        room = select.poll()
+        room.register(answers, select.POLLOUT)
+        while True:
+            time.sleep(_BEAT_S)
+            # A parent that stands still reads nothing: a full pipe must not hold this process up.
+            if room.poll(0):
+                say({"alive": _beat(n_reports)})
+
+    say({"alive": _beat(n_reports)})
+    # Signals are the main thread's: one that this one took would not end what that waits for. Threads inherit a mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    threading.Thread(target=live, daemon=True, name="heartbeat").start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = 0
     try:
         job = json.load(sys.stdin.buffer)
-        answer = importlib.import_module(module).main(job, lambda progress: say({"progress": progress}))
+        answer = importlib.import_module(module).main(job, report)
         say({"answer": answer})
     except Exception as error:
+        if isinstance(error, OSError) and is_full_disk(error):
+            error = FullDiskError(error.errno or 0, error.strerror or "")
         if (told := _told(error)) is None:
-            traceback.print_exc()
+            # Also by the pipe: where a disk is full, nothing that is printed arrives.
+            say({"words": f"{type(error).__name__}: {error}"[:_MOST_WORDS]})
             code = 1
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
         else:
             say({"error": told})
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not by way of the interpreter's end: GPU libraries crash there, and threads are waited for.
     os._exit(code)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))
+    from . import child  # the module that a job's `main` imports, and not this second one: both know of its children
+
+    child.serve(sys.argv[1], int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))

@@ -31,7 +31,9 @@ class LoadError(EngineError):
 
 
 class WorkerDiedError(EngineError):
-    """A worker process ended while it was needed."""
+    """A worker process ended while it was needed. cause: see Loss."""
+
+    cause = "unknown"
 
 
 class WorkerHungError(WorkerDiedError):
@@ -39,11 +41,15 @@ class WorkerHungError(WorkerDiedError):
 
 
 class SlowReaderError(EngineError):
-    """More of an answer waited for its reader than is kept; the rest was not generated. limit_bytes: what is kept."""
+    """More of an answer waited for its reader than is kept; the rest was not generated.
 
-    def __init__(self, limit_bytes: int) -> None:
+    limit_bytes: what is kept of one answer, or of all answers together where of_all.
+    """
+
+    def __init__(self, limit_bytes: int, *, of_all: bool = False) -> None:
+        what = "of all answers together" if of_all else "of it"
         super().__init__(
-            f"The answer was ended: more than {limit_bytes // 1024} KB of it waited to be read.",
+            f"The answer was ended: more than {limit_bytes // 1024:,} KB {what} waited to be read.",
             "Read the stream as it comes, or ask for fewer tokens with max_tokens.",
         )
         self.limit_bytes = limit_bytes
@@ -65,6 +71,15 @@ class ChildError(EngineError):
         super().__init__(f"{title} {how}{f': {words}' if words else '.'}", "Run coe doctor.")
         self.how = how
         self.words = words
+
+
+class FullDiskError(EngineError):
+    """A child process could not write a file for want of room. errno, strerror: as of an OSError."""
+
+    def __init__(self, errno: int, strerror: str) -> None:
+        super().__init__(f"A file could not be written: {strerror}.", "Make room, and try again.")
+        self.errno = errno
+        self.strerror = strerror
 
 
 class ChildDiedError(ChildError):

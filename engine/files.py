@@ -12,6 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing fails with where there is no room
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether writing failed for want of room; of a file that is too large to be read an error of ours says more."""
+    return error.errno in FULL_DISK and error.strerror == os.strerror(error.errno)
+
+
 _KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe (FIFO)"),
     (stat.S_ISSOCK, "a socket"),

@@ -22,8 +22,13 @@ NO_TELEMETRY: Final[Mapping[str, str]] = {
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1"}  # nothing but `coe pull` has business with the hub
 
 _SECRET: Final = re.compile(
-    r"TOKEN(?!IZERS)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(KEYS?|PAT|AUTH|COOKIE)$|ACCESS_KEY|PRIVATE_KEY",
+    r"TOKEN(?!IZERS)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY|WEBHOOK|(^|_)AUTH(_|$|ORIZATION)"
+    r"|(^|_)(KEYS?|PAT|COOKIE|DSN|JWT|BEARER|SK)$|_PWD$",
     re.IGNORECASE,
+)
+# What is a token by its form, whatever it is called: of model hubs, GitHub, GitLab, Slack, AWS, and signed ones (JWT).
+_TOKEN_VALUE: Final = re.compile(
+    r"^(Bearer +\S|(sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|AKIA|eyJ)[\w.-]{12,}$)", re.IGNORECASE
 )
 _WITH_PASSWORD: Final = re.compile(r"\w+://[^/\s@]*:[^/\s@]*@")  # a URL that carries one, such as a proxy's
 _URL_USER: Final = re.compile(r"(\w+://)[^/\s@]+@")
@@ -54,4 +59,4 @@ def without_secrets(text: str) -> str:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    return bool(_SECRET.search(name) or _WITH_PASSWORD.search(value))
+    return bool(_SECRET.search(name) or _WITH_PASSWORD.search(value) or _TOKEN_VALUE.search(value))

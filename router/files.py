@@ -1,4 +1,4 @@
-"""Files that somebody names, read within bounds: regular ones alone, and no larger than what they can be."""
+"""Files that somebody names: read within bounds, regular ones alone; and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,23 @@ def read_file(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most_bytes // 2**20} MiB", str(path))
     return content
+
+
+@contextmanager
+def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Paths to write to, one beside each of `paths`; they take their places when the block ends well, one right after
+    the other, and are removed when it does not. The bytes are on the disk before a name changes. Raises OSError."""
+    beside = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    try:
+        yield beside
+        for one in beside:
+            with one.open("rb") as file:
+                os.fsync(file.fileno())
+        for one, path in zip(beside, paths, strict=True):
+            one.replace(path)
+    finally:
+        for one in beside:
+            one.unlink(missing_ok=True)
 
 
 def parse_json(content: bytes) -> Any:

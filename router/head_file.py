@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .encoder import DIMENSIONS
 from .features import N_BUCKETS
-from .files import parse_json, read_file
+from .files import parse_json, read_file, written_beside
 from .head import Floats, Head, HeadError, Hidden, Linear
 from .training_prompts import prompts_digest, shipped_prompts
 
@@ -62,34 +62,31 @@ def save_head(head: Head, path: Path) -> None:
     quantised_prompts, prompts_scale = _quantise(prompts)
     ngram, ngram_scale = _quantise(head.ngram.ngrams)
     joint, joint_scale = _quantise(head.joint.ngrams)
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        np.savez_compressed(
-            file,
-            idf=head.idf.astype(np.float16),
-            ngram=ngram,
-            ngram_scale=ngram_scale,
-            ngram_bias=head.ngram.bias,
-            joint=joint,
-            joint_scale=joint_scale,
-            joint_bias=head.joint.bias,
-            embedding=head.joint.embedding.astype(np.float16),
-            prompts=quantised_prompts,
-            prompts_scale=prompts_scale,
-            **units,
-        )
-    digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-    beside.replace(path)
-    about = {
-        **head.about,
-        "labels": list(head.labels),
-        "temperature": {"ngram": head.ngram.temperature, "joint": head.joint.temperature},
-        "sha256": digest,
-        "prompts_sha256": prompts_digest(),
-    }
-    beside = path.with_name(f".{path.stem}.json.tmp")
-    beside.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    beside.replace(path.with_suffix(".json"))
+    # The head and its description change together: one without the other would be refused.
+    with written_beside(path, path.with_suffix(".json")) as (beside, description):
+        with beside.open("wb") as file:
+            np.savez_compressed(
+                file,
+                idf=head.idf.astype(np.float16),
+                ngram=ngram,
+                ngram_scale=ngram_scale,
+                ngram_bias=head.ngram.bias,
+                joint=joint,
+                joint_scale=joint_scale,
+                joint_bias=head.joint.bias,
+                embedding=head.joint.embedding.astype(np.float16),
+                prompts=quantised_prompts,
+                prompts_scale=prompts_scale,
+                **units,
+            )
+        about = {
+            **head.about,
+            "labels": list(head.labels),
+            "temperature": {"ngram": head.ngram.temperature, "joint": head.joint.temperature},
+            "sha256": hashlib.sha256(beside.read_bytes()).hexdigest(),
+            "prompts_sha256": prompts_digest(),
+        }
+        description.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
 def load_head(path: Path = SHIPPED) -> Head:

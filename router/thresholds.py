@@ -12,7 +12,7 @@ from typing import Any
 
 from .domains import canonical
 from .errors import RouterError
-from .files import parse_json, read_file
+from .files import parse_json, read_file, written_beside
 
 _MOST_BYTES = 2**20
 
@@ -23,9 +23,9 @@ class ThresholdsError(RouterError):
 
 def save_thresholds(path: Path, thresholds: Mapping[str, float], about: Mapping[str, Any]) -> None:
     """Write the file, with how the thresholds were found."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps({"thresholds": dict(thresholds), "about": dict(about)}, indent=2) + "\n", "utf-8")
-    beside.replace(path)
+    text = json.dumps({"thresholds": dict(thresholds), "about": dict(about)}, indent=2)
+    with written_beside(path) as (beside,):
+        beside.write_text(f"{text}\n", "utf-8")
 
 
 def load_thresholds(path: Path) -> dict[str, float]:

@@ -52,6 +52,7 @@ class Prompt:
     own: the parts of the text that are the template's, and the only ones in which control tokens are read.
     closed_by_ban: the answer goes on in a turn that has begun, where the template has no closed thinking block: to keep
           it closed, its opening is not to be drawn.
+    tokens, history_tokens: the text, and its first history_chars, once they have been read; see PromptReader.
     """
 
     text: str
@@ -60,6 +61,8 @@ class Prompt:
     thinking_open: bool = False
     own: Spans = ()
     closed_by_ban: bool = False
+    tokens: tuple[int, ...] = ()
+    history_tokens: tuple[int, ...] = ()
 
 
 class ChatTemplate:

@@ -85,19 +85,23 @@ class Exclusion:
             schema = self._resolve(schema["$ref"])
         return schema
 
-    def _parts(self, schemas: Sequence[Any], depth: int = 0) -> list[Any]:
-        """The schemas that have to be true together: references followed, allOf opened."""
+    def _parts(self, schemas: Sequence[Any]) -> list[Any]:
+        """The schemas that have to be true together, each once: references followed, allOf opened."""
         parts: list[Any] = []
-        for schema in schemas:
-            if not isinstance(schema, Mapping):
-                parts.append(schema)
-                continue
+        seen: set[int] = set()
+        todo = list(reversed(schemas))
+        while todo:
+            schema = todo.pop()
+            if isinstance(schema, Mapping):
+                if id(schema) in seen:
+                    continue
+                seen.add(id(schema))
+                nested = list(schema.get("allOf") or ())
+                if isinstance(schema.get("$ref"), str) and (target := self._resolve(schema["$ref"])) is not None:
+                    nested.append(target)
+                todo += reversed(nested)
             parts.append(schema)
-            nested = list(schema.get("allOf") or ())
-            if isinstance(schema.get("$ref"), str) and (target := self._resolve(schema["$ref"])) is not None:
-                nested.append(target)
-            if nested and depth < _MAX_DEPTH:
-                parts += self._parts(nested, depth + 1)
+        self._steps += len(parts)
         return parts
 
     def _exclude(self, one: Sequence[Any], other: Sequence[Any], depth: int) -> bool:

@@ -14,16 +14,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from jsonschema import Draft4Validator, Draft6Validator, Draft7Validator, Draft201909Validator, Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from referencing.exceptions import Unresolvable
 
 from ..errors import GrammarError
 from .exclusive import Exclusion
-
-Draft: TypeAlias = type[Any]  # a validator class of jsonschema
+from .patterns import as_the_library_reads
+from .validators import MAX_STEPS, Draft, TooCostlyError, exactly, spending, validator_of
 
 SIMPLIFY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."
 _SMALLER: Final = "Write a smaller one."
@@ -82,6 +82,21 @@ _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
 _KNOWN_FORMATS: Final = frozenset(
     ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
+# They say how a text is shown or what it is used for, and forbid none (OpenAPI's, pydantic's).
+_HINTS: Final = frozenset(("password", "binary", "path", "file-path", "directory-path"))
+# Said by a pattern alone.
+_BY_PATTERN: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("byte", "base64"), r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"),
+    "base64url": r"^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2}(==)?|[A-Za-z0-9_-]{3}=?)?$",
+    **{
+        f"uuid{version}": f"^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
+        for version in range(1, 9)
+    },
+}
+_NAMES_OF_FORMATS: Final = ", ".join(sorted(_KNOWN_FORMATS | _BY_PATTERN.keys()))
+_COUNTS: Final = (
+    *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
+)
 
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -104,11 +119,16 @@ class JsonSchema:
     @classmethod
     def read(cls, schema: Any) -> JsonSchema:
         """Raises GrammarError for what is no schema, and for what cannot be followed."""
+        if schema is False:
+            raise GrammarError("response_format.json_schema is false, which allows nothing.", "Give a schema.")
         try:
             draft = _draft_of(schema)
-            followed = _Tightener(schema, draft).tightened()
+            with spending(MAX_STEPS):
+                followed = _Tightener(schema, draft).tightened()
         except RecursionError as error:
             raise GrammarError("response_format.json_schema is nested too deeply.", SIMPLIFY) from error
+        except TooCostlyError as error:
+            raise GrammarError("response_format.json_schema would cost too much to be read.", SIMPLIFY) from error
         return cls(schema, followed, draft)
 
 
@@ -122,15 +142,13 @@ def _draft_of(schema: Any) -> Draft:
             )
     named = schema.get("$schema") if isinstance(schema, Mapping) else None
     known = _BY_NAME.get(named.rstrip("#")) if isinstance(named, str) else None
-    fault: SchemaError | None = None
+    faults: list[Any] = []
     for draft in (known,) if known is not None else _UNNAMED:
-        try:
-            draft.check_schema(schema)
-        except SchemaError as error:
-            fault = fault or error
-        else:
+        fault = next(validator_of(draft, draft.META_SCHEMA, formats=draft.FORMAT_CHECKER).iter_errors(schema), None)
+        if fault is None:
             return draft
-    assert fault is not None
+        faults.append(fault)
+    fault = faults[0]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.path)
     raise GrammarError(
         f"response_format.json_schema is no JSON schema: at ${where[:200]}, {fault.message[:200]}.",
@@ -154,15 +172,17 @@ class _Tightener:
     """Rewrites a copy of a schema in place, each of its parts once."""
 
     def __init__(self, schema: Any, draft: Draft) -> None:
-        self._root = copy.deepcopy(schema)
+        self._root = {} if schema is True else copy.deepcopy(schema)
         self._seen: set[int] = set()
         self._places: list[tuple[dict[str, Any], str]] = []  # each part, and its path
-        self._validator = draft(schema)
+        self._validator = validator_of(draft, schema)
         self._exclusion = Exclusion(self._target, self._accepts)
 
     def tightened(self) -> Any:
         self._tighten(self._root, "$")
         self._refuse_endless()
+        for node, _ in self._places:  # each once, when none is copied any more
+            _write_patterns_anew(node)
         return self._root
 
     def _refuse_endless(self) -> None:
@@ -210,6 +230,9 @@ class _Tightener:
                 raise GrammarError(
                     f"response_format.json_schema: {word}, at {path}, cannot be followed.", _NOT_FOLLOWED[word]
                 )
+        for word in _COUNTS:
+            if isinstance(node.get(word), float):
+                node[word] = int(node[word])  # 5.0 is an integer to JSON Schema, and was found to be one
         _tighten_numbers(node, path)
         _refuse_fine_steps(node, path)
         _tighten_formats(node, path)
@@ -344,15 +367,32 @@ def _refuse_fine_steps(node: Mapping[str, Any], path: str) -> None:
         )
 
 
+def _write_patterns_anew(node: dict[str, Any]) -> None:
+    """Patterns as the library reads them, and references as the URIs that they are."""
+    if isinstance(node.get("pattern"), str):
+        node["pattern"] = as_the_library_reads(node["pattern"])
+    if isinstance(node.get("patternProperties"), dict):
+        node["patternProperties"] = {
+            as_the_library_reads(name): inner for name, inner in node["patternProperties"].items()
+        }
+    if isinstance(node.get("$ref"), str):
+        node["$ref"] = quote(node["$ref"], safe=_OF_URIS)
+
+
 def _tighten_formats(node: dict[str, Any], path: str) -> None:
     kinds = types_of(node)
     if "format" in node and kinds is not None and "string" not in kinds:
         del node["format"]  # int32, double and the like: formats of numbers forbid nothing
     named = node.get("format")
-    if named is not None and named not in _KNOWN_FORMATS:
+    if named in _HINTS:
+        del node["format"]
+    elif isinstance(named, str) and named in _BY_PATTERN:
+        del node["format"]
+        node["allOf"] = [*(node.get("allOf") or ()), {"pattern": _BY_PATTERN[named]}]
+    elif named is not None and named not in _KNOWN_FORMATS:
         raise GrammarError(
             f"response_format.json_schema: the format {named!r:.60}, at {path}, cannot be followed.",
-            f"Leave it out, say it by a pattern, or use one of {', '.join(sorted(_KNOWN_FORMATS))}.",
+            f"Leave it out, say it by a pattern, or use one of {_NAMES_OF_FORMATS}.",
         )
     patterns = _FORMATS.get(named, ()) if isinstance(named, str) else ()
     if patterns:
@@ -360,11 +400,11 @@ def _tighten_formats(node: dict[str, Any], path: str) -> None:
 
 
 def target_of(reference: str, root: Any) -> Any:
-    """What a reference within a schema points at (RFC 6901), None for any other."""
+    """What a reference within a schema points at (RFC 6901, also as a URI's fragment), None for any other."""
     if reference != "#" and not reference.startswith("#/"):
         return None
     found = root
-    for part in reference.split("/")[1:]:
+    for part in unquote(reference).split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, Mapping):
             found = found.get(part)
@@ -465,11 +505,6 @@ def _bound(node: dict[str, Any], word: str, exclusive: str, upwards: bool) -> _B
     return found
 
 
-def exactly(value: float) -> Decimal:
-    """A number as it was written."""
-    return Decimal(repr(value))
-
-
 def is_wide(value: Any) -> bool:
     """Whether a value is or holds a number that the library would round."""
     if isinstance(value, list | dict):
@@ -478,6 +513,10 @@ def is_wide(value: Any) -> bool:
         digits = Decimal(repr(value)).normalize()
         return len(digits.as_tuple().digits) > _SAFE_DIGITS or abs(digits.adjusted()) > _SAFE_EXPONENT
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT
+
+
+# What a URI is made of, or has been encoded already.
+_OF_URIS: Final = "#/?:@!$&'()*+,;=%~._-"
 
 
 def needs_escapes(written: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from llguidance import LLTokenizer
@@ -25,7 +26,7 @@ from .tools.reading import Toolbox
 from .tools.shown import simple
 
 # From here on a prompt is worth a look at its length before it is read into tokens.
-_LONG_PROMPT_CHARS = 100_000
+_LONG_PROMPT_BYTES: Final = 10_000
 
 _NO_CHAT: Final = "It answers POST /v1/completions only; chats need another GGUF of the model, with a chat template."
 
@@ -141,11 +142,21 @@ class PromptReader:
         return tokenizer_of(self._vocab, {tag for family in families for tag in self._tags_of(family).values()})
 
     def prompt_of(self, request: GenerateRequest) -> Prompt:
-        """What a request is to be continued from.
+        """What a request is to be continued from, read into tokens.
 
-        Takes as long as the chat template does, within its bounds, and may run on a thread of its own. Raises
-        TemplateError, ModelTemplateError and ThinkingPolicyError.
+        Takes as long as the chat template does, within its bounds, and seconds for a text that some vocabularies are
+        slow to read; may run on a thread of its own. Raises TemplateError, ModelTemplateError, ThinkingPolicyError and
+        PromptTooLongError.
         """
+        # Of a conversation templates may leave out anything but what its user says, its margins aside.
+        said = (str(m.get("content") or "").strip() for m in request.messages or () if m["role"] == "user")
+        self._refuse_long(sum(map(len, said)))
+        prompt = self._rendered(request)
+        self._refuse_long(len(prompt.text.encode("utf-8", "replace")))
+        history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
+        return replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+
+    def _rendered(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:
             tags = self.template.tags if self.template else ()
             own = ((0, len(request.prompt)),) if request.raw_prompt and request.prompt else ()
@@ -180,19 +191,14 @@ class PromptReader:
         """
         prompt = prompt if prompt is not None else self.prompt_of(request)
         vocab, context_tokens = self._vocab, self._context_tokens
-        # Reading megabytes into tokens takes seconds in which no answer goes on: refuse what cannot fit.
-        if len(prompt.text) > _LONG_PROMPT_CHARS:
-            at_least = len(prompt.text.encode("utf-8", "replace")) // vocab.longest_piece_bytes
-            if at_least >= context_tokens:
-                raise PromptTooLongError(at_least, context_tokens, at_least=True)
-        tokens = self._tokens(prompt)
+        tokens = list(prompt.tokens)
         if not tokens:
             tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
         if len(tokens) >= context_tokens:
             raise PromptTooLongError(len(tokens), context_tokens)
-        history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
+        history = list(prompt.history_tokens)
         room = context_tokens - len(tokens)
         return ActiveSequence(
             request,
@@ -214,6 +220,13 @@ class PromptReader:
         family = self.template.family if self.template is not None else None
         tokens = self._vocab.tokenize_on(family.opening) if family is not None else []
         return tokens[:1] if tokens and self._vocab.is_control(tokens[0]) else []
+
+    def _refuse_long(self, at_least_bytes: int) -> None:
+        """Refuse what cannot fit before it is rendered and read: that takes seconds for megabytes, and for some texts
+        of fewer."""
+        at_least = at_least_bytes // self._vocab.longest_piece_bytes
+        if at_least_bytes > _LONG_PROMPT_BYTES and at_least >= self._context_tokens:
+            raise PromptTooLongError(at_least, self._context_tokens, at_least=True)
 
     def _tokens(self, prompt: Prompt, chars: int | None = None) -> list[int]:
         """Tokens of a prompt, or of its first characters."""

@@ -36,6 +36,7 @@ from .origin import spans_of
 # An honest template writes what it was given and some lines about it. The bound keeps its parent from reading more.
 _MOST_TIMES: Final = 4
 _MOST_EXTRA_CHARS: Final = 1_000_000
+_MOST_WORDS: Final = 2_000  # characters of what it says when it fails, which may be as long as its memory allows
 
 
 def _allow_cpu(seconds: int, total_seconds: int) -> None:
@@ -73,9 +74,9 @@ class _Rendering:
         except MemoryError:
             return {"error": "memory", "message": ""}
         except RefusedError as error:
-            return {"error": "refused", "message": str(error)}
+            return {"error": "refused", "message": str(error)[:_MOST_WORDS]}
         except Exception as error:  # a template is a program: it may fail in any way
-            return {"error": "failed", "message": told(error)}
+            return {"error": "failed", "message": told(error)[:_MOST_WORDS]}
 
 
 def main() -> NoReturn:

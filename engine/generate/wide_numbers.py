@@ -12,8 +12,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from referencing.exceptions import Unresolvable
+
 from ..errors import GrammarError
 from .json_schema import JsonSchema, is_integral, is_wide, target_of
+from .validators import MAX_STEPS, TooCostlyError, spending, validator_of
 
 _BOUNDS: Final = ("minimum", "maximum")
 _SAYS_NOTHING: Final = frozenset(
@@ -56,8 +59,12 @@ def rules_of(schema: JsonSchema, options: Mapping[str, Any], prefix: str = "") -
     options: the library's, for the JSON schemas within. prefix: what the rules' names begin with.
     Raises GrammarError where such a number stands below a keyword that cannot be written as a rule.
     """
-    rules = _Rules(schema, options, prefix)
-    return rules.start(), rules.lines
+    try:
+        with spending(MAX_STEPS):
+            rules = _Rules(schema, options, prefix)
+            return rules.start(), rules.lines
+    except (TooCostlyError, Unresolvable) as error:
+        raise GrammarError(f"response_format.json_schema cannot be followed: {error}.", _REMEDY) from error
 
 
 class _Rules:
@@ -68,7 +75,7 @@ class _Rules:
         self._options = options
         self.lines: list[str] = []
         self._of_reference: dict[str, str] = {}
-        self._validator = schema.draft(schema.wanted)
+        self._validator = validator_of(schema.draft, schema.wanted)
 
     def start(self) -> str:
         return self._rule(self._root, "$")

@@ -121,6 +121,8 @@ def _no_gguf(path: Path, begin: bytes) -> ModelFileError:
     """What a file is that is no GGUF. Never what it says: a link may lead to any file of this machine."""
     if not begin:
         return ModelFileError(f"{path} is not a GGUF file: it is empty.", "Fetch it again (coe pull).")
+    if b"GGUF".startswith(begin):
+        return _ends_early(path)
     stripped = begin.lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, what, remedy in _KNOWN:
         if begin.startswith(magic) or (magic.startswith(b"<") and stripped.startswith(magic)):

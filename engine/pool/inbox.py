@@ -16,21 +16,42 @@ _JOINED_BYTES: Final = 1024  # of text, that one delta is joined up to
 _LOGPROB_BYTES: Final = 64  # about what a token's log-probability takes in an answer, and each of its rivals'
 
 
+class Unread:
+    """Bounds text that waits for readers: of one request, and of all requests that share this.
+
+    A request whose reader has taken all there was may always go on, however much the others' have left.
+    """
+
+    def __init__(self, each_bytes: int, total_bytes: int) -> None:
+        """each_bytes: of one request. total_bytes: of all together."""
+        self.each_bytes = each_bytes
+        self.total_bytes = total_bytes
+        self.waiting_bytes = 0
+
+    def fault(self, waiting_bytes: int, more_bytes: int) -> SlowReaderError | None:
+        """Why a request, so much of which waits already, may not have more of it wait; None when it may."""
+        if waiting_bytes + more_bytes > self.each_bytes:
+            return SlowReaderError(self.each_bytes)
+        if self.waiting_bytes + more_bytes > self.total_bytes:
+            return SlowReaderError(self.total_bytes, of_all=True)
+        return None
+
+
 class Inbox:
     """Holds what a worker said of a request until it is taken.
 
         open ── Finished, Rejected ──> ended: what is there can still be taken
           ├──── fail ────────────────> ended: then the error is raised
-          └──── more than limit_bytes ──> ended, then SlowReaderError
+          └──── more than may wait ──> ended, then SlowReaderError
 
     `on_end` is called once, when the request has ended, whether or not anything was taken: from then on the resident
-    does nothing for it any more.
+    does nothing for it any more. `close` it when its reader has gone.
     """
 
-    def __init__(self, on_end: Callable[[], None] | None = None, limit_bytes: int | None = None) -> None:
-        """limit_bytes: of text that may wait for the reader; None for no limit."""
+    def __init__(self, on_end: Callable[[], None] | None = None, unread: Unread | None = None) -> None:
+        """unread: what may wait for the reader; None for no limit."""
         self._on_end = on_end
-        self._limit_bytes = limit_bytes
+        self._unread = unread
         self._events: deque[Event] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
@@ -46,10 +67,10 @@ class Inbox:
         if self.ended:
             return
         size = _size(event)
-        if self._limit_bytes is not None and self._events and self._waiting_bytes + size > self._limit_bytes:
-            self.fail(SlowReaderError(self._limit_bytes))
+        if self._unread is not None and self._events and (fault := self._unread.fault(self._waiting_bytes, size)):
+            self.fail(fault)
             return
-        self._waiting_bytes += size
+        self._wait(size)
         last = self._events[-1] if len(self._events) >= _BEHIND else None
         if isinstance(event, Delta) and isinstance(last, Delta) and _joinable(last, event):
             self._events[-1] = _joined(last, event)
@@ -79,8 +100,18 @@ class Inbox:
             self._arrived.clear()
             await self._arrived.wait()
         event = self._events.popleft()
-        self._waiting_bytes -= _size(event)
+        self._wait(-_size(event))
         return event
+
+    def close(self) -> None:
+        """Drop what was not taken, and leave its room to others; nothing may be put or taken afterwards."""
+        self._events.clear()
+        self._wait(-self._waiting_bytes)
+
+    def _wait(self, more_bytes: int) -> None:
+        self._waiting_bytes += more_bytes
+        if self._unread is not None:
+            self._unread.waiting_bytes += more_bytes
 
 
 def _size(event: Event) -> int:

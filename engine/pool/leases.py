@@ -11,6 +11,7 @@ from ..errors import EngineError
 from ..request import Event, GenerateRequest
 from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
+from .inbox import Unread
 from .placement import CacheAffinity
 from .types import Stop
 
@@ -51,12 +52,12 @@ class Lease:
         request: GenerateRequest,
         *,
         on_end: Callable[[], None] | None = None,
-        unread_bytes: int | None = None,
+        unread: Unread | None = None,
     ) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         assert self._booking is not None, "the lease was released"
         assert self._booking.resident is not None
-        return self._booking.resident.generate(request, on_end=on_end, unread_bytes=unread_bytes)
+        return self._booking.resident.generate(request, on_end=on_end, unread=unread)
 
     def release(self) -> None:
         """End the hold; a second call does nothing."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from ..errors import EngineError, LoadError
+from ..errors import EngineError, LoadError, WorkerDiedError
 from ..logs import for_request
 from ..spec import LoadSpec, Thinking
 from ..units import size_text
@@ -68,7 +68,8 @@ class Loader:
         """Start the booking's resident, and book what it takes where that is more than predicted.
 
         disturbed: memory may be taken by other things meanwhile.
-        Raises EngineError when the load fails; the next one of its group then has to wait: see `failure`.
+        Raises EngineError when the load fails; the next one of its group then has to wait, unless the process was lost
+        for the first time: see `failure`.
         """
         self._under_way.add(booking.key)
         if disturbed or len(self._under_way) > 1:
@@ -138,5 +139,7 @@ class Loader:
     def _count_failure(self, group: str, error: EngineError) -> None:
         last = self._failures.get(group)
         count = last.count + 1 if last is not None else 1
-        pause_s = min(_LONGEST_PAUSE_S, self._limits.load_backoff_s * 2 ** (count - 1))
+        # One lost process says nothing of the model: whoever was killed for memory need not be who took it.
+        n_pauses = count - 1 if isinstance(error, WorkerDiedError) else count
+        pause_s = min(_LONGEST_PAUSE_S, self._limits.load_backoff_s * 2 ** (n_pauses - 1)) if n_pauses else 0.0
         self._failures[group] = LoadFailure(error, self._clock() + pause_s, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
+from ..request import GenerateRequest
 from ..spec import Device, Footprint, LoadSpec, Thinking
 from ..units import size_text
 
@@ -25,7 +26,7 @@ _PROBE_LIMITS: Final = child.Limits(memory_bytes=6 * 2**30, cpu_s=300)
 class Prediction:
     """A dry run's result.
 
-    refused:    thinking policies the model cannot carry out, name -> why.
+    refused:    specialists whose thinking policy or system prompt the model cannot carry out, name -> why.
     chat_fault: why the model cannot answer chats, with a remedy; None when it can.
     """
 
@@ -42,15 +43,18 @@ class Hardware:
     system_info: str
 
 
-async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None) -> Prediction:
+async def predict(
+    spec: LoadSpec, policies: Mapping[str, Thinking] | None = None, chats: Sequence[GenerateRequest] = ()
+) -> Prediction:
     """What loading a spec would take, and whether its thinking policies hold; nothing is loaded.
 
+    chats: the shortest that its specialists will be asked, system prompts in them: one that does not fit is refused.
     Raises ModelFileError when the file cannot be loaded at all.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
     what = f"dry run of {spec.path.name}"
     try:
-        job = {"spec": spec.to_json(), "policies": asked}
+        job = {"spec": spec.to_json(), "policies": asked, "chats": [chat.to_json() for chat in chats]}
         answer = await child.run(_PROBE, job, title=f"The {what}", within_s=_PROBE_S, limits=_PROBE_LIMITS)
     except ChildTimeoutError as error:
         raise ModelFileError(f"A {what} {error.how}.") from None
@@ -64,7 +68,7 @@ async def predict(spec: LoadSpec, policies: Mapping[str, Thinking] | None = None
         if error.code >= 0:
             raise
         raise ModelFileError(
-            f"llama.cpp crashed on a {what} ({ending(error.code)}): {error.words}",
+            f"llama.cpp crashed on a {what} ({ending(error.code)}): {error.words.rstrip('.')}.",
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
         ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}

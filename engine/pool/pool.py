@@ -13,7 +13,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..errors import EngineError, LoadError, QueueFullError, ShuttingDownError, UnavailableError, WaitTimeoutError
+from ..errors import (
+    EngineError,
+    LoadError,
+    QueueFullError,
+    ShuttingDownError,
+    UnavailableError,
+    WaitTimeoutError,
+    WorkerDiedError,
+)
 from ..logs import REQUEST_ID, for_request
 from ..spec import LoadSpec
 from ..units import size_text
@@ -416,6 +424,8 @@ class Pool:
             await self._loader.load(booking, spec, policies, disturbed=bool(self._bookings.reservations))
         except EngineError as error:
             _log.error("loading %s failed: %s", booking.title, error, extra=extra)
+            if isinstance(error, WorkerDiedError):
+                self.deaths[error.cause] += 1
             self._drop_failed(booking, error)
             return
         booking.state, booking.last_used, booking.warm_since = State.WARM, self._clock(), self._clock()

@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
-from ..child import TELLING
+from ..child import telling_line
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
 from ..request import Event, Finished, GenerateRequest, Rejected, event_from_json
 from ..spec import LoadSpec, Thinking
-from .inbox import Inbox
-from .vitals import STALL_S, Beat, Lookout, Vitals
+from ..vitals import STALL_S, Beat, Lookout, Vitals
+from .inbox import Inbox, Unread
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -55,13 +55,13 @@ class Resident(Protocol):
         request: GenerateRequest,
         *,
         on_end: Callable[[], None] | None = None,
-        unread_bytes: int | None = None,
+        unread: Unread | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events of one answer, Accepted first. Leaving the iterator early ends the generation.
 
         The generation does not wait for the iterator: what is not taken yet is kept, deltas joined.
         on_end:       called once when the resident has done with the request, whether or not its events are taken.
-        unread_bytes: more text than that is not kept: the generation ends, and the iterator with SlowReaderError.
+        unread:       more text than it lets wait is not kept: the generation ends, the iterator with SlowReaderError.
         Raises the EngineError of a rejected request, WorkerDiedError when the resident goes meanwhile, and what
         `refuse` was given.
         """
@@ -315,7 +315,7 @@ class WorkerResident:
         if self._hung is not None:
             return self._hung
         code = self._process.returncode
-        cause = next((line for mark in TELLING for line in self._tail if mark in line), None)
+        cause = telling_line(list(self._tail))
         if cause is None and self._tail and code is not None and code > 0:
             cause = self._tail[-1]  # an exception's last line; what was printed before a signal need not be its cause
         return f"died ({ending(code) if code is not None else 'with its server'}){f': {cause}' if cause else ''}"
@@ -331,7 +331,9 @@ class WorkerResident:
     def _death(self) -> WorkerDiedError:
         kind = WorkerDiedError if self._hung is None else WorkerHungError
         worker = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
-        return kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
+        death = kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
+        death.cause = self._cause()
+        return death
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if not self._gone.is_set() and not self._writer.is_closing():
@@ -342,12 +344,12 @@ class WorkerResident:
         request: GenerateRequest,
         *,
         on_end: Callable[[], None] | None = None,
-        unread_bytes: int | None = None,
+        unread: Unread | None = None,
     ) -> AsyncGenerator[Event, None]:
         """See Resident.generate."""
         if self._lost.done():
             raise self._death()
-        self._inboxes[request.id] = inbox = Inbox(on_end, unread_bytes)
+        self._inboxes[request.id] = inbox = Inbox(on_end, unread)
         self._vitals.work(time.monotonic(), True)
         self._send({"op": "generate", "request": request.to_json()})
         try:
@@ -360,6 +362,7 @@ class WorkerResident:
                     return
         finally:
             del self._inboxes[request.id]
+            inbox.close()
             if not inbox.ended:
                 self._send({"op": "cancel", "id": request.id})
 

@@ -52,7 +52,7 @@ class SpareWorker:
         policies: Mapping[str, Thinking],
         on_progress: Callable[[float], None],
     ) -> WorkerResident | None:
-        """The spare with the model; None where it was killed as it waited, by the kernel for want of memory, say."""
+        """The spare with the model; None where it ended as it waited: killed for want of memory, or for it hung."""
         begun = False
 
         def report(fraction: float) -> None:
@@ -62,9 +62,10 @@ class SpareWorker:
 
         try:
             await spare.load(spec, policies, report)
-        except WorkerDiedError:
+        except WorkerDiedError as error:
             if begun:
                 raise
+            _log.warning("another worker is started in place of the spare one: %s", error.message)
             return None
         return spare
 

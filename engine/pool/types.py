@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..spec import LoadSpec, Thinking
+from ..vitals import STALL_S
 from .admission import GroupView
 from .placement import Distances
 from .resident import Resident
-from .vitals import STALL_S
 
 
 @dataclass(frozen=True)

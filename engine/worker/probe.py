@@ -15,7 +15,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as Type
 
 from ..child import Report
-from ..errors import EngineError, ModelTemplateError
+from ..errors import EngineError, ModelTemplateError, PromptTooLongError
 from ..generate.prompt import PromptReader
 from ..generate.renderer import Limits
 from ..gguf.header import Header, TensorInfo
@@ -26,6 +26,7 @@ from ..llama.ggml import require_layout
 from ..llama.log import start
 from ..llama.model import Model
 from ..process import rss_bytes
+from ..request import GenerateRequest
 from ..spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode
 from .batch import BatchLoop
 
@@ -113,7 +114,7 @@ def buffers(log: Iterable[str]) -> tuple[int, int, int]:
 class DryRun:
     """What loading a spec would come to.
 
-    refused:    thinking policies that the model's template cannot carry out: name -> why.
+    refused:    specialists whose thinking policy or system prompt the model cannot carry out: name -> why.
     chat_fault: why the model cannot answer chats; None when it can.
     """
 
@@ -122,7 +123,9 @@ class DryRun:
     chat_fault: EngineError | None
 
 
-def dry_run(spec: LoadSpec, found: Sequence[Device], policies: dict[str, Any]) -> DryRun:
+def dry_run(
+    spec: LoadSpec, found: Sequence[Device], policies: dict[str, Any], chats: Sequence[GenerateRequest] = ()
+) -> DryRun:
     """Bring the model up without memory, add up, and try its chat template. Raises EngineError when it would not load.
 
     What sharing needs of llama.cpp is looked at too: LayoutError says that specialists have to be loaded apart.
@@ -148,6 +151,8 @@ def dry_run(spec: LoadSpec, found: Sequence[Device], policies: dict[str, Any]) -
     )
     overhead += spec.ram_budget_bytes
     refused, chat_fault = try_policies(prompts, policies)
+    if chat_fault is None and prompts.template is not None:
+        refused = {**too_long(prompts, chats), **refused}
     loop.close()
     context.close()
     sizes = _footprint(
@@ -208,6 +213,24 @@ def try_policies(prompts: PromptReader, policies: dict[str, Any]) -> tuple[dict[
     return refused, None
 
 
+def too_long(prompts: PromptReader, chats: Iterable[GenerateRequest]) -> dict[str, str]:
+    """Specialists whose shortest chat leaves no room for an answer, name -> why: every longer one would be refused."""
+    found: dict[str, str] = {}
+    for chat in chats:
+        try:
+            prompts.read(chat, None, 0)
+        except PromptTooLongError as error:
+            key = "server.max_prompt_tokens" if error.by_roster else "context_tokens"
+            found[chat.specialist] = (
+                f"Its shortest prompt has {'at least ' if error.at_least else ''}{error.prompt_tokens} tokens, system "
+                f"prompt and chat template, and {key} is {error.limit_tokens}: every chat would be refused. "
+                f"Shorten its system_prompt, or raise {key}."
+            )
+        except EngineError:
+            continue  # what else is wrong is said elsewhere
+    return found
+
+
 def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """What the child answers: this machine's devices and, for a job with a spec, what loading it would take."""
     start()
@@ -215,7 +238,8 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     answer: dict[str, Any] = {"devices": [vars(device) for device in found], "system_info": system_info()}
     if "spec" in job:
         spec = LoadSpec.from_json(job["spec"])
-        tried = dry_run(spec, found, job.get("policies", {}))
+        chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
+        tried = dry_run(spec, found, job.get("policies", {}), chats)
         answer["footprint"] = vars(tried.footprint)
         answer["refused"] = tried.refused
         if (fault := tried.chat_fault) is not None:

@@ -12,7 +12,7 @@ Operations that the server sends:
     {"op": "stop"}
 
 Frames beside the events of requests: `alive` once a second from the beginning to the end, on a thread of its own, so
-that a decode of minutes is no silence (see pool/vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
+that a decode of minutes is no silence (see vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
 second with work and when the last request has ended; and `log` with a level, a message and a request's id: warnings,
 and with log_decisions one line of level debug for every decision.
 """
@@ -60,6 +60,7 @@ from .batch import BatchLoop
 _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
 _RENDERED_WITHIN_S = 0.02
+_AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without such a thread
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ class Worker:
     def _handle(self, loop: BatchLoop, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
-            if request.response_format is None and request.messages is None:
+            plain = request.response_format is None and request.messages is None
+            if plain and len(request.prompt or "") < _AT_ONCE_CHARS:
                 loop.submit(request)
                 return
             self._preparing.add(request.id)

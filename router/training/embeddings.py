@@ -12,6 +12,7 @@ import numpy as np
 
 from ..encoder import DIMENSIONS, Encodes
 from ..errors import RouterError
+from ..files import written_beside
 from ..head import Floats
 
 EMBEDDED_AT_ONCE = 256
@@ -53,11 +54,9 @@ class KeptEmbeddings:
     def _write(self) -> None:
         if self._path is None or len(self._rows) == self._n_written:
             return
-        beside = self._path.with_name(f".{self._path.name}.tmp")
-        with beside.open("wb") as file:
+        with written_beside(self._path) as (beside,), beside.open("wb") as file:
             keys = np.frombuffer(b"".join(self._rows), np.uint8).reshape(-1, KEY_BYTES)
             np.savez(file, keys=keys, rows=np.stack(list(self._rows.values())))
-        beside.replace(self._path)
         self._n_written = len(self._rows)
 
 

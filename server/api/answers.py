@@ -12,7 +12,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from coe.engine.request import Delta
+from coe.engine.request import Delta, Event, Finish, Finished
 
 from ..roster.values import AUTO
 from ..runtime.answer import Answer
@@ -71,7 +71,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             answer = Answer(college, call.request, choice, metrics)
             envelope = call.envelope(answer)
             if not call.request.stream:
-                return await until_gone(request, _whole(answer, envelope))
+                return await until_gone(request, _whole(request, answer, envelope))
             return await _stream(request, answer, envelope, dialect, metrics, started_s, settings.first_byte_s)
 
     for path, dialect in dialects.items():
@@ -113,10 +113,12 @@ def _decision(choice: Choice) -> dict[str, Any]:
     }
 
 
-async def _whole(answer: Answer, envelope: Envelope) -> Response:
+async def _whole(request: Request, answer: Answer, envelope: Envelope) -> Response:
     try:
         await answer.open()
         outcomes = await answer.whole()
+        for outcome in outcomes:
+            _note_loop(request, outcome.end)
         return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers())
     finally:
         await answer.close()
@@ -147,8 +149,14 @@ async def _stream(
         await close()
         raise
     keep_alive = dialect.stream_format.keep_alive if not opening.done() else None
-    frames = _frames(answer, opening, envelope, keep_alive, metrics, started_s)
+    frames = _frames(request, answer, opening, envelope, keep_alive, metrics, started_s)
     return EventStream(frames, close, answer.provenance.headers(), dialect)
+
+
+def _note_loop(request: Request, event: Event) -> None:
+    """The loop guard's end is an answer to the client; the journal knows of it."""
+    if isinstance(event, Finished) and event.reason is Finish.LOOP:
+        about(request.scope, end="loop")
 
 
 async def _wait(task: asyncio.Task[None], seconds: float) -> None:
@@ -156,6 +164,7 @@ async def _wait(task: asyncio.Task[None], seconds: float) -> None:
 
 
 async def _frames(
+    request: Request,
     answer: Answer,
     opening: asyncio.Task[None],
     envelope: Envelope,
@@ -175,6 +184,7 @@ async def _frames(
             if first and isinstance(step.event, Delta):
                 first = False
                 metrics.first_text(time.perf_counter() - started_s)
+            _note_loop(request, step.event)
             if frames := b"".join(envelope.frames(step)):
                 yield frames
     if end := b"".join(envelope.closing()):

@@ -18,6 +18,7 @@ from coe.engine.logs import for_request
 
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, failure_of
+from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
@@ -127,7 +128,7 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
         response = error_response(dialect_at(request.scope["path"]), failure)
-        if failure.status == 500:
+        if failure.unforeseen:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(
                 "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
@@ -136,15 +137,19 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 response.headers[REQUEST_ID_HEADER] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
-            # What was wrong with a request is told to its client alone: the message may quote it.
-            reason = failure.message if failure.status >= 500 else failure.code or failure.param or failure.type
+            # What was wrong with a request, or with its answer, is told to its client alone: the message may quote it.
+            reason = failure.message if failure.status == 503 else failure.code or failure.param or failure.type
             _log.debug(
                 "%s %s refused with %d: %s", request.method, shown(request.scope["path"]), failure.status, reason
             )
         return response
 
+    left = LineLimit()
+
     async def gone(request: Request, error: Exception) -> Response:
-        _log.info("%s %s: the client left before it had its answer", request.method, shown(request.scope["path"]))
+        line = f"{request.method} {shown(request.scope['path'])}: the client left before it had its answer"
+        if (shown_line := left.line(line)) is not None:
+            _log.info("%s", shown_line)
         return Response(status_code=499)  # nginx's code for a client that closed the connection
 
     for kind in (RequestError, EngineError, HTTPException, Exception):

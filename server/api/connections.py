@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final, Protocol
 
+from ..runtime.line_limit import LineLimit
+
 _log = logging.getLogger(__name__)
 
 SWEEP_S: Final = 1.0
@@ -100,6 +102,7 @@ class Connections:
         self._open: dict[Connection, None] = {}
         self._unsent: dict[Connection, tuple[int, float]] = {}  # bytes left, and since when they are so many
         self._said_s: dict[str, float] = {}
+        self._lines = LineLimit()
         self._timer: asyncio.TimerHandle | None = None
 
     def fit(self, descriptors: int, in_use: int) -> None:
@@ -146,7 +149,7 @@ class Connections:
             elif before == 0 or left < before:
                 self._unsent[connection] = (left, now_s)
             elif now_s - since_s >= self.limits.write_s:
-                _log.info("A client that read nothing for %.0f s was disconnected.", now_s - since_s)
+                self.note(f"A client that read nothing for {now_s - since_s:.0f} s was disconnected.")
                 connection.abort()
                 continue
             else:  # more than before may wait while a slow one reads: a later look sees it become less
@@ -192,6 +195,11 @@ class Connections:
             connection.abort()
         else:
             connection.time_out()
+
+    def note(self, line: str) -> None:
+        """Write how a connection ended, but not a flood of such lines."""
+        if (shown := self._lines.line(line)) is not None:
+            _log.info("%s", shown)
 
     def _say(self, line: str) -> None:
         """A warning, unless the same one was said a moment ago."""

@@ -1,4 +1,5 @@
-"""The journal of requests: lines for refusals, slow requests and administration; in flight, times and counts.
+"""The journal of requests: lines for refusals, answers that did not end well, slow requests and administration; in
+flight, times and counts.
 
 A line holds who asked (by address, and the fingerprint of the key), what for and how it ended, and nothing of a body.
 """
@@ -8,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
+import urllib.parse
+from ipaddress import ip_address
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +40,8 @@ class Journal:
         self._app = app
         self._metrics = metrics
         self._slow_s = slow_s
-        self._refusals, self._slow = LineLimit(), LineLimit()
+        self._refusals, self._ends = LineLimit(), LineLimit()
+        self._slow, self._denied = LineLimit(), LineLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -76,11 +81,17 @@ class Journal:
             self._metrics.ended(request.specialist, outcome, took_s)
         who = _who(scope)
         # What is refused before it has met its route is named by what was asked for.
-        place = shown(scope["path"]) if request.route == "other" else request.route
+        place = _word(scope["path"]) if request.route == "other" else request.route
         if status >= 400 and status != 499 and request.route not in ("/ready", "/health"):
             _limited(
                 self._refusals,
                 f"refused {scope['method']} {place} with {status} {code}: model {request.model}, {who}",
+            )
+        elif request.end:  # the client had its status, and perhaps text, before that was known
+            _limited(
+                self._ends,
+                f"{outcome}: {scope['method']} {request.route} ended with {request.end} after {took_s:.1f} s: "
+                f"model {request.model}, answered by {request.specialist}, {who}",
             )
         elif 0 < self._slow_s < took_s:
             _limited(
@@ -89,16 +100,29 @@ class Journal:
                 f"answered by {request.specialist}, {who}",
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
-            what = scope.get("path_params", {}).get("name") or request.model
-            _log.info("administration: POST %s of %s %s: %d %s", place, what, who, status, outcome)
+            what = _word(scope.get("path_params", {}).get("name") or request.model)
+            line = f"administration: {scope['method']} {place} of {what} {who}: {status} {outcome}"
+            if status < 400:
+                _log.info("%s", line)
+            else:  # it changed nothing, and anybody can bring about as many as they like
+                _limited(self._denied, line)
 
 
-def about(scope: Scope, *, model: str | None = None, specialist: str | None = None) -> None:
-    """Note which model a request names and which specialist answers it, once that is known."""
+def about(scope: Scope, *, model: str | None = None, specialist: str | None = None, end: str | None = None) -> None:
+    """Note which model a request names, which specialist answers it, and how the answer ended where its status cannot
+    say it; each once it is known."""
     request: RunningRequest | None = scope.get(RUNNING_KEY)
     if request is not None:
+        # Not at the response's start alone: who looks for what hangs looks before that.
+        request.route = getattr(scope.get("route"), "path", request.route)
         request.model = request.model if model is None else model
         request.specialist = request.specialist if specialist is None else specialist
+        request.end = request.end if end is None else end
+
+
+def _word(text: str) -> str:
+    """A client's text as one word: with spaces in it a path could say the rest of the line itself."""
+    return re.sub(r"\s", lambda space: urllib.parse.quote(space[0]), shown(text))
 
 
 def _outcome(status: int) -> str:
@@ -108,18 +132,30 @@ def _outcome(status: int) -> str:
 
 
 def _limited(limit: LineLimit, line: str) -> None:
-    kept_back = limit.take()
-    if kept_back is not None:
-        _log.info("%s%s", line, f" ({kept_back} such lines before it were left out)" if kept_back else "")
+    if (shown_line := limit.line(line)) is not None:
+        _log.info("%s", shown_line)
 
 
 def _who(scope: Scope) -> str:
     """The address, and the key's fingerprint: of a hash, so that the log gives no key away."""
     address = (scope.get("client") or ("-",))[0]
+    who = f"from {address}"
+    if (behind := _forwarded_for(scope)) is not None:
+        who += f" (which says for {behind})"
     _, key = credentials(scope)
     if not key:
-        return f"from {address}"
-    return f"from {address} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"
+        return who
+    return f"{who} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"
+
+
+def _forwarded_for(scope: Scope) -> str | None:
+    """The address that a proxy in front names, the last one added; no text that is no address. Anybody may send it."""
+    given = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    try:
+        address = ip_address(given[-1].rpartition(b",")[2].strip().decode("ascii")) if given else None
+    except ValueError:
+        return None
+    return str(address) if address is not None and not getattr(address, "scope_id", None) else None
 
 
 def _code_of(body: bytes) -> str:

@@ -124,9 +124,8 @@ class Paths:
 def _variants(asked: str) -> Iterator[str]:
     """A path without what is too much in front of it and between its parts, with and without the version."""
     parts = [part for part in asked[:_SHOWN_CHARS].split("/") if part]
-    for cased in (parts, [part.lower() for part in parts]):
-        for begin in range(len(cased)):
-            rest = cased[begin:]
+    for begin in range(len(parts)):
+        for rest in (parts[begin:], [part.lower() for part in parts[begin:]]):
             if rest[0] != _VERSION:
                 yield "/".join(["", _VERSION, *rest])
             yield "/".join(["", *rest])

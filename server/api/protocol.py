@@ -17,7 +17,6 @@ from ..runtime.errors import Failure
 from .connections import Connections, Phase
 from .openai.replies import error_body
 
-_log = logging.getLogger(__name__)
 # uvicorn's lines about clients' mistakes come one a request; bugs of ours stay.
 _errors_only = logging.getLogger("uvicorn.error.http")
 _errors_only.setLevel(logging.ERROR)
@@ -27,6 +26,8 @@ _SLICE_BYTES: Final = 4 * 1024  # of a read that are parsed before others have t
 _MOST_HEAD_BYTES: Final = 64 * 1024
 _MOST_HEADER_LINES: Final = 200
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+# Where h11's words go on with the bytes that it could not read. They may be those of a key, or of a prompt.
+_READ_BYTES: Final = re.compile(r":? (bytearray\()?b['\"].*", re.DOTALL)
 
 
 class _BoundedParser(h11.Connection):
@@ -152,7 +153,8 @@ class BoundedProtocol(H11Protocol):
                 "Send fewer or shorter headers."
             )
         else:
-            what = f"This is not HTTP/1.1 as the server reads it: {error or msg}."
+            said = _READ_BYTES.sub("", str(error or msg))
+            what = f"This is not HTTP/1.1 as the server reads it: {said}."
         self._end_with(Failure(status, what, "invalid_request_error", "invalid_http"))
 
     # --- Connection ---------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ class BoundedProtocol(H11Protocol):
     # ------------------------------------------------------------------------------------------------------------
 
     def _end_with(self, failure: Failure) -> None:
-        _log.info("%s: a connection ended with %d: %s", self._peer, failure.status, failure.message)
+        self._owner.note(f"{self._peer}: a connection ended with {failure.status}: {failure.message}")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._write(failure)
             self.transport.close()

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..runtime.errors import ClientGoneError, failure_of
+from ..runtime.errors import ClientGoneError, Failure, failure_of
 from .dialect import Dialect
-from .journal import OUTCOME_KEY
+from .journal import OUTCOME_KEY, about
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -76,7 +76,8 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._sent = 0  # frames so far
         self._sending = asyncio.Lock()
-        self._ended = self._failed = False
+        self._ended = False
+        self._failure: Failure | None = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         # A stream's length is not known.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
@@ -91,10 +92,12 @@ class EventStream(Response):
             watch.cancel()
             results = await asyncio.gather(sender, watch, return_exceptions=True)
             await self._close()
-        if not self._ended:
-            scope[OUTCOME_KEY] = "left"
-        elif self._failed:
+        if self._failure is not None:
             scope[OUTCOME_KEY] = "failed"
+            about(scope, end=self._failure.code or self._failure.type)
+        elif not self._ended:
+            scope[OUTCOME_KEY] = "left"
+            about(scope, end="client_left")
         if isinstance(results[0], Exception):
             _log.debug("the client left a stream: %r", results[0])
 
@@ -125,9 +128,8 @@ class EventStream(Response):
         except OSError:
             raise
         except Exception as error:
-            self._failed = True
-            failure = failure_of(error)
-            if failure.status == 500:
+            self._failure = failure = failure_of(error)
+            if failure.unforeseen:
                 _log.exception("a stream failed")
             await self._send_body(send, self._dialect.error_frame(failure))
         self._ended = True

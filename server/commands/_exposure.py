@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..api.keys import ADMIN_VARIABLE, CHAT_VARIABLE, Keys, made_keys
+from ..api.origin import ANY
 from ..roster.addresses import is_loopback
 from ..roster.models import ServerSection
 
@@ -49,7 +50,9 @@ def exposure(settings: ServerSection, host: str, address: str, keys: Keys, opene
 
     Raises OSError, with the remedy, where keys are wanted and none can be made.
     """
-    hosts = (*settings.allowed_hosts, *opened.hosts, host, *own_names())
+    # `*` as an address to listen on means every interface, among the hosts it would mean any name.
+    bound = () if host.strip() == ANY else (host,)
+    hosts = (*settings.allowed_hosts, *opened.hosts, *bound, *own_names())
     if keys or is_loopback(address):
         return Exposure(keys, hosts)
     if opened.insecure or settings.insecure:

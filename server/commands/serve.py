@@ -163,6 +163,7 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # any program here may send X-Forwarded-For: the journal names both
         # The server ends them itself, with an error each; this is for what would not end by that.
         timeout_graceful_shutdown=int(roster.server.shutdown_s + 2 * _LAST_FRAMES_S) + 1,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,

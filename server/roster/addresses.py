@@ -13,7 +13,8 @@ LOOPBACK: Final = "127.0.0.1"
 
 def address_text(host: str, port: int) -> str:
     """HOST:PORT for people: an IPv6 address in brackets, the interface of a link-local one with it."""
-    return f"[{unbracketed(host)}]:{port}" if _is_ipv6(host) else f"{host}:{port}"
+    plain = unbracketed(host)
+    return f"[{plain}]:{port}" if ":" in plain else f"{plain}:{port}"
 
 
 def base_url(host: str, port: int) -> str:
@@ -50,11 +51,6 @@ def is_loopback(host: str) -> bool:
 def unbracketed(host: str) -> str:
     """A host without the brackets that an IPv6 address has in a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
-def _is_ipv6(host: str) -> bool:
-    address = _parsed(host)
-    return address is not None and address.version == 6
 
 
 def _parsed(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

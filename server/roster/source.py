@@ -6,6 +6,7 @@ PyYAML alone keeps no lines, silently lets the last of two equal keys win, and s
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+class _TooManyError(Exception):
+    """There are more values than a roster may have."""
+
+
 def read_source(path: Path) -> Source:
     """Read a roster's YAML. Never raises for what is in the file: what is wrong stands in `problems`."""
     source = Source(file=path.name)
@@ -108,6 +113,10 @@ def read_source(path: Path) -> Source:
         source.problems.append(Problem(source.file, line, "", message, "Remove it."))
     except yaml.YAMLError as error:
         source.problems.append(Problem(source.file, None, "", f"Not valid YAML: {error}."))
+    except _TooManyError:
+        source.values = None
+        message = f"With all its anchors written out the YAML holds more than {_MOST_NODES:,} values."
+        source.problems.append(Problem(source.file, None, "", message, "Write fewer, and refer to fewer."))
     except RecursionError:
         source.values = None
         source.problems.append(Problem(source.file, None, "", "The YAML is nested too deeply.", "Flatten it."))
@@ -148,6 +157,13 @@ def _read_text(path: Path, source: Source) -> str | None:
         return None
 
 
+def _odd_base(number: str) -> int | None:
+    """The base of a number that few people take for what YAML 1.1 makes of it: 010 is 8, 1:30 is 90."""
+    if ":" in number:
+        return 60
+    return 8 if re.match(r"[-+]?0[0-9_]+$", number) else None
+
+
 class _Reader:
     """Turns YAML nodes into plain values and notes lines and problems in a source."""
 
@@ -161,7 +177,7 @@ class _Reader:
         self._source.lines.setdefault(path, node.start_mark.line + 1)
         self._seen += 1
         if self._seen > _MOST_NODES:
-            raise RecursionError  # nested aliases: a few lines may stand for billions of values
+            raise _TooManyError  # nested aliases: a few lines may stand for billions of values
         if id(node) in self._open:
             self._fail(path, "The anchor refers to itself.", "Write the value out.")
             return None
@@ -205,11 +221,16 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         try:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
         except yaml.MarkedYAMLError as error:
             self._fail(path, f"The value cannot be read: {error.problem}.", "Put it in quotes.")
         except ValueError as error:  # a date such as 2024-13-45
             self._fail(path, f"The value cannot be read: {error}.", "Put it in quotes.")
+        else:
+            if type(value) in (int, float) and (base := _odd_base(node.value)):
+                what = f"YAML reads {node.value} as {value}, in base {base}."
+                self._fail(path, what, f"Write {value} if that is meant, or put it in quotes if it is text.")
+            return value
         return None
 
     def _fail(self, path: KeyPath, message: str, remedy: str, line: int | None = None) -> None:

@@ -31,7 +31,6 @@ _log = logging.getLogger(__name__)
 
 # How often an answer that breaks its schema is begun again: what comes out is the sampler's draw, not a matter of time.
 _SCHEMA_RETRIES: Final = 2
-_UNREAD_BYTES: Final = 64 * 1024  # of a streamed choice's text, that may wait for its reader
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Answer:
                 lease.release()
 
         request = self._generate_request(self.answered_by, self.rules, index)
-        return lease.generate(request, on_end=end, unread_bytes=_UNREAD_BYTES)
+        return lease.generate(request, on_end=end, unread=self._college.unread)
 
     def _generate_request(
         self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None

@@ -65,7 +65,7 @@ class Hindrance(StrEnum):
     UNPREPARED = "cannot be prepared"
     UNLOADABLE = "cannot be loaded"
     OVER_BUDGET = "over the budget"
-    REFUSED = "refused by its model"
+    REFUSED = "its settings do not fit"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def availability(
 
     footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
     budget_bytes: what residents may take together; None: no bound.
-    refusals:     thinking policies that the loaded model cannot carry out: specialist -> why.
+    refusals:     whose thinking policy or system prompt the loaded model cannot carry out: specialist -> why.
     loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
     missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
     chat_faults:  why the loaded model answers no chats; None where it does.

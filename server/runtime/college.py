@@ -6,8 +6,10 @@ import asyncio
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
+from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
 from coe.engine.pool.memory import budget_bytes, free_device_bytes
 from coe.engine.pool.pool import Pool
@@ -31,11 +33,14 @@ from .resolve import Resolved, resolve
 
 _log = logging.getLogger(__name__)
 
+_UNREAD_BYTES: Final = 64 * 1024  # of a streamed choice's text, that may wait for its reader
+
 
 class College:
     """Owns the parts of a running server.
 
     catalog: what can be served. chooser: which specialist answers. pool: residents. builds: specialists to come.
+    unread: how much text of streams may wait for their clients.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class College:
         self.catalog = Catalog(roster, resolved, pool)
         self.builds = Builds(roster, pool, self.catalog.adopt)
         self.chooser = Chooser(roster, self.catalog, pool, supervisor, self.builds)
+        self.unread = Unread(_UNREAD_BYTES, roster.server.max_unread_bytes)
         self._spare = spare
         self._affinity = Affinity()
         self._preloading: asyncio.Task[None] | None = None

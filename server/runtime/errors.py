@@ -152,6 +152,11 @@ class Failure:
     param: str | Part | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def unforeseen(self) -> bool:
+        """Whether it may be a bug of ours, so that the log needs its stack. Other messages may quote the client."""
+        return self.code in ("internal_error", "engine_error")
+
     def param_in(self, names: Mapping[Part, str]) -> str | None:
         """The field's name in a dialect that calls the parts so; None where nothing is named."""
         return names.get(self.param) if isinstance(self.param, Part) else self.param
@@ -178,6 +183,7 @@ _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], 
     (engine.LayoutError, 503, "load_failed", Part.MODEL),
     (engine.SwapError, 503, "worker_died", None),
     (engine.ChildError, 503, "child_failed", None),
+    (engine.FullDiskError, 503, "child_failed", None),
 )
 
 # Nothing that a client could wait for.

@@ -108,7 +108,7 @@ class Hashing:
 
     async def _hash(self, path: Path) -> None:
         job = {"file": str(path)}
-        async with child.started(_PROCESS, job, title=f"The process that hashes {path.name}") as process:
+        async with child.started(_PROCESS, job, title=f"The process that hashes {path.name}", stall_s=None) as process:
             reported = asyncio.Event()
 
             def note(progress: dict[str, Any]) -> None:

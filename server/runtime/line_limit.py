@@ -28,3 +28,10 @@ class LineLimit:
         self._tokens -= 1
         kept_back, self._kept_back = self._kept_back, 0
         return kept_back
+
+    def line(self, text: str) -> str | None:
+        """The line to write, which says how many were kept back before it; None where it is to be kept back."""
+        kept_back = self.take()
+        if not kept_back:
+            return None if kept_back is None else text
+        return f"{text} ({kept_back} such lines before it were left out)"

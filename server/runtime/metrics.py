@@ -107,6 +107,7 @@ class RunningRequest:
     since: float  # of time.perf_counter
     model: str = "-"
     specialist: str = "-"
+    end: str = ""  # how an answer ended whose status could not say it: the error's code, "client_left", "loop"
 
 
 class Running:

@@ -12,6 +12,7 @@ from coe.engine.errors import EngineError, ModelTemplateError
 from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
+from coe.engine.request import GenerateRequest
 from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
@@ -20,6 +21,7 @@ from ..roster.model_files import Location
 from ..roster.models import Roster, Specialist
 from .availability import Located, Servable, Unavailable, availability, locate
 from .mask_models import MaskSource, Missing, cut_masked, prepare_masks
+from .request import with_system_prompt
 
 _log = logging.getLogger(__name__)
 _DRY_RUNS_AT_ONCE = 2
@@ -62,24 +64,37 @@ class Resolved:
 class Predictions:
     """Dry runs of loads, two at a time and each but once; errors are kept beside the results."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_prompt_tokens: int | None = None) -> None:
+        """max_prompt_tokens: the roster's own bound; None for the context's alone."""
+        self._max_prompt_tokens = max_prompt_tokens
         self._results: dict[LoadSpec, Prediction | EngineError] = {}
         self._gate = asyncio.Semaphore(_DRY_RUNS_AT_ONCE)
 
     async def make(self, loads: Collection[tuple[Specialist, LoadSpec]]) -> None:
-        """Try out loads, each distinct one with the thinking policies that it is to carry out."""
+        """Try out loads, each distinct one with the thinking policies and system prompts that it is to carry out."""
         policies: dict[LoadSpec, dict[str, Thinking]] = {}
+        chats: dict[LoadSpec, list[GenerateRequest]] = {}
         for entry, spec in loads:
             policies.setdefault(spec, {})[entry.name] = entry.thinking_policy()
+            chats.setdefault(spec, []).append(self._shortest_chat(entry))
 
         async def one(spec: LoadSpec) -> None:
             async with self._gate:
                 try:
-                    self._results[spec] = await predict(spec, policies[spec])
+                    self._results[spec] = await predict(spec, policies[spec], chats[spec])
                 except EngineError as error:
                     self._results[spec] = error
 
         await asyncio.gather(*(one(spec) for spec in policies))
+
+    def _shortest_chat(self, entry: Specialist) -> GenerateRequest:
+        return GenerateRequest(
+            "",
+            entry.name,
+            with_system_prompt([{"role": "user", "content": "?"}], entry.system_prompt),
+            thinking=entry.thinking_policy(),
+            max_prompt_tokens=self._max_prompt_tokens,
+        )
 
     def __getitem__(self, spec: LoadSpec) -> Footprint:
         """Raises the EngineError that the dry run ended in."""
@@ -89,7 +104,7 @@ class Predictions:
         return result.footprint
 
     def refused(self, spec: LoadSpec) -> Mapping[str, str]:
-        """Thinking policies that this model cannot carry out: specialist -> why."""
+        """Specialists whose thinking policy or system prompt this model cannot carry out: specialist -> why."""
         result = self._results.get(spec)
         return result.refused if isinstance(result, Prediction) else {}
 
@@ -112,7 +127,7 @@ async def resolve(
     prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
-    predictions = Predictions()
+    predictions = Predictions(roster.server.max_prompt_tokens)
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
     why_unshared = dict(found.unshared)

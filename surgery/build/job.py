@@ -315,9 +315,12 @@ def _write(path: Path, plain: Any, *, sync: bool = True) -> None:
         return
     # Twice a second for hours: what a power cut would lose of it is nothing.
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    make_private(beside)
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        make_private(beside)
+        beside.write_text(text)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # where the disk is full
 
 
 @contextmanager

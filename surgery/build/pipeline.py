@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engine.errors import EngineError
+from coe.engine.files import FULL_DISK
 
 from ..errors import BuildError, SurgeryError
 from ..files import sha256_of
@@ -31,7 +32,7 @@ from .job import (
     Machine,
     StepRecord,
 )
-from .preflight import check
+from .preflight import check, disk_room
 from .steps import BuildStep, BuildSteps
 
 _REPORT_EVERY_S: Final = 0.5
@@ -156,7 +157,7 @@ def run(
         except (SurgeryError, EngineError) as error:
             reached(_failed(last, error.message, error.remedy))
         except OSError as error:
-            reached(_failed(last, f"{error}.", "Look at the disk, and at the rights of the models folder."))
+            reached(_failed(last, *(_full_disk(job) if error.errno in FULL_DISK else _unwritten(error))))
         except Exception as error:
             traceback.print_exc()
             reached(_failed(last, f"Unforeseen: {error!r}.", f"Its log is {job.log}."))
@@ -170,6 +171,18 @@ def _accept(job: Job, by: str) -> None:
     if made is None:
         raise BuildError("There is nothing to accept yet: it has not been cut.", "Build it first, without --accept.")
     job.remember("accepted", {"by": by, "specialist": made.fingerprint})
+
+
+def _full_disk(job: Job) -> tuple[str, str]:
+    """The message and the remedy of a build whose disk has no room left."""
+    order, _ = job.order()
+    room = disk_room(order, Parent.open(order.parent), job.folder)
+    remedy = f"Make room there, or set models_dir to another disk; coe build {order.name} goes on from there."
+    return f"No space left: the build takes {room}.", remedy
+
+
+def _unwritten(error: OSError) -> tuple[str, str]:
+    return f"{error}.", "Look at the disk, and at the rights of the models folder."
 
 
 def _failed(last: BuildProgress, message: str, remedy: str) -> BuildProgress:

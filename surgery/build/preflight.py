@@ -45,6 +45,26 @@ def specialist_bytes(parent: Parent, n_keep: int) -> int:
     return sum(path.stat().st_size for path in parent.paths) - gone
 
 
+@dataclass(frozen=True)
+class DiskRoom:
+    """What a build still takes of a disk, and what is free there."""
+
+    need_bytes: int
+    free_bytes: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{size_text(self.need_bytes)} of disk; {size_text(self.free_bytes)} are free at {self.folder}"
+
+
+def disk_room(order: BuildOrder, parent: Parent, folder: Path) -> DiskRoom:
+    """The room that a build in a folder, which need not be there yet, still takes."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    written = folder / "specialist.gguf"
+    need = specialist_bytes(parent, order.experts) + _DISK_SLACK - (written.stat().st_size if written.exists() else 0)
+    return DiskRoom(need, shutil.disk_usage(there).free, there)
+
+
 def check(order: BuildOrder, folder: Path) -> str:
     """Check an order; gives a warning of what its end will suffer from, "" for nothing. Loads nothing.
 
@@ -70,14 +90,9 @@ def check(order: BuildOrder, folder: Path) -> str:
             )
         read_corpus([CorpusFile.parse(text) for text in order.reasoning])
     questions = judged_by(order)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free, need = shutil.disk_usage(there).free, specialist_bytes(parent, order.experts) + _DISK_SLACK
-    written = folder / "specialist.gguf"
-    if free + (written.stat().st_size if written.exists() else 0) < need:
-        raise BuildError(
-            f"Building {order.name} takes {size_text(need)} of disk; {size_text(free)} are free at {there}.",
-            "Make room there, or set models_dir to another disk.",
-        )
+    room = disk_room(order, parent, folder)
+    if room.free_bytes < room.need_bytes:
+        raise BuildError(f"Building {order.name} takes {room}.", "Make room there, or set models_dir to another disk.")
     return gate.foresee(len(questions.all), order.bound)
 
 

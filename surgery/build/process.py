@@ -14,7 +14,7 @@ from typing import Any
 
 from coe.engine.child import Report
 
-from .job import BuildState, Job
+from .job import BuildProgress, BuildState, Job
 from .pipeline import run
 from .preflight import check, fit
 
@@ -25,7 +25,8 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     check:    {"budget_bytes": most bytes of memory that it may take, or null}.
               Answer: machine (how its models are loaded so that they fit), need_bytes, warning.
     accept:   release it whatever the gate says. low_priority: leave the CPU to all other processes.
-              Answer: the fields of the build's progress; its state is STOPPED after SIGINT or SIGTERM.
+              Answer: the fields of the build's progress; its state is STOPPED after SIGINT or SIGTERM. Whatever it
+              writes of its progress is a sign that it gets on.
     Raises SurgeryError or EngineError for what a check finds, Busy for a build while another is at work.
     """
     folder = Job(Path(job["folder"]))
@@ -38,7 +39,12 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     # One way to stop, whichever signal asks for it: every step hears of Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def reached(progress: BuildProgress) -> None:
+        report(None)
+        folder.write_progress(progress)
+
     try:
-        return asdict(run(folder, accept_by=getpass.getuser() if job["accept"] else None))
+        return asdict(run(folder, accept_by=getpass.getuser() if job["accept"] else None, report=reached))
     except KeyboardInterrupt:
         return {**asdict(folder.progress()), "state": BuildState.STOPPED}

@@ -7,7 +7,6 @@ bytes. Nothing is dequantised, no tensor is held whole, and neighbouring experts
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -23,7 +22,7 @@ from typing import Final
 
 from gguf import GGML_QUANT_SIZES
 
-from coe.engine.files import written_beside
+from coe.engine.files import FULL_DISK, written_beside
 from coe.engine.gguf.header import TensorInfo
 from coe.engine.swap.fingerprints import PROVENANCE, SKELETON
 from coe.engine.swap.fingerprints import read_slots as read_slots
@@ -41,7 +40,6 @@ KEY: Final = PROVENANCE
 
 _PIECE_BYTES: Final = 4 * 2**20  # held in memory at once
 _STEP_BYTES: Final = 64 * 2**20  # asked of the kernel at once
-_FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # step ("hash", "copy" or "quantize"), how much of it is done, of how much
 OnStage = Callable[[str, int, int], None]
@@ -397,7 +395,7 @@ def _copy_run(run: ByteRange, source: int, out: int) -> Iterator[int]:
             try:
                 count = os.copy_file_range(source, out, min(_STEP_BYTES, end - at), at)
             except OSError as error:
-                if error.errno in _FULL_DISK:
+                if error.errno in FULL_DISK:
                     raise
             in_kernel = count > 0  # between file systems it may refuse, or do nothing
         if not count:
@@ -475,7 +473,7 @@ def _clear_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             raise CutError(
                 f"{out} could not be written to its end: {error.strerror}.",
                 "Nothing was changed: make room, try again.",

@@ -255,7 +255,7 @@ def generate(
     folder: where answers are kept, in a file of this model and these settings; the cache by default.
     A prompt that the engine refuses, or whose worker dies twice, gets an answer with `error`, and is asked again the
     next time. Interrupt it as you like: what was answered stays. Must not be called from a running event loop.
-    Raises EngineError when the model does not load, EvaluationError when its worker dies again and again.
+    Raises EngineError when the model does not load, EvaluationError when its worker dies over that or again and again.
     """
     load = replace(load or LoadSpec(model), path=model)
     bound_to = binding(model_sha256(model, progress), settings, load)
@@ -324,11 +324,17 @@ class _Batch:
         """Ask everything."""
         self._report("generate", self._done, self._total)
         while self._todo or self._suspects:
-            resident = await self._start(
-                self._spec,
-                {_NAME: self._settings.thinking},
-                lambda fraction: self._report("load", int(100 * fraction), 100),
-            )
+            try:
+                resident = await self._start(
+                    self._spec,
+                    {_NAME: self._settings.thinking},
+                    lambda fraction: self._report("load", int(100 * fraction), 100),
+                )
+            except WorkerDiedError as error:
+                raise EvaluationError(
+                    f"{self._spec.path.name} cannot be loaded: {error.message}",
+                    "Look at the file with coe inspect, or give it more memory.",
+                ) from error
             watch = asyncio.create_task(_stop_when_silent(resident))
             try:
                 await self._use(resident)

@@ -72,7 +72,7 @@ def fit_spec(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSp
 
     budget_bytes: None for what is free now, less a margin. Raises ProfileError when even the rest does not fit.
     """
-    if spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
+    if spec.cpu_expert_layers or spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
         return spec
     budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
     per_layer = expert_bytes_by_layer(parent)

@@ -75,9 +75,7 @@ class _Reading:
         budget_bytes: int | None,
         progress: Callable[[ProfileProgress], None],
     ) -> None:
-        spec = load_spec(parent.path, load)
-        if spec.cpu_expert_layers == 0:
-            spec = fit_spec(spec, parent, budget_bytes)
+        spec = fit_spec(load_spec(parent.path, load), parent, budget_bytes)
         self.model = Model(spec)
         # Decodes of a recurrent model hold one document, and it keeps a state for every sequence that there may be.
         self.together = not self.model.recurrent
@@ -150,6 +148,8 @@ def profile_corpus(
     Documents longer than the context are read in windows that know nothing of each other; `extra` of the profile
     counts them. Saves its state beside `out` every save_every_s and when it is interrupted (Ctrl-C); called again with
     the same parent, corpus and settings it goes on from there.
+
+    llama.cpp runs in this process, and ends it where it aborts on the file: have a stranger's tried in a dry run first.
 
     Raises SurgeryError or EngineError.
     """

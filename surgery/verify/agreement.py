@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from coe.engine import child
 from coe.engine.child import Report
-from coe.engine.errors import ChildDiedError, ChildError, EngineError
+from coe.engine.errors import ChildDiedError, ChildError, EngineError, FullDiskError
 from coe.engine.gguf.header import Header
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
@@ -425,6 +425,8 @@ def agree_apart(
         raise VerificationError(
             f"The process that runs the two models {how}{words}.", "Look at the file with coe inspect."
         ) from None
+    except FullDiskError as error:
+        raise OSError(error.errno, error.strerror) from None  # says nothing of the file
     except EngineError as error:
         raise VerificationError(error.message, error.remedy) from None
 

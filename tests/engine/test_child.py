@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from coe.engine import errors as engine_errors
 from coe.engine.child import Limits, last_words, run, started
 from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, PromptTooLongError
+from coe.engine.vitals import SHORTEST_S, Beat, Vitals
 from coe.surgery import errors as surgery_errors
 from fakes.child_modules import write_module
 from fakes.server_process import ended
@@ -106,6 +109,11 @@ class TestErrors:
         assert last_words(b"x.c: GGML_ASSERT(x)\nFatal Python error: Aborted\n  File 'y'\n") == "x.c: GGML_ASSERT(x)"
         assert last_words(b"one\n\n two \n\n") == "two"
         assert last_words(b"") == ""
+        assert (
+            last_words(b"/tmp/build-1/ggml/src/ggml.c:1814: GGML_ASSERT(o) failed")
+            == "ggml.c:1814: GGML_ASSERT(o) failed"
+        )
+        assert last_words(b"[x] a/b.gguf: GGML_ASSERT(a/b) failed") == "[x] a/b.gguf: GGML_ASSERT(a/b) failed"
 
 
 class TestLimits:
@@ -178,6 +186,85 @@ class TestEnds:
             one.send_signal(signal.SIGSTOP)
         assert ended(watched)
         os.close(watched)
+
+    async def test_a_child_that_is_stopped_has_no_heartbeat_and_is_given_up(self, module: Callable[[str], str]) -> None:
+        async with started(module(FOREVER), None, title=TITLE, stall_s=SHORTEST_S) as one:
+            watched = os.pidfd_open(one.pid)
+            with pytest.raises(ChildTimeoutError, match=f"{TITLE} gave no sign of life for 3 s and was killed"):
+                await one.answer(lambda pid: os.kill(pid, signal.SIGSTOP))
+        assert ended(watched)
+        os.close(watched)
+
+    async def test_one_that_holds_its_interpreter_has_none_either(self, module: Callable[[str], str]) -> None:
+        """A call that never returns and keeps Python's lock, as an extension may."""
+        name = module("import ctypes\nreport(0)\nctypes.PyDLL(None).sleep(100_000)")
+        with pytest.raises(ChildTimeoutError, match="gave no sign of life"):
+            await run(name, None, title=TITLE, stall_s=SHORTEST_S)
+
+    async def test_one_that_waits_for_ever_is_given_up_though_its_heart_beats(
+        self, module: Callable[[str], str]
+    ) -> None:
+        async with started(module(FOREVER), None, title=TITLE, idle_s=SHORTEST_S) as one:
+            with pytest.raises(ChildTimeoutError, match="made no progress for 3 s and was killed"):
+                await one.answer()
+
+    @pytest.mark.parametrize("of", ["its own", "its child's"])
+    async def test_what_a_child_or_a_child_of_its_own_does_is_in_its_heartbeat(
+        self, of: str, module: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It goes on once its parent has heard of five steps done, and of processor time."""
+        write_module(tmp_path, monkeypatch, "for _ in range(5): report(None)\nopen(job).read()\nreturn 'done'", "works")
+        waits = module(
+            "import asyncio\nfrom coe.engine import child\n"
+            "return asyncio.run(child.run('works', job, title='Its child'))"
+        )
+        os.mkfifo(tmp_path / "fifo")
+        heard, judge = asyncio.Event(), Vitals.beat
+
+        def beat(self: Vitals, now: float, beat: Beat) -> None:
+            judge(self, now, beat)
+            if beat.steps == 5 and beat.cpu_s > 0:
+                heard.set()
+
+        monkeypatch.setattr(Vitals, "beat", beat)
+        name = "works" if of == "its own" else waits
+        answer = asyncio.create_task(run(name, str(tmp_path / "fifo"), title=TITLE))
+        hearing = asyncio.create_task(heard.wait())
+        await asyncio.wait([hearing, answer], return_when=asyncio.FIRST_COMPLETED)
+        assert not answer.done() or await answer
+        (tmp_path / "fifo").open("w").close()
+        assert await answer == "done"
+
+    async def test_a_watchdog_that_was_stopped_itself_forgives(
+        self, module: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The clock jumps by an hour between two looks: heartbeats lie unread, and the child lives."""
+        name = module("report(0)\nsys.stdin.close()\nsignal.sigtimedwait([signal.SIGUSR1], 5)\nreturn 'done'")
+        clock, late = time.monotonic, 0.0
+        monkeypatch.setattr("coe.engine.child.time", SimpleNamespace(monotonic=lambda: clock() + late))
+
+        def later(_: object) -> None:
+            nonlocal late
+            late = 3600.0
+
+        assert await run(name, None, title=TITLE, on_progress=later) == "done"
+
+    async def test_a_child_that_stands_still_hears_that_it_is_to_stop(self, module: Callable[[str], str]) -> None:
+        ready = asyncio.Event()
+        name = module("""
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                report('ready')
+                signal.pause()
+            except KeyboardInterrupt:
+                return 'stopped'
+        """)
+        async with started(name, None, title=TITLE) as one:
+            answer = asyncio.create_task(one.answer(lambda progress: ready.set()))
+            await ready.wait()
+            one.send_signal(signal.SIGSTOP)
+            await one.stop(signal.SIGTERM, 60)
+            assert await answer == "stopped"
 
     async def test_a_child_that_is_told_to_stop_may_answer(self, module: Callable[[str], str]) -> None:
         ready = asyncio.Event()

@@ -38,12 +38,27 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
         "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GITHUB_TOKEN", "GH_PAT", "DB_PASSWORD",
         "PGPASSWORD", "MYSQL_PASSWD", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_PRIVATE_KEY", "api_key", "APIKEY",
         "SERVER_KEY", "NPM_AUTH", "SESSION_COOKIE", "TOKEN", "GPG_PASSPHRASE",
+        "MYSQL_PWD", "SENTRY_DSN", "SLACK_WEBHOOK_URL", "DOCKER_AUTH_CONFIG", "SSH_AUTH_SOCK", "JWT", "AUTHORIZATION",
     ],
 )  # fmt: skip
 def test_no_child_gets_keys_tokens_or_passwords(name: str) -> None:
     given = child_environment({name: "secret", "HOME": "/x"})
     assert "secret" not in given.values()
     assert given["HOME"] == "/x"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Bearer 1a2b3c4d",
+        "sk-proj-abcdefghijkl",
+        "hf_abcdefghijklmnop",
+        "ghp_0123456789abcdef",
+        "eyJhbGciOiJIUzI1.e30.x",
+    ],
+)
+def test_no_child_gets_what_is_a_token_by_its_form(value: str) -> None:
+    assert "MINE" not in child_environment({"MINE": value})
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@proxy:3128", "postgres://u:secret@db/x", "socks5h://:secret@p"])
@@ -58,6 +73,7 @@ def test_no_child_gets_a_url_with_a_password(url: str) -> None:
         ("TOKENIZERS_PARALLELISM", "false"), ("XDG_CACHE_HOME", "/c"), ("PYTHONPATH", "/p"), ("GGML_CUDA_P2P", "1"),
         ("KEYBOARD", "us"), ("MONKEY", "x"), ("http_proxy", "http://proxy:3128"), ("LC_ALL", "C.UTF-8"),
         ("OMP_NUM_THREADS", "2"), ("HF_HOME", "/h"), ("PATTERN", "x"), ("AUTHOR", "x"),
+        ("PWD", "/x"), ("OLDPWD", "/x"), ("XAUTHORITY", "/x"), ("TASK", "sk-"), ("MODEL", "hf_home"),
     ],
 )  # fmt: skip
 def test_a_child_gets_what_it_has_use_for(name: str, value: str) -> None:

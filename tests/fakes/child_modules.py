@@ -34,13 +34,25 @@ def see_modules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Commands refuse a FIFO before they open it. Here one stands for a file that takes long to read, so in these processes
-# it is taken for a file. Source: Python's docs, site, "sitecustomize".
-_FIFOS_ARE_FILES = """
+# that one is taken for a file, and it alone: every other path is looked at as ever. Source: Python's docs, site,
+# "sitecustomize".
+_ONE_FIFO_IS_A_FILE = """
 import os
 from coe.engine import files
-files.require_regular = os.stat
-files.open_regular = lambda path: path.open("rb")
+
+require, open_ = files.require_regular, files.open_regular
+is_it = lambda path: os.path.realpath(path) == {fifo!r}
+files.require_regular = lambda path: os.stat(path) if is_it(path) else require(path)
+files.open_regular = lambda path: open(path, "rb") if is_it(path) else open_(path)
 """
+
+
+def taking_for_a_file(fifo: Path) -> dict[str, str]:
+    """An environment in whose processes this FIFO is opened and read as a file is."""
+    site = fifo.with_name("site")
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(_ONE_FIFO_IS_A_FILE.format(fifo=os.path.realpath(fifo)))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
 
 
 class KilledParent:
@@ -54,12 +66,7 @@ class KilledParent:
         self._other_ends: list[int] = []
         code = textwrap.dedent(beginning) + textwrap.dedent(program)
         self._errors = fifo.with_name("parent.log").open("w+b")
-        site = fifo.with_name("site")
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(_FIFOS_ARE_FILES)
-        seen = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": seen}
-        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors, env=environment)
+        self._process = subprocess.Popen([sys.executable, "-c", code], stderr=self._errors, env=taking_for_a_file(fifo))
 
     def child_outlives(self) -> bool:
         """Kill the parent once its child has opened the FIFO; whether the child lives on, which it could for ever."""

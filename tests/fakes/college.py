@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from coe.engine.errors import EngineError
+from coe.engine.pool.inbox import Unread
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.router.conversation import ConversationKey
@@ -19,6 +20,7 @@ from coe.server.api.keys import Keys
 from coe.server.roster.models import Roster, Specialist
 from coe.server.runtime.choice import Choice
 from coe.server.runtime.college import College
+from coe.server.runtime.metrics import Metrics
 from coe.server.runtime.request import Request
 from fakes.asgi import Client, Message
 
@@ -47,7 +49,7 @@ class FakeLease:
     releases: int = 0
 
     async def generate(
-        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread_bytes: int | None = None
+        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread: Unread | None = None
     ) -> AsyncGenerator[Event, None]:
         assert not self.releases, "a released lease is nobody's"
         self.requests.append(request)
@@ -78,6 +80,7 @@ class FakeCollege:
     fallback: Specialist | None = None
     roster: Roster = field(default_factory=lambda: Roster.model_validate({"specialists": []}))
     asked: list[str] = field(default_factory=list)
+    unread: Unread = field(default_factory=lambda: Unread(2**16, 2**26))
 
     async def lease(self, specialist: Specialist, key: ConversationKey | None = None) -> FakeLease:
         self.asked.append(specialist.name)
@@ -151,7 +154,8 @@ async def post(
     dialects: Mapping[str, Dialect] = DIALECTS,
     keys: Keys = NO_KEYS,
     method: str = "POST",
-) -> None:
+) -> Metrics:
+    """Serve one request; gives the application's metrics."""
     scope = {
         "type": "http",
         "http_version": "1.1",
@@ -160,4 +164,7 @@ async def post(
         "query_string": b"",
         "headers": client.headers,
     }
-    await make_app(cast(College, college), keys, dialects=dialects)(scope, client.receive, client.send)
+    app = make_app(cast(College, college), keys, dialects=dialects)
+    await app(scope, client.receive, client.send)
+    metrics: Metrics = app.state.metrics
+    return metrics

@@ -9,6 +9,7 @@ from typing import Any
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.admission import State
+from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import Loss
@@ -30,7 +31,7 @@ class FakeResident:
         self.may_stop.set()
 
     async def generate(
-        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread_bytes: int | None = None
+        self, request: GenerateRequest, *, on_end: Callable[[], None] | None = None, unread: Unread | None = None
     ) -> AsyncGenerator[Event, None]:
         raise NotImplementedError
         yield

@@ -178,13 +178,18 @@ class ServerProcess:
         raise AssertionError(f"still not so after {tries} requests; the pool: {self.pool()}")
 
     def workers(self) -> list[int]:
-        """Process ids of the workers that hold a model. Source: /proc/PID/task/PID/children."""
-        found = []
-        for child in children_of(self.process.pid):
-            called = Path(f"/proc/{child}/comm").read_text().strip()
-            if called.startswith("coe ") and called != SPARE:
-                found.append(child)
-        return found
+        """Process ids of the workers that hold a model."""
+        called = self._children()
+        return [child for child, name in called.items() if name.startswith("coe ") and name != SPARE]
+
+    def spares(self) -> list[int]:
+        """Process ids of the workers that hold none yet."""
+        return [child for child, name in self._children().items() if name == SPARE]
+
+    def _children(self) -> dict[int, str]:
+        """Process ids of its children, and what they are called. Source: /proc/PID/task/PID/children."""
+        found = children_of(self.process.pid)
+        return {child: Path(f"/proc/{child}/comm").read_text().strip() for child in found}
 
 
 def children_of(pid: int) -> list[int]:

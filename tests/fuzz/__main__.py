@@ -12,8 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .cases import Case
-from .running import Ended, prepare, run
+from .cases import COMMANDS, Case, write_sound
+from .running import KEPT_ASIDE, Ended, prepare, run
 
 
 def main() -> int:
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="how long to go on (20)")
     parser.add_argument("--seed", type=int, default=None, help="what the cases follow from; drawn when left out")
     parser.add_argument("--only", type=int, default=None, help="run this case alone")
+    parser.add_argument("--sound", action="store_true", help="run every command once, with nothing mutated")
     parser.add_argument("--verbose", action="store_true", help="print every case")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="where failing cases are kept")
     asked = parser.parse_args()
@@ -31,7 +32,22 @@ def main() -> int:
         seeds = Path(scratch) / "seeds"
         subprocess.run([sys.executable, "-m", "fuzz.seeds", str(seeds)], check=True)
         prepare()
+        if asked.sound:
+            return sound(seeds, Path(scratch) / "case")
         return fuzz(seeds, Path(scratch) / "case", seed, asked.minutes * 60, asked.keep, asked.only, asked.verbose)
+
+
+def sound(seeds: Path, folder: Path) -> int:
+    """Run every command on sound files. Gives 1 where one does not take them: its cases would prove nothing."""
+    failed = 0
+    for line in dict.fromkeys(line for lines in COMMANDS.values() for line in lines):
+        write_sound(seeds, folder)
+        ended = run(line.split(), folder)
+        if ended.fault or ended.code not in (0, KEPT_ASIDE):
+            failed += 1
+            print(f"coe {line} {ended.fault or f'ended with {ended.code}'}\n{ended.output[-2000:]}", flush=True)
+    print(f"{failed} commands do not take sound files")
+    return int(failed > 0)
 
 
 def fuzz(

@@ -10,6 +10,8 @@ from typing import Final
 
 from . import mutations
 
+_ASKED: Final = "--questions questions.jsonl --max-tokens 8 --context 256 --parallel 2 --threads 1"
+
 # File that is mutated -> the commands that read it, beside sound files of the other kinds.
 COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "parent.gguf": (
@@ -19,9 +21,14 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
         "verify parent.gguf specialist.gguf matrix.npy",
         "profile parent.gguf --corpus corpus.txt -o out.npz --context 64",
         "check roster.yaml",
+        "serve --roster roster.yaml --port 0",
+        "build law --roster roster.yaml",
     ),
     "specialist.gguf": (
         "inspect specialist.gguf",
+        f"eval specialist.gguf {_ASKED}",
+        f"eval specialist.gguf --beside parent.gguf {_ASKED}",
+        "serve --roster roster.yaml --port 0",
         "verify parent.gguf specialist.gguf mask.json",
         "check roster.yaml",
         "check roster.yaml --no-dry-run",
@@ -46,26 +53,52 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
         "plan profile.npz --experts 4 -o out.json --recipe drop-map --pin-super-experts",
         "plan profile.npz --experts 4 -o out.json --second profile.npz",
     ),
-    "head.npz": ("check headed.yaml --no-dry-run", "route --roster headed.yaml Hello"),
-    "thresholds.json": ("check headed.yaml --no-dry-run", "route --roster headed.yaml Hello"),
+    "head.npz": (
+        "check headed.yaml --no-dry-run",
+        "route --roster headed.yaml Hello",
+        "serve --roster headed.yaml --port 0",
+    ),
+    "thresholds.json": (
+        "check headed.yaml --no-dry-run",
+        "route --roster headed.yaml Hello",
+        "serve --roster headed.yaml --port 0",
+    ),
     "roster.yaml": (
         "check roster.yaml --no-dry-run",
         "route --roster roster.yaml Hello",
         "pull --roster roster.yaml --yes",
         "build --roster roster.yaml",
+        "build law --roster roster.yaml",
+        "serve --roster roster.yaml --port 0",
     ),
     "corpus.txt": ("profile parent.gguf --corpus corpus.txt -o out.npz --context 64",),
-    "corpus.jsonl": ("profile parent.gguf --corpus corpus.jsonl -o out.npz --context 64",),
-    "labelled.jsonl": ("eval-router labelled.jsonl --roster headed.yaml",),
+    "corpus.jsonl": (
+        "profile parent.gguf --corpus corpus.jsonl -o out.npz --context 64",
+        "build law --roster roster.yaml",
+    ),
+    "questions.jsonl": (f"eval specialist.gguf {_ASKED}",),
+    "labelled.jsonl": (
+        "eval-router labelled.jsonl --roster headed.yaml",
+        "fit-thresholds labelled.jsonl -o out.json --roster headed.yaml",
+        "train-router labelled.jsonl -o out.npz",
+    ),
     "asked.jsonl": ("route --roster headed.yaml --file asked.jsonl --json",),
 }
 
 _HEADED: Final = """\
 version: 1
+models_dir: .
 router: {encoder: none, head: head.npz, thresholds: thresholds.json}
 fallback: general
 specialists: [{name: general, file: specialist.gguf, domains: [general]}]
 """
+
+
+def write_sound(seeds: Path, folder: Path) -> None:
+    """All files that commands read, none of them mutated."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(seeds, folder)
+    (folder / "headed.yaml").write_text(_HEADED)
 
 
 @dataclass(frozen=True)
@@ -91,9 +124,7 @@ class Case:
 
     def write(self, seeds: Path, folder: Path) -> None:
         """All files of the case: sound ones, and the mutated one in their midst."""
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(seeds, folder)
-        (folder / "headed.yaml").write_text(_HEADED)
+        write_sound(seeds, folder)
         draw = self._draw
         draw.random()
         path = folder / self.file

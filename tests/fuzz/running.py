@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Final
 
 WITHIN_S: Final = 60.0
+_PATIENCE: Final = {"train-router": 4, "build": 4}  # how many times that: minutes of honest work on a busy machine
 MOST_BYTES: Final = 3 * 2**30
 _MOST_FILE_BYTES: Final = 2**29
-_EXITS: Final = (0, 1, 2)
+KEPT_ASIDE: Final = 3  # the exit code of a build that does not release its specialist
+_EXITS: Final = (0, 1, 2, KEPT_ASIDE)
+_SERVES: Final = b"Stop:"  # the beginning of the last line that a server announces itself with
+_LOOK_S: Final = 0.1
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -60,6 +64,8 @@ class Ended:
             return "printed a stack"
         if self.code not in _EXITS:
             return f"ended with {self.code}"
+        if self.code and not self.output.strip():
+            return f"ended with {self.code} and not a word"
         if self.peak_bytes > MOST_BYTES:
             return f"took {self.peak_bytes / 2**30:.1f} GiB"
         if (found := _CONTROL.search(self.output)) is not None:
@@ -68,14 +74,19 @@ class Ended:
 
 
 def coe(arguments: Sequence[str]) -> None:
-    """The command line, in this process."""
+    """The command line, in this process; a head is fitted on the case's own few prompts."""
+    from coe.router import training_prompts
     from coe.server.cli import app
 
+    training_prompts.PROMPTS = Path("prompts")
     app(list(arguments), prog_name="coe")
 
 
 def run(arguments: Sequence[str], folder: Path, *, main: Callable[[Sequence[str]], None] = coe) -> Ended:
-    """Run `coe` with these arguments in a folder; it and all its children are gone when this returns."""
+    """Run `coe` with these arguments in a folder; it and all its children are gone when this returns.
+
+    A server is told to stop, as by Ctrl-C, once it has announced itself.
+    """
     log = folder / "output.txt"
     pid = os.fork()
     if pid == 0:
@@ -91,10 +102,26 @@ def run(arguments: Sequence[str], folder: Path, *, main: Callable[[Sequence[str]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
 
-    timer = threading.Timer(WITHIN_S, give_up)
+    over = threading.Event()
+
+    def stop_server() -> None:
+        while not over.wait(_LOOK_S):
+            if log.exists() and _SERVES in log.read_bytes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+                return
+
+    within_s = WITHIN_S * max(_PATIENCE.get(argument, 1) for argument in ("", *arguments[:1]))
+    timer = threading.Timer(within_s, give_up)
     timer.start()
+    stopping = threading.Thread(target=stop_server)
+    if "serve" in arguments[:1]:
+        stopping.start()
     _, status, usage = os.wait4(pid, 0)
+    over.set()
     timer.cancel()
+    if stopping.ident is not None:
+        stopping.join()
     code = None if expired.is_set() else os.waitstatus_to_exitcode(status)
     output = log.read_text(errors="surrogateescape") if log.exists() else ""
     return Ended(code, output, usage.ru_maxrss * 1024)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coe.router import training_prompts
 from coe.router.domains import DOMAINS
 from coe.router.thresholds import save_thresholds
 from coe.surgery.cut.cut import cut
@@ -20,6 +21,8 @@ from fakes.random_moe import write_random_moe
 from fakes.synthetic_profile import routed
 
 KEEP = 4
+PROMPTS = "prompts"  # a folder of few training prompts: fitting a head on all of them takes minutes
+PROMPTS_OF_EACH = 6
 
 
 def write_seeds(folder: Path) -> None:
@@ -41,11 +44,20 @@ def write_seeds(folder: Path) -> None:
     (folder / "corpus.txt").write_text("A sentence of a corpus.\n\nAnother paragraph, with some words in it.\n" * 3)
     rows = ({"question": "What is 2 + 2?", "answer": "4", "class": "math"}, {"text": "Some text.", "class": "law"})
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labelled = [{"label": domain, "text": f"A question of {domain}?"} for domain in DOMAINS for _ in range(2)]
+    asked = (
+        {"question": "What is 2 + 2?", "answer": "4"},
+        {"question": "Which?", "options": ["x", "y"], "answer": "B"},
+    )
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    labelled = [{"label": domain, "text": f"A question of {domain}?"} for domain in (*DOMAINS, *DOMAINS[:2] * 24)]
     (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     (folder / "asked.jsonl").write_text(
         '{"text": "What is 2 + 2?"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n'
     )
+    prompts = folder / PROMPTS
+    prompts.mkdir(exist_ok=True)
+    for path in training_prompts.PROMPTS.glob("*.txt"):
+        (prompts / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:PROMPTS_OF_EACH]))
     (folder / "roster.yaml").write_text(ROSTER)
 
 

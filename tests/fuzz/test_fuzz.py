@@ -27,6 +27,14 @@ def test_some_cases(tmp_path: Path) -> None:
     assert " 0 failed" in ended.stdout
 
 
+@pytest.mark.model
+@pytest.mark.slow
+def test_every_command_takes_the_files_before_they_are_mutated() -> None:
+    command = [sys.executable, "-m", "fuzz", "--sound"]
+    ended = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_a_case_follows_from_its_seed_and_number(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds"
     seeds.mkdir()
@@ -51,7 +59,8 @@ def test_every_file_has_its_turn() -> None:
     ("main", "fault"),
     [
         (lambda arguments: None, ""),
-        (lambda arguments: sys.exit(1), ""),
+        (lambda arguments: sys.exit(print("It is damaged.", flush=True) or 1), ""),
+        (lambda arguments: sys.exit(1), "not a word"),
         (lambda arguments: [][1], "a stack"),
         (lambda arguments: os.kill(os.getpid(), signal.SIGSEGV), "signal 11"),
         (lambda arguments: os._exit(7), "ended with 7"),

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from coe.surgery.parent import Parent
-from fakes.child_modules import KilledParent
+from fakes.child_modules import KilledParent, taking_for_a_file
 from fakes.random_moe import write_random_moe
 from fakes.server_process import children_of, ended
 
@@ -102,6 +102,27 @@ def test_a_child_dies_with_its_parent(kind: str, folder: Path) -> None:
     beginning = BEGINNING.format(fifo=str(fifo), folder=str(folder))
     with contextlib.closing(KilledParent(fifo, beginning, KINDS[kind], written=kind in WRITTEN)) as parent:
         assert not parent.child_outlives()
+
+
+def test_where_one_fifo_stands_for_a_file_every_other_is_refused_as_ever(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    os.mkfifo(one)
+    os.mkfifo(other)
+    program = f"""
+from pathlib import Path
+from coe.engine.files import open_regular, require_regular
+from coe.engine.gguf.reader import read_header
+require_regular(Path({str(one)!r}))
+for read in (require_regular, open_regular, read_header):
+    try:
+        read(Path({str(other)!r}))
+    except Exception as error:
+        print(error)
+"""
+    environment = taking_for_a_file(one)
+    printed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    assert [("FIFO" in line) for line in printed.stdout.splitlines()] == [True] * 3
 
 
 # --- in every state -------------------------------------------------------------------------------------------

@@ -173,6 +173,14 @@ def test_a_domain_nobody_serves_goes_to_the_fallback():
     assert "no specialist" in decision.reason
 
 
+def test_the_reason_tells_a_domain_from_a_specialist_of_the_same_name():
+    namesake, server = Candidate("math", ("law",)), Candidate("sums", ("math",), order=1)
+    decision = choose({"math": 0.95, "law": 0.05}, (namesake, server), fallback=None)
+    assert (decision.specialist, decision.reason) == ("sums", "the domain math 0.95, which sums serves")
+    alone = choose({"math": 0.95, "law": 0.05}, (server,), fallback=None)
+    assert alone.reason == "math 0.95"
+
+
 def test_unavailable_specialists_are_never_chosen():
     decision = choose({"math": 1.0}, (unavailable(MATH), PHYSICS, CHAT), fallback="chat")
     assert decision.specialist == "physics"

@@ -30,6 +30,17 @@ QUESTION = "How do tides work?"
         "Привет! {} Спасибо!",
         "你好！{} 谢谢！",
         "こんにちは。{} ありがとうございます。",
+        "नमस्ते! {} धन्यवाद",
+        "안녕! {} 감사해요",
+        "Xin chào! {} Cảm ơn",
+        "Bonjour à tous, {} Merci d'avance pour vos réponses",
+        "Bonjour a\u0300 tous, {} Merci",
+        "Konnichiwa! {} Arigatou gozaimasu",
+        "Hey ChatGPT, {} Thank you ever so much!!!",
+        "Dear Sir or Madam,\n\nI hope this email finds you well.\n\n{}\n\nYours truly,\nJohn Smith\nSenior Manager",
+        "{}\n\nRegards,\nDr. Jane Miller, PhD",
+        "Happy new year 🎉 {}",
+        "Happy Friday! {} Enjoy your weekend!",
     ],
 )
 def test_clauses_of_courtesies_are_left_out(text: str) -> None:
@@ -44,6 +55,8 @@ def test_clauses_of_courtesies_are_left_out(text: str) -> None:
         ("I was wondering whether you could tell me how tides work.", "how tides work."),
         ("how do tides work thanks a lot", "how do tides work"),
         ("Please explain how tides work", "explain how tides work"),
+        ("hey siri how do tides work", "how do tides work"),
+        ("Quick question but how do tides work? lol", "how do tides work?"),
     ],
 )
 def test_what_leads_up_to_a_question_is_left_out(text: str, rest: str) -> None:
@@ -65,6 +78,10 @@ def test_a_bare_courtesy_stays_whole(text: str) -> None:
         "Is `thanks` a keyword?",
         "Why do people say thanks in so many ways?",
         "My rash itches, and I am worried. Is it shingles?",
+        "How do I say thank you in Thai?",
+        "hello world in Python",
+        "What does 🙏 mean?",
+        "Which of these lies on the coast?\nParis\nLima",
     ],
 )
 def test_what_tells_of_a_subject_stays(text: str) -> None:

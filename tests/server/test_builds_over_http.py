@@ -16,6 +16,7 @@ from random_model import Shape, write_random_model
 
 from coe.demo.curriculum import is_right
 from fakes import taught
+from fakes.faults import Faults
 from fakes.server_process import ServerProcess, run_coe, write_roster
 
 pytestmark = pytest.mark.server
@@ -57,11 +58,11 @@ def roster(tmp_path: Path, environment: None) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def serving() -> Iterator[Callable[[Path], ServerProcess]]:
+def serving() -> Iterator[Callable[..., ServerProcess]]:
     servers: list[ServerProcess] = []
 
-    def start(path: Path) -> ServerProcess:
-        servers.append(ServerProcess(path))
+    def start(path: Path, **options: Any) -> ServerProcess:
+        servers.append(ServerProcess(path, **options))
         return servers[-1]
 
     yield start
@@ -259,6 +260,43 @@ def test_a_server_that_stops_stops_its_build_and_the_next_goes_on(
     assert progress["state"] in ("stopped", "kept-aside")
     server = serving(path)
     until_state(server, "kept-aside")
+
+
+def test_a_build_that_stands_still_is_killed_says_so_and_goes_on_from_there_when_told(
+    roster: Callable[..., Path], serving: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    faults = Faults(tmp_path)
+    faults.arm("cut", "SIGSTOP")
+    path = roster(pool={"vram_budget": "2 GiB", "quiet_s": 0.01, "stall_s": 3})
+    server = serving(path, env=faults.environment)
+    server.chat(model="small")
+    server.until(lambda: card(server)["state"] == "failed", TRIES)
+    failed = card(server)
+    assert failed["message"] == "The process gave no sign of life for 3 s and was killed in the step cut."
+    assert "coe build small goes on from there" in failed["remedy"]
+    done = json.loads((tmp_path / "models" / "builds" / "small" / "state.json").read_text())["steps"]
+    assert server.chat(model="small", max_tokens=1).headers["x-coe-specialist"] == "general", "the server serves on"
+    server.http.post("/v1/builds/small", headers=NO_PAGE).raise_for_status()
+    until_state(server, "kept-aside")
+    after = json.loads((tmp_path / "models" / "builds" / "small" / "state.json").read_text())["steps"]
+    assert {name: after[name] for name in done} == done, "nothing that was done is done again"
+    assert "cut" not in done
+
+
+def test_a_server_ends_beside_a_build_that_stands_still(
+    roster: Callable[..., Path], serving: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    faults = Faults(tmp_path)
+    faults.arm("profile", "SIGSTOP")
+    server = serving(path := roster(), env=faults.environment)
+    server.chat(model="small")
+    server.until(lambda: faults.struck("profile") or card(server)["state"] == "failed", TRIES)
+    assert faults.struck("profile"), card(server)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    progress = json.loads((tmp_path / "models" / "builds" / "small" / "progress.json").read_text())
+    assert progress["state"] == "stopped"
+    until_state(serving(path), "kept-aside")
 
 
 def test_a_build_needs_its_parent_and_says_where_it_should_be(

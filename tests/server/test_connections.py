@@ -31,6 +31,10 @@ def test_the_limit_of_open_files_is_raised_as_far_as_the_system_allows(server: S
 def test_idle_clients_that_use_up_the_descriptors_cost_a_line_and_make_room(server: ServerProcess) -> None:
     """The limit is lowered behind the server's back, so that accepting fails."""
     address = (httpx.URL(server.url).host, httpx.URL(server.url).port)
+    # Once worker and spare are there, nothing but clients takes descriptors.
+    server.chat().raise_for_status()
+    server.until(lambda: bool(server.pool()) and len(server.workers()) == len(server.spares()) == 1, tries=100_000)
+    server.pool()
     in_use = len(os.listdir(f"/proc/{server.process.pid}/fd"))
     hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (in_use + 8, hard))

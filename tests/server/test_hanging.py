@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from random_model import CONTROL_TOKENS, write_random_model
 
-from fakes.server_process import ENDLESS, ServerProcess, ended, write_roster
+from fakes.server_process import ENDLESS, GIVE_UP_S, ServerProcess, ended, write_roster
 
 pytestmark = pytest.mark.server
 
 LONG = {"context_tokens": 8192, "loop_guard": False}
+CHAT = "/v1/chat/completions"
+# A random model is quick, and never ends a turn where it may not.
+TALKATIVE: dict[str, Any] = {
+    "max_tokens": 1500,
+    "n": 4,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "logit_bias": {str(CONTROL_TOKENS.index(name)): -100 for name in ("<eos>", "<turn|>")},
+}
 
 
 @pytest.fixture
@@ -28,6 +40,26 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
     )
     with ServerProcess(roster) as server:
         yield server
+
+
+@pytest.fixture
+def talker(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of a small model that says much in little time."""
+    write_random_model(tmp_path / "random.gguf")
+    about = {**LONG, "package": None, "pattern": None, "file": "random.gguf", "parallel": 4}
+    with ServerProcess(write_roster(tmp_path, {"general": about}, models_dir=".")) as server:
+        yield server
+
+
+def rest(connection: socket.socket) -> bytes:
+    """What comes on a connection up to the end of a chunked body."""
+    connection.settimeout(GIVE_UP_S)
+    data = bytearray()
+    while not data.endswith(b"\r\n0\r\n\r\n"):
+        piece = connection.recv(2**16)
+        assert piece, "cut off"
+        data += piece
+    return bytes(data)
 
 
 def last_frame(frames: Iterator[bytes]) -> str:
@@ -93,16 +125,22 @@ def test_a_stopped_worker_can_be_unloaded(server: ServerProcess) -> None:
     assert server.chat().status_code == 200
 
 
-def test_clients_that_read_nothing_hold_no_place_when_their_answers_are_done(server: ServerProcess) -> None:
-    unread = [send_unread(server, max_tokens=600, **{k: v for k, v in ENDLESS.items() if k != "max_tokens"})]
-    unread.append(send_unread(server, max_tokens=600, **{k: v for k, v in ENDLESS.items() if k != "max_tokens"}))
-    try:
-        server.until(lambda: server.leases() == 2)
-        assert server.chat().status_code == 200, "an honest client is served after them"
-        server.until(lambda: server.leases() == 0)
-    finally:
-        for connection in unread:
-            connection.close()
+def test_clients_that_read_nothing_hold_no_place_though_their_answers_are_more_than_the_sockets_take(
+    talker: ServerProcess,
+) -> None:
+    """Some thousand tokens in four choices with twenty rivals each are some ten megabytes: no kernel keeps them."""
+    talker.chat().raise_for_status()
+    before = talker.metric("coe_requests_total", status="200", route=CHAT)
+    with contextlib.ExitStack() as stack:
+        unread = [stack.enter_context(send_unread(talker, **TALKATIVE)) for _ in range(2)]
+        talker.until(lambda: talker.metric("coe_requests_total", status="200", route=CHAT) == before + 2)
+        assert talker.chat().status_code == 200, "an honest client is served beside them"
+        talker.until(lambda: talker.leases() == 0)
+        for connection in unread:  # what had been sent is there, and why no more came
+            assert b'"code":"client_too_slow"' in rest(connection)[-2000:]
+    assert talker.metric("coe_answers_total", reason="failed") == 2 * TALKATIVE["n"]
+    assert talker.metric("coe_request_seconds_count", outcome="failed") == 2
+    assert talker.log().count("failed: POST /v1/chat/completions ended with client_too_slow after ") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

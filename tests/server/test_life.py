@@ -87,6 +87,8 @@ def test_a_worker_killed_in_mid_stream_is_an_error_frame_and_the_next_request_is
     assert response.headers["x-coe-residency"] == "loaded"
     assert server.workers() != [worker]
     assert server.metric("coe_answers_total", reason="failed") == 1
+    assert server.metric("coe_request_seconds_count", outcome="failed") == 1
+    assert "failed: POST /v1/chat/completions ended with worker_died after " in server.log()
     assert server.leases() == 0
 
 

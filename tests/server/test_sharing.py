@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,13 @@ import numpy as np
 import pytest
 
 from coe.demo.curriculum import questions
-from coe.server.roster.builtin import demo_roster
 from coe.surgery.mask import Mask
-from fakes.server_process import ServerProcess, run_coe, write_roster
+from fakes.demo_college import DOMAINS, MASKS, PARENT, college_roster
+from fakes.server_process import ServerProcess, run_coe
 
 pytestmark = pytest.mark.server
 
-DOMAINS = ("math", "chemistry", "python")
-PARENT = demo_roster().parent / "college-parent.gguf"
 ASKED = {domain: [q.text for q in questions(domain) if q.held_out][3:40:9] for domain in DOMAINS}
-
-
-MASKS = {name: demo_roster().parent / "masks" / f"{name}.json" for name in DOMAINS}
-
-
-def college_roster(
-    folder: Path, parent: Path = PARENT, masks: Mapping[str, Path] | None = None, **sections: Any
-) -> Path:
-    """Masks of the parent, the demo's where none are given, and SmolLM2 for the rest."""
-    entries: dict[str, Mapping[str, Any]] = {
-        name: {"package": None, "pattern": None, "mask": str(mask), "domains": [name]}
-        for name, mask in (masks or MASKS).items()
-    }
-    entries["general"] = {}
-    pool = {"vram_budget": "2 GiB", "ram_budget": "16 MiB", "most_shared": 1, "check_swaps": True}
-    defaults = {"thinking": "off", "max_tokens": 64, **sections.pop("defaults", {})}
-    written = {"model": "college", "file": str(parent)}
-    sections["pool"] = {**pool, **sections.get("pool", {})}
-    return write_roster(folder, entries, models_dir="models", parent=written, defaults=defaults, **sections)
 
 
 @pytest.fixture(scope="module")

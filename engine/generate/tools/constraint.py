@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from llguidance import LLMatcher, LLTokenizer
+from referencing.exceptions import Unresolvable
 
 from ...errors import GrammarError
 from ...request import Tool, ToolUse
 from ..conformity import Conformity
 from ..grammar import MAX_SCHEMA_CHARS, Grammar
-from ..json_schema import JsonSchema
+from ..json_schema import SIMPLIFY, JsonSchema
+from ..validators import MAX_STEPS, TooCostlyError, spending
 from .family import Family
 from .rules import SPACE, CallRules, schema_of_arguments
 from .source import MAX_CALLS
@@ -100,11 +102,14 @@ class CallConstraint:
         if schema is None:
             return None
         try:
-            self._family.rule(CallRules(self._tags, {tool.name: schema}), [tool], self._family.openings[0])
-        except GrammarError as error:
-            if tool.strict:
-                raise _of(tool, error) from error
-            return None
+            with spending(MAX_STEPS):
+                self._family.rule(CallRules(self._tags, {tool.name: schema}), [tool], self._family.openings[0])
+        except (GrammarError, TooCostlyError, Unresolvable, RecursionError) as error:
+            if not tool.strict:
+                return None
+            if not isinstance(error, GrammarError):
+                error = GrammarError(f"{_FORMAT} cannot be followed: {error}.", SIMPLIFY)
+            raise _of(tool, error) from error
         return schema
 
     def after(self, opening: str) -> Grammar | None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from ...errors import GrammarError
 from ...request import Tool
 from ..json_schema import SIMPLIFY, JsonSchema, is_wide, target_of
+from ..validators import validator_of
 from ..wide_numbers import integers
 from . import lexemes
 from .merging import SPEAKS_OF, TYPES, flat, merged, types_of_values, words_of
@@ -124,7 +125,7 @@ class _Writer:
         if "const" in node and "enum" in node:
             values = [value for value in values if value in node["enum"]]
         beside = {word: inner for word, inner in node.items() if word not in ("const", "enum")}
-        judge = self._schema.draft(self._schema.wanted).evolve(schema=beside)
+        judge = validator_of(self._schema.draft, self._schema.wanted).evolve(schema=beside)
         found = [self._literal(value) for value in values if judge.is_valid(value)]
         return [each for each in found if each is not None] or self._none(path)
 

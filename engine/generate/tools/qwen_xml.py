@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 from jsonschema import Draft202012Validator
 
 from ...request import Tool
+from ..validators import spending, validator_of
 from . import json_text
 from .family import Family, Message, openai_message, openai_tool
 from .qwen_xml_rule import arguments_rule
@@ -26,6 +27,7 @@ _PARAMETER: Final = "<parameter="
 _PARAMETER_END: Final = "</parameter>"
 _MAX_NAME_CHARS: Final = 256
 _MAX_TRIES: Final = 64
+_MAX_STEPS: Final = 2_000  # of a validation, for which the other answers wait
 _PYTHONS: Final[Mapping[str, Any]] = {"True": True, "False": False, "None": None}
 
 
@@ -206,8 +208,9 @@ class _Arguments:
 
     def _fits(self, value: Any, shape: Shape) -> bool:
         try:
-            judge = Draft202012Validator(dict(self._root))
-            return bool(judge.evolve(schema={"allOf": shape.parts[:1]}).is_valid(value))
+            with spending(_MAX_STEPS):
+                judge = validator_of(Draft202012Validator, dict(self._root))
+                return bool(judge.evolve(schema={"allOf": shape.parts[:1]}).is_valid(value))
         except Exception:  # a client's schema may be none
             return False
 

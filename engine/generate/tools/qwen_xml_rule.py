@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from ...errors import GrammarError
 from ...request import Tool
 from ..json_schema import SIMPLIFY, JsonSchema
+from ..validators import validator_of
 from ..wide_numbers import has_wide_numbers
 from . import lexemes
 from .merging import flat, merged, types_of_values
@@ -137,7 +138,7 @@ class _Writer:
 
     def _named(self, node: Mapping[str, Any]) -> Iterator[str | Mapping[str, Any]]:
         assert self._schema is not None
-        judge = self._schema.draft(self._schema.wanted).evolve(schema=node)
+        judge = validator_of(self._schema.draft, self._schema.wanted).evolve(schema=node)
         values = [node["const"]] if "const" in node else node["enum"]
         for value in values:
             if judge.is_valid(value):

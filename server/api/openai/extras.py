@@ -23,6 +23,17 @@ _EMPTY: Final = _nothing("", [], {}, False)
 _LATER: Final = "It is not supported yet: remove it from the request."
 _REMOVE: Final = "It is not served: remove it from the request."
 
+_OWN_TEMPLATE: Final = "The model's own is used: remove it from the request."
+_SAMPLERS: Final = "Use temperature, top_p, top_k, min_p and penalties."
+_NO_SAMPLERS: Final[Mapping[str, tuple[float, ...]]] = {
+    **dict.fromkeys(("mirostat", "mirostat_mode", "xtc_probability", "dry_multiplier", "no_repeat_ngram_size"), (0,)),
+    **dict.fromkeys(("top_a", "epsilon_cutoff", "eta_cutoff", "dynatemp_range", "smoothing_factor"), (0,)),
+    **dict.fromkeys(("typical_p", "typical", "tfs_z", "tfs", "length_penalty", "guidance_scale"), (1,)),
+    **dict.fromkeys(("encoder_repetition_penalty",), (1,)),
+    "penalty_alpha": (0,),
+    "top_n_sigma": (-1, 0),
+}
+
 _Table = Mapping[str, tuple[_Asks, str]]
 
 # Of both endpoints. Each changes what text comes, or where it ends.
@@ -42,7 +53,26 @@ _SHARED: Final[_Table] = {
     "num_predict": (_nothing(-1), "Write max_tokens."),
     "max_new_tokens": (_nothing(-1), "Write max_tokens."),
     "max_output_tokens": (_nothing(-1), "Write max_tokens."),
-    "chat_template": (_EMPTY, "The model's own is used: remove it from the request."),
+    "max_length": (_nothing(-1), "Write max_tokens."),
+    "min_new_tokens": (_nothing(0), _REMOVE),
+    "stop_words": (_EMPTY, "Write stop."),
+    "stops": (_EMPTY, "Write stop."),
+    "include_stop_str_in_output": (_nothing(False), "Add the stop text to the answer."),
+    "truncate_prompt_tokens": (_nothing(-1), "Shorten the prompt."),
+    "suppress_tokens": (_EMPTY, "Use logit_bias."),
+    "banned_strings": (_EMPTY, _REMOVE),
+    "logits_processors": (_EMPTY, _REMOVE),
+    "return_token_ids": (_nothing(False), _REMOVE),
+    "return_tokens_as_token_ids": (_nothing(False), _REMOVE),
+    "do_sample": (_nothing(True), "Write temperature: 0 for the most probable tokens."),
+    "num_beams": (_nothing(1), _REMOVE),
+    "options": (_EMPTY, "It is Ollama's: send what is in it at the top level."),
+    "template": (_EMPTY, _OWN_TEMPLATE),
+    "chat_template": (_EMPTY, _OWN_TEMPLATE),
+    "system": (_EMPTY, "Write a message of the role system."),
+    "instructions": (_EMPTY, "Write a message of the role system."),
+    # Samplers that are not served, with the values by which clients say that they want none.
+    **{name: (_nothing(*off), _SAMPLERS) for name, off in _NO_SAMPLERS.items()},
 }
 _CHAT: Final[_Table] = {
     "tools": (_EMPTY, _LATER),
@@ -53,6 +83,12 @@ _CHAT: Final[_Table] = {
     "web_search_options": (_nothing(False), _LATER),
     "best_of": (_nothing(1), _REMOVE),
     "echo": (_nothing(False), _REMOVE),
+    "prompt": (_EMPTY, "Write a message, or use /v1/completions."),
+    "suffix": (_EMPTY, _REMOVE),
+    "documents": (_EMPTY, "Write them into a message."),
+    "images": (_EMPTY, "The specialists read text only."),
+    "continue_final_message": (_nothing(False), "An answer is continued where the last message is the assistant's."),
+    "add_generation_prompt": (_nothing(True), "An answer is continued where the last message is the assistant's."),
 }
 _COMPLETIONS: Final[_Table] = {
     "echo": (_nothing(False), _LATER),
@@ -60,12 +96,18 @@ _COMPLETIONS: Final[_Table] = {
     "suffix": (_nothing(""), _LATER),
     "max_completion_tokens": (_nothing(-1), "Write max_tokens."),
     "tools": (_EMPTY, "Use /v1/chat/completions."),
+    "messages": (_EMPTY, "Use /v1/chat/completions."),
 }
 
 
 def refuse_in_chat(body: Mapping[str, Any], known: Collection[str]) -> None:
     """Raises RequestError for a field of a chat body that asks for what is not served. known: the fields that are."""
-    _refuse(body, {**_SHARED, **_CHAT}, known)
+    table = {**_SHARED, **_CHAT}
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, dict) and last.get("role") == "assistant":  # what vLLM's clients say of it is done anyway
+        del table["continue_final_message"], table["add_generation_prompt"]
+    _refuse(body, table, known)
 
 
 def refuse_in_completions(body: Mapping[str, Any], known: Collection[str]) -> None:
@@ -85,8 +127,15 @@ def _refuse(body: Mapping[str, Any], table: _Table, known: Collection[str]) -> N
     spelled = {_letters(name): name for name in known}
     for name, value in body.items():
         right = spelled.get(_letters(name))
-        if right is not None and name != right and name not in known and value is not None:
+        if right is not None and name not in known and value is not None:
             raise RequestError(f"{name[:60]} is not understood: write {right}.", param=name[:60])
+
+
+def near(name: str, known: Collection[str]) -> str | None:
+    """Of these names the one that differs from a name in its spelling alone; None where it is one of them."""
+    if name in known:
+        return None
+    return next((other for other in known if isinstance(other, str) and _letters(other) == _letters(name)), None)
 
 
 def _letters(name: str) -> str:

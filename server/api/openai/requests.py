@@ -12,8 +12,9 @@ from coe.engine.request import Patience
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Message, Request
-from .extras import refuse_in_chat, refuse_in_completions
+from .extras import near, refuse_in_chat, refuse_in_completions
 from .structure import STRUCTURED, response_format
+from .thinking import thinking_wish
 
 _MAX_CHOICES = 8
 _MAX_STOPS = 16
@@ -38,6 +39,16 @@ class _Body(BaseModel):
 
 class StreamOptions(_Body):
     include_usage: bool = False
+    continuous_usage_stats: Literal[False] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_right(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            right = near(name, cls.model_fields)
+            if right is not None and data[name] is not None:
+                raise ValueError(f"{name[:60]} is not understood: write {right}")
+        return data
 
 
 def _unlimited(value: Any) -> Any:
@@ -60,6 +71,11 @@ def _stops(value: Any) -> tuple[str, ...]:
 def _all_tokens(value: Any) -> Any:
     """-1 is vLLM's word for 0: no bound."""
     return 0 if type(value) is int and value == -1 else value
+
+
+def _whole_context(value: Any) -> Any:
+    """-1 is llama.cpp's word for all tokens of the context."""
+    return _MAX_INT if type(value) is int and value == -1 else value
 
 
 def _random_seed(value: Any) -> Any:
@@ -104,6 +120,7 @@ class Shared(_Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.1, le=2)] | None = None  # vLLM's name for it
+    repeat_last_n: Annotated[Annotated[int, Field(ge=0, le=_MAX_INT)] | None, BeforeValidator(_whole_context)] = None
     seed: Annotated[int | None, BeforeValidator(_random_seed)] = None
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -118,9 +135,11 @@ class ChatBody(Shared):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     modalities: list[str] | None = None
     tool_choice: Any = None
-    # The ways in which clients ask for thinking; a specialist's policy decides.
+    # The ways in which clients ask for thinking, read by thinking_wish.
     think: Any = None
     enable_thinking: Any = None
+    thinking: Any = None
+    reasoning: Any = None
     reasoning_effort: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -129,6 +148,12 @@ class CompletionBody(Shared):
     prompt: str | list[str]
     logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_no_logprobs)] = None
 
+
+# What goes to the specialist's rules under its own name.
+_SAMPLING: Final = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n"),
+)
 
 _B = TypeVar("_B", bound=Shared)
 
@@ -157,7 +182,7 @@ def parse_chat(body: Mapping[str, Any]) -> Parsed:
         max_tokens=parsed.max_completion_tokens or parsed.max_tokens,
         response_format=response_format(body),
         top_logprobs=(parsed.top_logprobs or 0) if parsed.logprobs else None,
-        wants_thinking=_thinking_wish(parsed),
+        wants_thinking=thinking_wish(body),
     )
 
 
@@ -179,8 +204,7 @@ def parse_completion(body: Mapping[str, Any]) -> Parsed:
 
 def _parsed(body: Shared, **own: Any) -> Parsed:
     """The request of a body: what both endpoints share, and what is the endpoint's own."""
-    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
-    overrides = {name: value for name in names if (value := getattr(body, name)) is not None}
+    overrides = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
     if body.repetition_penalty is not None:
         overrides.setdefault("repeat_penalty", body.repetition_penalty)
     request = Request(
@@ -235,6 +259,8 @@ def _message(message: Mapping[str, Any], index: int) -> Message:
         raise RequestError(f"{param}.role: {role!r} is none of system, user, assistant.", param=f"{param}.role")
     if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
         raise RequestError(f"{param}: calls of tools and functions are not supported yet.", param=param)
+    if "content" not in message and (other := near("content", message)) is not None:
+        raise RequestError(f"{param}.{other[:60]} is not understood: write content.", param=f"{param}.{other[:60]}")
     return {"role": role, "content": _text(message.get("content"), f"{param}.content", optional=role == "assistant")}
 
 
@@ -269,13 +295,3 @@ def _biases(asked: Mapping[str, float]) -> dict[int, float]:
         raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias")
     # A number that no vocabulary reaches would come round to another token.
     return {int(token): bias for token, bias in asked.items() if int(token) <= _MAX_INT}
-
-
-def _thinking_wish(body: ChatBody) -> bool | None:
-    kwargs = body.chat_template_kwargs or {}
-    for wish in (body.think, body.enable_thinking, kwargs.get("enable_thinking"), kwargs.get("thinking")):
-        if isinstance(wish, bool):
-            return wish
-    if isinstance(body.think, str) or body.reasoning_effort is not None:
-        return (body.think or body.reasoning_effort) not in ("none", "minimal", "off", "false")
-    return None

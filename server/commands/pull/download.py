@@ -30,7 +30,28 @@ from .files import HubFile, PlannedModel
 _PARTIAL: Final = ".partial"  # hidden, so that no roster pattern finds what is in it
 _VERIFIED: Final = ".verified"
 _CHUNK_BYTES: Final = 2**20
-_RETRY_WAITS_S: Final = (1.0, 2.0, 4.0, 8.0)  # between attempts that brought nothing new
+_RETRY_WAITS_S: Final = (1.0, 2.0, 4.0, 8.0)  # between attempts that brought next to nothing
+# A server that trickles keeps a read's time limit from ever passing: less than that within so long is no download.
+_WINDOW_S: Final = 60.0
+_LEAST_BYTES: Final = 64 * 1024
+
+
+class Pace:
+    """Whether a download gets on: at least _LEAST_BYTES in every _WINDOW_S. Times are of a monotonic clock."""
+
+    fault: Final = f"less than {_LEAST_BYTES // 1024} KiB came within {_WINDOW_S:.0f} s"
+
+    def __init__(self, now: float) -> None:
+        self._begun, self._n_bytes = now, 0
+
+    def keeps_up(self, now: float, n_bytes: int) -> bool:
+        """Note bytes that came; False when they are too few."""
+        self._n_bytes += n_bytes
+        if now - self._begun < _WINDOW_S:
+            return True
+        enough = self._n_bytes >= _LEAST_BYTES
+        self._begun, self._n_bytes = now, 0
+        return enough
 
 
 def fetch_model(client: httpx.Client, endpoint: str, model: PlannedModel, bars: Progress) -> None:
@@ -92,7 +113,10 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                             digest = _restart(out, file)  # the server cannot go on in the middle
                         if response.status_code != 416 or not before:
                             _check_status(response, endpoint, model.repo, file.path)
+                            pace = Pace(time.monotonic())
                             for chunk in response.iter_bytes():  # as it comes: gathered chunks are lost in a cut
+                                if not pace.keeps_up(time.monotonic(), len(chunk)):
+                                    raise httpx.ReadTimeout(pace.fault)
                                 _write(out, chunk)
                                 digest.update(chunk)
                                 bars.update(bar, completed=out.tell())
@@ -100,7 +124,7 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                                     break
                 except httpx.RequestError as error:
                     cut = error
-                if out.tell() > before:
+                if out.tell() - before >= min(_LEAST_BYTES, file.size_bytes - before):
                     waits = iter(_RETRY_WAITS_S)
                     continue
                 wait_s = next(waits, None)

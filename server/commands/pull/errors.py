@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
-from typing import Final
 
+from coe.engine.files import FULL_DISK
 from coe.engine.private import without_secrets
 from coe.engine.units import size_text
-
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PullError(Exception):
@@ -49,7 +46,7 @@ def no_room(needed_bytes: int, free_bytes: int, folder: Path) -> PullError:
 
 def disk_error(error: OSError, path: Path, needed_bytes: int, free_bytes: int) -> PullError:
     """A file cannot be written, for lack of room or for another reason."""
-    if error.errno in _NO_ROOM:
+    if error.errno in FULL_DISK:
         return no_room(needed_bytes, free_bytes, path.parent)
     return PullError(
         f"{path} cannot be written: {error.strerror or error}.",

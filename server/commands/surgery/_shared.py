@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,21 +82,24 @@ def load_spec(path: Path, gpu_layers: int, cpu_expert_layers: int, threads: int)
     return LoadSpec(path, gpu_layers=gpu_layers, cpu_expert_layers=cpu_expert_layers, threads=threads)
 
 
-def fitting(load: LoadSpec, models: Sequence[Path]) -> LoadSpec:
-    """The load with as many layers' experts in host memory as the largest of the models needs to fit a GPU."""
+def tried(load: LoadSpec, models: Sequence[Path]) -> LoadSpec:
+    """The load with as many layers' experts in host memory as the largest of the models needs to fit a GPU.
+
+    Each model goes through a dry run in a child first: llama.cpp takes a process down over a file that it did not
+    expect, and the child's end leaves a reason. Raises ModelFileError with it.
+    """
+    from coe.engine.pool.memory import predict
     from coe.surgery.errors import ArchitectureError
     from coe.surgery.parent import Parent
     from coe.surgery.profile.fitting import fit_spec
 
-    if load.cpu_expert_layers:
-        return load
     layers = 0
     for model in models:
-        try:
-            layers = max(layers, fit_spec(replace(load, path=model), Parent.open(model), None).cpu_expert_layers)
-        except ArchitectureError:  # a dense model, or one that surgery does not know: it can be asked all the same
-            continue
-    return replace(load, cpu_expert_layers=layers)
+        spec = replace(load, path=model)
+        asyncio.run(predict(spec))
+        with suppress(ArchitectureError):  # a dense model, or one that surgery does not know: it can be asked as well
+            layers = max(layers, fit_spec(spec, Parent.open(model), None).cpu_expert_layers)
+    return replace(load, cpu_expert_layers=load.cpu_expert_layers or layers)
 
 
 def prefixed_path(text: str) -> tuple[str, Path]:

@@ -14,12 +14,12 @@ from ._shared import (
     GpuLayers,
     Threads,
     clear_errors,
-    fitting,
     load_spec,
     named_path,
     out_console,
     prefixed_path,
     progress_bars,
+    tried,
 )
 
 
@@ -63,14 +63,17 @@ def evaluate(
             cache_tokens=cache or 4 * context,
             parallel=parallel,
         )
-        load = fitting(load, [*named.values(), *([beside] if beside is not None else [])])
+        alone = len(named) == 1 and set(targets) == {""}
+        if beside is None and not alone:
+            raise EvaluationError("A matrix compares with the parent.", "Add --beside PARENT.")
+        sets = {name or "questions": read_questions(paths) for name, paths in targets.items()}
+        load = tried(load, [*named.values(), *([beside] if beside is not None else [])])
         settings = GenerationSettings(max_tokens=max_tokens, seed=seed)
-        if len(named) == 1 and set(targets) == {""}:
-            asked = read_questions(targets[""])
+        if alone or beside is None:
             with progress_bars() as bars:
                 report = run(
                     next(iter(named.values())),
-                    asked,
+                    sets["questions"],
                     beside=beside,
                     settings=settings,
                     load=load,
@@ -81,9 +84,6 @@ def evaluate(
             if out is not None:
                 report.save(out)
             return
-        if beside is None:
-            raise EvaluationError("A matrix compares with the parent.", "Add --beside PARENT.")
-        sets = {name or "questions": read_questions(paths) for name, paths in targets.items()}
         with progress_bars() as bars:
             matrix = evaluate_matrix(
                 named, sets, beside, settings=settings, load=load, system=system, progress=bars.generating

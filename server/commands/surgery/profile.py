@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .._extras import PLOTS, require
-from ._shared import CpuExperts, GpuLayers, Threads, clear_errors, fitting, load_spec, out_console, progress_bars, say
+from ._shared import CpuExperts, GpuLayers, Threads, clear_errors, load_spec, out_console, progress_bars, say, tried
 
 if TYPE_CHECKING:
     from coe.engine.spec import LoadSpec
@@ -56,6 +56,7 @@ def profile(
         from coe.surgery.errors import CorpusError
         from coe.surgery.files import require_output
         from coe.surgery.parent import Parent
+        from coe.surgery.profile import fitting
         from coe.surgery.profile.corpus import CorpusFile, read_corpus
 
         given = [*(corpus or []), *(more or [])]
@@ -67,10 +68,11 @@ def profile(
         n_keep = experts or max(Parent.open(parent).experts.n_expert // 2, 1)
         load = replace(load_spec(parent, gpu_layers, cpu_expert_layers, threads), context_tokens=context)
         if answer:
-            files = _answered(parent, files, out, fitting(load, [parent]), max_tokens)
-        _profile(
-            parent, read_corpus(files), out, load, norms, n_keep, criterion if until_stable else None, per_document
-        )
+            files = _answered(parent, files, out, tried(load, [parent]), max_tokens)
+        read = read_corpus(files)
+        watched = tried(fitting.load_spec(parent, load), [parent])
+        load = replace(load, cpu_expert_layers=watched.cpu_expert_layers)
+        _profile(parent, read, out, load, norms, n_keep, criterion if until_stable else None, per_document)
 
 
 def _answered(

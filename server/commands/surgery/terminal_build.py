@@ -57,11 +57,11 @@ async def _build(
     asked = roster.pool.vram_budget
     budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
     if not job.at_work():
-        prepared = await prepare(job, order, machine_of(specialist), budget)
+        prepared = await prepare(job, order, machine_of(specialist), budget, stall_s=roster.pool.stall_s)
         if prepared.warning and not accept:
             print_line(err, prepared.warning, "yellow")
         await asyncio.to_thread(_as_from_here, job)
-    process = BuildProcess(job, accept=accept)
+    process = BuildProcess(job, accept=accept, stall_s=roster.pool.stall_s)
     loop = asyncio.get_running_loop()
     stops: set[asyncio.Task[None]] = set()
 

@@ -241,7 +241,8 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        prepared = await prepare(job, order, machine_of(specialist), self._pool.limits.budget_bytes)
+        limits = self._pool.limits
+        prepared = await prepare(job, order, machine_of(specialist), limits.budget_bytes, stall_s=limits.stall_s)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -283,7 +284,7 @@ class Builds:
         await self._until_none_runs_elsewhere(name)
         why = "for room" if priority else "for idle time"
         await self._record(name, BuildProgress(BuildState.WAITING, message=why))
-        process = BuildProcess(job, low_priority=not priority)
+        process = BuildProcess(job, low_priority=not priority, stall_s=self._pool.limits.stall_s)
         preempted = False
 
         async def preempt() -> None:

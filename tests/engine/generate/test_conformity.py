@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from llguidance import LLTokenizer
 
 from coe.engine.errors import GrammarError
-from coe.engine.generate.conformity import Conformity, matches
+from coe.engine.generate.conformity import Conformity
+from coe.engine.generate.grammar import Grammar
 from coe.engine.generate.json_schema import JsonSchema
+from coe.engine.generate.validators import matches
 
 
 def violation(schema: Any, text: str) -> str | None:
@@ -70,3 +73,56 @@ def test_no_reference_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("a connection was opened"))
     with pytest.raises(GrammarError):
         violation({"$ref": "http://127.0.0.1:9/schema.json"}, "1")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "http://127.0.0.1:9/schema.json"},
+        {"oneOf": [{"enum": [[1]]}, {"$ref": "http://127.0.0.1:9/schema.json"}]},
+        {"oneOf": [{"const": [1]}, {"type": "array", "items": {"$ref": "http://127.0.0.1:9/schema.json"}}]},
+        {"enum": [2**60 + 1], "$ref": "http://127.0.0.1:9/schema.json"},
+    ],
+)
+def test_no_reference_is_fetched_while_a_schema_is_read(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("a connection was opened"))
+    with pytest.raises(GrammarError):
+        Grammar(LLTokenizer("byte"), schema)
+
+
+TWO_TO_THE_60 = "a" * 60 + "b"  # steps that `re` needs to find that it is not `^(a+)+$`
+
+
+def test_a_part_that_names_its_draft_is_validated_as_the_others_are() -> None:
+    part = {"$schema": "https://json-schema.org/draft/2020-12/schema", "pattern": "^(a+)+$"}
+    assert "does not match" in (violation({"properties": {"a": part}}, f'{{"a": "{TWO_TO_THE_60}"}}') or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [{"const": TWO_TO_THE_60}, {"type": "string", "pattern": "^(a+)+$"}]},
+        {"enum": [2**60 + 1, TWO_TO_THE_60], "pattern": "^(a+)+$"},
+    ],
+)
+def test_a_pattern_is_matched_in_linear_time_while_a_schema_is_read(schema: Any) -> None:
+    Grammar(LLTokenizer("byte"), schema)
+
+
+def test_a_schema_that_doubles_with_each_level_is_read_all_the_same() -> None:
+    levels = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(60)}
+    defs = {**levels, "a60": {"type": "integer"}}
+    Grammar(LLTokenizer("byte"), {"$defs": defs, "oneOf": [{"$ref": "#/$defs/a0"}, {"type": "string"}]})
+
+
+def test_long_lists_of_mixed_values_are_compared_once_each() -> None:
+    values = [value for number in range(20_000) for value in (number, str(number))]
+    JsonSchema.read({"$schema": "http://json-schema.org/draft-04/schema#", "enum": values})
+
+
+@pytest.mark.parametrize(
+    ("items", "unique"),
+    [('[1, true, [1], {}, {"a": 1}]', True), ("[1, 1.0]", False), ('[{"a": [1]}, {"a": [1.0]}]', False)],
+)
+def test_items_are_unique_as_json_compares_them(items: str, unique: bool) -> None:
+    assert (violation({"uniqueItems": True}, items) is None) == unique

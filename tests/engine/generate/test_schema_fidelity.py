@@ -123,6 +123,28 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ),
     ({"type": "object", "unevaluatedProperties": False, "properties": {"a": True}}, ['{"a":1}'], ['{"b":1}']),
     ({"const": "\x01\x7f"}, ['"\\u0001\\u007f"'], ['"x"']),
+    ({"type": "string", "pattern": '^[^"]*$'}, ['"a\\\\b"', '"a\\n"'], ['"a\\"b"']),
+    ({"type": "string", "pattern": r"^[^\\]+$"}, ['"a\\"b"', '"a\\n"'], ['"a\\\\b"']),
+    (
+        {
+            "type": "object",
+            "patternProperties": {'^[^"]*$': {"type": "integer"}},
+            "additionalProperties": {"type": "null"},
+        },
+        ['{"a":1,"b\\"":null}'],
+        ['{"b\\"":1}', '{"a":null}'],
+    ),
+    ({"type": "string", "minLength": 2.0, "maxLength": 2.0}, ['"ab"'], ['"a"', '"abc"']),
+    ({"$ref": "#/$defs/List%5Bint%5D", "$defs": {"List[int]": {"type": "integer"}}}, ["1"], ['"x"']),
+    ({"$ref": "#/$defs/Zähler", "$defs": {"Zähler": {"type": "integer"}}}, ["1"], ['"x"']),
+    ({"type": "string", "format": "password"}, ['"x y"'], ["1"]),
+    ({"type": "string", "format": "byte"}, ['"QUI="', '"QUJD"', '""'], ['"QUI"', '"QU I"']),
+    (
+        {"type": "string", "format": "uuid4"},
+        ['"9b2e4c1a-7d3f-4e5a-8b6c-0d1e2f3a4b5c"'],
+        ['"9b2e4c1a-7d3f-1e5a-8b6c-0d1e2f3a4b5c"'],
+    ),
+    (True, ["1", '{"a":[null]}'], ["{]"]),
 ]
 
 
@@ -208,6 +230,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"minimum": "3"}, "at $.minimum"),
     ({"required": "a"}, "at $.required"),
     ("string", "it must be an object"),
+    (False, "allows nothing"),
 ]
 
 

@@ -103,6 +103,14 @@ def test_what_comes_in_a_models_place_is_named(tmp_path: Path, begin: bytes, wha
         read_header(path)
 
 
+@pytest.mark.parametrize("n_bytes", [1, 2, 3, 4, 11, 23])
+def test_a_file_that_ends_within_its_first_words_is_told_so(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes((b"GGUF" + (3).to_bytes(4, "little") + bytes(16))[:n_bytes])
+    with pytest.raises(ModelFileError, match="ends within its header"):
+        read_header(path)
+
+
 def test_of_other_files_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2:0:0")
     link = tmp_path / "model.gguf"

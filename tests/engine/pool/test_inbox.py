@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.engine.errors import SlowReaderError, WorkerDiedError
-from coe.engine.pool.inbox import Inbox
+from coe.engine.pool.inbox import Inbox, Unread
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, Rejected, TokenLogprob
 
 END = Finished("r", Finish.STOP, 1, 0, 1)
@@ -67,7 +67,7 @@ async def test_reasoning_stays_before_the_text_it_led_to() -> None:
 
 async def test_beyond_the_limit_what_is_there_can_be_read_and_then_the_error_comes() -> None:
     ends: list[str] = []
-    inbox = Inbox(lambda: ends.append("end"), limit_bytes=1000)
+    inbox = Inbox(lambda: ends.append("end"), unread=Unread(1000, 2**30))
     for n in range(1000):
         inbox.put(Delta("r", f"{n % 10}"))
     assert not inbox.ended
@@ -86,7 +86,7 @@ async def test_beyond_the_limit_what_is_there_can_be_read_and_then_the_error_com
 
 
 async def test_what_was_read_makes_room() -> None:
-    inbox = Inbox(limit_bytes=100)
+    inbox = Inbox(unread=Unread(100, 2**30))
     for _ in range(100):
         inbox.put(Delta("r", "x" * 90))
         await inbox.take()
@@ -94,10 +94,36 @@ async def test_what_was_read_makes_room() -> None:
 
 
 async def test_one_piece_larger_than_the_limit_still_goes_through_to_a_reader_that_keeps_pace() -> None:
-    inbox = Inbox(limit_bytes=10)
+    inbox = Inbox(unread=Unread(10, 2**30))
     inbox.put(Delta("r", "x" * 1000))
     assert not inbox.ended
     assert await inbox.take() == Delta("r", "x" * 1000)
+
+
+async def test_all_together_may_leave_no_more_unread_than_the_total_and_what_is_read_or_left_makes_room() -> None:
+    unread = Unread(1000, 2000)
+    slow = [Inbox(unread=unread) for _ in range(3)]
+    for inbox in slow[:2]:
+        for _ in range(10):
+            inbox.put(Delta("r", "x" * 100))
+    slow[2].put(Delta("r", "a"))  # the first of an empty inbox always comes in
+    slow[2].put(Delta("r", "b"))
+    assert [inbox.ended for inbox in slow] == [False, False, True]
+    assert await slow[2].take() == Delta("r", "a")
+    with pytest.raises(SlowReaderError, match=r"more than 1 KB of all answers together waited to be read"):
+        await slow[2].take()
+    at_pace = Inbox(unread=unread)
+    for _ in range(10):
+        at_pace.put(Delta("r", "y" * 100))
+        await at_pace.take()
+    assert not at_pace.ended, "a reader that has taken all pays for no other"
+    assert unread.waiting_bytes == 2000
+    await slow[0].take()
+    slow[1].close()
+    assert unread.waiting_bytes == 900
+    for _ in range(10):
+        slow[0].close()
+    assert unread.waiting_bytes == 0
 
 
 async def test_the_end_is_told_once_before_anything_is_read() -> None:
@@ -130,7 +156,7 @@ def test_whatever_the_reader_does_it_gets_a_beginning_of_the_text_and_no_more_wa
     """script: deltas that come, and how many events are read in between."""
 
     async def play() -> None:
-        inbox = Inbox(limit_bytes=limit_bytes)
+        inbox = Inbox(unread=Unread(limit_bytes, 2**30))
         sent = got = ""
         n_waiting_bytes = 0
         for act in script:

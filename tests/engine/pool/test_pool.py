@@ -19,6 +19,7 @@ from coe.engine.errors import (
     ShuttingDownError,
     UnavailableError,
     WaitTimeoutError,
+    WorkerDiedError,
 )
 from coe.engine.pool.admission import State
 from coe.engine.pool.pool import Pool
@@ -339,6 +340,26 @@ class TestFailures:
         del loader.failures["a"]
         await pool.lease("a", max_wait_s=LONG_S)
         assert loader.loads == ["a", "a", "a"]
+
+    async def test_a_process_that_is_lost_in_a_load_is_counted_and_the_next_load_waits_from_the_second_on(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(a=4, settings={"load_backoff_s": 5.0})
+        loader.failures["a"] = lost = WorkerDiedError("The worker died.", "Send the request again.")
+        lost.cause = "SIGKILL"
+
+        async def attempt() -> None:
+            with pytest.raises((WorkerDiedError, LoadError)):
+                await pool.lease("a", max_wait_s=LONG_S)
+
+        for n_loads in (1, 2, 2):
+            await attempt()
+            assert len(loader.loads) == n_loads
+        clock.advance(5)
+        for n_loads in (3, 3):
+            await attempt()
+            assert len(loader.loads) == n_loads
+        assert pool.status().deaths == {"SIGKILL": 3}
 
     async def test_an_unforeseen_error_is_a_failed_load_too(self, new_pool: NewPool, loader: FakeLoader) -> None:
         pool = new_pool(a=4)

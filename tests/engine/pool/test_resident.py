@@ -30,10 +30,11 @@ from coe.engine.errors import (
     WorkerHungError,
 )
 from coe.engine.logs import LLAMA_LOGGER, WORKER_LOGGER
+from coe.engine.pool.inbox import Unread
 from coe.engine.pool.resident import WorkerResident
-from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Accepted, Delta, Finish, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from coe.engine.vitals import SHORTEST_S
 from fakes.worker_events import GONE_S, events, gone, request
 
 
@@ -148,7 +149,7 @@ class TestAnswering:
         self, resident: WatchedResident
     ) -> None:
         ended = asyncio.Event()
-        unread = resident.generate(endless(max_tokens=100), on_end=ended.set, unread_bytes=2**20)
+        unread = resident.generate(endless(max_tokens=100), on_end=ended.set, unread=Unread(2**20, 2**20))
         assert isinstance(await anext(unread), Accepted)
         await asyncio.wait_for(ended.wait(), GONE_S)
         *deltas, finished = [event async for event in unread]
@@ -158,7 +159,7 @@ class TestAnswering:
 
     async def test_a_reader_that_is_too_far_behind_ends_its_generation_alone(self, resident: WatchedResident) -> None:
         ended = asyncio.Event()
-        unread = resident.generate(endless("unread"), on_end=ended.set, unread_bytes=100)
+        unread = resident.generate(endless("unread"), on_end=ended.set, unread=Unread(100, 2**20))
         await anext(unread)
         read = asyncio.create_task(events(resident, endless("read", max_tokens=100)))
         await asyncio.wait_for(ended.wait(), GONE_S)

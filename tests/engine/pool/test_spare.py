@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 from coe.engine.errors import ModelFileError
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
-from coe.engine.pool.vitals import SHORTEST_S
 from coe.engine.request import Finished
 from coe.engine.spec import LoadSpec
+from coe.engine.vitals import SHORTEST_S
 from fakes.worker_events import GONE_S, events, gone, request
 
 
@@ -104,7 +105,9 @@ async def test_a_stopped_spare_is_not_handed_out(
     await spare.close()
 
 
-async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load(smollm2_spec: LoadSpec) -> None:
+async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load_and_has_a_line(
+    smollm2_spec: LoadSpec, caplog: pytest.LogCaptureFixture
+) -> None:
     workers: list[WorkerResident] = []
 
     async def spawn() -> WorkerResident:
@@ -120,6 +123,7 @@ async def test_a_spare_that_is_stopped_as_it_is_taken_costs_no_load(smollm2_spec
     os.kill(workers[1].pid, signal.SIGSTOP)
     resident = await start(spare, smollm2_spec)
     assert resident is workers[2]
+    assert re.search("in place of the spare one: .* was killed", caplog.text)
     assert isinstance((await events(resident, request()))[-1], Finished)
     await spare.close()
     for worker in (first, resident):

@@ -19,6 +19,7 @@ from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.pool import memory
+from coe.engine.request import GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.engine.worker import probe
 
@@ -242,6 +243,21 @@ class TestChats:
         assert predicted.chat_fault is not None
         assert re.search(why, predicted.chat_fault.message)
         assert predicted.chat_fault.remedy
+
+    async def test_a_system_prompt_that_leaves_no_room_is_refused_with_its_specialist(
+        self, random_gemma4: Path
+    ) -> None:
+        def chat(name: str, words: int, most: int | None = None) -> GenerateRequest:
+            system = {"role": "system", "content": "brief " * words}
+            return GenerateRequest("", name, [system, {"role": "user", "content": "?"}], max_prompt_tokens=most)
+
+        chats = [chat("short", 10), chat("long", 600), chat("capped", 10, 5), chat("longest", 60_000)]
+        found = await memory.predict(LoadSpec(random_gemma4, context_tokens=512), None, chats)
+        assert found.chat_fault is None
+        assert found.refused.keys() == {"long", "capped", "longest"}
+        assert re.search(r"shortest prompt has \d+ tokens.*context_tokens is 512.*system_prompt", found.refused["long"])
+        assert "server.max_prompt_tokens is 5" in found.refused["capped"]
+        assert "at least" in found.refused["longest"]
 
     async def test_the_process_that_renders_is_counted(self, tmp_path: Path) -> None:
         bare = await self.predicted(tmp_path / "bare.gguf", None)

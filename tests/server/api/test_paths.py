@@ -91,6 +91,7 @@ async def test_options_says_what_a_path_takes(path: str, method: str) -> None:
         ("/api/v1/chat/completions", "POST /v1/chat/completions?"),
         ("/openai/deployments/auto/chat/completions", "POST /v1/chat/completions?"),
         ("/V1/Chat/Completions", "POST /v1/chat/completions?"),
+        ("/v1/CHAT/completions", "POST /v1/chat/completions?"),
         ("/v1/chat/completion", "POST /v1/chat/completions?"),
         ("/v1/chat/completions/v1/chat/completions", "POST /v1/chat/completions?"),
         ("/completions", "POST /v1/completions?"),

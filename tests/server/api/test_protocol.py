@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -271,3 +272,34 @@ async def test_a_bad_request_after_a_good_one_costs_the_good_one_nothing() -> No
         answers = await server.said(good + bad + good)
     assert answers.count(b'{"status":"ok"}') == 1, "what follows a refused request has no sure beginning"
     assert answers.count(b"HTTP/1.1 400 ") == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n" + TO + b"authorization : Bearer sk-5ECRET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + TO + b"authorization: Bearer sk-5ECRET\0\r\n\r\n",
+        b"GET /?key=5ECRET x HTTP/1.1\r\n" + TO + b"\r\n",
+        # The rest of a body whose length is wrong is read as the next request, or as the head of a chunk.
+        post(b"{}") + CHAT.replace(b"Hi", b"'5ECRET'"),
+        b"POST / HTTP/1.1\r\n" + TO + b'transfer-encoding: chunked\r\n\r\n"5ECRET"\r\n',
+        b"POST / HTTP/1.1\r\n" + TO + b"transfer-encoding: chunked\r\n\r\n2\r\n{}5ECRET\r\n",
+    ],
+)
+async def test_what_cannot_be_read_is_not_repeated(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with served() as server:
+        said = await server.said(sent + b"\r\n\r\n")
+    assert b"invalid_http" in said
+    assert b"5ECRET" not in said
+    [line] = [record.message for record in caplog.records if "a connection ended with 400" in record.message]
+    assert "5ECRET" not in line
+    assert line.endswith(("line.", "header.", "footer."))
+
+
+async def test_a_flood_of_what_is_no_http_is_no_flood_of_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with served() as server:
+        for _ in range(40):
+            await server.said(b"?\r\n\r\n")
+    assert 20 <= sum("a connection ended" in record.message for record in caplog.records) < 40

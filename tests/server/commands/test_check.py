@@ -395,7 +395,7 @@ def test_the_verdict_is_what_hinders_it_not_what_else_is_known(tmp_path: Path) -
     )
     text = printed(roster, refused, 4 * GIB)
     verdicts = {line.split()[0]: line for line in text.splitlines() if " no: " in line}
-    assert "no: refused by its model" in verdicts["math"]
+    assert "no: its settings do not fit" in verdicts["math"]
     assert "no: over the budget" in verdicts["law"]
     assert "no: absent" in verdicts["gone"]
 

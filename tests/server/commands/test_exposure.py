@@ -82,3 +82,10 @@ def test_it_answers_to_its_own_names_and_to_those_it_was_given(monkeypatch: pyte
     for name in ("box", "box.local", "box.office.example", "coe.example.org", "listens.example", "coe", "localhost"):
         assert doors.refusal("GET", [(b"host", f"{name}:8000".encode())]) is None, name
     assert doors.refusal("GET", [(b"host", b"office.example")]) is not None
+
+
+def test_to_listen_everywhere_is_not_to_answer_to_any_name() -> None:
+    doors = Doors(exposure(ServerSection(), "*", "0.0.0.0", SOME, Opened()).hosts)
+    assert doors.refusal("GET", [(b"host", b"rebound.example")]) is not None
+    told = Doors(exposure(ServerSection(), "*", "0.0.0.0", SOME, Opened(("*",))).hosts)
+    assert told.refusal("GET", [(b"host", b"rebound.example")]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -383,6 +385,39 @@ sys.exit(pull(roster, [], yes=True, token="none", console=Console(width=200), co
     assert shop.pull() == 0
     assert hub.ranges == ["bytes=300000-"]
     assert shop.file().read_bytes() == CONTENT
+
+
+def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
+    hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute passes with every look at the clock: each chunk is the first in a minute, of the few bytes there are."""
+    minutes = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 61.0 * next(minutes), sleep=lambda seconds: None)
+    monkeypatch.setattr(download, "time", clock)
+    monkeypatch.setattr(download, "_LEAST_BYTES", len(CONTENT))
+    hub.cuts = [200_000]
+    assert shop.pull() == 1
+    assert "less than 64 KiB came within 60 s" in shop.said
+    assert "it goes on where it stopped" in shop.said
+    assert len(hub.downloads) == 3, "tried again, as often as a line that is cut"
+
+
+def test_a_download_gets_on_while_enough_comes_in_every_minute() -> None:
+    pace = download.Pace(0.0)
+    assert pace.keeps_up(59.0, 1)
+    assert pace.keeps_up(61.0, 64 * 1024)
+    assert pace.keeps_up(120.0, 1)
+    assert not pace.keeps_up(122.0, 1)
+
+
+def test_bytes_that_come_one_a_connection_are_no_progress(hub: FakeHub, shop: Shop) -> None:
+    hub.cuts = [1] * 100
+    assert shop.pull() == 1
+    assert len(hub.downloads) == 3
+    assert [path.stat().st_size for path in shop.left_behind()] == [3]
+    hub.cuts = []
+    assert shop.pull() == 0
+    assert hub.ranges[-1] == "bytes=3-"
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(hub: FakeHub, shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from coe.surgery.profile.profile import Profile
 from coe.surgery.study.document_counts import DocumentCounts
 from coe.surgery.study.matrix import TransferMatrix
 from fakes import taught
+from fakes.random_moe import write_random_moe
 from fakes.server_process import GIVE_UP_S, run_coe, write_roster
 
 COMMANDS = ("profile", "plan", "mask", "cut", "verify", "compare", "inspect", "eval", "build")
@@ -300,6 +302,36 @@ def test_questions_are_asked_of_a_model_and_of_its_parent(folder: Path) -> None:
 )
 def test_a_slip_is_one_line_that_names_it(folder: Path, arguments: tuple[str, ...], says: str) -> None:
     assert says in refused(*arguments)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("profile", "aborts.gguf", "--corpus", "text.txt"),
+        ("profile", "aborts.gguf", "--corpus", "text.txt", "--per-document"),
+        ("profile", "aborts.gguf", "--corpus", "text.txt", "--cpu-expert-layers", "1"),
+        ("profile", "aborts.gguf", "--corpus", "sums.jsonl", "--answer"),
+        ("eval", "aborts.gguf", "--questions", "sums.jsonl"),
+        ("eval", "parent.gguf", "--questions", "sums.jsonl", "--beside", "aborts.gguf"),
+        ("eval", "one=parent.gguf", "two=aborts.gguf", "--questions", "sums.jsonl", "--beside", "parent.gguf"),
+    ],
+)
+def test_a_file_that_llama_cpp_aborts_on_gets_a_sentence(folder: Path, arguments: tuple[str, ...]) -> None:
+    # 32 of 48 experts in 16 layers are more nodes than llama.cpp makes room for in its graph.
+    write_random_moe(
+        folder / "aborts.gguf",
+        architecture="llama",
+        layers=16,
+        experts=48,
+        experts_used=32,
+        embedding=32,
+        expert_ff=16,
+    )
+    line = refused(*arguments)
+    assert re.search(
+        r"dry run of aborts\.gguf .*SIGABRT.*: ggml\.c:\d+: GGML_ASSERT\(obj_new\) failed\. The file", line
+    )
 
 
 @pytest.mark.model

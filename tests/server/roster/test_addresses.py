@@ -21,6 +21,8 @@ from coe.server.roster.addresses import address_text, base_url, is_everywhere, i
         ("::", "http://[::1]:8000"),
         ("0:0:0:0:0:0:0:0", "http://[::1]:8000"),
         ("::ffff:0.0.0.0", "http://127.0.0.1:8000"),
+        ("::ffff:127.0.0.1", "http://[::ffff:127.0.0.1]:8000"),
+        ("[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]:8000"),
     ],
 )
 def test_a_url_brackets_ipv6_and_names_an_address_that_can_be_reached(host: str, url: str) -> None:

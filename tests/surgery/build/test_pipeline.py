@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -467,6 +468,49 @@ def test_a_build_killed_in_every_step_ends_like_one_that_ran_through(new_job: Ne
     assert build.run(job, accept_by="somebody").state is BuildState.RELEASED
     assert out_of(job).read_bytes() == out_of(whole).read_bytes()
     assert Mask.load(out_of(job).with_suffix(".mask.json")) == Mask.load(out_of(whole).with_suffix(".mask.json"))
+
+
+# Carries a build out on a disk that is full from a step on.
+FULL = """
+import json, resource, sys
+from dataclasses import asdict
+from pathlib import Path
+from coe.surgery.build import pipeline as build, preflight
+from coe.surgery.build.job import Job
+
+begin = Job.begin
+
+def beginning(self, step):
+    before = begin(self, step)
+    if step == sys.argv[2]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    return before
+
+Job.begin = beginning
+print(json.dumps(asdict(build.run(Job(Path(sys.argv[1]))))))
+"""
+
+
+@pytest.mark.model
+def test_a_disk_that_is_full_in_any_step_loses_nothing_and_the_build_goes_on_from_there(new_job: NewJob) -> None:
+    whole = new_job("whole")
+    build.run(whole)
+    job = new_job("full")
+    for at, step in enumerate(STEPS):
+        command = [sys.executable, "-c", FULL, str(job.folder), step]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ, check=True)
+        ended = json.loads(done.stdout)
+        assert ended["state"] == "failed", ended
+        assert ended["message"].startswith(f"{step}: ")
+        print(step, ended["message"], ended["remedy"])
+        assert re.search("No space left|could not be written to its end|disk is full", ended["message"]), ended
+        assert "room" in ended["remedy"]
+        assert ended["message"] in done.stderr
+        assert list(job.records()) == STEPS[:at]
+        assert not list(job.folder.rglob("*.part")), "nothing half-written stays"
+        assert not out_of(job).exists()
+    assert steps_taken(job)[1] == ["publish"]
+    assert (job.folder / "specialist.gguf").read_bytes() == (whole.folder / "specialist.gguf").read_bytes()
 
 
 @pytest.mark.model

@@ -5,14 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +31,7 @@ from coe.surgery.errors import CutError, MaskError, ParentMismatchError, Surgery
 from coe.surgery.mask import Mask, Provenance
 from coe.surgery.parent import Parent
 from fakes import random_moe
+from fakes.full_disk import files_of_at_most
 from fakes.random_moe import random_mask, write_random_moe
 
 
@@ -300,17 +298,6 @@ def test_room_is_looked_for_before_anything_is_written(
         )
     assert "copy" not in steps
     assert leftovers(tmp_path) == []
-
-
-@contextmanager
-def files_of_at_most(n_bytes: int) -> Iterator[None]:
-    """As a disk that fills: writing beyond fails with an error of its own."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("room", [10_000, 100_000, 300_000])

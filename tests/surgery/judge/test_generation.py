@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coe.demo.curriculum import is_right
-from coe.engine.errors import LoadError
+from coe.engine.errors import LoadError, WorkerDiedError
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Finish
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
@@ -328,6 +328,16 @@ class TestFailing:
 
         with pytest.raises(LoadError, match="No memory"):
             generate(model, prompts("one"), folder=tmp_path, start=refuse)
+
+    def test_a_worker_that_dies_while_it_loads_is_no_reason_to_send_a_request_again(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        async def die(*_: object) -> WorkerResident:
+            raise WorkerDiedError("The worker that holds m died: GGML_ASSERT.", "Send the request again.")
+
+        with pytest.raises(EvaluationError, match=r"cannot be loaded: The worker .* GGML_ASSERT\. Look at") as refusal:
+            generate(model, prompts("one"), folder=tmp_path, start=die)
+        assert "Send the request again" not in str(refusal.value)
 
     def test_a_silent_worker_is_stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from coe.surgery.judge import generation

@@ -38,6 +38,10 @@ def test_null_is_left_out(endpoint: str, name: str) -> None:
         {"prediction": None}, {"modalities": ["text"]}, {"service_tier": "auto"}, {"store": False}, {"metadata": {}},
         {"parallel_tool_calls": True}, {"logprobs": False}, {"max_tokens": -1}, {"seed": -1}, {"min_tokens": 0},
         {"ignore_eos": False}, {"stop_token_ids": []}, {"use_beam_search": False}, {"web_search_options": None},
+        {"mirostat": 0}, {"typical_p": 1}, {"typical_p": 1.0}, {"xtc_probability": 0}, {"options": {}}, {"system": ""},
+        {"do_sample": True}, {"num_beams": 1}, {"include_stop_str_in_output": False}, {"add_generation_prompt": True},
+        {"chat_template_kwargs": {"enable_thinking": None, "tools_in_user_message": False}}, {"reasoning": {}},
+        {"stream_options": {"include_obfuscation": False, "continuous_usage_stats": False}}, {"thinking": None},
         {"top_logprobs": 0}, {"n_predict": -1}, {"max_completion_tokens": -1}, {"max_completion_tokens": None},
     ],
     ids=str,
@@ -53,6 +57,9 @@ def test_a_value_that_asks_for_nothing_is_taken(endpoint: str, fields: dict[str,
         {"best_of": 2}, {"best_of": True}, {"echo": True}, {"stop_token_ids": [2]}, {"min_tokens": 5},
         {"ignore_eos": True}, {"bad_words": ["no"]}, {"allowed_token_ids": [1]}, {"n_predict": 5},
         {"max_new_tokens": 5}, {"chat_template": "x"},
+        {"mirostat": 2}, {"typical_p": 0.3}, {"dry_multiplier": 0.8}, {"system": "Be brief."}, {"stop_words": ["x"]},
+        {"options": {"temperature": 0}}, {"do_sample": False}, {"include_stop_str_in_output": True},
+        {"truncate_prompt_tokens": 3}, {"no_repeat_ngram_size": 3}, {"suppress_tokens": [1]},
         {"maxTokens": 5}, {"topP": 0.5}, {"Temperature": 0}, {"stop_sequences": ["x"]}, {"include_usage": True},
         {"tools": [{"type": "function"}]},
     ],
@@ -73,6 +80,10 @@ def test_a_value_that_changes_the_answer_is_refused_by_its_name(endpoint: str, f
         {"audio": {"voice": "x"}},
         {"web_search_options": {}},
         {"functions": [{"name": "f"}]},
+        {"prompt": "x"},
+        {"documents": [{"text": "x"}]},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
     ],
     ids=str,
 )
@@ -80,6 +91,38 @@ def test_what_a_chat_does_not_serve_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as refusal:
         parsed("chat", **fields)
     assert refusal.value.param == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream_options": {"includeUsage": True}}, "stream_options"),
+        ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"chat_template_kwargs": {"persona": "pirate"}}, "chat_template_kwargs.persona"),
+        ({"chat_template_kwargs": {"enable_thinking": "false"}}, "chat_template_kwargs.enable_thinking"),
+        ({"enable_thinking": "false"}, "enable_thinking"),
+        ({"think": 1}, "think"),
+        ({"reasoning_effort": {}}, "reasoning_effort"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort"),
+        ({"messages": [*HELLO, {"role": "assistant", "Content": "Well"}]}, "messages[1].Content"),
+    ],
+    ids=str,
+)
+def test_what_is_not_understood_within_a_field_is_refused_by_its_place(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parsed("chat", **fields)
+    assert refusal.value.param == param
+
+
+def test_an_answer_that_is_begun_is_continued_whether_or_not_that_is_said() -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "Well"}]
+    said = {"continue_final_message": True, "add_generation_prompt": False}
+    assert parsed("chat", messages=begun, **said) == parsed("chat", messages=begun)
+
+
+def test_penalties_look_as_far_back_as_is_asked() -> None:
+    assert parsed("chat", repeat_last_n=8).request.overrides == {"repeat_last_n": 8}
+    assert parsed("completion", repeat_last_n=-1).request.overrides["repeat_last_n"] > 10**6
 
 
 def test_as_many_as_are_wanted_is_no_choice_among_them() -> None:

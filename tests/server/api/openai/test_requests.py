@@ -127,6 +127,10 @@ def test_a_json_schema_arrives_as_it_was_sent() -> None:
         ({"chat_template_kwargs": {"thinking": False}}, False),
         ({"reasoning_effort": "low"}, True),
         ({"reasoning_effort": "none"}, False),
+        ({"reasoning": {"effort": "high"}}, True),
+        ({"reasoning": {"enabled": False}}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": True}, True),
         ({"chat_template_kwargs": {}}, None),
     ],
 )

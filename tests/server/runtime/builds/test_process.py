@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coe.engine.errors import ChildTimeoutError
+from coe.engine.vitals import SHORTEST_S
 from coe.server.runtime.builds import process
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
 from fakes.child_modules import write_module
@@ -46,6 +48,30 @@ def test_a_process_that_dies_has_failed_whatever_an_earlier_run_came_to(
     ended = asyncio.run(process.BuildProcess(job).run())
     assert ended.state is BuildState.FAILED
     assert "no such library" in ended.message
+
+
+def test_a_process_that_stands_still_is_killed_and_its_build_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = """
+        from coe.surgery.build.job import BuildProgress, BuildState, Job
+        Job(Path(job["folder"])).write_progress(BuildProgress(BuildState.RUNNING, "profile"))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    monkeypatch.setattr(process, "_MODULE", write_module(tmp_path, monkeypatch, main))
+    job = Job.of(tmp_path, "small")
+    ended = asyncio.run(process.BuildProcess(job, stall_s=SHORTEST_S).run())
+    assert replace(ended, updated=None) == replace(job.progress(), updated=None)
+    assert (ended.state, ended.step) == (BuildState.FAILED, "profile")
+    assert ended.message == "The process gave no sign of life for 3 s and was killed in the step profile."
+
+
+def test_a_check_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write_module(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGSTOP)")
+    monkeypatch.setattr(process, "_MODULE", name)
+    order = BuildOrder("small", tmp_path / "parent.gguf", corpus=(), experts=4, out=tmp_path / "small.gguf")
+    with pytest.raises(ChildTimeoutError, match="The check of the build of small gave no sign of life"):
+        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), None, stall_s=SHORTEST_S))
 
 
 def test_a_check_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

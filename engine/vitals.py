@@ -1,8 +1,8 @@
-"""Whether a worker is alive and gets on, judged by its heartbeat (a watchdog): values and a clock, no process.
+"""Whether a worker or a child lives and gets on, judged by its heartbeat (a watchdog): values and a clock, no process.
 
-A worker's heartbeat comes from a thread of its own, so it goes on through the longest decode, and ends only with the
+Its heartbeat comes from a thread of its own, so it goes on through the longest decode, and ends only with the
 process: stopped, or held fast by its interpreter's lock. With it come three figures: decodes done, seconds of
-processor time, blocks read from disk. A worker that has work and makes no decode is *slow* while one of the other two
+processor time, blocks read from disk. A process that has work and makes no decode is *slow* while one of the other two
 grows (a long prompt on a slow processor, weights that are read from disk) and *stalled* when none does.
 """
 
@@ -23,7 +23,8 @@ _WORKING_SHARE: Final = 0.03
 
 @dataclass(frozen=True)
 class Beat:
-    """What a heartbeat says. steps: decodes so far. cpu_s: of all threads. reads: page faults and blocks from disk."""
+    """What a heartbeat says. steps: decodes, or reports of a child, so far. cpu_s: of all threads. reads: page faults
+    and blocks from disk."""
 
     steps: int
     cpu_s: float
@@ -36,13 +37,20 @@ class Beat:
 
 
 class Vitals:
-    """The signs of one worker's life. Times are seconds of a monotonic clock that stands still in a suspended system.
+    """The signs of one process's life. Times are seconds of a monotonic clock that stands still with the system."""
 
-    stall_s: without a heartbeat, or with work and without progress, for so long a worker is given up; 3 at least.
-    """
+    def __init__(
+        self, now: float, stall_s: float = STALL_S, *, idle_s: float | None = None, slow_s: float | None = None
+    ) -> None:
+        """For how long the process may be, before it is given up,
 
-    def __init__(self, now: float, stall_s: float = STALL_S) -> None:
-        self._stall_s = max(stall_s, SHORTEST_S)
+        stall_s: without a heartbeat; 3 at least.
+        idle_s:  at work, and without progress or an effort; as long as stall_s, unless it is told.
+        slow_s:  at work, and without progress, however hard it computes; SLOW times stall_s, unless it is told.
+        """
+        self.stall_s = max(stall_s, SHORTEST_S)
+        self._idle_s = self.stall_s if idle_s is None else max(idle_s, SHORTEST_S)
+        self._slow_s = SLOW * self.stall_s if slow_s is None else slow_s
         self._begun = self._alive = self._worked = self._progressed = now
         self._last: Beat | None = None
         self._has_work = False
@@ -90,13 +98,14 @@ class Vitals:
         return now - self._progressed if self._has_work and self._last is not None else 0.0
 
     def fault(self, now: float) -> str | None:
-        """Why the worker is to be given up, a phrase that goes with its title; None while it is not."""
-        if self.silent_s(now) > self._stall_s:
-            hung = self._last is not None and now - self._alive <= self._stall_s
-            what = "made no progress" if hung else "gave no sign of life"
-            return f"{what} for {self._stall_s:.0f} s"
-        if self.slow_s(now) > SLOW * self._stall_s:
-            return f"computed for {SLOW * self._stall_s:.0f} s without one step done"
+        """Why the process is to be given up, a phrase that goes with its title; None while it is not."""
+        lifeless_s = now - self._alive if self._last is not None else self.silent_s(now)
+        if lifeless_s > self.stall_s:
+            return f"gave no sign of life for {self.stall_s:.0f} s"
+        if self.silent_s(now) > self._idle_s:
+            return f"made no progress for {self._idle_s:.0f} s"
+        if self.slow_s(now) > self._slow_s:
+            return f"computed for {self._slow_s:.0f} s without one step done"
         return None
 
 

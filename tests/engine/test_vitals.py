@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coe.engine.pool.vitals import SHORTEST_S, SLOW, START_S, Beat, Lookout, Vitals
+from coe.engine.vitals import SHORTEST_S, SLOW, START_S, Beat, Lookout, Vitals
 
 STALL_S = 60.0
 
