@@ -53,7 +53,7 @@ CASES = {
 
 @pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "text"])
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(calls=CALLS, seed=st.integers(0, 2**32))
 def test_what_is_written_is_read_back(name: str, tokens: bool, calls: list[Any], seed: int) -> None:
     case = CASES[name]
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back(name: str, tokens: bool, calls: list[Any],
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(text=TEXTS, seed=st.integers(0, 2**32))
 def test_tags_that_are_spelt_in_a_text_stay_text(name: str, text: str, seed: int) -> None:
     """Where they are tokens of the vocabulary, a text that spells them is a text."""
@@ -82,7 +82,7 @@ def test_tags_that_are_spelt_in_a_text_stay_text(name: str, text: str, seed: int
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_nothing_of_a_broken_answer_is_lost(name: str, data: st.DataObject) -> None:
     """Calls with a part cut out of them: whatever of them is no call comes as text, and reading ends."""

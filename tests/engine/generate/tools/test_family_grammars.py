@@ -138,7 +138,7 @@ def test_a_required_call_keeps_to_its_schema(family: Family, name: str, tokens: 
     tools = [Tool("get.it-1", parameters=SCHEMAS[name], strict=True)]
     made, shown = constraint_of(family, tools, ToolUse(required=True, parallel=False), tokens=tokens)
     assert made.whole is not None
-    answers = walks(made.whole, shown, name, 6)
+    answers = walks(made.whole, shown, name, 4)
     assert answers
     assert [fault for answer in answers for fault in faults(family, tools, answer, tokens=tokens)] == []
 

@@ -92,7 +92,7 @@ def test_a_form_that_is_not_known_is_said_to_be(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, *OF_MODELS])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(calls=CALLS, seed=st.integers(0, 2**16))
 def test_what_a_template_writes_is_read_back(name: str, calls: list[Any], seed: int) -> None:
     source = source_of(name)
