@@ -10,7 +10,7 @@ import copy
 import ctypes
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_cpp.llama_cpp as lib
@@ -65,10 +65,17 @@ def schema_of(response_format: Mapping[str, Any] | None) -> Any | None:
     return wanted.get("schema", {})
 
 
-def tokenizer_of(vocab: Vocab) -> LLTokenizer:
-    """llguidance's view of a vocabulary: 0.2 s for 49,000 tokens, so made once a model."""
+def tokenizer_of(vocab: Vocab, tags: Collection[int] = ()) -> LLTokenizer:
+    """llguidance's view of a vocabulary: 0.2 s for 49,000 tokens, so made once a model.
+
+    tags: tokens which stand for no text although llama.cpp takes them for one.
+    """
     # 0xFF, which is in no UTF-8 text, marks tokens that stand for no text.
-    tokens = [b"\xff" + piece if vocab.is_control(token) else piece for token, piece in enumerate(vocab.pieces())]
+    own = frozenset(tags)
+    tokens = [
+        b"\xff" + piece if token in own or vocab.is_control(token) else piece
+        for token, piece in enumerate(vocab.pieces())
+    ]
     ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
     made: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # missing in its type stub
         tokens=tokens,

@@ -132,8 +132,15 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "role": Own.literal(role)} if role in ROLES else dict(message)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Source: transformers, utils/chat_template_utils.py, whose filter templates are written for."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _as_text(value: Any) -> str:

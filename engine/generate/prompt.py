@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from llguidance import LLTokenizer
 
-from ..errors import EngineError, ModelTemplateError, PromptTooLongError
+from ..errors import EngineError, ModelTemplateError, PromptTooLongError, TemplateError
 from ..llama.model import Model
 from ..request import GenerateRequest, ReadRequest, Told
 from ..spec import LoadSpec, Thinking, ThinkingMode
@@ -23,6 +23,7 @@ from .tools.constraint import CallConstraint
 from .tools.family import Family
 from .tools.find import GENERIC, ToolSupport, support_of
 from .tools.reading import Toolbox
+from .tools.shown import simple
 
 # From here on a prompt is worth a look at its length before it is read into tokens.
 _LONG_PROMPT_BYTES: Final = 10_000
@@ -137,7 +138,8 @@ class PromptReader:
 
     @functools.cached_property
     def _grammar_tokens(self) -> LLTokenizer:
-        return tokenizer_of(self._vocab)
+        families = (GENERIC, *filter(None, (self.tool_support.family,)))
+        return tokenizer_of(self._vocab, {tag for family in families for tag in self._tags_of(family).values()})
 
     def prompt_of(self, request: GenerateRequest) -> Prompt:
         """What a request is to be continued from, read into tokens.
@@ -182,7 +184,13 @@ class PromptReader:
         tools: Sequence[Any] | None = None
         if request.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
             messages, tools = self.family_of(request).messages(messages, request.tools)
-        return self.template.prompt(messages, request.thinking, tools)
+        try:
+            return self.template.prompt(messages, request.thinking, tools)
+        except TemplateError:
+            if not tools:
+                raise
+        # Some fail on parameters of several types: the model can be shown simpler ones.
+        return self.template.prompt(messages, request.thinking, [simple(tool) for tool in request.tools])
 
     def read(
         self,

@@ -91,7 +91,9 @@ class ActiveSequence:
         # A tag within an answer of a grammar is a part of it: nothing else could have been drawn there.
         self._calls = CallReading(toolbox) if toolbox is not None else None
         self._verbatim = grammar is not None or (self._calls is not None and self._calls.grammar is not None)
-        self._splitter = ThinkSplitter(tags, inside=thinking_open, verbatim=self._verbatim)
+        reading = self._calls
+        fed = tags if reading is None else [(reading.spelling(a), reading.spelling(b)) for a, b in tags]
+        self._splitter = ThinkSplitter(fed, inside=thinking_open, verbatim=self._verbatim)
         self._loops = LoopGuard(request.loop_guard, _asked(request)) if request.loop_guard else None
         self._grammar_loops = GrammarLoops(self._loops, grammar) if self._loops and grammar else None
         # The characters of thinking tags are control tokens in some vocabularies: they have to be seen as text.
@@ -279,7 +281,9 @@ class ActiveSequence:
         self._conforms = self._violation is None if self._is_checked or self._violation is not None else None
 
     def _keep_reasoning(self, text: str) -> str:
-        return "" if self.request.thinking.mode is ThinkingMode.OFF else text
+        if self.request.thinking.mode is ThinkingMode.OFF:
+            return ""
+        return text if self._calls is None else self._calls.plain(text)
 
     def _delta(self, out: _Out) -> Delta | None:
         logprobs: tuple[TokenLogprob, ...] = ()

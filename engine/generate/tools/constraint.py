@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from llguidance import LLMatcher, LLTokenizer
+from referencing.exceptions import Unresolvable
 
 from ...errors import GrammarError
 from ...request import Tool, ToolUse
 from ..conformity import Conformity
 from ..grammar import MAX_SCHEMA_CHARS, Grammar
-from ..json_schema import JsonSchema
+from ..json_schema import SIMPLIFY, JsonSchema
+from ..validators import MAX_STEPS, TooCostlyError, spending
 from .family import Family
 from .rules import SPACE, CallRules, schema_of_arguments
 from .source import MAX_CALLS
@@ -45,7 +47,7 @@ class CallConstraint:
         self._conformities: dict[str, Conformity] = {}
         self._tokenizer = tokenizer
         self._family, self._tools, self._use, self._tags = family, tools, use, tags
-        schemas = {tool.name: self._read(tool) for tool in tools}
+        schemas = {tool.name: self._followed(tool, self._read(tool)) for tool in tools}
         self._answer = JsonSchema.read(answer) if answer is not None else None
         self.answer_conformity = Conformity(self._answer) if self._answer is not None else None
         self.whole: Grammar | None = None
@@ -61,11 +63,12 @@ class CallConstraint:
 
     def _make(self, schemas: Mapping[str, JsonSchema | None]) -> None:
         family, use, tools = self._family, self._use, self._tools
-        rules = CallRules(self._tags, schemas)
+        several = use.parallel and family.several
+        rules = CallRules(self._tags, schemas, parallel=several)
         calls = {opening: rules.new(family.rule(rules, tools, opening)) for opening in family.openings}
         if use.required or self._answer is not None:
             one = " | ".join(f"{rules.tag(opening)} {calls[opening]}" for opening in family.openings)
-            start = f"{SPACE} ({one})" + (f" ({SPACE} ({one})){{0,{MAX_CALLS - 1}}}" if use.parallel else "")
+            start = f"{SPACE} ({one})" + (f" ({SPACE} ({one})){{0,{MAX_CALLS - 1}}}" if several else "")
             if self._answer is not None and not use.required:
                 start = f"({start}) | {rules.json_of(self._answer, 'answer')}"
             self.whole = self._made(rules.grammar(start))
@@ -91,11 +94,25 @@ class CallConstraint:
         except GrammarError as error:
             if not tool.strict:
                 return None
-            where = f"the parameters of the tool {tool.name}"
-            raise GrammarError(error.message.replace(_FORMAT, where), error.remedy) from error
+            raise _of(tool, error) from error
         if tool.strict or self._use.required:
             self._conformities[tool.name] = Conformity(read)
         return read
+
+    def _followed(self, tool: Tool, schema: JsonSchema | None) -> JsonSchema | None:
+        """A tool's schema where the family can write a rule of it."""
+        if schema is None:
+            return None
+        try:
+            with spending(MAX_STEPS):
+                self._family.rule(CallRules(self._tags, {tool.name: schema}), [tool], self._family.openings[0])
+        except (GrammarError, TooCostlyError, Unresolvable, RecursionError) as error:
+            if not tool.strict:
+                return None
+            if not isinstance(error, GrammarError):
+                error = GrammarError(f"{_FORMAT} cannot be followed: {error}.", SIMPLIFY)
+            raise _of(tool, error) from error
+        return schema
 
     def after(self, opening: str) -> Grammar | None:
         """What follows an opening is held to this; None for nothing."""
@@ -109,3 +126,7 @@ class CallConstraint:
         """
         conformity = self._conformities.get(name)
         return conformity.violation(arguments) if conformity is not None else None
+
+
+def _of(tool: Tool, error: GrammarError) -> GrammarError:
+    return GrammarError(error.message.replace(_FORMAT, f"the parameters of the tool {tool.name}"), error.remedy)

@@ -18,7 +18,9 @@ class Family(ABC):
 
     openings: what the calls of an answer begin with.
     tags:     texts that may be tokens of their own in a vocabulary made for the family, openings among them.
+    frames:   what stands around an answer's text and is no part of it.
     ends:     tags after which no more is generated: the results are awaited.
+    several:  whether an answer may have several calls.
     certain:  whether an opening is always a call. Of a family with one that may begin a plain answer as well, such as a
               brace, a call is what names a tool, and it counts at the beginning of an answer alone.
     is_json:  whether calls are written as JSON throughout.
@@ -27,7 +29,9 @@ class Family(ABC):
     name: ClassVar[str]
     openings: ClassVar[tuple[str, ...]]
     tags: ClassVar[tuple[str, ...]]
+    frames: ClassVar[tuple[str, ...]] = ()
     ends: ClassVar[tuple[str, ...]] = ()
+    several: ClassVar[bool] = True
     certain: ClassVar[bool] = True
     is_json: ClassVar[bool] = True
 
@@ -66,9 +70,37 @@ def openai_tool(tool: Tool) -> dict[str, Any]:
 def openai_message(message: Message) -> dict[str, Any]:
     """A message as most templates read it."""
     found = dict(message)
+    if reasoning := found.get("reasoning"):
+        found["reasoning_content"] = reasoning  # as Qwen's templates and others call it
     if calls := found.pop("tool_calls", None):
         found["tool_calls"] = [
             {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["arguments"]}}
             for call in calls
         ]
+    return found
+
+
+def one_call_a_message(messages: Sequence[Message]) -> list[Message]:
+    """Messages of several calls as several messages of one call, each followed by its results: for templates that take
+    no more."""
+    found: list[Message] = []
+    at = 0
+    while at < len(messages):
+        message = messages[at]
+        at += 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            found.append(message)
+            continue
+        results = []
+        while at < len(messages) and messages[at]["role"] == "tool":
+            results.append(messages[at])
+            at += 1
+        for number, call in enumerate(calls):
+            # What was said and thought before the calls stands before the first.
+            bare = message if not number else {"role": "assistant", "content": ""}
+            found.append({**bare, "tool_calls": [call]})
+            found += [result for result in results if result.get("tool_call_id") == call["id"]]
+            results = [result for result in results if result.get("tool_call_id") != call["id"]]
+        found += results
     return found

@@ -12,11 +12,28 @@ from ...request import Tool
 from ...spec import Thinking, ThinkingMode
 from ..chat_template import ChatTemplate, Prompt
 from .family import Family
+from .gemma4 import Gemma4
 from .generic import Generic
+from .harmony import Harmony
 from .hermes import Hermes
+from .json_list import Apriel, Nemotron
+from .llama3 import Llama3
+from .mistral import Mistral, MistralList
+from .qwen_xml import QwenXml, SeedOss
 from .splitter import CallSplitter
 
-FAMILIES: Final[tuple[Family, ...]] = (Hermes(),)
+FAMILIES: Final[tuple[Family, ...]] = (
+    Gemma4(),
+    SeedOss(),
+    QwenXml(),
+    Mistral(),
+    MistralList(),
+    Harmony(),
+    Apriel(),
+    Nemotron(),
+    Llama3(),
+    Hermes(),
+)
 GENERIC: Final = Generic()
 
 
@@ -101,7 +118,9 @@ def _tried_out(
         return "the chat template leaves the tools out"
     if not reads_as_written(prompt):
         return "the chat template makes control tokens of calls in a way that cannot be told from a user's text"
-    before = template.prompt(messages[:1], policy, tools).text
+    asked = template.prompt(messages[:1], policy, tools)
+    # Without what begins the answer's turn: a thinking block may begin like a call.
+    before = asked.text[: asked.history_chars or None]
     written = prompt.text[len(_shared(before, prompt.text)) :]
     calls = read_calls(family, {_TOOL.name: _TOOL}, written)
     if [(name, arguments) for name, arguments in calls if name == _TOOL.name][:1] != [(_TOOL.name, dict(_ARGUMENTS))]:

@@ -30,7 +30,7 @@ class Hermes(Family):
         yield from source.skip_space()
         yield from json_call.read(source)
         yield from source.skip_space()
-        yield from source.expect(source.spelt[_CLOSING])
+        yield from source.closes(_CLOSING)
         source.close()
 
     def rule(self, rules: CallRules, tools: Sequence[Tool], opening: str) -> str:

@@ -9,7 +9,7 @@ from ...request import CallPiece, Tool
 from ..grammar import Grammar
 from .constraint import CallConstraint
 from .family import Family
-from .source import FOREIGN_SENTINELS, SENTINELS
+from .source import FOREIGN_SENTINELS, SENTINELS, plain, spelling
 from .splitter import CallSplitter, Part
 
 
@@ -51,10 +51,18 @@ class CallReading:
         whole = box.constraint.whole
         self.grammar: Grammar | None = whole.copy() if whole is not None else None
         self._whole = self.grammar
-        spelling = {tag: spelt.get(tag, tag) for tag in box.family.tags}
-        self._splitter = CallSplitter(box.family, box.tools, spelling, live=self._whole is not None)
+        self._spelt = {tag: spelt.get(tag, tag) for tag in box.family.tags}
+        self._splitter = CallSplitter(box.family, box.tools, self._spelt, live=self._whole is not None)
         self._opening: str | None = None
         self._calls: dict[int, _Call] = {}
+
+    def spelling(self, text: str) -> str:
+        """How a text with tags in it is fed."""
+        return spelling(text, self._spelt)
+
+    def plain(self, text: str) -> str:
+        """A text that was fed, as it is shown."""
+        return plain(text, self._spelt)
 
     def text_of(self, token: int) -> str | None:
         """How a tag that was drawn as one token stands in the text that is fed; None for any other token."""

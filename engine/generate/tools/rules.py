@@ -6,6 +6,7 @@ Source of the dialect: llguidance, docs/syntax.md.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,18 +21,33 @@ _ANY_OBJECT: Final = JsonSchema.read({"type": "object"})
 
 
 class CallRules:
-    """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text."""
+    """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text.
 
-    def __init__(self, tags: Mapping[str, int], schemas: Mapping[str, JsonSchema | None]) -> None:
+    parallel: whether an answer may have several calls.
+    """
+
+    def __init__(
+        self, tags: Mapping[str, int], schemas: Mapping[str, JsonSchema | None], *, parallel: bool = True
+    ) -> None:
         """schemas: of each tool's arguments; None where they are only held to be an object."""
+        self.parallel = parallel
         self._tags = tags
         self._schemas = schemas
         self._lines: list[str] = [_SPACE_RULE]
         self._json: dict[str, str] = {}
+        self._lexemes: dict[str, str] = {}
+        self._reserved = 0
 
     def tag(self, text: str) -> str:
-        """A tag, as one of the parts of a rule's body."""
-        return f"<[{self._tags[text]}]>" if text in self._tags else self.text(text)
+        """A text with tags in it, as parts of a rule's body."""
+        tags = sorted(self._tags, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, tags))})", text) if tags else [text]
+        parts = [f"<[{self._tags[part]}]>" if part in self._tags else self.text(part) for part in pieces if part]
+        return " ".join(parts)
+
+    def is_token(self, tag: str) -> bool:
+        """Whether a tag is a token of its own: then a text that spells it is a text."""
+        return tag in self._tags
 
     @staticmethod
     def text(text: str) -> str:
@@ -47,6 +63,24 @@ class CallRules:
     def add(self, line: str) -> None:
         """A rule or a lexeme with a name of its own."""
         self._lines.append(line)
+
+    def reserve(self) -> str:
+        """A name for a rule that is added later: of one that holds itself."""
+        self._reserved += 1
+        return f"d{self._reserved}"
+
+    def once(self, name: str, body: str) -> None:
+        """A rule or a lexeme with a name of its own, unless it is there already."""
+        line = f"{name}: {body}"
+        if line not in self._lines:
+            self._lines.append(line)
+
+    def lexeme(self, body: str) -> str:
+        """A lexeme's name."""
+        if body not in self._lexemes:
+            self._lexemes[body] = f"L{len(self._lexemes)}"
+            self._lines.append(f"{self._lexemes[body]}: {body}")
+        return self._lexemes[body]
 
     def schema(self, tool: Tool) -> JsonSchema | None:
         """What the arguments of a tool are held to; None for any object."""

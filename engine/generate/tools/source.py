@@ -91,10 +91,7 @@ class Source:
 
     def plain(self, text: str) -> str:
         """A text with its sentinels as the tags that they stand for."""
-        for tag, sentinel in self.spelt.items():
-            if sentinel != tag:
-                text = text.replace(sentinel, tag)
-        return text
+        return plain(text, self.spelt)
 
     # --- the parser's side: what is written -----------------------------------------------------------------------
 
@@ -153,6 +150,15 @@ class Source:
             if (yield from self.take()) != char:
                 raise MalformedCallError(f"{text!r} is missing")
 
+    def closes(self, tag: str) -> Parser[None]:
+        """Pass the tag that closes what is whole without it. Models leave it out at the end of an answer, and where it
+        ends generation it never comes. Raises MalformedCallError where something else comes."""
+        spelt = spelling(tag, self.spelt)
+        if not (yield from self.passes(spelt)):
+            if not spelt.startswith(self.rest):
+                raise MalformedCallError(f"{tag!r} is missing")
+            self._pass(len(self.rest))
+
     def begins(self, text: str) -> Parser[bool]:
         """Whether exactly this comes next; nothing is passed."""
         while len(self._text) - self._at < len(text):
@@ -205,6 +211,22 @@ class Source:
         self.raw += self._text[self._at : self._at + count]
         self._at += count
         self.taken += count
+
+
+def spelling(text: str, spelt: Mapping[str, str]) -> str:
+    """How a text comes that has tags in it. spelt: how each of them comes."""
+    for tag in sorted(spelt, key=len, reverse=True):
+        text = text.replace(tag, spelt[tag])
+    return text
+
+
+def plain(text: str, spelt: Mapping[str, str]) -> str:
+    """A text with its sentinels as the tags that they stand for."""
+    if not text.isascii():
+        for tag, sentinel in spelt.items():
+            if sentinel != tag:
+                text = text.replace(sentinel, tag)
+    return text
 
 
 def _overlap(text: str, begin: int, mark: str) -> int:

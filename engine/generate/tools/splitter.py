@@ -9,7 +9,7 @@ from typing import Final
 from ...request import CallPiece, Tool
 from ..output import Markdown
 from .family import Family
-from .source import MalformedCallError, Parser, Source
+from .source import MalformedCallError, Parser, Source, plain, spelling
 
 _SPACE: Final = " \t\r\n"
 
@@ -49,7 +49,7 @@ class CallSplitter:
         self._tools = tools
         self._spelt = spelt
         self.live = live
-        self._openings = {spelt.get(tag, tag): tag for tag in family.openings}
+        self._openings = {spelling(tag, spelt): tag for tag in (*family.openings, *family.frames)}
         self._markdown = Markdown()
         self._held = ""
         self._began = False  # some text has come
@@ -116,9 +116,10 @@ class CallSplitter:
                 if self._space:
                     parts.append(Part(taken=len(self._space)))
                     self._space = ""
-                self._begin(found)
                 parts.append(Part(taken=len(found)))
                 self._held = text[at + len(found) :]
+                if self._openings[found] in self._family.openings:
+                    self._begin(found)
                 return True
             self._markdown_reads(text[at])
             at += 1
@@ -135,7 +136,12 @@ class CallSplitter:
             if text.startswith(spelt, at):
                 if spelt != tag or self._counts_here():
                     return spelt
-            elif not final and len(text) - at < len(spelt) and spelt.startswith(text[at:]) and self._counts_here():
+            elif (
+                not final
+                and len(text) - at < len(spelt)
+                and spelt.startswith(text[at:])
+                and (spelt != tag or self._counts_here())
+            ):
                 return None
         return ""
 
@@ -158,14 +164,8 @@ class CallSplitter:
         self._space = whole[len(kept) :]
         if not kept:
             return
-        plain = self._plain(kept)
-        parts.append(Part(plain, len(kept), alike=plain == kept))
-
-    def _plain(self, text: str) -> str:
-        for tag, spelt in self._spelt.items():
-            if spelt != tag:
-                text = text.replace(spelt, tag)
-        return text
+        shown = plain(kept, self._spelt)
+        parts.append(Part(shown, len(kept), alike=shown == kept))
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,187 @@
+"""The parameters of a call in Qwen3-Coder's XML as Lark rules: of any keys, and of what a JSON schema allows.
+
+A value and the tags behind it are one lexeme, since the text before them may go on with anything else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+
+from ...errors import GrammarError
+from ...request import Tool
+from ..json_schema import SIMPLIFY, JsonSchema
+from ..validators import validator_of
+from ..wide_numbers import has_wide_numbers
+from . import lexemes
+from .merging import flat, merged, types_of_values
+from .rules import CallRules
+from .shapes import Shape
+
+_MORE: Final = "</parameter>\n<parameter="
+_END: Final = "</parameter>\n</function>"
+# What ends a value when it is read.
+_ENDS: Final = r"<\/parameter>[ \t\r\n]*<(parameter=|\/function>|\/tool_call>|\/seed:tool_call>)"
+_KEY: Final = r"[^<>=\s\x{fdd0}-\x{fdef}][^<>\r\n\x{fdd0}-\x{fdef}]{0,80}"
+_ANY: Final = {"type": ["object", "array", "number", "boolean", "null"]}
+
+
+def arguments_rule(rules: CallRules, tool: Tool, line: str) -> str:
+    """The name of the rule for what stands between the function's tags, its closing tag included.
+
+    line: what stands between a parameter's tags and its value. Raises GrammarError where a schema of them cannot be
+    followed.
+    """
+    return _Writer(rules, rules.schema(tool), line).arguments()
+
+
+class _Writer:
+    def __init__(self, rules: CallRules, schema: JsonSchema | None, line: str) -> None:
+        self._rules = rules
+        self._schema = schema
+        self._line = line
+        self._root = schema.followed if schema is not None else {"type": "object"}
+        self._json: dict[str, str] = {}
+
+    def arguments(self) -> str:
+        node = flat(self._root, self._root, "$")
+        properties: dict[str, Any] = dict(node.get("properties") or {})
+        required = list(node.get("required") or ())
+        additional = node.get("additionalProperties", not properties)
+        for word in ("anyOf", "patternProperties", "const", "enum"):
+            if word in node:
+                raise _refused(f"{word} of the arguments themselves")
+        for name in required:
+            if properties.setdefault(name, additional) is False:
+                raise _refused(f"{name[:60]!r}, which is required and not declared,")
+        least, most = node.get("minProperties", 0), node.get("maxProperties")
+        if least > len(required) or (most is not None and (most < len(properties) or additional is not False)):
+            raise _refused("minProperties or maxProperties of the arguments")
+        new, text = self._rules.new, self._rules.text
+        after = self._others(properties, additional) if additional is not False else None
+        may_end = True
+        for name, inner in reversed(properties.items()):
+            if inner is False:
+                continue
+            ways = self._ways(name, inner, after, may_end)
+            if name not in required and after is not None:
+                ways.append(after)
+            may_end = may_end and name not in required
+            after = new(" | ".join(ways))
+        ways = [f"{text('<parameter=')} {after}"] if after is not None else []
+        return new(" | ".join([*ways, *([text("</function>")] if may_end else [])]))
+
+    def _others(self, declared: Mapping[str, Any], additional: Any) -> str:
+        """A rule for keys that are not declared, one after the other."""
+        name = self._rules.reserve()
+        but = [f"~/{'|'.join(map(lexemes.escaped, declared))}/"] if declared else []
+        key = self._rules.lexeme(" & ".join([f"/{_KEY}/", *but]))
+        more, end = self._value(additional, "$"), self._value(additional, "$", end=True)
+        head = f"{key} {self._rules.text(f'>{self._line}')}"
+        self._rules.add(f"{name}: {head} {more} {name} | {head} {end}")
+        return name
+
+    def _ways(self, name: str, node: Any, after: str | None, may_end: bool) -> list[str]:
+        head = self._rules.text(f"{name}>{self._line}")
+        ways = [f"{head} {self._value(node, f'$.{name}')} {after}"] if after is not None else []
+        if may_end:
+            ways.append(f"{head} {self._value(node, f'$.{name}', end=True)}")
+        return ways
+
+    def _value(self, node: Any, path: str, *, end: bool = False) -> str:
+        """The name of a rule for a value and what comes behind it: the end of the function, or another parameter."""
+        tail = self._rules.text(self._line + (_END if end else _MORE))
+        found = []
+        for part in self._parts(node, path):
+            if isinstance(part, str):
+                if _is_clear(part):
+                    found.append(f"{self._rules.text(part)} {tail}")
+            elif part.get("type") == "string":
+                body = self._rules.lexeme(lexemes.lexeme(part, _ENDS))
+                found.append(self._rules.lexeme(f"{body} {tail}"))
+            else:
+                found.append(f"{self._of_json(part, path)} {tail}")
+        if not found:
+            raise _refused(f"no value is allowed at {path[:200]}")
+        return self._rules.new(" | ".join(dict.fromkeys(found)))
+
+    def _parts(self, node: Any, path: str) -> Iterator[str | Mapping[str, Any]]:
+        """What a value may be: texts as they are, schemas of texts, and schemas of what is written as JSON."""
+        if node is False:
+            return
+        if not isinstance(node, Mapping):
+            node = {}
+        if not _names_texts(node, self._root):
+            yield node or _ANY
+            if not node:
+                yield {"type": "string"}
+            return
+        node = flat(node, self._root, path)
+        if "anyOf" in node:
+            beside = {word: inner for word, inner in node.items() if word != "anyOf"}
+            for branch in node["anyOf"]:
+                whole = merged(beside, branch if isinstance(branch, Mapping) else {}, path)
+                if branch is not False and whole is not None:
+                    yield from self._parts(whole, path)
+            return
+        if "const" in node or "enum" in node:
+            yield from self._named(node)
+            return
+        kinds = types_of_values(node)
+        if "string" in kinds:
+            yield {**node, "type": "string"}
+        if others := sorted(kinds - {"string"}):
+            yield {**node, "type": others}
+
+    def _named(self, node: Mapping[str, Any]) -> Iterator[str | Mapping[str, Any]]:
+        assert self._schema is not None
+        judge = validator_of(self._schema.draft, self._schema.wanted).evolve(schema=node)
+        values = [node["const"]] if "const" in node else node["enum"]
+        for value in values:
+            if judge.is_valid(value):
+                yield value if isinstance(value, str) else {"const": value}
+
+    def _of_json(self, node: Mapping[str, Any], path: str) -> str:
+        shared = {word: self._root[word] for word in ("$defs", "definitions") if word in self._root}
+        whole = {**shared, **node}
+        key = json.dumps(whole, sort_keys=True)
+        if key not in self._json:
+            if has_wide_numbers(whole):
+                raise _refused(f"numbers of so many digits at {path[:200]}")
+            if any(not found.startswith(("#/$defs/", "#/definitions/")) for found in _references(whole)):
+                raise _refused(f"a reference to what is not in $defs, at {path[:200]},")
+            draft = self._schema.draft if self._schema is not None else Draft202012Validator
+            self._json[key] = self._rules.json_of(JsonSchema(whole, whole, draft), f"{self._rules.reserve()}_")
+        return self._json[key]
+
+
+def _names_texts(node: Mapping[str, Any], root: Any) -> bool:
+    """Whether a text is among the values of a schema that says what they are."""
+    shape = Shape(root, [node])
+    if "string" in shape.types:
+        return True
+    return bool(node) and not shape.types and "string" in types_of_values(node)
+
+
+def _is_clear(text: str) -> bool:
+    """Whether a text may stand as a value: nothing in it ends one."""
+    return "</parameter>" not in text
+
+
+def _references(node: Any) -> Iterator[str]:
+    todo = [node]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Mapping):
+            if isinstance(part.get("$ref"), str):
+                yield part["$ref"]
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+
+
+def _refused(what: str) -> GrammarError:
+    return GrammarError(f"response_format.json_schema: {what} cannot be followed in this model's calls.", SIMPLIFY)
