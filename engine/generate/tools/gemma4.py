@@ -32,6 +32,7 @@ class Gemma4(Family):
     """See Family."""
 
     name = "gemma4"
+    is_json = False
     openings = (_OPENING,)
     tags = (_OPENING, _CLOSING, MARK)
     ends = (_RESPONSE,)
@@ -166,4 +167,3 @@ def _key(source: Source, declared: Sequence[str]) -> Parser[str]:
         key = source.plain((yield from _until(source, ":", _MAX_KEY_CHARS))).rstrip()
     yield from source.skip_space()
     return key
-    is_json = False

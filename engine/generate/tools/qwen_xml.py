@@ -42,6 +42,7 @@ class QwenXml(Family):
     line: ClassVar[str] = "\n"
 
     name = "qwen-xml"
+    is_json = False
     openings = (opening, _FUNCTION)  # Qwen3-Coder leaves the first tag out at times
     tags = (opening, closing)
 
