@@ -126,6 +126,8 @@ class PromptReader:
         schema = schema_of(request.response_format)
         if request.tools and request.messages is not None:
             return self._toolbox_of(request, schema)
+        if schema is None and request.messages is not None and self.family_of(request).frames:
+            return self._toolbox_of(request, None)  # without a tool: what stands around the text is no part of it
         return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
 
     def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
@@ -133,7 +135,8 @@ class PromptReader:
         tools = {tool.name: tool for tool in request.tools if not use.only or tool.name in use.only}
         tags = self._tags_of(family)
         ends = {tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1}
-        constraint = CallConstraint(self._grammar_tokens, family, tuple(tools.values()), use, tags, schema)
+        tokenizer = self._grammar_tokens if tools else None
+        constraint = CallConstraint(tokenizer, family, tuple(tools.values()), use, tags, schema)
         return Toolbox(family, tools, tags, frozenset(ends), constraint, use.parallel)
 
     @functools.cached_property

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from random_model import write_random_model
 
+from coe.engine.generate.prompt import PromptReader
 from coe.engine.generate.tools.find import FAMILIES
 from coe.engine.llama.model import Model
-from coe.engine.request import Finish, Tool, ToolUse
+from coe.engine.request import Finish, GenerateRequest, Tool, ToolUse
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from fakes.local_engine import Answer, LocalEngine
 from fakes.tool_templates import TEMPLATES
@@ -97,3 +99,31 @@ def test_tags_that_a_client_spells_stay_text(gemma: LocalEngine) -> None:
     plain = gemma.ask([{"role": "user", "content": "x"}], tools=(TRIP,), max_tokens=1)
     told = gemma.ask([{"role": "user", "content": spelt}], tools=(TRIP,), max_tokens=1)
     assert told.finished.prompt_tokens - plain.finished.prompt_tokens > len(spelt) // 2
+
+
+@pytest.mark.model
+def test_gpt_oss_answers_have_no_frames_with_tools_or_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = next(family for family in FAMILIES if family.name == "harmony")
+    path = write_random_model(
+        tmp_path / "harmony.gguf",
+        chat_template=TEMPLATES["harmony"],
+        more_control=[*family.tags, "<|end|>", "<|return|>"],
+    )
+    spec = LoadSpec(path, 1024)
+    engine = LocalEngine(Model(spec), spec)
+    vocab = engine.model.vocab
+    written = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello"
+    for tools in ((), (TRIP,)):
+        request = GenerateRequest("r", "s", messages=[ASKED], tools=tools, thinking=Thinking(ThinkingMode.ON))
+        prompts = PromptReader(engine.model, spec)
+        sequence = prompts.read(request, prompts.held_to(request), 0)
+        drawn = iter([*vocab.tokenize(written), vocab.end])
+        monkeypatch.setattr(sequence.sampler, "sample", lambda *_, drawn=drawn: next(drawn))
+        deltas = []
+        while sequence.finish is None:
+            deltas.append(sequence.advance(engine.context, 0))
+        sequence.close()
+        prompts.close()
+        assert sequence.finish is Finish.STOP
+        assert "".join(delta.text for delta in deltas if delta) == "Hello"
+        assert "".join(delta.reasoning for delta in deltas if delta) == "Hm."
