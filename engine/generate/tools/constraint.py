@@ -38,8 +38,8 @@ class CallConstraint:
         tags: Mapping[str, int],
         answer: Any | None = None,
     ) -> None:
-        """tokenizer: None where there is nothing to hold to. tools: those that may be called. tags: the token of each tag
-        that is one of the vocabulary's own.
+        """tokenizer: None where there is nothing to hold to. tools: those that may be called. tags: the token of each
+        tag that is one of the vocabulary's own.
         answer: the schema of an answer without a call.
 
         Takes up to seconds; other Python threads go on meanwhile. Raises GrammarError for a schema that is none, and
