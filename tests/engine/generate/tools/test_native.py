@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_a_required_call_keeps_to_its_schema(gemma: LocalEngine, seed: int) -> N
     assert arguments["City"] in ("Rome", "Oslo")
     assert 1 <= arguments["days"] <= 9
     assert answer.text == ""
+
+
+def test_the_same_tools_are_made_ready_once(gemma: LocalEngine) -> None:
+    def held_to(**fields: Any) -> Any:
+        request = GenerateRequest("r", "s", **{"messages": [ASKED], "tools": (TRIP,), **fields})
+        return gemma.loop.held_to(request)
+
+    first = held_to()
+    assert held_to(messages=[ASKED, ASKED], max_tokens=5) is first
+    assert held_to(tool_use=ToolUse(required=True)) is not first
+    assert held_to(tools=(replace(TRIP, description="Other."),)) is not first
+    others = [held_to(tools=(replace(TRIP, name=f"t{n}"),)) for n in range(20)]
+    assert held_to() is not first, "what is kept is bounded"
+    assert held_to(tools=(replace(TRIP, name="t19"),)) is others[-1]
 
 
 def test_the_next_turn_reads_nothing_anew_but_the_last_call(gemma: LocalEngine) -> None:
