@@ -120,7 +120,9 @@ class Server:
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 raise BenchError(f"{self.url} wants a key: give one with --key, or in OPENAI_API_KEY.")
             models = response.raise_for_status().json()["data"]
-            return [_card(model["id"], model["coe"]) for model in models if model["id"] != "auto"]
+            return [
+                _card(model["id"], model["coe"]) for model in models if model["id"] != "auto" and "root" not in model
+            ]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise BenchError(why_none(self.url, error)) from error
 

@@ -368,3 +368,16 @@ def test_a_whole_answer_that_loops_is_tried_again_and_then_goes_to_the_fallback(
     assert answer["choices"][0]["finish_reason"] == "length"
     assert college.metric("coe_answers_total", specialist="coding", reason="loop") == before["coding"] + 2
     assert college.metric("coe_answers_total", specialist="general", reason="loop") == before["general"] + 1
+
+
+def test_no_token_at_all_reads_the_prompt_alone(college: ServerProcess) -> None:
+    messages = user("Tell me about a river that nobody has told of before, please.")
+    empty = college.openai().chat.completions.create(model="math", messages=messages, max_tokens=0)
+    assert empty.choices[0].message.content == ""
+    assert empty.choices[0].finish_reason == "length"
+    assert empty.usage is not None
+    assert empty.usage.completion_tokens == 0
+    after = college.openai().chat.completions.create(model="math", messages=messages, max_tokens=2)
+    assert after.usage is not None
+    assert after.usage.prompt_tokens_details is not None
+    assert (after.usage.prompt_tokens_details.cached_tokens or 0) >= after.usage.prompt_tokens - 1
