@@ -51,7 +51,7 @@ class Source:
         self._pieces: list[CallPiece] = []
         self._next = first
         self._open = False
-        self._arguments: list[str] = []
+        self._has_arguments = False
 
     # --- the owner's side -----------------------------------------------------------------------------------------
 
@@ -84,11 +84,6 @@ class Source:
         """Whether a call has its name and not yet its end."""
         return self._open
 
-    @property
-    def arguments(self) -> str:
-        """The arguments of the call that is open, or of the last one, as far as they have come."""
-        return "".join(self._arguments)
-
     def plain(self, text: str) -> str:
         """A text with its sentinels as the tags that they stand for."""
         return plain(text, self.spelt)
@@ -103,17 +98,17 @@ class Source:
             raise MalformedCallError(f"an answer has at most {MAX_CALLS} calls")
         self._pieces.append(CallPiece(self._next, name))
         self._open = True
-        self._arguments = []
+        self._has_arguments = False
 
     def write(self, text: str) -> None:
         """More of the arguments' JSON."""
         if text:
             self._pieces.append(CallPiece(self._next, None, text))
-            self._arguments.append(text)
+            self._has_arguments = True
 
     def close(self) -> None:
         """The call is whole."""
-        if not self._arguments:
+        if not self._has_arguments:
             self.write("{}")
         self._open = False
         self._next += 1

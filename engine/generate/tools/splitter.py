@@ -58,7 +58,6 @@ class CallSplitter:
         self._parser: Parser[None] | None = None
         self._pieces: list[CallPiece] = []  # of a call that is not live
         self._calls = 0
-        self._last_arguments = ""
         self.malformed = 0
 
     @property
@@ -76,11 +75,6 @@ class CallSplitter:
         """What has come since then, sentinels as they are."""
         assert self._source is not None
         return self._source.raw + self._source.rest
-
-    @property
-    def arguments(self) -> str:
-        """The arguments of the call that is being read, or of the last one."""
-        return self._source.arguments if self._source is not None else self._last_arguments
 
     def feed(self, text: str) -> list[Part]:
         """What is decided now."""
@@ -193,9 +187,9 @@ class CallSplitter:
             return self._broken(source, before, final)
         self._pieces += source.pieces()
         taken = source.taken - before
-        pieces: tuple[CallPiece, ...] = ()
-        if self.live or over or source.n_calls > self._calls:
-            pieces, self._pieces = tuple(self._pieces), []
+        ready = [piece for piece in self._pieces if self.live or over or piece.index < source.n_calls]
+        self._pieces = self._pieces[len(ready) :]
+        pieces = tuple(ready)
         self._calls = source.n_calls
         if over:
             self._end(source)
@@ -225,7 +219,6 @@ class CallSplitter:
             self._markdown_reads(char)
 
     def _end(self, source: Source) -> None:
-        self._last_arguments = source.arguments
         self._held = source.rest
         self._source = self._parser = None
         self._pieces = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from coe.engine.generate.tools.family import Family
+from coe.engine.generate.tools.find import FAMILIES
 from coe.engine.generate.tools.hermes import Hermes
 from coe.engine.generate.tools.source import SENTINELS
 from coe.engine.generate.tools.splitter import CallSplitter
@@ -112,3 +113,13 @@ def test_a_tag_of_the_vocabulary_is_not_one_that_is_spelt() -> None:
 def test_parts_account_for_every_character() -> None:
     answer = "Text \n" + call("add") + "  \n" + '<tool_call>{"name": 1}</tool_call> rest'
     assert read(list(answer)).taken == len(answer)
+
+
+def test_of_calls_in_one_frame_those_that_are_whole_go_out_and_no_more() -> None:
+    family = next(family for family in FAMILIES if family.name == "mistral-list")
+    splitter = CallSplitter(family, TOOLS, {tag: tag for tag in family.tags}, live=False)
+    parts = splitter.feed('[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {"a": ')
+    assert {piece.index for part in parts for piece in part.pieces} == {0}
+    parts = splitter.feed("nonsense") + splitter.flush()
+    assert not [piece for part in parts for piece in part.pieces]
+    assert "nonsense" in "".join(part.text for part in parts)
