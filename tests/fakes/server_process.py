@@ -34,11 +34,15 @@ TINY: dict[str, Any] = {
 
 
 def write_roster(folder: Path, specialists: Mapping[str, Mapping[str, Any]], **sections: Any) -> Path:
-    """A roster of tiny specialists, routed by word features alone. Gives its path."""
+    """A roster of tiny specialists, routed by word features alone. Gives its path.
+
+    A stream's status waits for its model, however slow this machine is: else a refusal might come as a frame.
+    """
     entries = [
         {key: value for key, value in {"name": name, **TINY, **about}.items() if value is not None}
         for name, about in specialists.items()
     ]
+    sections["server"] = {"first_byte_s": 60, **sections.get("server", {})}
     roster = {"version": 1, "router": {"encoder": "none"}, "pool": {"vram_budget": "2 GiB"}, **sections}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "roster.yaml"
@@ -145,7 +149,8 @@ class ServerProcess:
         body = {"model": "general", "messages": messages, "stream": True, **ENDLESS, **fields}
         with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
             frames = response.raise_for_status().iter_raw()
-            next(frames)
+            while next(frames).startswith(b":"):  # a model that is not there yet is waited for
+                pass
             yield frames
 
     def post(self, body: bytes, path: str = "/v1/chat/completions") -> httpx.Response:
@@ -170,7 +175,7 @@ class ServerProcess:
         samples = [s for family in families for s in family.samples if s.name == name]
         return float(sum(s.value for s in samples if labels.items() <= s.labels.items()))
 
-    def until(self, holds: Callable[[], bool], tries: int = 3000) -> None:
+    def until(self, holds: Callable[[], bool], tries: int = 20_000) -> None:
         """Ask until something holds: each try is a request, so the server moves on meanwhile."""
         for _ in range(tries):
             if holds():
