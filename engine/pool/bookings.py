@@ -79,13 +79,16 @@ class ResidentBooking:
         )
 
     def trouble(self, now: float, stall_s: float) -> str | None:
-        """Why the server is not ready on its account: a load without progress, a worker that seems to hang. The latter
-        is told from half of the time on after which it is killed."""
+        """Why the server is not ready on its account: a load without progress, a worker that seems to hang. It is told
+        from half of the time on after which a worker is killed."""
         if self.state is State.LOADING:
-            silent_s = now - self.last_progress
-            return f"{self.title} shows no progress for {silent_s:.0f} s while loading" if silent_s > stall_s else None
-        silent_s = self.resident.silent_s() if self.resident is not None else 0.0
-        return f"{self.title} shows no sign of life for {silent_s:.0f} s" if silent_s > stall_s / 2 else None
+            silent_s, how = now - self.last_progress, "shows no progress for {:.0f} s while loading"
+        else:
+            silent_s, how = (
+                self.resident.silent_s() if self.resident is not None else 0.0,
+                "shows no sign of life for {:.0f} s",
+            )
+        return f"{self.title} {how.format(silent_s)}" if silent_s > stall_s / 2 else None
 
     def status(self, specialists: tuple[str, ...], now: float) -> ResidentStatus:
         """For PoolStatus. specialists: all that it can become."""

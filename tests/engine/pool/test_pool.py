@@ -110,7 +110,7 @@ class TestLoads:
         await turns()
         loader.progress["a"](0.5)
         assert pool.status().residents[0].progress == 0.5
-        clock.advance(29)
+        clock.advance(14)
         assert pool.status().stalled == ()
         clock.advance(2)
         assert "a shows no progress" in pool.status().stalled[0]
