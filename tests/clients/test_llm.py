@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fakes.sums import ASKED, DONE, Adder, question
+from fakes.habits import ASKED, DONE, Adder, question
 
 llm = pytest.importorskip("llm", reason="llm is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from fakes.sums import ASKED, DONE, Adder, Person, question
+from fakes.habits import ASKED, DONE, EVE, Adder, Person, described, people, question
 
 pytestmark = pytest.mark.clients
 
@@ -91,16 +91,15 @@ def test_the_loop_of_an_agent_comes_to_its_end(client: OpenAI, stream: bool) -> 
 
 
 def test_parse_gives_an_object_of_the_type(client: OpenAI) -> None:
-    answer = client.chat.completions.parse(
-        model="auto", messages=[{"role": "user", "content": "Ann is 31."}], response_format=Person
-    )
-    assert isinstance(answer.choices[0].message.parsed, Person)
+    messages: Any = people()
+    answer = client.chat.completions.parse(model="auto", messages=messages, response_format=Person)
+    assert answer.choices[0].message.parsed == EVE
 
 
 def test_parse_gives_typed_arguments(client: OpenAI) -> None:
     answer = client.chat.completions.parse(
         model="auto",
-        messages=[{"role": "user", "content": "Ann is 31."}],
+        messages=[{"role": "user", "content": described(EVE)}],
         tools=[openai.pydantic_function_tool(Person)],
         tool_choice="required",
         parallel_tool_calls=False,

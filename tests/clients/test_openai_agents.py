@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from fakes.sums import ASKED, DONE, Adder, Person, question
+from fakes.habits import ASKED, DONE, EVE, Adder, Person, people, question
 
 agents_sdk = pytest.importorskip("agents", reason="openai-agents is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients
@@ -89,5 +89,4 @@ async def test_a_conversation_is_handed_over(model: Any) -> None:
 
 async def test_typed_output(model: Any) -> None:
     agent = agents_sdk.Agent(name="Clerk", model=model, output_type=Person)
-    result = await agents_sdk.Runner.run(agent, "Ann is 31 years old.")
-    assert isinstance(result.final_output, Person)
+    assert (await agents_sdk.Runner.run(agent, people())).final_output == EVE

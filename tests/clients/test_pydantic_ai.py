@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from fakes.sums import ASKED, DONE, Adder, Person, question
+from fakes.habits import ASKED, DONE, EVE, KNOWN, Adder, Person, described, question
 
-pydantic_ai = pytest.importorskip(
-    "pydantic_ai", reason="pydantic-ai is not installed: `make test-clients` installs it"
-)
+pydantic_ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients
 
 
@@ -38,6 +36,17 @@ def history() -> list[Any]:
     return found
 
 
+def people() -> list[Any]:
+    """People who were described by JSON."""
+    from pydantic_ai import messages as m
+
+    found: list[Any] = []
+    for person in KNOWN:
+        found.append(m.ModelRequest(parts=[m.UserPromptPart(described(person))]))
+        found.append(m.ModelResponse(parts=[m.TextPart(person.model_dump_json())]))
+    return found
+
+
 async def test_text(model: Any) -> None:
     result = await pydantic_ai.Agent(model, instructions="Be short.").run("What is the capital of France?")
     assert isinstance(result.output, str)
@@ -46,18 +55,19 @@ async def test_text(model: Any) -> None:
 
 
 async def test_typed_output(model: Any) -> None:
-    result = await pydantic_ai.Agent(model, output_type=Person).run("Ann is 31 years old.")
+    result = await pydantic_ai.Agent(model, output_type=Person).run(described(EVE))
     assert isinstance(result.output, Person)
 
 
 async def test_native_output(model: Any) -> None:
     agent = pydantic_ai.Agent(model, output_type=pydantic_ai.NativeOutput(Person))
-    assert isinstance((await agent.run("Ann is 31 years old.")).output, Person)
+    assert (await agent.run(described(EVE), message_history=people())).output == EVE
 
 
 async def test_prompted_output(model: Any) -> None:
+    """The schema stands in the prompt alone."""
     agent = pydantic_ai.Agent(model, output_type=pydantic_ai.PromptedOutput(Person))
-    assert isinstance((await agent.run("Ann is 31 years old.")).output, Person)
+    assert (await agent.run(described(EVE), message_history=people())).output == EVE
 
 
 async def test_an_agent_calls_its_tool_and_ends(model: Any) -> None:
@@ -84,15 +94,13 @@ async def test_tools_and_typed_output_together(model: Any) -> None:
     async def until_called(context: Any, tool: Any) -> Any:
         return None if adder.calls else tool
 
-    agent = pydantic_ai.Agent(
-        model, output_type=Person, tools=[pydantic_ai.Tool(adder.add, prepare=until_called)]
-    )
+    agent = pydantic_ai.Agent(model, output_type=Person, tools=[pydantic_ai.Tool(adder.add, prepare=until_called)])
     result = await agent.run("Ann is 27 + 4 years old.")
     assert isinstance(result.output, Person)
 
 
 async def test_a_stream_of_typed_output(model: Any) -> None:
     agent = pydantic_ai.Agent(model, output_type=Person)
-    async with agent.run_stream("Ann is 31 years old.") as result:
+    async with agent.run_stream(described(EVE)) as result:
         seen = [person async for person in result.stream_output(debounce_by=None)]
     assert isinstance(seen[-1], Person)
