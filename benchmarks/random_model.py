@@ -7,7 +7,7 @@ from a vocabulary of 262,144. Run: python benchmarks/random_model.py OUT.gguf --
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,11 @@ def write_random_model(
     quantise: bool = False,
     chat_template: str | None = CHAT_TEMPLATE,
     architecture: str = "gemma4",
+    more_control: Sequence[str] = (),
 ) -> Path:
     """Write the model and give its path back.
 
+    more_control: control tokens beside CONTROL_TOKENS, such as the tags of tools.
     quantise: Q8_0 instead of F32 for the matrices whose rows are whole blocks.
     architecture: another name makes a file that llama.cpp does not know.
     """
@@ -77,16 +79,16 @@ def write_random_model(
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     write_metadata(writer, shape)
-    write_vocabulary(writer, shape)
+    write_vocabulary(writer, shape, more_control)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     write_tensors(writer, _tensors(shape, rng), quantise=quantise)
     return path
 
 
-def write_vocabulary(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def write_vocabulary(writer: gguf.GGUFWriter, shape: Shape, more_control: Sequence[str] = ()) -> None:
     """Control tokens, bytes and made-up words, `shape.vocabulary` in all."""
-    special = [*CONTROL_TOKENS, UNKNOWN_TOKEN]
+    special = [*CONTROL_TOKENS, UNKNOWN_TOKEN, *more_control]
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     words = [f"▁w{i}" for i in range(shape.vocabulary - len(special) - len(byte_tokens))]
     kind = gguf.TokenType
@@ -95,7 +97,11 @@ def write_vocabulary(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_token_list([*special, *byte_tokens, *words])
     writer.add_token_scores([0.0] * shape.vocabulary)
     writer.add_token_types(
-        [kind.CONTROL] * len(CONTROL_TOKENS) + [kind.UNKNOWN] + [kind.BYTE] * 256 + [kind.NORMAL] * len(words)
+        [kind.CONTROL] * len(CONTROL_TOKENS)
+        + [kind.UNKNOWN]
+        + [kind.CONTROL] * len(more_control)
+        + [kind.BYTE] * 256
+        + [kind.NORMAL] * len(words)
     )
     writer.add_bos_token_id(CONTROL_TOKENS.index("<bos>"))
     writer.add_eos_token_id(CONTROL_TOKENS.index("<eos>"))

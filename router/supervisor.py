@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from .choose import Candidate, Decision, SupervisorSettings, choose
+from .client_tasks import DEFAULT, ClientTasks
 from .conversation import Conversation, ConversationKey, Passage
 from .domains import DOMAINS
 from .encoder import QUANTISED_DISTRIBUTION, EncoderError, Encodes, find_encoder, load_encoder
@@ -42,13 +43,16 @@ class Supervisor:
         encoder: str | Encodes = "auto",
         head: Path | Head = SHIPPED,
         remembered: int = REMEMBERED,
+        tasks: ClientTasks = DEFAULT,
     ) -> None:
         """encoder: "auto", "none", a folder, or an object that encodes. head: what was fitted, or where it lies.
 
-        remembered: keys of conversations that are kept, see ConversationMemory.
+        remembered: keys of conversations that are kept, see ConversationMemory. tasks: what tells the tasks of clients,
+        for those who read conversations.
         """
         self.candidates = tuple(candidates)
         self.fallback = fallback
+        self.tasks = tasks
         self.settings = settings or SupervisorSettings()
         self._encoder_setting = encoder
         self._encoder: Encodes | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from llguidance import LLTokenizer
@@ -28,6 +30,7 @@ from .tools.shown import simple
 # From here on a prompt is worth a look at its length before it is read into tokens.
 _LONG_PROMPT_BYTES: Final = 10_000
 
+_MOST_TOOLBOXES: Final = 8
 _NO_CHAT: Final = "It answers POST /v1/completions only; chats need another GGUF of the model, with a chat template."
 
 
@@ -59,6 +62,8 @@ class PromptReader:
         self._renderer = RenderProcess(source, limits) if source else None
         self.template: ChatTemplate | None = None
         self.chat_fault: ModelTemplateError | None = None
+        self._toolboxes: dict[str, Toolbox] = {}  # by what they were made of, the least recently used first
+        self._making_toolbox = threading.Lock()
         self.tool_support = ToolSupport(None, "the model cannot answer chats")
         try:
             if self._renderer is None:
@@ -126,14 +131,27 @@ class PromptReader:
         schema = schema_of(request.response_format)
         if request.tools and request.messages is not None:
             return self._toolbox_of(request, schema)
+        if schema is None and request.messages is not None and self.family_of(request).frames:
+            return self._toolbox_of(request, None)  # without a tool: what stands around the text is no part of it
         return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
 
     def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
+        """Made once for the turns of an agent, which sends the same tools each time: 36 of them take half a second."""
+        made_of = json.dumps([[asdict(tool) for tool in request.tools], asdict(request.tool_use), schema])
+        with self._making_toolbox:
+            box = self._toolboxes.pop(made_of, None) or self._made_toolbox(request, schema)
+            self._toolboxes[made_of] = box
+            if len(self._toolboxes) > _MOST_TOOLBOXES:
+                del self._toolboxes[next(iter(self._toolboxes))]
+        return box
+
+    def _made_toolbox(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
         family, use = self.family_of(request), request.tool_use
         tools = {tool.name: tool for tool in request.tools if not use.only or tool.name in use.only}
         tags = self._tags_of(family)
         ends = {tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1}
-        constraint = CallConstraint(self._grammar_tokens, family, tuple(tools.values()), use, tags, schema)
+        tokenizer = self._grammar_tokens if tools else None
+        constraint = CallConstraint(tokenizer, family, tuple(tools.values()), use, tags, schema)
         return Toolbox(family, tools, tags, frozenset(ends), constraint, use.parallel)
 
     @functools.cached_property

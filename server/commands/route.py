@@ -169,7 +169,7 @@ def _with_supervisor(path: Path, decide: Callable[[Supervisor], Awaitable[int]],
 
 async def _decide(supervisor: Supervisor, query: RouteQuery) -> tuple[Decision, float]:
     started = perf_counter()
-    conversation = Conversation.from_messages(query.messages)
+    conversation = Conversation.from_messages(query.messages, tasks=supervisor.tasks)
     decision = await supervisor.decide(conversation, session_id=query.session)
     return decision, (perf_counter() - started) * 1000
 

@@ -12,7 +12,6 @@ from time import perf_counter
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
-from coe.router.client_tasks import ClientTasks
 from coe.router.conversation import Conversation, ConversationKey
 from coe.router.supervisor import Supervisor
 
@@ -42,7 +41,6 @@ class Chooser:
         self._supervisor = supervisor
         self._builds = builds
         self._fit = ContextFit()
-        self._tasks = ClientTasks(roster.router.client_tasks)
 
     async def choose(self, request: Request, session_id: str | None, *, begin: bool = True) -> Choice:
         """The specialist that the request names, or the supervisor's choice.
@@ -223,7 +221,7 @@ class Chooser:
     async def _read(self, request: Request) -> Conversation:
         """Megabytes of history take a while to read: not in the event loop."""
         return await asyncio.to_thread(
-            lambda: Conversation.from_messages(request.conversation, request.tools_chars, self._tasks)
+            lambda: Conversation.from_messages(request.conversation, request.tools_chars, self._supervisor.tasks)
         )
 
     def _entry(self, name: str) -> Specialist:

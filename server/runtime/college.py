@@ -17,6 +17,7 @@ from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
 from coe.engine.pool.types import PoolLimits
 from coe.router.choose import Candidate, SupervisorSettings
+from coe.router.client_tasks import ClientTasks
 from coe.router.conversation import ConversationKey
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED
@@ -155,7 +156,14 @@ def supervisor_of(roster: Roster) -> Supervisor:
     candidates = [
         Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
     ]
-    return Supervisor(candidates, fallback=roster.fallback, settings=settings, encoder=encoder_of(roster), head=head)
+    return Supervisor(
+        candidates,
+        fallback=roster.fallback,
+        settings=settings,
+        encoder=encoder_of(roster),
+        head=head,
+        tasks=ClientTasks(roster.router.client_tasks),
+    )
 
 
 def encoder_of(roster: Roster) -> str:

@@ -1,8 +1,8 @@
 """What a small model needs to do a thing by itself: a conversation in which it has done so before.
 
-SmolLM2-135M calls no tool of its own accord and follows no description of a format, but it goes on as it began. After some
-sums by `add` it adds the next two numbers so, and repeats the result; after some people as JSON it writes the next one so.
-Greedily drawn that is the same each time, with no answer scripted.
+SmolLM2-135M calls no tool of its own accord and follows no description of a format, but it goes on as it began.
+After some sums by `add` it adds the next two numbers so, and repeats the result; after some people as JSON it writes
+the next one so. Greedily drawn that is the same each time, with no answer scripted.
 """
 
 from __future__ import annotations

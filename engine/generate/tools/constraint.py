@@ -31,14 +31,15 @@ class CallConstraint:
 
     def __init__(
         self,
-        tokenizer: LLTokenizer,
+        tokenizer: LLTokenizer | None,
         family: Family,
         tools: Sequence[Tool],
         use: ToolUse,
         tags: Mapping[str, int],
         answer: Any | None = None,
     ) -> None:
-        """tools: those that may be called. tags: the token of each tag that is one of the vocabulary's own.
+        """tokenizer: None where there is nothing to hold to. tools: those that may be called. tags: the token of each
+        tag that is one of the vocabulary's own.
         answer: the schema of an answer without a call.
 
         Takes up to seconds; other Python threads go on meanwhile. Raises GrammarError for a schema that is none, and
@@ -52,6 +53,8 @@ class CallConstraint:
         self.answer_conformity = Conformity(self._answer) if self._answer is not None else None
         self.whole: Grammar | None = None
         self._after: dict[str, Grammar] = {}
+        if tokenizer is None:
+            return
         try:
             self._make(schemas)
         except GrammarError:
@@ -77,6 +80,7 @@ class CallConstraint:
                 self._after[opening] = self._made(rules.grammar(calls[opening]))
 
     def _made(self, lark: str) -> Grammar:
+        assert self._tokenizer is not None
         try:
             return Grammar(
                 self._tokenizer, LLMatcher.grammar_from_lark(lark), subject=_SUBJECT, is_json=self._family.is_json

@@ -226,3 +226,36 @@ class TestRealModel:
         family = chat_template(source).family
         assert family is not None
         assert family.name == "gemma4"
+
+
+class TestToolResults:
+    """A template may go on in the model's own turn after a tool's result, as Gemma 4's does."""
+
+    GOES_ON = (
+        "{% for m in messages %}{% if m.role == 'tool' %}<result>{{ m.content }}</result>"
+        "{% elif m.tool_calls %}<turn>model\n{% for c in m.tool_calls %}<call>{{ c.function.name }}</call>{% endfor %}"
+        "{% else %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt and messages[-1].role != 'tool' %}"
+        "<turn>model\n<|channel>thought\n<channel|>{% endif %}"
+    )
+    MESSAGES = (
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "sunny"},
+    )
+
+    def test_thinking_stays_closed_by_a_ban_where_the_template_has_no_closed_block(self) -> None:
+        prompt = chat_template(self.GOES_ON).prompt(self.MESSAGES, OFF)
+        assert prompt.text.endswith("<result>sunny</result>")
+        assert prompt.closed_by_ban
+        assert prompt.history_chars == len(prompt.text)
+
+    def test_elsewhere_and_for_those_that_think_nothing_is_banned(self) -> None:
+        template = chat_template(self.GOES_ON)
+        assert not template.prompt(USER, OFF).closed_by_ban
+        assert not template.prompt(self.MESSAGES, ON).closed_by_ban
+        assert not template.prompt(self.MESSAGES, Thinking(prefill="<x>")).closed_by_ban
+
+    def test_calls_without_their_results_are_no_answer_to_be_continued(self) -> None:
+        prompt = chat_template(self.GOES_ON).prompt(self.MESSAGES[:2], OFF)
+        assert "<call>f</call>" in prompt.text

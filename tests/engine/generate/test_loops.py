@@ -261,3 +261,24 @@ def test_any_cutting_meets_the_same_loop(text: str, places: list[int]) -> None:
     for start, end in itertools.pairwise(edges):
         loop = guard.feed(whole[start:end])
     assert loop == first_loop(whole)
+
+
+READS = {
+    "json": '<tool_call>\n{{"name": "read_file", "arguments": {{"path": "{path}", "limit": 200}}}}\n</tool_call>\n',
+    "gemma": '<|tool_call>call:read_file{{limit:200,path:<|"|>{path}<|"|>}}<tool_call|>',
+    "xml": "<tool_call>\n<function=read_file>\n<parameter=path>\n{path}\n</parameter>\n</function>\n</tool_call>\n",
+}
+PATHS = [
+    f"src/{a}/{b}.py" for a in ("engine", "server", "router", "tests") for b in ("main", "util", "types", "errors")
+]
+
+
+@pytest.mark.parametrize("form", READS)
+@pytest.mark.parametrize("patience", [Patience.STRICT, Patience.NORMAL])
+def test_calls_with_other_arguments_are_no_loop_and_the_same_call_again_and_again_is(
+    form: str, patience: Patience
+) -> None:
+    honest = "".join(READS[form].format(path=path) for path in PATHS)
+    assert LoopGuard(patience, "Read all the files.").feed(honest + " " * 200) is None
+    same = READS[form].format(path=PATHS[0]) * 128
+    assert LoopGuard(patience, "Read all the files.").feed(same + " " * 200) is not None

@@ -13,6 +13,7 @@ from coe.engine.pool.pool import Pool
 from coe.engine.request import Tool
 from coe.engine.spec import LoadSpec
 from coe.router.choose import Decision, Ranked
+from coe.router.client_tasks import DEFAULT
 from coe.server.roster.model_files import Location
 from coe.server.roster.models import Roster
 from coe.server.runtime.availability import Servable
@@ -32,6 +33,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.available: list[str] = []
         self.remembered: list[str] = []
+        self.tasks = DEFAULT
 
     def current(self, *_: Any) -> None:
         return None
