@@ -44,11 +44,11 @@ serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: lint
-	$(BIN)/python -m pytest -m "not clients" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/clients $(PYTEST_ARGS)
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .
