@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import time, timedelta
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel, IPvAnyAddress
 
 from fakes.habits import ASKED, DONE, EVE, Adder, Person, described, people, question
 
@@ -123,3 +125,17 @@ async def test_the_asynchronous_client_streams(base_url: str) -> None:
 def test_an_unknown_model_is_the_clients_own_error(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "Hi"}])
+
+
+class Stay(BaseModel):
+    """Formats that pydantic's types make."""
+
+    at: time
+    lasts: timedelta
+    address: IPvAnyAddress
+
+
+def test_parse_ends_for_types_whose_digits_have_no_end(client: OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "Make one up."}]
+    answer = client.chat.completions.parse(model="auto", messages=messages, response_format=Stay)
+    assert isinstance(answer.choices[0].message.parsed, Stay)
