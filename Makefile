@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast lint format bench soak fuzz clean types
+.PHONY: help install serve test test-fast lint format bench soak fuzz test-clients clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -31,6 +31,7 @@ help:
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
 	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
 	@echo "make fuzz       mutated files through every command that reads them, hostile requests to a server: 20 minutes"
+	@echo "make test-clients  six clients of others (instructor, pydantic-ai, LangChain ...) against a running server"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -43,11 +44,11 @@ serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/clients $(PYTEST_ARGS)
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .
@@ -78,6 +79,12 @@ fuzz: EXTRAS = all,demo,dev,fuzz
 fuzz: install
 	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz --minutes 10 $(FUZZ_ARGS)
 	PYTHONPATH=tests:benchmarks $(BIN)/python -m fuzz.over_http --minutes 10 $(FUZZ_ARGS)
+
+# Clients of others in their default settings against a running server (docs/clients.md). They may hold packages such as
+# openai and rich at older releases, which all else here takes as well.
+test-clients: EXTRAS = all,demo,dev,clients
+test-clients: install
+	$(BIN)/python -m pytest -m clients tests/clients $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

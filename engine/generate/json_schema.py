@@ -23,6 +23,7 @@ from referencing.exceptions import Unresolvable
 from ..errors import GrammarError
 from .closing import close_objects
 from .exclusive import Exclusion
+from .json_formats import tighten_format
 from .patterns import as_the_library_reads
 from .validators import MAX_STEPS, Draft, TooCostlyError, exactly, spending, validator_of
 
@@ -68,33 +69,6 @@ _NOT_FOLLOWED: Final[Mapping[str, str]] = {
 # They forbid nothing, and the library does not know them.
 _ANNOTATIONS: Final = ("deprecated", "contentSchema", "$vocabulary", "$dynamicAnchor", "$recursiveAnchor")
 
-# Said beside the formats of these names, which the library checks only so far. Years as Python and pydantic take them.
-_DAY: Final = (
-    r"([0-9]{4}-(0[13-9]|1[0-2])-|[0-9]{4}-02-([01][0-9]|2[0-8])"
-    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
-)
-_YEAR: Final = r"^([1-9]|0[1-9]|00[1-9]|000[1-9])"
-_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
-    "date": (f"^{_DAY}", _YEAR),
-    "date-time": (f"^{_DAY}", _YEAR, r":[0-5][0-9]([.Zz+]|-)"),
-    "time": (r":[0-5][0-9]([.Zz+]|-)",),
-}
-
-_KNOWN_FORMATS: Final = frozenset(
-    ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-)
-# They say how a text is shown or what it is used for, and forbid none (OpenAPI's, pydantic's).
-_HINTS: Final = frozenset(("password", "binary", "path", "file-path", "directory-path"))
-# Said by a pattern alone.
-_BY_PATTERN: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("byte", "base64"), r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"),
-    "base64url": r"^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2}(==)?|[A-Za-z0-9_-]{3}=?)?$",
-    **{
-        f"uuid{version}": f"^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{version}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
-        for version in range(1, 9)
-    },
-}
-_NAMES_OF_FORMATS: Final = ", ".join(sorted(_KNOWN_FORMATS | _BY_PATTERN.keys()))
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
 )
@@ -237,7 +211,7 @@ class _Tightener:
                 node[word] = int(node[word])  # 5.0 is an integer to JSON Schema, and was found to be one
         _tighten_numbers(node, path)
         _refuse_fine_steps(node, path)
-        _tighten_formats(node, path)
+        tighten_format(node, path, types_of(node))
         for word in _MAPS:
             if isinstance(node.get(word), dict):
                 for name, inner in node[word].items():
@@ -379,26 +353,6 @@ def _write_patterns_anew(node: dict[str, Any]) -> None:
         }
     if isinstance(node.get("$ref"), str):
         node["$ref"] = quote(node["$ref"], safe=_OF_URIS)
-
-
-def _tighten_formats(node: dict[str, Any], path: str) -> None:
-    kinds = types_of(node)
-    if "format" in node and kinds is not None and "string" not in kinds:
-        del node["format"]  # int32, double and the like: formats of numbers forbid nothing
-    named = node.get("format")
-    if named in _HINTS:
-        del node["format"]
-    elif isinstance(named, str) and named in _BY_PATTERN:
-        del node["format"]
-        node["allOf"] = [*(node.get("allOf") or ()), {"pattern": _BY_PATTERN[named]}]
-    elif named is not None and named not in _KNOWN_FORMATS:
-        raise GrammarError(
-            f"response_format.json_schema: the format {named!r:.60}, at {path}, cannot be followed.",
-            f"Leave it out, say it by a pattern, or use one of {_NAMES_OF_FORMATS}.",
-        )
-    patterns = _FORMATS.get(named, ()) if isinstance(named, str) else ()
-    if patterns:
-        node["allOf"] = [*(node.get("allOf") or ()), *({"pattern": pattern} for pattern in patterns)]
 
 
 def target_of(reference: str, root: Any) -> Any:

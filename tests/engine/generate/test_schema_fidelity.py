@@ -142,6 +142,41 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "minLength": 2.0, "maxLength": 2.0}, ['"ab"'], ['"a"', '"abc"']),
     ({"$ref": "#/$defs/List%5Bint%5D", "$defs": {"List[int]": {"type": "integer"}}}, ["1"], ['"x"']),
     ({"$ref": "#/$defs/Zähler", "$defs": {"Zähler": {"type": "integer"}}}, ["1"], ['"x"']),
+    (
+        {"type": "string", "format": "time"},
+        ['"10:00:00.123456789Z"', '"10:00:00-01:00"'],
+        ['"10:00:00.1234567890Z"', '"10:00:00.0000000000"'],
+    ),
+    (
+        {"type": "string", "format": "date-time"},
+        ['"2024-01-01T10:00:00.123456+01:00"'],
+        ['"2024-01-01T10:00:00.1234567890Z"'],
+    ),
+    (
+        {"type": "string", "format": "duration"},
+        ['"P3Y6M4DT12H30M5S"', '"PT0S"', '"P2W"', '"P999999D"'],
+        ['"P1234567D"', '"P"', '"PT"'],
+    ),
+    (
+        {"type": "string", "format": "ipvanyaddress"},
+        ['"10.0.0.255"', '"2001:db8:0:0:0:0:0:1"', '"fe80::1"'],
+        ['"10.0.0.256"', '"10.0.0"', '"x"', '""'],
+    ),
+    (
+        {"type": "string", "format": "ipvanyinterface"},
+        ['"10.0.0.1/24"', '"fe80::1/128"'],
+        ['"10.0.0.1/33"', '"fe80::1/129"'],
+    ),
+    (
+        {"type": "string", "format": "ipvanynetwork"},
+        ['"10.0.0.0/8"', '"10.0.0.1"', '"1:2::/32"'],
+        ['"10.0.0.1/24"', '"10.0.1.0/16"'],
+    ),
+    ({"type": "string", "format": "ipv4network"}, ['"10.2.0.0/16"'], ['"1:2::/32"']),
+    ({"type": "string", "format": "ipv6interface"}, ['"1:2::3/64"'], ['"10.0.0.0/8"']),
+    ({"type": "string", "format": "name-email"}, ['"ann@example.org"'], ['"ann"']),
+    ({"type": "string", "format": "idn-hostname"}, ['"example.org"'], ['"-"']),
+    ({"type": "string", "format": "multi-host-uri"}, ['"redis://one:6379/0"'], ['"one"']),
     ({"type": "string", "format": "password"}, ['"x y"'], ["1"]),
     ({"type": "string", "format": "byte"}, ['"QUI="', '"QUJD"', '""'], ['"QUI"', '"QU I"']),
     (

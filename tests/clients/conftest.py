@@ -1,0 +1,27 @@
+"""Clients in their default settings, each against one server whose model's template knows no tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fakes.server_process import ServerProcess, write_roster
+from fakes.weight import brings
+
+
+@pytest.fixture(scope="session")
+@brings("server")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Two specialists for `auto`, with a context for agents; the roster makes them greedy and short, for clients
+    leave both to the server."""
+    roomy = {"context_tokens": 8192, "cache_tokens": 16384, "sampling": {"temperature": 0}, "max_tokens": 96}
+    specialists = {"general": roomy, "law": {**roomy, "domains": ["law"]}}
+    with ServerProcess(write_roster(tmp_path_factory.mktemp("clients"), specialists, fallback="general")) as server:
+        yield server
+
+
+@pytest.fixture
+def base_url(agents: ServerProcess) -> str:
+    """What a client is told."""
+    return f"{agents.url}/v1"
