@@ -87,7 +87,7 @@ def test_no_reference_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_reference_is_fetched_while_a_schema_is_read(schema: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("a connection was opened"))
     with pytest.raises(GrammarError):
-        Grammar(LLTokenizer("byte"), schema)
+        Grammar.of_schema(LLTokenizer("byte"), schema)
 
 
 TWO_TO_THE_60 = "a" * 60 + "b"  # steps that `re` needs to find that it is not `^(a+)+$`
@@ -106,13 +106,13 @@ def test_a_part_that_names_its_draft_is_validated_as_the_others_are() -> None:
     ],
 )
 def test_a_pattern_is_matched_in_linear_time_while_a_schema_is_read(schema: Any) -> None:
-    Grammar(LLTokenizer("byte"), schema)
+    Grammar.of_schema(LLTokenizer("byte"), schema)
 
 
 def test_a_schema_that_doubles_with_each_level_is_read_all_the_same() -> None:
     levels = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(60)}
     defs = {**levels, "a60": {"type": "integer"}}
-    Grammar(LLTokenizer("byte"), {"$defs": defs, "oneOf": [{"$ref": "#/$defs/a0"}, {"type": "string"}]})
+    Grammar.of_schema(LLTokenizer("byte"), {"$defs": defs, "oneOf": [{"$ref": "#/$defs/a0"}, {"type": "string"}]})
 
 
 def test_long_lists_of_mixed_values_are_compared_once_each() -> None:

@@ -64,7 +64,7 @@ def test_a_file_that_ends_in_its_header_is_damaged(random_gemma4: Path, tmp_path
         read_header(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"GG", b"<html>not found</html>", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"", b"GX", b"<html>not found</html>", b"PK\x03\x04"])
 def test_what_is_no_gguf_is_said_to_be_none(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
