@@ -24,6 +24,7 @@ from ..errors import GrammarError
 from .closing import close_objects
 from .exclusive import Exclusion
 from .patterns import as_the_library_reads
+from .subschemas import LISTS, MAPS, SINGLE
 from .validators import MAX_STEPS, Draft, TooCostlyError, exactly, spending, validator_of
 
 SIMPLIFY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."
@@ -98,10 +99,6 @@ _NAMES_OF_FORMATS: Final = ", ".join(sorted(_KNOWN_FORMATS | _BY_PATTERN.keys())
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
 )
-
-_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
-_LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLE: Final = ("items", "additionalItems", "additionalProperties", "propertyNames")
 
 
 @dataclass(frozen=True)
@@ -238,14 +235,14 @@ class _Tightener:
         _tighten_numbers(node, path)
         _refuse_fine_steps(node, path)
         _tighten_formats(node, path)
-        for word in _MAPS:
+        for word in MAPS:
             if isinstance(node.get(word), dict):
                 for name, inner in node[word].items():
                     self._tighten(inner, f"{path}.{word}.{name}"[:200])
-        for word in _LISTS:
+        for word in LISTS:
             for at, inner in enumerate(node.get(word) or ()):
                 self._tighten(inner, f"{path}.{word}[{at}]"[:200])
-        for word in _SINGLE:
+        for word in SINGLE:
             inner = node.get(word)
             for at, each in enumerate(inner if isinstance(inner, list) else [inner]):
                 self._tighten(each, f"{path}.{word}" + (f"[{at}]" if isinstance(inner, list) else ""))
