@@ -31,8 +31,9 @@ CHORES: Final = ("title", "tags", "follow-ups")
 
 _ANSWERS: Final = "return [...document.querySelectorAll('.chat-assistant')].map(it => it.innerText)"
 _BUTTON: Final = (
-    "const it = [...document.querySelectorAll('button')].filter(it => it.innerText === arguments[0] "
-    "|| it.ariaLabel === arguments[0]).pop(); if (it && arguments[1]) it.click(); return !!it"
+    "const it = [...document.querySelectorAll('button, [role=menuitem]')]"
+    ".filter(it => it.innerText.trim() === arguments[0] || it.ariaLabel === arguments[0]).pop();"
+    "if (it && arguments[1]) it.click(); return !!it"
 )
 
 
@@ -145,7 +146,8 @@ class Page:
     def regenerate(self, within_s: float) -> str:
         """Another answer to the last message. Raises NotSeenError."""
         self.click("Regenerate")
-        wait_for("that it begins anew", lambda: self._has("Stop") or "2/2" in self.answers()[-1], ANSWER_S)
+        self.click("Try Again")
+        wait_for("a second answer", lambda: "2/2" in self._browser.run("return document.body.innerText"), within_s)
         return wait_for("another answer", lambda: self.answers()[-1] if self._is_done() else "", within_s)
 
 
