@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast lint format bench soak fuzz test-clients clean types
+.PHONY: help install serve test test-fast test-clients test-open-webui lint format bench soak fuzz clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -26,6 +26,7 @@ help:
 	@echo "make serve      install what a server needs, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
 	@echo "make test       install, then lint, type checks and every test (PYTEST_ARGS='-k swap' for some)"
 	@echo "make test-fast  the tests that load no model and start no server: about a minute"
+	@echo "make test-open-webui  Open WebUI's page in a real browser, in front of the demo (docs/open-webui.md)"
 	@echo "make lint       only ruff (rules and format) and mypy"
 	@echo "make format     write what ruff can mend"
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
@@ -45,6 +46,17 @@ serve: install
 
 test: lint
 	$(BIN)/python -m pytest --ignore tests/clients $(PYTEST_ARGS)
+
+# Open WebUI's page in a browser, in front of the demo: some minutes, after an installation of 3 GB and more, most of it
+# torch. It needs `apt install chromium chromium-driver`.
+# OPEN_WEBUI_ARGS='--screenshot docs/images/open-webui.png' keeps a picture.
+OPEN_WEBUI := .build/open-webui
+test-open-webui: install $(OPEN_WEBUI)/bin/open-webui
+	$(BIN)/python tools/open_webui.py --open-webui $(OPEN_WEBUI)/bin/open-webui $(OPEN_WEBUI_ARGS)
+
+$(OPEN_WEBUI)/bin/open-webui:
+	$(PYTHON) -m venv $(OPEN_WEBUI)
+	$(OPEN_WEBUI)/bin/pip install torch==2.13.0 open-webui
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install

@@ -124,6 +124,9 @@ _QUOTED: Final = re.compile(
 )
 
 
+_LISTS_TOOLS: Final = re.compile(r"\W*available\s+tools\s*:", re.IGNORECASE)
+
+
 class ClientTasks:
     """Tells the tasks of clients: those known here, and those of the operator's own patterns."""
 
@@ -143,6 +146,8 @@ class ClientTasks:
     def of(self, text: str) -> str | None:
         """The task that a text instructs the model to do for a client ("title"), or None."""
         start = text.lstrip()[:_READ_CHARS]
+        if _LISTS_TOOLS.match(start):  # as long as they are, the instruction comes after them
+            start += text[-_SHAPE_CHARS:]
         found = next((name for name, pattern in (*self._own, *_TASKS) if pattern.search(start)), None)
         return found or _by_shape(text.lstrip())
 

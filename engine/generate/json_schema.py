@@ -25,6 +25,7 @@ from .closing import close_objects
 from .exclusive import Exclusion
 from .json_formats import tighten_format
 from .patterns import as_the_library_reads
+from .subschemas import LISTS, MAPS, SINGLE
 from .validators import MAX_STEPS, Draft, TooCostlyError, exactly, spending, validator_of
 
 SIMPLIFY: Final = "Leave unsupported keywords out, or simplify: fewer alternatives, shorter patterns, lower counts."
@@ -72,10 +73,6 @@ _ANNOTATIONS: Final = ("deprecated", "contentSchema", "$vocabulary", "$dynamicAn
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"),
 )
-
-_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
-_LISTS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLE: Final = ("items", "additionalItems", "additionalProperties", "propertyNames")
 
 
 @dataclass(frozen=True)
@@ -212,14 +209,14 @@ class _Tightener:
         _tighten_numbers(node, path)
         _refuse_fine_steps(node, path)
         tighten_format(node, path, types_of(node))
-        for word in _MAPS:
+        for word in MAPS:
             if isinstance(node.get(word), dict):
                 for name, inner in node[word].items():
                     self._tighten(inner, f"{path}.{word}.{name}"[:200])
-        for word in _LISTS:
+        for word in LISTS:
             for at, inner in enumerate(node.get(word) or ()):
                 self._tighten(inner, f"{path}.{word}[{at}]"[:200])
-        for word in _SINGLE:
+        for word in SINGLE:
             inner = node.get(word)
             for at, each in enumerate(inner if isinstance(inner, list) else [inner]):
                 self._tighten(each, f"{path}.{word}" + (f"[{at}]" if isinstance(inner, list) else ""))

@@ -9,13 +9,14 @@ Source of the dialect: llguidance, docs/syntax.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from referencing.exceptions import Unresolvable
 
 from ..errors import GrammarError
 from .json_schema import JsonSchema, is_integral, is_wide, target_of
+from .subschemas import references, subschemas
 from .validators import MAX_STEPS, TooCostlyError, spending, validator_of
 
 _BOUNDS: Final = ("minimum", "maximum")
@@ -26,19 +27,21 @@ _REMEDY: Final = "Use numbers of up to 15 digits, or have them written as string
 
 
 def has_wide_numbers(schema: Any) -> bool:
-    """Whether any part of a schema names a number that the library would round."""
-    return any(_is_wide_leaf(node) for node in _nodes(schema))
+    """Whether any part of a schema, or what it refers to, names a number that the library would round."""
+    return _leads_to_wide(schema, schema)
 
 
-def _nodes(schema: Any) -> Iterator[Mapping[str, Any]]:
-    todo = [schema]
+def _leads_to_wide(node: Any, root: Any) -> bool:
+    todo, followed = [node], set[str]()
     while todo:
-        value = todo.pop()
-        if isinstance(value, Mapping):
-            yield value
-            todo += value.values()
-        elif isinstance(value, list):
-            todo += value
+        for part in subschemas(todo.pop()):
+            if _is_wide_leaf(part):
+                return True
+            reference = part.get("$ref")
+            if isinstance(reference, str) and reference not in followed:
+                followed.add(reference)
+                todo.append(target_of(reference, root))
+    return False
 
 
 def _is_wide_leaf(node: Mapping[str, Any]) -> bool:
@@ -110,27 +113,20 @@ class _Rules:
             _REMEDY,
         )
 
-    def _leads_to_wide(self, node: Any, seen: frozenset[str] = frozenset()) -> bool:
-        for part in _nodes({key: value for key, value in node.items() if key not in ("$defs", "definitions")}
-                           if isinstance(node, Mapping) else node):  # fmt: skip
-            if _is_wide_leaf(part):
-                return True
-            reference = part.get("$ref")
-            if isinstance(reference, str) and reference not in seen:
-                seen |= {reference}
-                if self._leads_to_wide(target_of(reference, self._root), seen):
-                    return True
-        return False
+    def _leads_to_wide(self, node: Any) -> bool:
+        if not isinstance(node, Mapping):
+            return False
+        used = {word: inner for word, inner in node.items() if word not in ("$defs", "definitions")}
+        return _leads_to_wide(used, self._root)
 
     def _alone(self, node: Any) -> Any:
         """A part of the schema as a schema of its own, with what its references point at."""
         if not isinstance(node, Mapping):
             return {"allOf": [node], "x-guidance": self._options}
         shared = {key: self._root[key] for key in ("$defs", "definitions", "$schema") if key in self._root}
-        if any("$ref" in part for part in _nodes(node)) and node is not self._root:
-            for part in _nodes([node, shared]):
-                reference = part.get("$ref")
-                if isinstance(reference, str) and not reference.startswith(("#/$defs/", "#/definitions/")):
+        if (own := [*references(node)]) and node is not self._root:
+            for reference in (*own, *references(shared)):
+                if not reference.startswith(("#/$defs/", "#/definitions/")):
                     raise GrammarError(
                         f"response_format.json_schema: {reference[:200]} cannot be followed, "
                         "beside numbers of so many digits.",

@@ -99,9 +99,10 @@ class Chooser:
         key = ConversationKey.of(conversation)
         choice = Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
         room = Room(specialist.name, specialist.context_tokens)
-        if not self._fit.is_too_long(room, request.n_chars):
+        n_chars = _n_chars(request, specialist)
+        if not self._fit.is_too_long(room, n_chars):
             return choice
-        tokens = self._fit.at_least_tokens(room.name, request.n_chars)
+        tokens = self._fit.at_least_tokens(room.name, n_chars)
         passed = self.passing_over(request, choice, f"about {tokens}", tokens, [room.name])
         if passed is None:
             return choice  # where nobody has the room, the worker counts, and says so
@@ -122,10 +123,16 @@ class Chooser:
         ranked = [one.specialist for one in choice.decision.ranking]
         order = dict.fromkeys([self._roster.fallback, *ranked, *there])
         rooms = [Room(name, self._entry(name).context_tokens) for name in order if name in there]
-        room = next_room(rooms, tokens, tried)
+        small = choice.specialist
+
+        def needed(name: str) -> int:
+            """One that leaves the tools out, unlike the one that had no room, needs less."""
+            n_chars = _n_chars(request, self._entry(name))
+            return tokens if n_chars == _n_chars(request, small) else self._fit.at_least_tokens(name, n_chars)
+
+        room = next_room(rooms, needed, tried)
         if room is None:
             return None
-        small = choice.specialist
         reason = (
             f"{choice.reason}; {small.name} holds {small.context_tokens} tokens, the prompt has {written}: "
             f"{room.name} answers"
@@ -139,7 +146,7 @@ class Chooser:
 
     def measured(self, name: str, request: Request, prompt_tokens: int) -> None:
         """A request's prompt had so many tokens: the next is judged by that."""
-        self._fit.measured(name, request.n_chars, prompt_tokens)
+        self._fit.measured(name, _n_chars(request, self._entry(name)), prompt_tokens)
 
     def _taking(self, request: Request, names: Sequence[str]) -> list[str]:
         """Those of some specialists that do not refuse the request's tools."""
@@ -220,8 +227,11 @@ class Chooser:
 
     async def _read(self, request: Request) -> Conversation:
         """Megabytes of history take a while to read: not in the event loop."""
+        read = any(_reads_tools(self._entry(name)) for name in self._roster.names)
         return await asyncio.to_thread(
-            lambda: Conversation.from_messages(request.conversation, request.tools_chars, self._supervisor.tasks)
+            lambda: Conversation.from_messages(
+                request.conversation, request.tools_chars if read else 0, self._supervisor.tasks
+            )
         )
 
     def _entry(self, name: str) -> Specialist:
@@ -237,3 +247,13 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
     known = {name: speed for name, speed in measured.items() if speed}
     usual = median(known.values()) if known else _ASSUMED_PROMPT_TOKENS_PER_S
     return {name: known.get(name, usual) for name in names}
+
+
+def _reads_tools(specialist: Specialist) -> bool:
+    """Whether the tools that a chat offers stand in a specialist's prompt."""
+    return specialist.tools != "ignore"
+
+
+def _n_chars(request: Request, specialist: Specialist) -> int:
+    """Characters that the prompt of a specialist has at least."""
+    return request.n_chars - (0 if _reads_tools(specialist) else request.tools_chars)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,6 @@ class ContextFit:
         return self.at_least_tokens(room.name, n_chars) >= room.context_tokens
 
 
-def next_room(rooms: Sequence[Room], tokens: int, tried: Sequence[str]) -> Room | None:
-    """The first that holds a prompt of so many tokens and was not tried; None when none does."""
-    return next((room for room in rooms if room.name not in tried and room.context_tokens > tokens), None)
+def next_room(rooms: Sequence[Room], needed: Callable[[str], int], tried: Sequence[str]) -> Room | None:
+    """The first that holds its prompt and was not tried; None when none does. needed: tokens of the prompt, by name."""
+    return next((room for room in rooms if room.name not in tried and room.context_tokens > needed(room.name)), None)

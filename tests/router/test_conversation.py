@@ -1,5 +1,7 @@
 """What is read of a conversation."""
 
+import json
+
 import pytest
 
 from coe.router.client_markup import read_turn
@@ -39,6 +41,21 @@ def test_a_short_follow_up_leans_on_what_went_before():
     conversation = Conversation.from_messages([user("Solve x^2 = n for n = 4"), assistant("2"), user("and for n = 5?")])
     assert conversation.follow_up
     assert conversation.passages[1].weight >= conversation.passages[0].weight
+
+
+@pytest.mark.parametrize("names", [1, 40])
+def test_a_choice_of_tools_is_recognised_behind_their_list(names: int) -> None:
+    tools = [{"name": f"tool_{at}", "description": "What it does, at some length. " * 8} for at in range(names)]
+    choose = (
+        "Your task is to choose and return the correct tool(s) from the list of available tools.\n- Only JSON.\n" * 2
+    )
+    messages = [
+        {"role": "system", "content": f"Available Tools: {json.dumps(tools)}\n\n{choose}"},
+        {"role": "user", "content": "Query: What is the capital of Egypt?"},
+    ]
+    assert Conversation.from_messages(messages).client_task == "tool choice"
+    own = {"role": "system", "content": f"Available Tools: {json.dumps(tools)}\n\nUse them where they help."}
+    assert Conversation.from_messages([own, messages[1]]).client_task is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from ...errors import GrammarError
 from ...request import Tool
 from ..json_schema import SIMPLIFY, JsonSchema
+from ..subschemas import references
 from ..validators import validator_of
 from ..wide_numbers import has_wide_numbers
 from . import lexemes
@@ -151,7 +152,7 @@ class _Writer:
         if key not in self._json:
             if has_wide_numbers(whole):
                 raise _refused(f"numbers of so many digits at {path[:200]}")
-            if any(not found.startswith(("#/$defs/", "#/definitions/")) for found in _references(whole)):
+            if any(not found.startswith(("#/$defs/", "#/definitions/")) for found in references(whole)):
                 raise _refused(f"a reference to what is not in $defs, at {path[:200]},")
             draft = self._schema.draft if self._schema is not None else Draft202012Validator
             self._json[key] = self._rules.json_of(JsonSchema(whole, whole, draft), f"{self._rules.reserve()}_")
@@ -169,18 +170,6 @@ def _names_texts(node: Mapping[str, Any], root: Any) -> bool:
 def _is_clear(text: str) -> bool:
     """Whether a text may stand as a value: nothing in it ends one."""
     return "</parameter>" not in text
-
-
-def _references(node: Any) -> Iterator[str]:
-    todo = [node]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Mapping):
-            if isinstance(part.get("$ref"), str):
-                yield part["$ref"]
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
 
 
 def _refused(what: str) -> GrammarError:

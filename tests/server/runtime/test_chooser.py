@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -48,15 +48,22 @@ class Supervisor:
 
 
 def chooser(
-    contexts: Mapping[str, int] | None = None, *, tools: str = "auto", **faults: ModelTemplateError | None
+    contexts: Mapping[str, int] | None = None,
+    *,
+    tools: str = "auto",
+    ignoring: Sequence[str] = (),
+    **faults: ModelTemplateError | None,
 ) -> tuple[Chooser, Supervisor]:
-    """tools: of the first."""
+    """tools: of the first. ignoring: those that leave tools out."""
     sizes = contexts or {}
     entries: list[dict[str, Any]] = [
         {"name": name, "file": "m.gguf", "domains": ["math"], "context_tokens": sizes.get(name, 4096)}
         for name in faults
     ]
     entries[0]["tools"] = tools
+    for entry in entries:
+        if entry["name"] in ignoring:
+            entry["tools"] = "ignore"
     roster = Roster.model_validate({"specialists": entries})
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
@@ -130,3 +137,21 @@ async def test_auto_passes_over_who_refuses_the_tools_of_a_request() -> None:
     with pytest.raises(RequestError, match="no specialist of the roster takes any") as refusal:
         await alone.choose(Request("auto", **with_tools), None)
     assert refusal.value.param is Part.TOOLS
+
+
+async def test_tools_that_are_left_out_take_no_room() -> None:
+    choosing, _ = chooser({"deaf": 2048, "large": 8192}, tools="ignore", deaf=None, large=None)
+    many: Any = {**CHAT, "tools": tuple(Tool(f"tool_{at}", "x" * 1_000) for at in range(24))}
+    for _ in range(20):
+        choosing.measured("deaf", Request("auto", **many), 30)  # too little text to tell
+        choice = await choosing.choose(Request("auto", **many), None)
+        assert (choice.specialist.name, choice.reason) == ("deaf", "first")
+    assert (await choosing.choose(said(17_000), None)).specialist.name == "large"
+
+
+async def test_one_that_leaves_tools_out_holds_what_another_cannot() -> None:
+    choosing, _ = chooser({"small": 2048, "deaf": 1024}, ignoring=["deaf"], small=None, deaf=None)
+    many: Any = {**CHAT, "tools": tuple(Tool(f"tool_{at}", "x" * 1_000) for at in range(24))}
+    choice = await choosing.choose(Request("auto", **many), None)
+    assert choice.specialist.name == "deaf"
+    assert choosing.passing_over(Request("auto", **many), choice, "5000", 5_000, ["deaf"]) is None
