@@ -61,6 +61,11 @@ _BY_PATTERN: Final[Mapping[str, str]] = {
 _NAMES_OF_FORMATS: Final = ", ".join(sorted(_KNOWN_FORMATS | _BY_PATTERN.keys() | _NARROWER.keys()))
 
 
+def is_followed(name: str) -> bool:
+    """Whether a format of this name is held to, or forbids nothing."""
+    return name in _KNOWN_FORMATS or name in _BY_PATTERN or name in _NARROWER or name in _HINTS
+
+
 def tighten_format(node: dict[str, Any], path: str, kinds: frozenset[str] | None) -> None:
     """Say a node's format by what the library holds to. kinds: the types that the node allows, None for any.
 

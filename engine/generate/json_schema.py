@@ -48,7 +48,7 @@ _UNNAMED: Final[tuple[Draft, ...]] = (Draft202012Validator, Draft7Validator, Dra
 # Nearer to zero than any number that is meant: the library nests a group a digit, and takes 250 of these.
 _SMALLEST: Final = Decimal("1e-60")
 
-_NOT_FOLLOWED: Final[Mapping[str, str]] = {
+NOT_FOLLOWED: Final[Mapping[str, str]] = {
     "not": "Say what is allowed instead, with enum or anyOf.",
     "if": "Use anyOf, with a branch for each case.",
     "contains": "Use prefixItems for items at fixed places, or leave it out.",
@@ -198,10 +198,10 @@ class _Tightener:
         self._drop_what_asks_for_nothing(node)
         _close_instead_of_unevaluated(node)
         self._name_the_properties(node)
-        for word in _NOT_FOLLOWED:
+        for word in NOT_FOLLOWED:
             if word in node and (word != "x-guidance" or path == "$"):
                 raise GrammarError(
-                    f"response_format.json_schema: {word}, at {path}, cannot be followed.", _NOT_FOLLOWED[word]
+                    f"response_format.json_schema: {word}, at {path}, cannot be followed.", NOT_FOLLOWED[word]
                 )
         for word in _COUNTS:
             if isinstance(node.get(word), float):

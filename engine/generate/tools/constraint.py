@@ -15,6 +15,7 @@ from ..grammar import MAX_SCHEMA_CHARS, Grammar
 from ..json_schema import SIMPLIFY, JsonSchema
 from ..validators import MAX_STEPS, TooCostlyError, spending
 from .family import Family
+from .loosening import read_loosely
 from .rules import SPACE, CallRules, schema_of_arguments
 from .source import MAX_CALLS
 
@@ -89,12 +90,15 @@ class CallConstraint:
             raise GrammarError(f"{_SUBJECT} cannot be followed: {error}.", "Simplify their parameters.") from error
 
     def _read(self, tool: Tool) -> JsonSchema | None:
-        """A tool's schema as it is followed; None where its calls are only held to be objects."""
+        """A tool's schema as it is followed; None where its calls are only held to be objects.
+
+        Of one that is not strict what cannot be followed is left out; a required call is held against it when whole.
+        """
         schema = schema_of_arguments(tool)
         try:
             if len(str(schema)) > MAX_SCHEMA_CHARS:
                 raise GrammarError(f"{_FORMAT} has more than {MAX_SCHEMA_CHARS:,} characters.", "Shorten it.")
-            read = JsonSchema.read(schema)
+            read = JsonSchema.read(schema) if tool.strict else read_loosely(schema)
         except GrammarError as error:
             if not tool.strict:
                 return None
