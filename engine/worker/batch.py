@@ -142,8 +142,7 @@ class BatchLoop:
             self.reject(request.id, error)
             return
         except Exception as error:  # one request of an unforeseen kind must not take the others' worker down
-            _log.exception("preparing request %s", request.id, extra=for_request(request.id))
-            self.reject(request.id, EngineError(f"The request cannot be prepared: {error!r}."))
+            self.reject(request.id, unforeseen("The request cannot be prepared", request.id, error))
             return
         swap = specialist_id != self._slices.current
         self._emit(Accepted(request.id, sequence.n_prompt, swap=swap))
@@ -349,3 +348,9 @@ def rejected(request_id: str, error: EngineError) -> Rejected:
     """An error as the answer to a request."""
     facts = {name: value for name, value in vars(error).items() if isinstance(value, int)}
     return Rejected(request_id, type(error).__name__, error.message, error.remedy, facts)
+
+
+def unforeseen(what: str, request_id: str, error: Exception) -> EngineError:
+    """What a client is told of a bug of ours: its kind alone, since an error's own text may quote anybody."""
+    _log.error("request %s: %s", request_id, what, exc_info=error, extra=for_request(request_id))
+    return EngineError(f"{what}: {type(error).__name__}.", "It is a fault of the server, whose log tells more.")

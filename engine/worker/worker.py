@@ -56,7 +56,7 @@ from ..request import Event, GenerateRequest, ReadRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
 from ..swap.swapper import Swapper
-from .batch import BatchLoop, rejected
+from .batch import BatchLoop, rejected, unforeseen
 
 _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
@@ -259,7 +259,7 @@ class Worker:
         except EngineError as error:
             return rejected(request.id, error)
         except Exception as error:
-            return rejected(request.id, EngineError(f"The text cannot be read: {error!r}."))
+            return rejected(request.id, unforeseen("The text cannot be read", request.id, error))
 
     def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> Prepared | EngineError:
         """On a thread of its own, for templates and schemas may take seconds: the answers under way go on."""
@@ -268,7 +268,7 @@ class Worker:
         except EngineError as error:
             return error
         except Exception as error:  # a request of an unforeseen kind must get an answer too
-            return EngineError(f"The request cannot be prepared: {error!r}.")
+            return unforeseen("The request cannot be prepared", request.id, error)
 
     def _submit_prepared(self, loop: BatchLoop, request: GenerateRequest, prepared: Prepared | EngineError) -> None:
         if request.id not in self._preparing:  # cancelled meanwhile
