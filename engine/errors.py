@@ -126,7 +126,7 @@ class PromptTooLongError(EngineError):
         self, prompt_tokens: int, limit_tokens: int, *, by_roster: bool = False, at_least: bool = False
     ) -> None:
         # "maximum context length is": by these words litellm and others tell that the prompt was too long.
-        limit = "the roster takes at most" if by_roster else "the maximum context length is"
+        limit = "the roster takes" if by_roster else "the maximum context length is"
         key = "server.max_prompt_tokens" if by_roster else "context_tokens"
         super().__init__(
             f"The prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens; {limit} {limit_tokens}"
