@@ -94,15 +94,15 @@ class Child:
     """A running child process. `answer` waits for what it comes to; `started` makes one, and sees to its end."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, job: Any, title: str, output: int, vitals: Vitals | None
+        self, process: asyncio.subprocess.Process, job: Any, title: str, output: int, begins: int, vitals: Vitals | None
     ) -> None:
-        """title: what the process does, the beginning of a message. output: its stderr, a file of ours whose end this
-        run begins at. vitals: what its heartbeat is judged by; None where it may stand still."""
+        """title: what the process does, the beginning of a message. output: its stderr, a file of ours, in which
+        this run begins at `begins`. vitals: what its heartbeat is judged by; None where it may stand still."""
         self._process = process
         self._job = job
         self._title = title
         self._output = output
-        self._begins = os.fstat(output).st_size
+        self._begins = begins
         self._vitals = vitals
         self._hung: str | None = None  # why it was given up
 
@@ -261,6 +261,7 @@ async def started(
     if environment is None:
         environment = child_environment(os.environ)
     with tempfile.TemporaryFile() if log is None else log.open("a+b") as output:
+        begins = os.fstat(output.fileno()).st_size  # now: it may have said its last words when it is there
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -275,7 +276,7 @@ async def started(
             start_new_session=True,
             limit=_LONGEST_LINE_BYTES,
         )
-        child = Child(process, job, title, output.fileno(), _vitals(stall_s, idle_s))
+        child = Child(process, job, title, output.fileno(), begins, _vitals(stall_s, idle_s))
         try:
             yield child
         finally:
