@@ -65,7 +65,7 @@ def requests() -> Iterator[list[dict[str, Any]]]:
     number = 0
     for task in _TASKS:
         messages.append({"role": "user", "content": task})
-        for step in _STEPS * 2:
+        for step in _STEPS:
             yield list(messages)
             number += 1
             arguments = dict.fromkeys(_TOOLS[step][1], f"src{number % 5}/part{number}.py")
