@@ -176,11 +176,6 @@ class Grammar:
         return True
 
     @property
-    def could_end(self) -> bool:
-        """Whether the answer may end here."""
-        return bool(self._matcher.is_accepting())
-
-    @property
     def complete(self) -> bool:
         """Whether nothing more can follow."""
         return bool(self._matcher.is_stopped())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from coe.engine.request import Patience, Tool, ToolUse
@@ -51,7 +52,7 @@ class Request:
     wants_thinking: bool | None = None
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def n_chars(self) -> int:
         """Characters that the prompt has at least."""
         texts = [self.prompt or ""] if self.messages is None else [m.get("content") or "" for m in self.messages]
@@ -62,7 +63,7 @@ class Request:
         """The messages; a bare prompt is the only message of a user."""
         return self.messages or [{"role": "user", "content": self.prompt or ""}]
 
-    @property
+    @cached_property
     def tools_chars(self) -> int:
         """About how long the descriptions of the tools are."""
         return sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in self.tools)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -121,30 +122,24 @@ def _tried_out(
     asked = template.prompt(messages[:1], policy, tools)
     # Without what begins the answer's turn: a thinking block may begin like a call.
     before = asked.text[: asked.history_chars or None]
-    written = prompt.text[len(_shared(before, prompt.text)) :]
+    written = prompt.text[len(os.path.commonprefix([before, prompt.text])) :]  # noqa: RUF071 -- of characters
     calls = read_calls(family, {_TOOL.name: _TOOL}, written)
     if [(name, arguments) for name, arguments in calls if name == _TOOL.name][:1] != [(_TOOL.name, dict(_ARGUMENTS))]:
         return f"a call that the chat template writes cannot be read back in the form of {family.name}"
     return ""
 
 
-def _shared(first: str, second: str) -> str:
-    at = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-    return first[:at]
-
-
 def read_calls(family: Family, tools: Mapping[str, Tool], text: str) -> list[tuple[str, Any]]:
     """The calls in a text, each as its tool's name and its arguments, wherever an opening stands."""
     found: dict[int, list[str]] = {}
     names: dict[int, str] = {}
-    places = sorted({text.find(opening) for opening in family.openings} - {-1})
-    for place in places[:1]:
-        splitter = CallSplitter(family, tools, {tag: tag for tag in family.tags})
-        for part in [*splitter.feed(text[place:]), *splitter.flush()]:
-            for piece in part.pieces:
-                if piece.name is not None:
-                    names[piece.index] = piece.name
-                found.setdefault(piece.index, []).append(piece.arguments)
+    place = min((at for opening in family.openings if (at := text.find(opening)) >= 0), default=len(text))
+    splitter = CallSplitter(family, tools, {tag: tag for tag in family.tags})
+    for part in [*splitter.feed(text[place:]), *splitter.flush()]:
+        for piece in part.pieces:
+            if piece.name is not None:
+                names[piece.index] = piece.name
+            found.setdefault(piece.index, []).append(piece.arguments)
     calls: list[tuple[str, Any]] = []
     for index, name in names.items():
         try:

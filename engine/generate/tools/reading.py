@@ -97,11 +97,6 @@ class CallReading:
         """Whether the answer has all the calls that it may have."""
         return not self._box.parallel and self.n_calls > 0 and not self.in_call
 
-    @property
-    def may_answer(self) -> bool:
-        """Whether the answer keeps to a schema where it makes no call."""
-        return self._box.constraint.answer_conformity is not None and not self._calls
-
     def feed(self, text: str, held: str = "", *, at_boundary: bool = True) -> list[Part]:
         """Go on by a text of the answer. held: what was drawn and is not fed yet; at_boundary: no character is
         unfinished beyond it.

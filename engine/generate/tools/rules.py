@@ -89,11 +89,7 @@ class CallRules:
     def json(self, tool: Tool) -> str:
         """The name of the rule for a tool's arguments as JSON. Raises GrammarError when they cannot be held to it."""
         if tool.name not in self._json:
-            start, lines = json_rule(self._schemas[tool.name] or _ANY_OBJECT, f"t{len(self._json)}")
-            self._json[tool.name] = start
-            for line in lines:
-                if line not in self._lines:
-                    self._lines.append(line)
+            self._json[tool.name] = self.json_of(self._schemas[tool.name] or _ANY_OBJECT, f"t{len(self._json)}")
         return self._json[tool.name]
 
     def json_of(self, schema: JsonSchema, prefix: str) -> str:

@@ -16,7 +16,7 @@ A, B = {"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type":
 
 def fits(schema: Any, text: str) -> bool:
     grammar = Grammar.of_schema(BYTES, schema)
-    return all(grammar.take(byte) for byte in text.encode()) and (grammar.complete or grammar.could_end)
+    return all(grammar.take(byte) for byte in text.encode()) and (grammar.complete or grammar.take(BYTES.eos_token))
 
 
 @pytest.mark.parametrize(
