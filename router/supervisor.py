@@ -92,12 +92,14 @@ class Supervisor:
         warm: Collection[str] = (),
         available: Collection[str] | None = None,
         costs: Mapping[str, float] | None = None,
+        remember: bool = True,
     ) -> Decision:
         """Choose a specialist for a conversation and remember it.
 
         session_id: the client's own name for the conversation, when it sends one.
         available:  names that can be served right now; None leaves it to the candidates.
         costs:      see `choose`.
+        remember:   False leaves that to the caller, who may have to choose again.
         Raises NoSpecialist when none is available.
         """
         await self.start()
@@ -130,7 +132,7 @@ class Supervisor:
         if logger.isEnabledFor(logging.DEBUG):
             ms = 1000 * (perf_counter() - started)
             logger.debug("%s", decision_line(decision, self.settings.margin, warm, costs or {}, ms))
-        if not conversation.client_task:  # a title request must not move the chat it is about
+        if remember:
             self.remember(conversation, session_id, decision.specialist)
         return decision
 
@@ -148,7 +150,9 @@ class Supervisor:
         return self._head.labels if self._head is not None else ()
 
     def remember(self, conversation: Conversation, session_id: str | None, specialist: str) -> None:
-        """Keep a conversation's specialist; to be called again when another one answered in the end."""
+        """Keep a conversation's specialist. A client's own task moves nothing: it is not the chat that it is about."""
+        if conversation.client_task:
+            return
         self._specialists.remember(ConversationKey.of(conversation, session_id).now(), specialist)
 
     def current(self, conversation: Conversation, session_id: str | None) -> str | None:

@@ -9,7 +9,7 @@ from coe.engine.request import Patience, Tool, ToolUse
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
 
 from ..roster.models import Specialist
-from .errors import Part, RequestError
+from .errors import Part, RuleError
 from .request import Request
 
 NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
@@ -33,7 +33,7 @@ class Rules:
 def rules_for(request: Request, specialist: Specialist) -> Rules:
     """The specialist's defaults, the request's wishes within the bounds.
 
-    Raises RequestError when the roster refuses what the request asks for.
+    Raises RuleError when the roster refuses what the request asks for.
     """
     notes: list[str] = [*request.notes]
     sampling = specialist.default_sampling()
@@ -43,10 +43,8 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
     bounds = specialist.sampling_bounds
     if asked is not None and asked > bounds.max_temperature and bounds.on_excess != "allow":
         if bounds.on_excess == "refuse":
-            raise RequestError(
-                f"temperature: {specialist.name} takes at most {bounds.max_temperature:g}, {asked:g} was asked for.",
-                param="temperature",
-            )
+            does = f"takes at most {bounds.max_temperature:g}, {asked:g} was asked for"
+            raise RuleError("temperature", specialist.name, does)
         sampling = replace(sampling, temperature=bounds.max_temperature)
         notes.append(f"temperature {asked:g} was lowered to {bounds.max_temperature:g}")
     elif asked is not None and asked >= NOTED_TEMPERATURE:
@@ -73,13 +71,27 @@ def drawn(rules: Rules) -> Rules:
     return replace(rules, sampling=sampling, notes=(*rules.notes, note))
 
 
+def refusal_of(request: Request, specialist: Specialist) -> RuleError | None:
+    """Why the specialist's rules refuse a request; None where they take it."""
+    try:
+        rules_for(request, specialist)
+    except RuleError as error:
+        return error
+    return None
+
+
 def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
     if request.tools and specialist.tools == "refuse":
-        raise RequestError(
-            f"tools: the specialist {specialist.name} takes none. Ask another specialist, or send none.",
-            param=Part.TOOLS,
-        )
+        raise RuleError("tools", specialist.name, "takes none", "Send none.", param=Part.TOOLS)
     if request.tools and specialist.tools == "ignore":
+        if request.tool_use.required:  # an answer in words would break the client that counts on a call
+            raise RuleError(
+                "tool_choice",
+                specialist.name,
+                "calls no tools, and a call is demanded",
+                "Leave tool_choice (or function_call) at auto, for an answer in words.",
+                param=Part.TOOL_CHOICE,
+            )
         notes.append(f"{specialist.name} calls no tools: it answers without them")
         return ()
     return request.tools
@@ -102,8 +114,6 @@ def _loop_guard(request: Request, specialist: Specialist, notes: list[str]) -> P
     written = asked.value if asked else "false"
     assert most is not None, "nothing is more patient than no guard"
     if bounds.on_excess == "refuse":
-        raise RequestError(
-            f"loop_guard: {specialist.name} takes at most {most.value}, {written} was asked for.", param="loop_guard"
-        )
+        raise RuleError("loop_guard", specialist.name, f"takes at most {most.value}, {written} was asked for")
     notes.append(f"loop_guard {written} was changed to {most.value}")
     return most

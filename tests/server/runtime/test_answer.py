@@ -408,6 +408,12 @@ async def test_a_fallback_that_refuses_tools_leaves_the_cut_answer_and_one_that_
     assert "general calls no tools" in told.answer.provenance.headers()["x-coe-note"]
 
 
+async def test_a_fallback_that_calls_no_tools_does_not_answer_a_demanded_call_in_words() -> None:
+    ignores = specialist("general", tools="ignore")
+    told = scene(FakeLease([LOOPED, LOOPED], "math"), fallback=ignores, tools=TOOLS, tool_choice="required")
+    assert texts(await whole(told)) == ["la la"]
+
+
 async def test_calls_that_break_their_schema_each_time_are_an_error_that_names_the_call() -> None:
     broken = called(Finish.INVALID, violation="in the call of weather, at $, 5 is too small")
     told = scene(FakeLease([broken] * 3, "math"), tools=TOOLS, temperature=0.5)
