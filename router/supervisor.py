@@ -108,6 +108,8 @@ class Supervisor:
         if available is not None:
             candidates = tuple(c for c in candidates if c.name in available)
         current = self.current(conversation, session_id)
+        if current not in [c.name for c in candidates if c.available]:
+            current = None  # what it would settle has to be read after all
         probabilities: dict[str, float] = {}
         path = "rules"
         # A client that names its conversations may send the newest message alone.

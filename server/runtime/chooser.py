@@ -85,9 +85,9 @@ class Chooser:
             raise UnavailableError(what, "See GET /v1/models for the reasons.")
         decision = await decide(candidates)
         if (refusal := refusals.get(decision.specialist)) is not None:
-            passed = decision.specialist
+            over = f"{decision.specialist} is passed over ({refusal.why})"
             decision = await decide(taking)
-            decision = replace(decision, reason=f"{decision.reason}; {passed} is passed over ({refusal.why})")
+            decision = replace(decision, reason=f"{decision.reason}; {over}")
         kept = decision.specialist
         build = None
         if decision.specialist not in available:

@@ -42,7 +42,7 @@ class RuleError(RequestError):
     """
 
     def __init__(self, field: str, specialist: str, does: str, remedy: str = "", *, param: Part | None = None) -> None:
-        """does: what the specialist does, in words that follow its name. remedy: beside asking another; one sentence."""
+        """does: what the specialist does, in words that follow its name. remedy: a sentence, beside asking another."""
         other = f" Or: {remedy}" if remedy else ""
         super().__init__(f"{field}: {specialist} {does}. Ask another specialist.{other}", param=param or field)
         self.why = f"{field}: {does}"
