@@ -128,7 +128,7 @@ class Supervisor:
             settings=self.settings,
             follow_up=conversation.follow_up,
             tool_exchange=conversation.tool_exchange,
-            client_task=conversation.client_task,
+            client_task=conversation.client_task.name if conversation.client_task is not None else None,
             path=path,
         )
         if logger.isEnabledFor(logging.DEBUG):

@@ -121,7 +121,8 @@ async def _whole(request: Request, answer: Answer, envelope: Envelope) -> Respon
         outcomes = await answer.whole()
         for outcome in outcomes:
             _note_loop(request, outcome.end)
-        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers())
+        ends = [outcome.end for outcome in outcomes]
+        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers(ends))
     finally:
         await answer.close()
 

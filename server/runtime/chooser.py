@@ -12,7 +12,7 @@ from time import perf_counter
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
-from coe.router.conversation import Conversation, ConversationKey
+from coe.router.conversation import Conversation, ConversationKey, client_task_in
 from coe.router.supervisor import Supervisor
 
 from ..roster.models import Roster, Specialist
@@ -55,9 +55,11 @@ class Chooser:
             choice = await self._named(request, begin=begin)
             if choice.reason != _NAMED:
                 _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
-            if len(self._pool.shared_with(choice.specialist.name)) == 1:
-                return choice
-            return replace(choice, key=ConversationKey.of(await self._read(request)))
+            if len(self._pool.shared_with(choice.specialist.name)) == 1:  # no key is wanted, and less to be read
+                task = await asyncio.to_thread(client_task_in, request.conversation, self._supervisor.tasks)
+                return replace(choice, task=task)
+            conversation = await self._read(request)
+            return replace(choice, key=ConversationKey.of(conversation), task=conversation.client_task)
         started = perf_counter()
         conversation = await self._read(request)
 
@@ -107,7 +109,11 @@ class Chooser:
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._entry(decision.specialist)
         key = ConversationKey.of(conversation)
-        choice = Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+        choice = Choice(
+            *(specialist, decision.confidence, decision.reason, decision, spent_ms, build),
+            key=key,
+            task=conversation.client_task,
+        )
         room = Room(specialist.name, specialist.context_tokens)
         n_chars = _n_chars(request, specialist)
         if not self._fit.is_too_long(room, n_chars):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from coe.engine.request import Patience, Tool, ToolUse
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
+from coe.router.client_tasks import ClientTask
 
 from ..roster.models import Specialist
 from .errors import Part, RuleError
@@ -18,7 +19,8 @@ NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
 @dataclass(frozen=True)
 class Rules:
     """What a request is answered with. loop_guard: None for none. notes: what the client should know, for a header.
-    tools: what the model is told of and may call, as tool_use says.
+    tools: what the model is told of and may call, as tool_use says. task: a client's own, where it bounds the answer to
+    fewer tokens than max_tokens does, thinking aside.
     """
 
     sampling: Sampling
@@ -28,10 +30,11 @@ class Rules:
     notes: tuple[str, ...]
     tools: tuple[Tool, ...] = ()
     tool_use: ToolUse = field(default_factory=ToolUse)
+    task: ClientTask | None = None
 
 
-def rules_for(request: Request, specialist: Specialist) -> Rules:
-    """The specialist's defaults, the request's wishes within the bounds.
+def rules_for(request: Request, specialist: Specialist, task: ClientTask | None = None) -> Rules:
+    """The specialist's defaults, the request's wishes within the bounds. task: what the request is, if a client's own.
 
     Raises RuleError when the roster refuses what the request asks for.
     """
@@ -59,7 +62,9 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
     guard = _loop_guard(request, specialist, notes)
     tools = _tools(request, specialist, notes)
     use = replace(request.tool_use, generic=specialist.tools == "generic")
-    return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use)
+    most = task.answer_tokens if task is not None else None
+    bounded = most is not None and (max_tokens is None or most < max_tokens)
+    return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use, task if bounded else None)
 
 
 def drawn(rules: Rules) -> Rules:
