@@ -504,6 +504,21 @@ class TestThinking:
         assert len(answer.reasoning.split()) == budget
         assert len(answer.text.split()) == answer.finished.completion_tokens - budget - 1
 
+    @pytest.mark.parametrize("most", [1, 6])
+    def test_a_bound_on_the_answer_leaves_its_thinking_alone(
+        self, gemma4_model: Model, new_engine: NewEngine, most: int
+    ) -> None:
+        (closing,) = gemma4_model.vocab.tokenize("<channel|>")
+        bias = dict.fromkeys((*range(3, 265), closing), -100.0)  # words alone: no byte, no end
+        asked = {"thinking": Thinking(ThinkingMode.BUDGET, 9), "sampling": DRAWN, "seed": 3, "logit_bias": bias}
+        engine = new_engine(gemma4_model)
+        finished = engine.ask(self.ASKED, max_tokens=None, max_answer_tokens=most, **asked).finished
+        assert finished.reason is Finish.LENGTH
+        assert finished.reasoning_tokens == 9
+        assert finished.completion_tokens == 9 + most
+        finished = engine.ask(self.ASKED, max_tokens=4, max_answer_tokens=most, **asked).finished
+        assert finished.completion_tokens == 4
+
     def test_a_model_may_end_its_thinking_before_the_budget(self, gemma4_model: Model, new_engine: NewEngine) -> None:
         (closing,) = gemma4_model.vocab.tokenize("<channel|>")
         answer = new_engine(gemma4_model).ask(

@@ -98,6 +98,16 @@ async def test_one_that_is_named_for_a_chat_blames_the_model() -> None:
     assert (await choosing.choose(Request("mute", prompt="Once"), None)).specialist.name == "mute"
 
 
+@pytest.mark.parametrize("model", ["auto", "talks"])
+async def test_a_clients_task_is_known_whoever_is_asked(model: str) -> None:
+    choosing, _ = chooser(talks=None)
+    title = "Generate a title for this conversation:\nUSER: how do tides work?"
+    choice = await choosing.choose(Request(model, messages=({"role": "user", "content": title},)), None)
+    assert choice.task is not None
+    assert (choice.task.name, choice.task.answer_tokens) == ("title", 128)
+    assert (await choosing.choose(Request(model, **cast(Any, CHAT)), None)).task is None
+
+
 async def test_where_none_answers_chats_auto_says_so_and_none_stands_in() -> None:
     choosing, _ = chooser(mute=MUTE, silent=MUTE)
     with pytest.raises(UnavailableError, match="No model of the roster answers chats"):

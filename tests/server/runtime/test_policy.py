@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from coe.engine.spec import ThinkingMode
+from coe.router.client_tasks import ClientTask
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.errors import Part, RequestError, RuleError
@@ -165,6 +166,31 @@ def test_who_refuses_tools_is_named_and_takes_requests_without() -> None:
         rules({"tools": "refuse"}, tools=TOOLS)
     assert refusal.value.param is Part.TOOLS
     assert rules({"tools": "refuse"}, tools=TOOLS, tool_choice="none").tools == ()
+
+
+@pytest.mark.parametrize(
+    ("of_roster", "of_client", "bounds"),
+    [
+        (None, None, True),
+        (None, 1_000, True),
+        (None, 128, False),
+        (None, 20, False),
+        (64, None, False),
+        (64, 500, True),
+    ],
+)
+def test_a_clients_task_is_bounded_where_less_is_not_wanted(
+    of_roster: int | None, of_client: int | None, bounds: bool
+) -> None:
+    task = ClientTask("title", 128)
+    entry = Specialist.model_validate({"name": "math", "file": "x.gguf", "max_tokens": of_roster})
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": of_client}
+    request = parse_chat(body).request
+    found = rules_for(request, entry, task)
+    assert found.task == (task if bounds else None)
+    assert found.max_tokens == (of_roster if of_client is None else of_client)
+    assert rules_for(request, entry, ClientTask("lunch")).task is None
+    assert rules_for(request, entry).task is None
 
 
 def test_what_was_left_out_of_a_body_is_noted() -> None:
