@@ -1,4 +1,4 @@
-"""Histories: what dialects tell of, and what the runtime has of it. The messages of chats are tested beside OpenAI's."""
+"""Histories: what dialects tell of, what the runtime has of it. Messages of chats are tested beside OpenAI's."""
 
 from __future__ import annotations
 
