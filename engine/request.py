@@ -214,6 +214,7 @@ class Finished:
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
     malformed_calls: what began as a call and was none; it came as text.
+    stop: the stop text that ended the answer; None where it ended otherwise.
     """
 
     id: str
@@ -228,6 +229,7 @@ class Finished:
     violation: str | None = None
     conforms: bool | None = None
     malformed_calls: int = 0
+    stop: str | None = None
 
 
 @dataclass(frozen=True)

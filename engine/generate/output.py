@@ -68,7 +68,7 @@ class StopMatcher:
                 self._ends[child] = max(self._ends[child], self._ends[self._fallback[child]])
         self._node = 0
         self._held = ""
-        self._met = False
+        self.met: str | None = None  # the stop that ended the text
 
     def _step(self, node: int, char: str) -> int:
         while node and char not in self._next[node]:
@@ -78,7 +78,7 @@ class StopMatcher:
     def feed(self, text: str) -> tuple[str, bool]:
         """Text that no later piece can turn into a part of a stop, and whether a stop was met: then all that follows is
         ignored."""
-        if self._met:
+        if self.met is not None:
             return "", True
         if len(self._next) == 1:
             return text, False
@@ -86,9 +86,10 @@ class StopMatcher:
         for index, char in enumerate(text):
             node = self._step(node, char)
             if self._ends[node]:
-                released = (self._held + text)[: start + index + 1 - self._ends[node]]
-                self._held, self._met = "", True
-                return released, True
+                read = (self._held + text)[: start + index + 1]
+                cut = len(read) - self._ends[node]
+                self._held, self.met = "", read[cut:]
+                return read[:cut], True
         self._node = node
         whole = self._held + text
         cut = len(whole) - self._depth[node]

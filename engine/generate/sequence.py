@@ -325,6 +325,7 @@ class ActiveSequence:
             violation=self._violation,
             conforms=self._conforms,
             malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
+            stop=self._stops.met if reason is Finish.STOP else None,
         )
 
     def close(self) -> None:

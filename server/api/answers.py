@@ -59,8 +59,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
 
     def known(model: str) -> str:
         """A client's word for a model as the roster has it: the journal and the metrics hold no other."""
-        specialist = college.roster.find(model)
-        return specialist.name if specialist is not None else AUTO if model == AUTO else "unknown"
+        return college.roster.called(model) or "unknown"
 
     def serve(path: str, dialect: Dialect) -> None:
         @app.post(path, **of_dialect(dialect))

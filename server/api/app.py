@@ -12,9 +12,10 @@ from fastapi.responses import Response
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from coe.engine.errors import EngineError
-from coe.engine.logs import for_request
+from coe.engine.logs import REQUEST_ID, for_request
 
 from ..runtime.college import College
 from ..runtime.errors import ClientGoneError, RequestError, failure_of
@@ -22,10 +23,13 @@ from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
+from .anthropic.count import COUNT_PATH, add_count
+from .anthropic.dialect import MESSAGES, VERSION_HEADER
+from .anthropic.hello import add_hello
 from .dialect import Dialect, error_response
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
-from .middleware import REQUEST_ID_HEADER, NameRequests
+from .middleware import REQUEST_ID_HEADERS, NameRequests
 from .models import add_models
 from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
@@ -44,8 +48,14 @@ _OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "n
 _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 NO_KEYS: Final = Keys()
 
-# Where each dialect is served. Errors outside these paths are written as the first dialect writes them.
-DIALECTS: Final[Mapping[str, Dialect]] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+# Where each dialect is served. Errors outside these paths are written as the first dialect writes them, unless a header
+# tells that the client speaks another.
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/messages": MESSAGES,
+}
+_BY_HEADER: Final[Mapping[bytes, Dialect]] = {VERSION_HEADER: MESSAGES}
 
 
 def make_app(
@@ -81,15 +91,19 @@ def make_app(
     app.state.metrics = metrics
     default = next(iter(dialects.values()))
 
-    def dialect_at(path: str) -> Dialect:
-        """The dialect whose path this is, or lies below."""
-        return next((d for at, d in dialects.items() if path == at or path.startswith(f"{at}/")), default)
+    def dialect_at(scope: Scope) -> Dialect:
+        """The dialect whose path this is, or lies below; else the one that the client's headers are of."""
+        path = scope["path"]
+        found = next((d for at, d in dialects.items() if path == at or path.startswith(f"{at}/")), None)
+        return found or next((_BY_HEADER[name] for name, _ in scope["headers"] if name in _BY_HEADER), default)
 
     add_answers(app, college, metrics, dialects)
     add_models(app, college)
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)
+    add_count(app, college)
+    add_hello(app)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR))
@@ -101,7 +115,7 @@ def make_app(
     _add_errors(app, dialect_at, metrics, paths)
     if keys:
         app.add_middleware(
-            RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS), dialect_at=dialect_at
+            RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, COUNT_PATH), dialect_at=dialect_at
         )
     doors = Doors(hosts, college.roster.server.cors_origins)
     app.add_middleware(GuardDoors, doors=doors, served=app.router, dialect_at=dialect_at)
@@ -112,7 +126,7 @@ def make_app(
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
+            expose_headers=[*REQUEST_ID_HEADERS, *(f"x-coe-{name}" for name in _OUR_HEADERS)],
         )
     settings = college.roster.server
     # A body that may come at all may come alone.
@@ -124,7 +138,7 @@ def make_app(
     return app
 
 
-def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Metrics, paths: Paths) -> None:
+def _add_errors(app: FastAPI, dialect_at: Callable[[Scope], Dialect], metrics: Metrics, paths: Paths) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             asked = request.scope["path"]
@@ -133,14 +147,15 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 return Response(status_code=204, headers={"allow": allow})
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
-        response = error_response(dialect_at(request.scope["path"]), failure)
+        REQUEST_ID.set(request.scope.get(REQUEST_ID_KEY, ""))  # forgotten where the error has left all middleware
+        response = error_response(dialect_at(request.scope), failure)
         if failure.unforeseen:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(
                 "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
             )
             if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
-                response.headers[REQUEST_ID_HEADER] = name
+                response.headers.update({header: name for header in REQUEST_ID_HEADERS})
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
             # What was wrong with a request, or with its answer, is told to its client alone: the message may quote it.

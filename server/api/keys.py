@@ -20,7 +20,7 @@ from .dialect import Dialect, error_response
 
 CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
-_OPEN_PATHS: Final = ("/health", "/ready")
+_OPEN_PATHS: Final = ("/health", "/ready", "/api/hello")
 _MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
 _MOST_KEYS_BYTES: Final = 2**20
 
@@ -144,7 +144,7 @@ class RequireKey:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, answering: Collection[str], dialect_at: Callable[[str], Dialect]
+        self, app: ASGIApp, keys: Keys, answering: Collection[str], dialect_at: Callable[[Scope], Dialect]
     ) -> None:
         self._app = app
         self._dialect_at = dialect_at
@@ -159,7 +159,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope), failure)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         key = given_key(scope)

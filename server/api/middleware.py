@@ -13,13 +13,15 @@ from coe.engine.logs import REQUEST_ID
 from .journal import REQUEST_ID_KEY
 
 REQUEST_ID_HEADER: Final = "x-request-id"
+# OpenAI's clients look for the first, Anthropic's for the second.
+REQUEST_ID_HEADERS: Final = (REQUEST_ID_HEADER, "request-id")
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class NameRequests:
     """Gives each request an id: the client's x-request-id where it is of use, else one of ours.
 
-    It comes back in the header of the same name, and stands in every log line of the request.
+    It comes back in the header of the same name and in request-id, and stands in every log line of the request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -35,7 +37,8 @@ class NameRequests:
 
         async def naming(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER.encode(), name.encode())]
+                ids = [(header.encode(), name.encode()) for header in REQUEST_ID_HEADERS]
+                message["headers"] = [*message["headers"], *ids]
             await send(message)
 
         # For the handler of unforeseen errors, which runs outside of all middleware.

@@ -3,63 +3,124 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from ..roster.models import Specialist
 from ..roster.values import AUTO
 from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
-from ..runtime.errors import UnknownModelError
+from ..runtime.errors import RequestError, UnknownModelError
 from .openai.described import ERROR
 from .openapi import gives
 
 _OBJECT: Final = {"type": "object"}
 _LIST: Final = {
     "type": "object",
-    "required": ["object", "data"],
-    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _OBJECT}},
+    "required": ["object", "data", "has_more", "first_id", "last_id"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": _OBJECT},
+        "has_more": {"type": "boolean"},
+        "first_id": {"type": ["string", "null"]},
+        "last_id": {"type": ["string", "null"]},
+    },
+}
+_MOST: Final = 1000  # of a page, as Anthropic has it
+_PAGING: Final[Mapping[str, Any]] = {
+    "parameters": [
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": _MOST}},
+        {"name": "after_id", "in": "query", "schema": {"type": "string"}},
+        {"name": "before_id", "in": "query", "schema": {"type": "string"}},
+    ]
 }
 
 
 def add_models(app: FastAPI, college: College) -> None:
     """Serve the list, and each model by its name or an alias."""
     created = int(time.time())
+    created_at = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def card(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": "college-of-experts"}
+        """What OpenAI's clients and Anthropic's want to know of every model."""
+        return {
+            "id": name,
+            "object": "model",
+            "type": "model",
+            "created": created,
+            "created_at": created_at,
+            "owned_by": "college-of-experts",
+        }
 
     def described(name: str, specialist: Specialist | None) -> dict[str, Any]:
         if specialist is None:
-            return {**card(name), **_of_auto(college)}
+            return {**card(name), **({} if name == AUTO else {"root": AUTO}), **_of_auto(college)}
         root = {} if name == specialist.name else {"root": specialist.name}
         return {**card(name), **root, **_of_specialist(college, specialist.name)}
 
-    @app.get("/v1/models", responses=gives(_LIST, ERROR))
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", responses=gives(_LIST, ERROR), openapi_extra=dict(_PAGING))
+    async def models(request: Request) -> dict[str, Any]:
         """Every specialist, each alias, and `auto`; what cannot be served says why."""
         entries = [college.catalog.availability[name].entry for name in college.roster.names]
-        ids = [(name, entry) for entry in entries for name in (entry.name, *entry.aliases)]
-        cards = [described(AUTO, None), *(described(name, entry) for name, entry in ids)]
-        return {"object": "list", "data": cards}
+        ids: dict[str, Specialist | None] = dict.fromkeys((AUTO, *_names(college.roster.router.aliases)))
+        ids |= {name: entry for entry in entries for name in (entry.name, *_names(entry.aliases))}
+        page, has_more = _page(list(ids), request.query_params)
+        return {
+            "object": "list",
+            "data": [described(name, ids[name]) for name in page],
+            "has_more": has_more,
+            "first_id": page[0] if page else None,
+            "last_id": page[-1] if page else None,
+        }
 
     @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
     async def model(name: str) -> dict[str, Any]:
         """One specialist, by its name or an alias."""
         if not name.strip("/"):
             raise HTTPException(404)  # /v1/models with a slash too many
-        specialist = college.roster.find(name)
-        if specialist is None and name != AUTO:
+        if college.roster.called(name) is None:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
-        return described(name if specialist is not None else AUTO, specialist)
+        return described(name, college.roster.find(name))
+
+
+def _names(aliases: Sequence[str]) -> list[str]:
+    """Aliases that are names; one that ends in * is that of many."""
+    return [alias for alias in aliases if not alias.endswith("*")]
+
+
+def _page(ids: Sequence[str], asked: Mapping[str, str]) -> tuple[Sequence[str], bool]:
+    """The part of a list that is asked for, as Anthropic's clients do, and whether there is more of it.
+
+    Raises RequestError naming the parameter.
+    """
+    limit = asked.get("limit", str(_MOST))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= _MOST):
+        raise RequestError(f"limit: give a whole number from 1 to {_MOST:,}.", param="limit")
+    most = int(limit)
+    for name in ("after_id", "before_id"):
+        if name in asked and asked[name] not in ids:
+            raise RequestError(f"{name}: the list has no model {asked[name][:60]!r}.", param=name)
+    if "before_id" in asked:
+        rest = ids[: ids.index(asked["before_id"])]
+        return rest[-most:], len(rest) > most
+    rest = ids[ids.index(asked["after_id"]) + 1 :] if "after_id" in asked else ids
+    return rest[:most], len(rest) > most
 
 
 def _sizes(context_tokens: int) -> dict[str, Any]:
-    """The context, by the names under which clients look for it: vLLM's, OpenRouter's, llama.cpp's."""
-    return {"max_model_len": context_tokens, "context_length": context_tokens, "meta": {"n_ctx": context_tokens}}
+    """The context, by the names under which clients look for it: vLLM's, OpenRouter's, llama.cpp's, Anthropic's."""
+    return {
+        "max_model_len": context_tokens,
+        "context_length": context_tokens,
+        "meta": {"n_ctx": context_tokens},
+        "max_input_tokens": context_tokens,
+        "max_tokens": context_tokens,
+    }
 
 
 def _capabilities(item: Servable | Unavailable) -> list[str]:

@@ -107,7 +107,7 @@ class GuardDoors:
     served: the router. Where it has no such path, that is the better answer to a POST without JSON.
     """
 
-    def __init__(self, app: ASGIApp, doors: Doors, served: Router, dialect_at: Callable[[str], Dialect]) -> None:
+    def __init__(self, app: ASGIApp, doors: Doors, served: Router, dialect_at: Callable[[Scope], Dialect]) -> None:
         self._app = app
         self._doors = doors
         self._served = served
@@ -123,7 +123,7 @@ class GuardDoors:
             return
         failure = failure_of(error)
         _log.debug("%s %s refused with %d: %s", scope["method"], shown(scope["path"]), failure.status, failure.code)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope), failure)(scope, receive, send)
 
     def _is_served(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] is Match.FULL for route in self._served.routes)

@@ -81,16 +81,11 @@ def add_tokens(app: FastAPI, college: College) -> None:
         wanted, reading, written = await read_json(request, settings, parse)
         choice = await _choice(college, wanted)
         about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
-        asked = reading(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0", _prompt(wanted, choice.specialist))
 
-        async def ask() -> Told:
-            lease = await college.lease(choice.specialist)
-            try:
-                return await lease.read(asked)
-            finally:
-                lease.release()
+        def asked(name: str) -> ReadRequest:
+            return reading(name, prompt_of(wanted, choice.specialist))
 
-        return written(await until_gone(request, ask()), choice.specialist)
+        return written(await until_gone(request, told_of(college, choice, asked)), choice.specialist)
 
     @app.post("/tokenize", openapi_extra=takes(_TOKENIZE), responses=gives(_OBJECT, ERROR))
     async def tokenize(request: Request) -> Any:
@@ -114,9 +109,18 @@ def add_tokens(app: FastAPI, college: College) -> None:
         return _props(specialist)
 
 
+async def told_of(college: College, choice: Choice, asked: Callable[[str], ReadRequest]) -> Told:
+    """What the specialist says. asked: by a name for the request."""
+    lease = await college.lease(choice.specialist)
+    try:
+        return await lease.read(asked(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0"))
+    finally:
+        lease.release()
+
+
 async def _choice(college: College, wanted: InternalRequest) -> Choice:
     """The specialist that is named. Of `auto` nothing is asked, so the fallback reads, which any question may go to."""
-    if wanted.model == AUTO:
+    if college.roster.called(wanted.model) == AUTO:
         chats = wanted.messages is not None
         there = college.catalog.answering(chats=chats)
         fallback = college.roster.fallback
@@ -125,7 +129,8 @@ async def _choice(college: College, wanted: InternalRequest) -> Choice:
     return await college.chooser.choose(wanted, None, begin=False)
 
 
-def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
+def prompt_of(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
+    """What an answer to the request would be continued from."""
     messages = None
     if wanted.messages is not None:
         messages = with_system_prompt(wanted.messages, specialist.system_prompt)
@@ -202,9 +207,14 @@ def _to_template(body: dict[str, Any]) -> _Parsed:
 def _chat(body: dict[str, Any]) -> InternalRequest:
     chat = {name: body[name] for name in _OF_CHATS if body.get(name) is not None}
     wanted = parse_chat(chat).request
+    refuse_long_messages(wanted)
+    return wanted
+
+
+def refuse_long_messages(wanted: InternalRequest) -> None:
+    """Raises RequestError for a message that takes too long to read for an answer of numbers."""
     for index, message in enumerate(wanted.messages or ()):
         _refuse_long(str(message["content"]), f"messages[{index}]")
-    return wanted
 
 
 def _refuse_long(text: str, param: str) -> None:

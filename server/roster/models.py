@@ -47,6 +47,7 @@ from .model_files import (
 )
 from .source import Problem
 from .values import (
+    AUTO,
     Aliases,
     Budget,
     BudgetOrZero,
@@ -185,6 +186,8 @@ class PoolSection(Section):
 class RouterSection(Section):
     """When the supervisor trusts its choice, and what it reads text with."""
 
+    aliases: Aliases = ()
+    """further names for `auto`, such as claude-* for clients that ask for models of others by themselves"""
     threshold: Share = SupervisorSettings.threshold
     """below this confidence (0 to 1) the fallback answers"""
     thresholds: Text | None = None
@@ -520,7 +523,7 @@ class Specialist(SpecialistSettings, ModelSource):
     name: Name
     """what clients ask for: lowercase letters, digits, - _ . (auto asks the supervisor)"""
     aliases: Aliases = ()
-    """further names for clients"""
+    """further names for clients; one that ends in * stands for all names that begin so"""
     description: Text | None = None
     """for people to read"""
     domains: Texts = ()
@@ -643,10 +646,25 @@ class Roster(Section):
 
     def find(self, name_or_alias: str) -> Specialist | None:
         """The specialist of that name or alias, or None. `auto` is none: the supervisor decides."""
-        for specialist in self.specialists:
-            if name_or_alias == specialist.name or name_or_alias in specialist.aliases:
-                return specialist
-        return None
+        name = self.called(name_or_alias)
+        return next((specialist for specialist in self.specialists if specialist.name == name), None)
+
+    def called(self, name_or_alias: str) -> str | None:
+        """The specialist's name that a client means by a name, or `auto`; None for neither.
+
+        A name itself comes before an alias that ends in *, and of two of these the longer counts.
+        """
+        if name_or_alias == AUTO:
+            return AUTO
+        found, most = None, 0
+        calling = [(AUTO, self.router.aliases), *((one.name, (one.name, *one.aliases)) for one in self.specialists)]
+        for name, aliases in calling:
+            for alias in aliases:
+                if alias == name_or_alias:
+                    return name
+                if alias.endswith("*") and len(alias) > most and name_or_alias.startswith(alias[:-1]):
+                    found, most = name, len(alias)
+        return found
 
     def locate(self, specialist: Specialist) -> Location:
         """Where a specialist's model is, or why it is not there and what to do."""

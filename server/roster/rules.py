@@ -159,6 +159,11 @@ def roster_findings(
 ) -> Iterator[Finding]:
     """Rules between entries, and between entries and the rest; wrong_keys are the top-level ones set aside."""
     taken: dict[str, str] = {}
+    if "router" not in wrong_keys:
+        for index, alias in enumerate(draft.router.aliases):
+            if alias in taken:
+                yield Finding(("router", "aliases", index), f"{alias!r} stands here twice.", "Remove one.")
+            taken[alias] = "`auto`"
     for index, (specialist, bad) in enumerate(specialists):
         at: KeyPath = ("specialists", index)
         called = [((*at, "name"), specialist.name)] if "name" not in bad else []

@@ -21,7 +21,7 @@ _MOST_BYTES: Final = 2**60
 _LEAST_BARE_BYTES: Final = 2**14  # a smaller number without a unit is no size of anything that a roster bounds
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+_ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*\*?")
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
@@ -212,7 +212,7 @@ Name = Annotated[
 ]
 Alias = Annotated[
     str,
-    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces."),
+    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces, and `*` at the end alone."),
     AfterValidator(_not_auto),
     _text_schema(_ALIAS, **{"not": {"const": AUTO}}),
 ]

@@ -51,7 +51,7 @@ class Chooser:
         The supervisor's passes over those whose rules refuse the request; it is refused where all do (RequestError).
         Raises UnknownModelError; UnavailableError or BuildingError when no specialist can answer.
         """
-        if request.model != AUTO:
+        if self._roster.called(request.model) != AUTO:
             choice = await self._named(request, begin=begin)
             if choice.reason != _NAMED:
                 _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
@@ -201,7 +201,11 @@ class Chooser:
         entry = self._roster.find(request.model)
         if entry is None:
             known = ", ".join([AUTO, *self._roster.names])
-            raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param=Part.MODEL)
+            raise UnknownModelError(
+                f"There is no model {request.model!r}. Known: {known}. Ask for one of these, or write the name into "
+                "the roster: under aliases of a specialist, or under router.aliases for auto.",
+                param=Part.MODEL,
+            )
         name = entry.name
         await self._catalog.recheck(name, being_built=self._builds)
         item = self._catalog.availability[name]

@@ -163,6 +163,7 @@ class Failure:
     """An error as clients are told of it. type, code: OpenAI's words, which other dialects translate.
 
     param: the field at fault as the client wrote it, or a Part, which each dialect names.
+    tokens: of a prompt that is too long, and how many it may have; None of other errors.
     """
 
     status: int
@@ -171,6 +172,7 @@ class Failure:
     code: str | None = None
     param: str | Part | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    tokens: tuple[int, int] | None = None
 
     @property
     def unforeseen(self) -> bool:
@@ -218,7 +220,14 @@ def failure_of(error: BaseException) -> Failure:
         if isinstance(error, kind):
             family = {400: "invalid_request_error", 429: "rate_limit_error"}.get(status, "server_error")
             retry = {"retry-after": "5"} if status in (429, 503) and code not in _LASTING else {}
-            return Failure(status, str(error), family, code, param, retry)
+            return Failure(status, str(error), family, code, param, retry, _tokens(error))
     if isinstance(error, engine.EngineError):
         return Failure(500, str(error), "server_error", "engine_error")
     return Failure(500, "The server failed on this request; its log says why.", "server_error", "internal_error")
+
+
+def _tokens(error: BaseException) -> tuple[int, int] | None:
+    if not isinstance(error, engine.PromptTooLongError):
+        return None
+    # The context has to hold a token of the answer, too.
+    return error.prompt_tokens, error.limit_tokens - (0 if error.by_roster else 1)

@@ -58,12 +58,15 @@ def rules_for(request: Request, specialist: Specialist, task: ClientTask | None 
     elif request.wants_thinking is False and thinking.mode is not ThinkingMode.OFF:
         # Less thinking than the roster allows is a client's right.
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
+    elif (most := request.max_thinking_tokens) is not None and thinking.mode is not ThinkingMode.OFF:
+        own = thinking.budget_tokens
+        thinking = replace(thinking, mode=ThinkingMode.BUDGET, budget_tokens=most if own is None else min(own, most))
     max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
     guard = _loop_guard(request, specialist, notes)
     tools = _tools(request, specialist, notes)
     use = replace(request.tool_use, generic=specialist.tools == "generic")
-    most = task.answer_tokens if task is not None else None
-    bounded = most is not None and (max_tokens is None or most < max_tokens)
+    answer_tokens = task.answer_tokens if task is not None else None
+    bounded = answer_tokens is not None and (max_tokens is None or answer_tokens < max_tokens)
     return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use, task if bounded else None)
 
 

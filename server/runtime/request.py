@@ -31,6 +31,7 @@ class Request:
     top_logprobs:   None for no log-probabilities, else how many alternatives a token.
     loop_guard:     how patient the loop guard is to be, False for none; None for what the specialist has.
     wants_thinking: True or False when the client said so, None when it did not.
+    max_thinking_tokens: as many the client wants at most; None where it does not say.
     notes:          what of the body was left out, for the client to know.
     session:        what the body calls its conversation; None where it does not.
     """
@@ -51,6 +52,7 @@ class Request:
     top_logprobs: int | None = None
     loop_guard: Patience | Literal[False] | None = None
     wants_thinking: bool | None = None
+    max_thinking_tokens: int | None = None
     notes: tuple[str, ...] = ()
     session: str | None = None
 

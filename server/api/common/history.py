@@ -7,6 +7,7 @@ conversation: a call whose arguments are no JSON keeps their text, and a result 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,6 +17,9 @@ from ...runtime.request import Message
 from ..json_body import MAX_VALUES, parse_json
 
 MAX_CALLS: Final = 1000  # of one message
+# A line that Claude Code writes in front of its instructions, directly or through a proxy that speaks another dialect.
+# It tells nothing to a model and changes from turn to turn: no prefix of a conversation would be found in the cache.
+_BILLING: Final = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 # The result of a call that the conversation does not have: its template still wants a name.
 _UNKNOWN: Final = "unknown"
 
@@ -42,6 +46,10 @@ class History:
 
     def say(self, role: str, content: str) -> None:
         """A message of the system or the user."""
+        if role == "system" and _BILLING.match(content) is not None:
+            content = _BILLING.sub("", content)
+            if not content:
+                return
         self.messages.append({"role": role, "content": content})
 
     def answer(self, content: str, calls: Sequence[Mapping[str, Any]] = (), reasoning: str = "") -> None:

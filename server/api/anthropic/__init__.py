@@ -1,0 +1,1 @@
+"""Anthropic's dialect: messages, whole and streamed, and how many tokens they are."""
