@@ -155,7 +155,8 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[Scope], Dialect], metrics: M
                 "%s %s failed", request.method, shown(request.scope["path"]), exc_info=error, extra=for_request(name)
             )
             if not isinstance(error, EngineError):  # it has left all middleware behind, which would name and count it
-                response.headers.update({header: name for header in REQUEST_ID_HEADERS})
+                for header in REQUEST_ID_HEADERS:
+                    response.headers[header] = name
                 metrics.requested(getattr(request.scope.get("route"), "path", "other"), 500)
         else:
             # What was wrong with a request, or with its answer, is told to its client alone: the message may quote it.

@@ -109,6 +109,17 @@ class TestStopMatcher:
         assert run_stop(["world", "wor"], ["hello world"]) == ("hello ", True)
         assert run_stop(["later", "first"], ["a first, a later"]) == ("a ", True)
 
+    def test_the_stop_that_was_met_is_known(self) -> None:
+        matcher = StopMatcher(["ab", "xab", "c"])
+        assert matcher.met is None
+        assert [matcher.feed(piece) for piece in ("x", "ax", "ab", "c")] == [
+            ("", False),
+            ("xa", False),
+            ("", True),
+            ("", True),
+        ]
+        assert matcher.met == "xab"
+
     def test_of_two_that_end_together_the_longer_wins(self) -> None:
         assert run_stop(["b", "ab"], ["xab"]) == ("x", True)
 

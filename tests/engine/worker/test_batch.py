@@ -313,9 +313,11 @@ class TestText:
         text = alone[PROMPTS[2]]
         for start in range(2, 20, 3):
             stop = text[start : start + 7]
-            answer = engine.ask(PROMPTS[2], stop=[stop])
+            answer = engine.ask(PROMPTS[2], stop=["no such text", stop])
             assert answer.text == text[: text.index(stop)]
             assert answer.finished.reason is Finish.STOP
+            assert answer.finished.stop == stop
+        assert engine.ask(PROMPTS[2], stop=["no such text"]).finished.stop is None
 
     def test_no_text_goes_out_that_may_still_become_a_stop(
         self, smollm2_model: Model, new_engine: NewEngine, alone: dict[str, str]

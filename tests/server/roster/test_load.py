@@ -178,6 +178,32 @@ def test_a_specialist_is_found_by_name_and_by_alias(tmp_path: Path) -> None:
     assert roster.find("auto") is None
 
 
+def test_an_alias_that_ends_in_a_star_stands_for_all_names_that_begin_so(tmp_path: Path) -> None:
+    other = "  - name: quick\n    file: q.gguf\n    aliases: [claude-haiku-*, claude-opus-5]\n"
+    router = "router: {aliases: [claude-*, default]}\n"
+    roster = load(tmp_path, router + SMALL + "    aliases: ['gpt-*']\n" + other)
+    called = {"claude-haiku-4-5": "quick", "claude-opus-5": "quick", "claude-opus-5-5": "auto", "default": "auto"}
+    called |= {"gpt-4o": "math", "gpt-": "math", "auto": "auto", "math": "math"}
+    assert {name: roster.called(name) for name in called} == called
+    assert roster.called("claude") is None
+    assert roster.find("gpt-4o") is roster.specialists[0]
+    assert roster.find("claude-opus-5-5") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("router: {aliases: [claude-*]}\n" + "SMALL    aliases: [claude-*]\n", "already calls `auto`"),
+        ("router: {aliases: [math]}\nSMALL", "'math' already calls `auto`"),
+        ("router: {aliases: [a, a]}\nSMALL", "stands here twice"),
+        ("router: {aliases: ['*']}\nSMALL", "is not an alias"),
+        ("router: {aliases: ['a*b']}\nSMALL", "`*` at the end alone"),
+    ],
+)
+def test_a_name_calls_one(tmp_path: Path, text: str, says: str) -> None:
+    assert says in the_error(tmp_path, text.replace("SMALL", SMALL))
+
+
 def test_a_section_whose_settings_are_all_commented_out_says_nothing(tmp_path: Path) -> None:
     roster = load(tmp_path, "server:\n  # port: 1\npool:\nrouter:\nnotices:\ndefaults:\n" + SMALL)
     assert roster.server.port == 8000

@@ -19,7 +19,7 @@ from coe.server.roster.models import Roster
 from coe.server.runtime.availability import Servable
 from coe.server.runtime.catalog import Catalog
 from coe.server.runtime.chooser import Chooser
-from coe.server.runtime.errors import Part, RequestError
+from coe.server.runtime.errors import Part, RequestError, UnknownModelError
 from coe.server.runtime.request import Request
 from coe.server.runtime.resolve import Resolved
 
@@ -53,9 +53,10 @@ def chooser(
     tools: str = "auto",
     ignoring: Sequence[str] = (),
     bounds: Mapping[str, Mapping[str, Any]] | None = None,
+    aliases: Sequence[str] = (),
     **faults: ModelTemplateError | None,
 ) -> tuple[Chooser, Supervisor]:
-    """tools: of the first. ignoring: those that leave tools out. bounds: of sampling, by name."""
+    """tools: of the first. ignoring: those that leave tools out. bounds: of sampling, by name. aliases: of `auto`."""
     sizes = contexts or {}
     entries: list[dict[str, Any]] = [
         {"name": name, "file": "m.gguf", "domains": ["math"], "context_tokens": sizes.get(name, 4096)}
@@ -66,7 +67,8 @@ def chooser(
         if entry["name"] in ignoring:
             entry["tools"] = "ignore"
         entry["sampling_bounds"] = (bounds or {}).get(entry["name"], {})
-    roster = Roster.model_validate({"specialists": entries, "fallback": None, "fallback_warm": True})
+    router = {"aliases": list(aliases)}
+    roster = Roster.model_validate({"specialists": entries, "fallback": None, "fallback_warm": True, "router": router})
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
         for entry in roster.specialists
@@ -89,6 +91,14 @@ async def test_auto_sends_chats_only_where_they_are_answered() -> None:
     assert (await choosing.choose(Request("auto", **cast(Any, CHAT)), None)).specialist.name == "talks"
     assert supervisor.available == ["talks"]
     assert (await choosing.choose(Request("auto", prompt="Once"), None)).specialist.name == "mute"
+
+
+async def test_another_name_for_auto_asks_the_supervisor() -> None:
+    choosing, supervisor = chooser(talks=None, aliases=["claude-*"])
+    assert (await choosing.choose(Request("claude-opus-5-5", **cast(Any, CHAT)), None)).decision is not None
+    assert supervisor.available == ["talks"]
+    with pytest.raises(UnknownModelError, match=r"There is no model 'gpt-4'. Known: auto, talks\. .* router\.aliases"):
+        await choosing.choose(Request("gpt-4", **cast(Any, CHAT)), None)
 
 
 async def test_one_that_is_named_for_a_chat_blames_the_model() -> None:

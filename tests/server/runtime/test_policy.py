@@ -12,6 +12,7 @@ from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.errors import Part, RequestError, RuleError
 from coe.server.runtime.policy import Rules, drawn, rules_for
+from coe.server.runtime.request import Request
 
 
 def rules(specialist: dict[str, Any] | None = None, **fields: Any) -> Rules:
@@ -114,6 +115,22 @@ def test_thinking_can_be_switched_off() -> None:
     found = rules({"thinking": {"budget": 100}}, think=False)
     assert found.thinking.mode is ThinkingMode.OFF
     assert found.thinking.budget_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "mode", "budget"),
+    [
+        ({"budget": 100}, 40, ThinkingMode.BUDGET, 40),
+        ({"budget": 100}, 400, ThinkingMode.BUDGET, 100),
+        ("on", 40, ThinkingMode.BUDGET, 40),
+        ("off", 40, ThinkingMode.OFF, None),
+    ],
+)
+def test_a_request_may_think_less(own: Any, asked: int, mode: ThinkingMode, budget: int | None) -> None:
+    entry = Specialist.model_validate({"name": "math", "file": "x.gguf", "thinking": own})
+    hi = ({"role": "user", "content": "Hi"},)
+    found = rules_for(Request("math", messages=hi, wants_thinking=True, max_thinking_tokens=asked), entry)
+    assert (found.thinking.mode, found.thinking.budget_tokens) == (mode, budget)
 
 
 def test_a_wish_for_thinking_leaves_the_budget_as_it_is() -> None:
