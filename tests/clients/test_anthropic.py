@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 
 from fakes.habits import ASKED, DONE, EVE, Adder, Person, described, people, question
-from fakes.message_stream import PIECES, THINKS, end, envelope, put_together, scripted, streamed
+from fakes.message_stream import PIECES, THINKS, end, envelope, events, put_together, scripted, stream_frames
 from fakes.server_process import ServerProcess
 
 anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed: `make test-clients` installs it")
@@ -181,16 +182,17 @@ def test_errors_are_the_clients_own(client: Any) -> None:
 
 @given(PIECES)
 def test_any_stream_is_put_together_by_the_package_as_by_the_tests(pieces: list[tuple[str, Any]]) -> None:
-    """The package's own accumulator; tests/server/api/anthropic/test_replies.py has one that is stricter."""
-    from anthropic.lib.streaming._messages import accumulate_event
-    from anthropic.types import RawMessageStreamEvent
-    from pydantic import TypeAdapter
+    """As the package reads it from the wire; `put_together` is stricter about the order of events."""
+    frames = stream_frames(envelope(thinking=THINKS), [*scripted(pieces), end()])
 
-    found = streamed(envelope(thinking=THINKS), [*scripted(pieces), end()])
-    events = [TypeAdapter(RawMessageStreamEvent).validate_python(event) for event in found]
-    message: Any = None
-    for event in events:
-        message = accumulate_event(event=event, current_snapshot=message)
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b"".join(frames))
+
+    transport = httpx.Client(transport=httpx.MockTransport(answer))
+    client = anthropic.Anthropic(base_url="http://played", api_key="anything", http_client=transport)
+    with client.messages.stream(model="auto", max_tokens=9, messages=CAPITAL) as stream:
+        message = stream.get_final_message()
+    found = events(frames)
     wanted = put_together(found)
     assert [block.type for block in message.content] == [block["type"] for block in wanted["content"]]
     for block, same in zip(message.content, wanted["content"], strict=True):

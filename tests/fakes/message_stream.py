@@ -1,4 +1,4 @@
-"""Messages of Anthropic's API without a college: envelopes, streams of them, and what a client makes of their events."""
+"""Messages of Anthropic's API without a college: envelopes, their streams, and what a client makes of the events."""
 
 from __future__ import annotations
 
@@ -46,11 +46,15 @@ def events(frames: Iterable[bytes]) -> list[dict[str, Any]]:
     return found
 
 
-def streamed(one: MessageEnvelope, script: Sequence[Event]) -> list[dict[str, Any]]:
+def stream_frames(one: MessageEnvelope, script: Sequence[Event]) -> list[bytes]:
     frames = [*one.opening()]
     for event in script:
         frames += one.frames(Step(0, event))
-    return events([*frames, *one.closing()])
+    return [*frames, *one.closing()]
+
+
+def streamed(one: MessageEnvelope, script: Sequence[Event]) -> list[dict[str, Any]]:
+    return events(stream_frames(one, script))
 
 
 def put_together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
