@@ -139,6 +139,24 @@ class PromptTooLongError(EngineError):
         self.at_least = at_least
 
 
+class InputTooLongError(EngineError):
+    """A text to be embedded has more tokens than the model reads.
+
+    index: of the texts that came with it. at_least: tokens is a lower bound.
+    """
+
+    def __init__(self, index: int, tokens: int, limit_tokens: int, *, at_least: bool = False) -> None:
+        count = f"{'at least ' if at_least else ''}{tokens} tokens"
+        super().__init__(
+            f"The text has {count}; the maximum context length is {limit_tokens} tokens.",
+            "Split it, or let it be cut with truncate: true.",
+        )
+        self.index = index
+        self.tokens = tokens
+        self.limit_tokens = limit_tokens
+        self.at_least = at_least
+
+
 class TemplateError(EngineError):
     """A chat template refuses a conversation, or fails on it."""
 

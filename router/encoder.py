@@ -45,6 +45,8 @@ EARLIER_LAYER = 3
 EARLIER_OUTPUT = "layer_norm_6"  # what the int8 file calls the third layer's states
 DIMENSIONS = 2 * STATES
 MAX_TOKENS = 128
+NAME = "all-MiniLM-L6-v2"  # as its authors call it
+POSITIONS = 512  # tokens that it has positions for; its authors read 256 of a text, and trained it on 128
 BATCH = 32  # texts that torch reads at once
 
 
@@ -89,6 +91,31 @@ class Encodes(Protocol):
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeddings (n, DIMENSIONS): unit vectors of the last layer, each followed by one of the earlier layer."""
+        ...
+
+
+class Embeds(Protocol):
+    """An encoder as clients ask for it: plain sentence embeddings of texts as they are, by the last layer alone.
+
+    Other threads than the supervisor's may call it once it is loaded, each with a tokenizer of its own.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its authors, or the roster's folder, call it."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """The most tokens of one text that it can read."""
+        ...
+
+    def tokenizer(self) -> Any:
+        """A new tokenizers.Tokenizer that neither cuts nor pads."""
+        ...
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The embedding of one text's tokens, those around it included: (STATES,), of unit length."""
         ...
 
 
@@ -178,6 +205,22 @@ def _joined(last: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[
     return np.hstack([mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in (last, earlier)])
 
 
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
+
+
+def _inputs(ids: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """Of the int8 model, for one text's tokens: (1, n_tokens) each."""
+    read = np.array([ids], np.int64)
+    return {"input_ids": read, "attention_mask": np.ones_like(read), "token_type_ids": np.zeros_like(read)}
+
+
+def _untruncated(tokenizer: Any) -> Any:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def further_output(name: str) -> bytes:
     """What makes a value inside an ONNX model one more output of it, float32, when appended to the file's bytes.
 
@@ -253,13 +296,26 @@ class QuantisedEncoder(_Reader):
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
         self._session, self._tokenizer, self._speller = session, tokenizer, speller
 
+    name = NAME
+    positions = POSITIONS
+
+    def tokenizer(self) -> Any:
+        """See Embeds."""
+        from tokenizers import Tokenizer
+
+        return _untruncated(Tokenizer.from_file(str(TOKENIZER)))
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See Embeds. onnxruntime's sessions may be run by several threads at once."""
+        (states,) = self._session.run(["last_hidden_state"], _inputs(ids))  # (1, n_tokens, STATES)
+        return _unit(states.mean(axis=1)[0])
+
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            ids = np.array([self._tokenizer.encode(self.read(text)).ids], np.int64)  # (1, n_tokens)
-            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            inputs = _inputs(self._tokenizer.encode(self.read(text)).ids)
             last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
             row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
         return rows
@@ -273,6 +329,31 @@ class SentenceEncoder(_Reader):
         self.n_threads = n_threads
         self._model: Any = None
         self._weights = source.sha256 or ""
+
+    @property
+    def name(self) -> str:
+        """See Embeds."""
+        folder = self.source.folder
+        return NAME if self.source.origin == "package" or folder is None else folder.name
+
+    @property
+    def positions(self) -> int:
+        """See Embeds."""
+        return int(self._model[0].auto_model.config.max_position_embeddings)
+
+    def tokenizer(self) -> Any:
+        """See Embeds."""
+        from tokenizers import Tokenizer
+
+        return _untruncated(Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str()))
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See Embeds. By the model's own pooling."""
+        import torch
+
+        read = {"input_ids": torch.tensor([list(ids)]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        with torch.no_grad():
+            return _unit(self._model(read)["sentence_embedding"][0].numpy())
 
     @property
     def weights(self) -> str:

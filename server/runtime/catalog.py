@@ -39,9 +39,13 @@ class Catalog:
         return [name for name, item in self.availability.items() if isinstance(item, Servable)]
 
     def answering(self, *, chats: bool) -> list[str]:
-        """Those of them that answer chats, or plain completions, which all do."""
-        items = ((name, self.availability[name]) for name in self.available)
-        return [name for name, item in items if not (chats and isinstance(item, Servable) and item.chat_fault)]
+        """Those of them that answer chats, or plain completions, which all do but models made for embeddings."""
+        items = [(name, self.availability[name]) for name in self.available]
+        return [
+            name
+            for name, item in items
+            if not item.entry.embeddings and not (chats and isinstance(item, Servable) and item.chat_fault)
+        ]
 
     @property
     def doubts(self) -> list[str]:

@@ -30,6 +30,7 @@ from .availability import Unavailable
 from .builds.owner import Builds
 from .catalog import Catalog
 from .chooser import Chooser
+from .embedding import Embeddings
 from .resolve import Resolved, resolve
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class College:
     """Owns the parts of a running server.
 
     catalog: what can be served. chooser: which specialist answers. pool: residents. builds: specialists to come.
-    unread: how much text of streams may wait for their clients.
+    embeddings: what embeds texts. unread: how much text of streams may wait for their clients.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class College:
         self.catalog = Catalog(roster, resolved, pool)
         self.builds = Builds(roster, pool, self.catalog.adopt)
         self.chooser = Chooser(roster, self.catalog, pool, supervisor, self.builds)
+        self.embeddings = Embeddings(roster, self.catalog, supervisor, self.lease)
         self.unread = Unread(_UNREAD_BYTES, roster.server.max_unread_bytes)
         self._spare = spare
         self._affinity = Affinity()
@@ -112,6 +114,7 @@ class College:
             await asyncio.gather(self._preloading, return_exceptions=True)
         await self._spare.close()  # first: no load that the pool ends spawns another
         await self.pool.close()
+        self.embeddings.close()
         self.supervisor.close()
 
     async def lease(
@@ -154,7 +157,9 @@ def supervisor_of(roster: Roster) -> Supervisor:
         hysteresis=roster.router.hysteresis,
     )
     candidates = [
-        Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
+        Candidate(s.name, s.domains, examples=s.examples, order=order)
+        for order, s in enumerate(roster.specialists)
+        if not s.embeddings
     ]
     return Supervisor(
         candidates,
