@@ -139,11 +139,22 @@ class PromptTooLongError(EngineError):
         self.at_least = at_least
 
 
-class InputTooLongError(EngineError):
-    """A text to be embedded has more tokens than the model reads.
+class InputError(EngineError):
+    """A text cannot be embedded. index: of the texts that came with it."""
 
-    index: of the texts that came with it. at_least: tokens is a lower bound.
-    """
+    index: int
+
+
+class EmptyInputError(InputError):
+    """A text to be embedded has no tokens: there is nothing in it that the model's vocabulary knows."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__("The text has nothing in it that the model reads.", "Leave it out.")
+        self.index = index
+
+
+class InputTooLongError(InputError):
+    """A text to be embedded has more tokens than the model reads. at_least: tokens is a lower bound."""
 
     def __init__(self, index: int, tokens: int, limit_tokens: int, *, at_least: bool = False) -> None:
         count = f"{'at least ' if at_least else ''}{tokens} tokens"

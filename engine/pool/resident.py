@@ -487,7 +487,7 @@ class WorkerResident:
 
 def _rejection(event: Rejected) -> EngineError:
     error = getattr(errors, event.error, EngineError)
-    if error in (errors.PromptTooLongError, errors.InputTooLongError):
+    if error in (errors.PromptTooLongError, errors.InputTooLongError, errors.EmptyInputError):
         told: EngineError = error(**event.facts)
         return told
     rejection: EngineError = error(event.message, event.remedy)

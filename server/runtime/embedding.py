@@ -12,7 +12,7 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.errors import InputTooLongError, UnavailableError
+from coe.engine.errors import InputError, UnavailableError
 from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.leases import Lease
 from coe.engine.request import EmbedRequest
@@ -171,10 +171,9 @@ class Embeddings:
             asked = EmbedRequest(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0", texts, wanted.cut_to)
             try:
                 told = await lease.embed(asked)
-            except InputTooLongError as error:
-                raise InputTooLongError(
-                    start + error.index, error.tokens, error.limit_tokens, at_least=error.at_least
-                ) from None
+            except InputError as error:
+                error.index += start
+                raise
             flat = np.frombuffer(base64.b64decode(told.vectors), "<f4")
             rows.append(flat.reshape(len(texts), -1))
             tokens += told.tokens

@@ -9,13 +9,13 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from coe.engine.errors import InputTooLongError
+from coe.engine.errors import InputError
 from coe.engine.logs import REQUEST_ID
 
 from ...roster.values import AUTO
 from ...runtime.college import College
 from ...runtime.embedding import Result, Wanted
-from ...runtime.errors import RequestError
+from ...runtime.errors import RequestError, failure_of
 from ...runtime.metrics import Metrics
 from ...runtime.provenance import header_text
 from ..body import read_json
@@ -42,9 +42,9 @@ def add_embeddings(app: FastAPI, college: College, metrics: Metrics) -> None:
         about(request.scope, model=found.name if found is not None else wanted.model if own else "unknown")
         try:
             result = await until_gone(request, college.embeddings.embed(wanted))
-        except InputTooLongError as error:
+        except InputError as error:
             name = names[error.index]
-            raise RequestError(f"{name}: {error}", param=name, code="context_length_exceeded") from None
+            raise RequestError(f"{name}: {error}", param=name, code=failure_of(error).code) from None
         about(request.scope, specialist=result.model)
         metrics.embedded(result.model, sum(result.vectors.tokens))
         return result
