@@ -97,7 +97,7 @@ class Encodes(Protocol):
 class Embeds(Protocol):
     """An encoder as clients ask for it: plain sentence embeddings of texts as they are, by the last layer alone.
 
-    Other threads than the supervisor's may call it once it is loaded, each with a tokenizer of its own.
+    Another thread than the supervisor's may call it once it is loaded.
     """
 
     @property
@@ -111,7 +111,7 @@ class Embeds(Protocol):
         ...
 
     def tokenizer(self) -> Any:
-        """A new tokenizers.Tokenizer that neither cuts nor pads."""
+        """A tokenizers.Tokenizer that neither cuts nor pads, and that no other thread changes."""
         ...
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -285,8 +285,7 @@ class QuantisedEncoder(_Reader):
 
             tokenizer = Tokenizer.from_file(str(TOKENIZER))
             speller = Speller(tokenizer.get_vocab())
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(MAX_TOKENS)
+            _untruncated(tokenizer)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.n_threads
             options.inter_op_num_threads = 1
@@ -300,10 +299,8 @@ class QuantisedEncoder(_Reader):
     positions = POSITIONS
 
     def tokenizer(self) -> Any:
-        """See Embeds."""
-        from tokenizers import Tokenizer
-
-        return _untruncated(Tokenizer.from_file(str(TOKENIZER)))
+        """See Embeds. One for all: it is never changed, so any thread may read with it."""
+        return self._tokenizer
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See Embeds. onnxruntime's sessions may be run by several threads at once."""
@@ -315,7 +312,8 @@ class QuantisedEncoder(_Reader):
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            inputs = _inputs(self._tokenizer.encode(self.read(text)).ids)
+            ids = self._tokenizer.encode(self.read(text)).ids
+            inputs = _inputs(ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]])
             last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
             row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
         return rows

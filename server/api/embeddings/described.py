@@ -39,12 +39,10 @@ def _rerank_body() -> dict[str, Any]:
     body = _nullable(body_schema(RerankBody))
     document = {"type": "object", "required": ["text"], "properties": {"text": _TEXT}}
     body["properties"]["query"] = _TEXT
-    body["properties"]["documents"] = {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": MAX_TEXTS,
-        "items": {"anyOf": [_TEXT, document]},
-    }
+    documents = {"type": "array", "minItems": 1, "maxItems": MAX_TEXTS, "items": {"anyOf": [_TEXT, document]}}
+    body["properties"] |= {"documents": documents, "texts": documents}
+    # One of the two; null is as good as left out, so neither is described as such.
+    body["oneOf"] = [{"required": ["documents"]}, {"required": ["texts"]}]
     body["properties"]["truncate_prompt_tokens"] = _CUT
     return body
 
@@ -74,7 +72,7 @@ EMBEDDINGS: Final = {
         },
     },
 }
-RANKS: Final = {
+_DOCUMENTS_RANKED: Final = {
     "type": "object",
     "required": ["object", "model", "results", "usage"],
     "properties": {
@@ -101,3 +99,13 @@ RANKS: Final = {
         },
     },
 }
+_TEXTS_RANKED: Final = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["index", "score"],
+        "properties": {"index": _COUNT, "score": {"type": "number", "minimum": 0, "maximum": 1}, "text": _TEXT},
+    },
+}
+RANKS: Final = {"anyOf": [_DOCUMENTS_RANKED, _TEXTS_RANKED]}  # the second where a body has `texts`, as TEI's

@@ -64,7 +64,7 @@ def add_embeddings(app: FastAPI, college: College, metrics: Metrics) -> None:
             call = await read_json(request, settings, parse_rerank)
             result = await embedded(request, call.wanted, call.names)
             documents = call.wanted.texts[1:] if call.with_documents else None
-            body = await asyncio.to_thread(rerank_body, result, documents, call.top_n, REQUEST_ID.get())
+            body = await asyncio.to_thread(rerank_body, result, documents, call.top_n, REQUEST_ID.get(), bare=call.bare)
             return Response(body, media_type="application/json", headers=_headers(result, call.names, call.notes))
 
     for path in RERANK_PATHS:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,23 +34,33 @@ def _base64(row: NDArray[np.float32]) -> bytes:
     return b'"' + base64.b64encode(row.astype("<f4").tobytes()) + b'"'
 
 
-def rerank_body(result: Result, documents: Sequence[str] | None, top_n: int, request_id: str) -> bytes:
+def rerank_body(
+    result: Result, documents: Sequence[str] | None, top_n: int, request_id: str, *, bare: bool = False
+) -> bytes:
     """The documents' indexes by their cosine similarity to the first text, the query; the best first.
 
-    documents: to be told again; None to leave them out.
+    documents: to be told again; None to leave them out. bare: as TEI writes it, a list of indexes and scores.
     """
     query, *rest = result.vectors.rows
     scores = np.stack(rest) @ query
     order = np.argsort(-scores, kind="stable")[:top_n]
-    results = [
-        {
-            "index": int(index),
-            "relevance_score": float(min(max(scores[index], 0.0), 1.0)),
-            **({"document": {"text": documents[index]}} if documents is not None else {}),
-        }
-        for index in order
-    ]
-    body = {"id": request_id, "object": "list", "model": result.model, "results": results, "usage": _usage(result)}
+    ranks = [(int(index), float(min(max(scores[index], 0.0), 1.0))) for index in order]
+    body: Any
+    if bare:
+        body = [
+            {"index": index, "score": score, **({"text": documents[index]} if documents is not None else {})}
+            for index, score in ranks
+        ]
+    else:
+        results = [
+            {
+                "index": index,
+                "relevance_score": score,
+                **({"document": {"text": documents[index]}} if documents is not None else {}),
+            }
+            for index, score in ranks
+        ]
+        body = {"id": request_id, "object": "list", "model": result.model, "results": results, "usage": _usage(result)}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 

@@ -30,7 +30,6 @@ _REFUSED: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "messages": ((), "Write input, with texts."),
     "prompt": ((), "Write input, with texts."),
     "rank_fields": ((["text"],), "A document is its text: write what is to be read into it."),
-    "texts": ((), "Write input."),
 }
 
 
@@ -68,16 +67,23 @@ class Document(Body):
     text: str
 
 
+Documents = Annotated[list[str | Document], Field(min_length=1)]
+
+
 class RerankBody(_Cuttable):
     model: ModelName = "auto"
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    documents: Documents | None = None
+    texts: Documents | None = None  # TEI's name for them
+    top_n: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None  # 0, as vLLM has it: all
     return_documents: bool | None = None
+    return_text: bool | None = None  # TEI's
     max_tokens_per_doc: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None  # Cohere's
 
     @model_validator(mode="after")
     def _agree(self) -> RerankBody:
+        if (self.documents is None) == (self.texts is None):
+            raise ValueError("give documents, a list of texts (or texts, as TEI calls them)")
         if self.max_tokens_per_doc is not None and self.truncate_prompt_tokens is not None:
             raise ValueError("give max_tokens_per_doc or truncate_prompt_tokens, not both")
         return self
@@ -95,12 +101,13 @@ class EmbeddingCall:
 
 @dataclass(frozen=True)
 class RerankCall:
-    """A body of POST /v1/rerank; the query is the first of the texts."""
+    """A body of POST /v1/rerank; the query is the first of the texts. bare: TEI's answer is wanted, a list alone."""
 
     wanted: Wanted
     names: Sequence[str]
     top_n: int
     with_documents: bool
+    bare: bool
     notes: tuple[str, ...]
 
 
@@ -124,14 +131,18 @@ def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingCall:
 def parse_rerank(body: Mapping[str, Any]) -> RerankCall:
     """Raises RequestError naming the field."""
     _refuse(body, RerankBody)
-    parsed = validated(RerankBody, body, {"documents": MAX_TEXTS})
-    documents = [one if isinstance(one, str) else one.text for one in parsed.documents]
+    if body.get("documents") is None and body.get("texts") is None:
+        raise RequestError("documents: give a list of texts.", param="documents")
+    parsed = validated(RerankBody, body, {"documents": MAX_TEXTS, "texts": MAX_TEXTS})
+    bare = parsed.documents is None
+    documents = [one if isinstance(one, str) else one.text for one in parsed.documents or parsed.texts or ()]
     texts = [parsed.query, *documents]
-    names = ["query", *(f"documents[{index}]" for index in range(len(documents)))]
+    names = ["query", *(f"{'texts' if bare else 'documents'}[{index}]" for index in range(len(documents)))]
     _refuse_empty(texts, names)
     wanted = Wanted(parsed.model, tuple(texts), None, parsed.max_tokens_per_doc or parsed.cut_to)
     top_n = min(parsed.top_n or len(documents), len(documents))
-    return RerankCall(wanted, names, top_n, bool(parsed.return_documents), _notes(body))
+    with_documents = bool(parsed.return_documents or parsed.return_text)
+    return RerankCall(wanted, names, top_n, with_documents, bare, _notes(body))
 
 
 def _refuse_empty(texts: Sequence[str], names: Sequence[str]) -> None:
