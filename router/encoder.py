@@ -151,6 +151,11 @@ def _packaged(package: str, name: str) -> Path | None:
     return None
 
 
+def memory_bytes(source: EncoderSource) -> int:
+    """About what the fastest form of an encoder takes of host memory, libraries and its longest text included."""
+    return 300 * 2**20 if source.quantised is not None else 500 * 2**20  # as measured, x86-64
+
+
 def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes, str]:
     """The fastest encoder that can be loaded, and a warning: why it is not the int8 one, or "".
 

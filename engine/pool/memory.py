@@ -103,12 +103,29 @@ def available_host_bytes() -> int:
     raise EngineError("This system does not say how much memory it has.", "Set pool.vram_budget in the roster.")
 
 
-async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
-    """The budget and where it comes from: the roster's figure, or what is free now less a margin."""
+@dataclass(frozen=True)
+class Budget:
+    """What residents may take. note: where it comes from. of_host: it is what this machine had free of host memory, of
+    which the server itself will take a part."""
+
+    bytes: int
+    note: str
+    of_host: bool = False
+
+
+async def find_budget(asked: int | None, margin_bytes: int) -> Budget:
+    """The budget: the roster's figure, or what is free now less a margin."""
     if asked is not None:
-        return asked, "set in the roster"
+        return Budget(asked, "set in the roster")
     free = await free_device_bytes()
     if free is not None:
-        return max(0, free - margin_bytes), "free GPU memory less the margin"
+        return Budget(max(0, free - margin_bytes), "free GPU memory less the margin")
     host = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
-    return max(0, host - margin_bytes), "available host memory less the margin; no GPU was found"
+    note = "available host memory less the margin; no GPU was found"
+    return Budget(max(0, host - margin_bytes), note, of_host=True)
+
+
+async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
+    """The bytes of `find_budget` and where they come from."""
+    budget = await find_budget(asked, margin_bytes)
+    return budget.bytes, budget.note
