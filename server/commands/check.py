@@ -219,10 +219,14 @@ def _tool_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
 
 def _embedding_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
     """What models made for embeddings give and take."""
-    return [
-        f"embeddings: {name}: {item.embedding.dimensions} dimensions, texts of up to {item.embedding.input_tokens} tokens"
+    given = {
+        name: item.embedding
         for name, item in entries.items()
         if isinstance(item, Servable) and item.embedding is not None
+    }
+    return [
+        f"embeddings: {name}: {form.dimensions} dimensions, texts of up to {form.input_tokens} tokens"
+        for name, form in given.items()
     ]
 
 

@@ -362,7 +362,7 @@ def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
         differing = [
             field.name for field in fields(LoadSpec) if getattr(mine, field.name) != getattr(theirs, field.name)
         ]
-        if differing:
+        if differing and "embeddings" not in differing:
             yield Finding(
                 ("specialists", index),
                 f"It loads the same model as {other.name} with another {' and '.join(differing)}: two residents.",

@@ -105,7 +105,7 @@ class EncoderThread:
                 if cut_to is None:
                     raise InputTooLongError(at, max(len(found), limit + more), limit, at_least=more)
                 cut.append(at)
-                found = [*found[: limit - 1], found[-1]]
+                found = [*found[: limit - 1], found[-1]] if len(found) > limit else found
             ids.append(found)
 
 

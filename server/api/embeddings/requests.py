@@ -63,11 +63,18 @@ class EmbeddingBody(_Cuttable):
     user: str | None = None
 
 
-class Document(Body):
-    text: str
+def _texts(value: Any) -> Any:
+    """Documents as texts: each is one, or an object with one."""
+    if not isinstance(value, list) or not value:
+        raise ValueError("give a list of texts that is not empty")
+    found = [one.get("text") if isinstance(one, dict) else one for one in value]
+    wrong = next((index for index, one in enumerate(found) if not isinstance(one, str)), None)
+    if wrong is not None:
+        raise ValueError(f"its member {wrong} is neither a text nor an object with one (text)")
+    return found
 
 
-Documents = Annotated[list[str | Document], Field(min_length=1)]
+Documents = Annotated[list[str], BeforeValidator(_texts)]
 
 
 class RerankBody(_Cuttable):
@@ -135,7 +142,7 @@ def parse_rerank(body: Mapping[str, Any]) -> RerankCall:
         raise RequestError("documents: give a list of texts.", param="documents")
     parsed = validated(RerankBody, body, {"documents": MAX_TEXTS, "texts": MAX_TEXTS})
     bare = parsed.documents is None
-    documents = [one if isinstance(one, str) else one.text for one in parsed.documents or parsed.texts or ()]
+    documents = parsed.documents or parsed.texts or []
     texts = [parsed.query, *documents]
     names = ["query", *(f"{'texts' if bare else 'documents'}[{index}]" for index in range(len(documents)))]
     _refuse_empty(texts, names)
