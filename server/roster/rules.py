@@ -139,7 +139,9 @@ def _embedding_findings(specialist: Specialist, at: KeyPath, sources: Sequence[s
     """A model made for embeddings is a file of its own, and nothing that a question is sent to."""
     if not specialist.embeddings:
         if specialist.dimensions:
-            yield Finding((*at, "dimensions"), "`dimensions` goes with `embeddings: true`.", "Remove it.")
+            yield Finding(
+                (*at, "dimensions"), "Without `embeddings: true` nothing reads `dimensions`.", "Remove it.", fatal=False
+            )
         return
     for key in ("mask", "build"):
         if key in sources:

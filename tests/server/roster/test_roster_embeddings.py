@@ -63,8 +63,8 @@ def test_domains_of_such_an_entry_are_doubted(tmp_path: Path) -> None:
 
 
 def test_dimensions_go_with_embeddings(tmp_path: Path) -> None:
-    (problem,) = said(tmp_path, ROSTER.replace("    embeddings: true\n", "    domains: [law]\n    dimensions: [8]\n"))
-    assert "goes with `embeddings: true`" in problem
+    text = ROSTER.replace("    embeddings: true\n", "    domains: [law]\n    dimensions: [8]\n")
+    assert ["nothing reads `dimensions`" in str(warning) for warning in load(tmp_path, text).warnings] == [True]
 
 
 def test_it_is_no_fallback(tmp_path: Path) -> None:
