@@ -48,7 +48,11 @@ class _Writer:
         self._json: dict[str, str] = {}
 
     def arguments(self) -> str:
-        node = flat(self._root, self._root, "$")
+        return self._rules.as_far_as_it_goes(self._root, self._arguments)
+
+    def _arguments(self, root: Mapping[str, Any]) -> str:
+        self._json.clear()
+        node = flat(root, self._root, "$")
         properties: dict[str, Any] = dict(node.get("properties") or {})
         required = list(node.get("required") or ())
         additional = node.get("additionalProperties", not properties)
@@ -94,6 +98,17 @@ class _Writer:
 
     def _value(self, node: Any, path: str, *, end: bool = False) -> str:
         """The name of a rule for a value and what comes behind it: the end of the function, or another parameter."""
+        if not isinstance(node, Mapping):
+            return self._written({}, path, end=end)
+        known = dict(self._json)
+
+        def write(left: Mapping[str, Any]) -> str:
+            self._json = dict(known)
+            return self._written(left, path, end=end)
+
+        return self._rules.as_far_as_it_goes(node, write)
+
+    def _written(self, node: Mapping[str, Any], path: str, *, end: bool) -> str:
         tail = self._rules.text(self._line + (_END if end else _MORE))
         found = []
         for part in self._parts(node, path):
@@ -109,12 +124,8 @@ class _Writer:
             raise _refused(f"no value is allowed at {path[:200]}")
         return self._rules.new(" | ".join(dict.fromkeys(found)))
 
-    def _parts(self, node: Any, path: str) -> Iterator[str | Mapping[str, Any]]:
+    def _parts(self, node: Mapping[str, Any], path: str) -> Iterator[str | Mapping[str, Any]]:
         """What a value may be: texts as they are, schemas of texts, and schemas of what is written as JSON."""
-        if node is False:
-            return
-        if not isinstance(node, Mapping):
-            node = {}
         if not _names_texts(node, self._root):
             yield node or _ANY
             if not node:
