@@ -85,7 +85,7 @@ PLACES: list[tuple[str, Any, dict[str, Any], Any, Any, Any]] = [
     ("multipleOf of many digits", {"type": "integer", "minimum": 0, "multipleOf": 10**400}, {}, 0, 5, -5),
     ("look-around", {**TEXT, "pattern": "^(?!a)", "maxLength": 1}, {}, "b", None, "bb"),
     ("patternProperties", {"type": "object", "patternProperties": {"^(?=a)": TEXT, "^n$": {"type": "integer"}},
-                           "additionalProperties": False}, {}, {"a": "b", "n": 1}, {"n": "b"}, 1),
+                           "additionalProperties": False}, {}, {"a": "b", "n": 1}, None, {"n": "b"}),
     ("a reference to nothing", {"$ref": "#/$defs/none"}, {}, 1, None, None),
     ("a reference elsewhere", {"$ref": "https://example.com/own.json"}, {}, 1, None, None),
     ("an unknown type", {"type": "any"}, {}, 1, None, None),
