@@ -50,6 +50,18 @@ TEMPLATES: Final[dict[str, str]] = {
     "seed-oss": _template(
         _XML.replace("OPEN", "<seed:tool_call>").replace("CLOSE", "</seed:tool_call>").replace("LINE", "")
     ),
+    "glm": _template(
+        _EACH_CALL
+        + "\n<tool_call>{{ f.name }}\n{% for key, value in f.arguments | items %}<arg_key>{{ key }}</arg_key>\n"
+        "<arg_value>{{ value if value is string else value | tojson }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}"
+    ),
+    "minimax": _template(
+        "\n<minimax:tool_call>"
+        + _EACH_CALL
+        + '\n<invoke name="{{ f.name }}">\n{% for key, value in f.arguments | items %}<parameter name="{{ key }}">'
+        "{{ value if value is string else value | tojson }}</parameter>\n{% endfor %}</invoke>{% endfor %}"
+        "\n</minimax:tool_call>"
+    ),
     "mistral": _template(
         _EACH_CALL
         + _REFUSES_LONG_IDS

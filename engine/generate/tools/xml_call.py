@@ -74,7 +74,7 @@ class XmlCalls(Family):
         head = "" if opening == markup.head else rules.text(f"\n{markup.head}")
         more = f"({rules.text(chr(10) + markup.head)} {one}){{0,{MAX_CALLS - 1}}}"
         several = more if markup.grouped and rules.parallel else ""
-        return f"{head} {one} {several} {line} {rules.tag(markup.closing)}"
+        return f"{head} {one} {several} {rules.tag(chr(10) + markup.closing)}"
 
     def messages(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Any] | None]:
         """See Family. The templates write true and null as Python does, some lists too: as texts they stand as JSON."""

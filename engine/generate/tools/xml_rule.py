@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 
@@ -18,22 +18,18 @@ from ..subschemas import references
 from ..validators import validator_of
 from ..wide_numbers import has_wide_numbers
 from . import lexemes
+from .markup import Markup
 from .merging import flat, merged, types_of_values
 from .rules import CallRules
 from .shapes import Shape
 
 LINE: Final = r"/\n?/"  # where a line may end
 _KEY: Final = r"[^<>=\"\s\x{fdd0}-\x{fdef}][^<>\"\r\n\x{fdd0}-\x{fdef}]{0,80}"
-if TYPE_CHECKING:
-    from .xml_call import Markup
-
 _ANY: Final = {"type": ["object", "array", "number", "boolean", "null"]}
 
 
 def arguments_rule(rules: CallRules, tool: Tool, markup: Markup) -> str:
-    """The name of the rule for a call's arguments, up to what ends them, included. Raises GrammarError where a schema of them cannot be
-    followed.
-    """
+    """The name of the rule for a call's arguments and what ends them. Raises GrammarError when it finds none."""
     return _Writer(rules, rules.schema(tool), markup).arguments()
 
 
