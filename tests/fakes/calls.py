@@ -135,6 +135,29 @@ def glm(line: str) -> Writer:
     return write
 
 
+def kimi(calls: Sequence[Call], tag: Tag) -> str:
+    return (
+        tag("<|tool_calls_section_begin|>")
+        + "".join(
+            f"{tag('<|tool_call_begin|>')}functions.{name}:{at}{tag('<|tool_call_argument_begin|>')}{_json(given)}"
+            + tag("<|tool_call_end|>")
+            for at, (name, given) in enumerate(calls)
+        )
+        + tag("<|tool_calls_section_end|>")
+    )
+
+
+def deepseek(calls: Sequence[Call], tag: Tag) -> str:
+    return (
+        tag("<｜tool▁calls▁begin｜>")
+        + "".join(
+            f"{tag('<｜tool▁call▁begin｜>')}{name}{tag('<｜tool▁sep｜>')}{_json(given)}{tag('<｜tool▁call▁end｜>')}"
+            for name, given in calls
+        )
+        + tag("<｜tool▁calls▁end｜>")
+    )
+
+
 def minimax(calls: Sequence[Call], tag: Tag) -> str:
     invokes = "\n".join(
         f'<invoke name="{name}">\n'

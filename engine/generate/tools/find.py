@@ -20,6 +20,7 @@ from .harmony import Harmony
 from .hermes import Hermes
 from .json_list import Apriel, Nemotron
 from .llama3 import Llama3
+from .marked import DeepSeek, Kimi
 from .minimax import MiniMax
 from .mistral import Mistral, MistralList
 from .qwen_xml import QwenXml, SeedOss
@@ -31,6 +32,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     QwenXml(),
     Glm(),
     MiniMax(),
+    Kimi(),
+    DeepSeek(),
     Mistral(),
     MistralList(),
     Harmony(),

@@ -19,6 +19,7 @@ from coe.engine.generate.tools.harmony import Harmony
 from coe.engine.generate.tools.hermes import Hermes
 from coe.engine.generate.tools.json_list import Apriel, Nemotron
 from coe.engine.generate.tools.llama3 import Llama3
+from coe.engine.generate.tools.marked import DeepSeek, Kimi
 from coe.engine.generate.tools.minimax import MiniMax
 from coe.engine.generate.tools.mistral import Mistral, MistralList, short_id
 from coe.engine.generate.tools.qwen_xml import QwenXml, SeedOss
@@ -43,6 +44,8 @@ CASES = {
     "glm": Case(Glm(), written.glm("")),
     "glm_lines": Case(Glm(), written.glm("\n")),
     "minimax": Case(MiniMax(), written.minimax),
+    "kimi": Case(Kimi(), written.kimi),
+    "deepseek": Case(DeepSeek(), written.deepseek),
     "mistral": Case(Mistral(), written.mistral),
     "mistral_ids": Case(Mistral(), written.mistral_ids),
     "mistral_list": Case(MistralList(), written.mistral_list),
@@ -115,6 +118,9 @@ SLIPS: list[tuple[str, str]] = [
     ("glm", "<tool_call>add\n<arg_key>path</arg_key>\n<arg_value>a</arg_value>\n<arg_key>lines</arg_key>\n<arg_value>2</arg_value>"),
     ("minimax", '<minimax:tool_call>\n<invoke name="add">\n<parameter name="path">a</parameter>\n<parameter name="lines">2</parameter>'),
     ("minimax", '<minimax:tool_call>\n<invoke name="add">\n<parameter name="path">a</parameter>\n<parameter name="lines">2</parameter>\n</invoke>'),
+    ("kimi", '<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"path": "a", "lines": 2}'),
+    ("kimi", '<|tool_calls_section_begin|>\n<|tool_call_begin|> add <|tool_call_argument_begin|> {"path":"a","lines":2} <|tool_call_end|>\n<|tool_calls_section_end|>'),
+    ("deepseek", '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"path": "a", "lines": 2}<｜tool▁call▁end｜>'),
     ("mistral_list", '[TOOL_CALLS][{"name": "add", "arguments": {"path": "a", "lines": 2}}'),
     ("apriel", '<tool_calls>[{"name": "add", "arguments": {"path": "a", "lines": 2}}]'),
     ("harmony", '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"path": "a", "lines": 2}'),
@@ -159,6 +165,14 @@ EMPTY: list[tuple[str, str]] = [
     ("glm", "<tool_call>add\n</tool_call>"),
     ("glm", "<tool_call>add"),
     ("minimax", '<minimax:tool_call>\n<invoke name="add">\n</invoke>\n</minimax:tool_call>'),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.add:3<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
     ("mistral", "[TOOL_CALLS]add[ARGS]{}"),
     ("mistral_list", '[TOOL_CALLS][{"name": "add", "arguments": {}}]'),
     ("llama3", '{"name": "add", "parameters": {}}'),
@@ -187,6 +201,14 @@ BROKEN: list[tuple[str, str]] = [
     ("glm", '<tool_call>{"name": "add"}</tool_call>'),
     ("minimax", '<minimax:tool_call>\n<invoke name="unknown">\n</invoke>\n</minimax:tool_call>'),
     ("minimax", '<minimax:tool_call>\n<invoke name="add">\npath: a\n</invoke>\n</minimax:tool_call>'),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.unknown:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>[1]<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
     ("mistral", "[TOOL_CALLS]unknown[ARGS]{}"),
     ("mistral", "[TOOL_CALLS]add[ARGS][1]"),
     ("mistral_list", '[TOOL_CALLS][{"name": "unknown", "arguments": {}}]'),
