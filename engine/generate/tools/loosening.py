@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...errors import GrammarError
-from ..json_schema import JsonSchema, draft_called, faults_of, is_wide, target_of
+from ..json_schema import SIMPLIFY, JsonSchema, draft_called, faults_of, is_wide, target_of
 from ..subschemas import MAPS, subschemas
 from ..validators import can_be_matched
 
 # A part of one of these that is left out would forbid more than it does, or stands where parts are not looked for.
 _WHOLE: Final = ("not", "if", "then", "else", "oneOf", "contains", "dependentSchemas", "dependencies", "propertyNames",
                  "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
-_MOST_ROUNDS: Final = 8
+_MOST_ROUNDS: Final = 3
 
 # What gives way in a notation that cannot say it, the least of it first.
 _GIVES_WAY: Final[Sequence[tuple[str, ...]]] = (
@@ -47,7 +47,10 @@ def read_loosely(schema: Any) -> tuple[JsonSchema, Sequence[str]]:
     with suppress(GrammarError):
         if not _names_no_draft(schema) and _can_be_read(schema, schema):
             return JsonSchema.read(schema), ()
-    readable, left_out = _readable(schema)
+    try:
+        readable, left_out = _readable(schema)
+    except RecursionError as error:
+        raise GrammarError("response_format.json_schema is nested too deeply.", SIMPLIFY) from error
     return JsonSchema.read(readable, loosely=True), left_out
 
 

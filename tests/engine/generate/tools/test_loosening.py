@@ -142,6 +142,17 @@ def test_what_is_no_schema_stays_none(schema: Any) -> None:
         read_loosely(schema)
 
 
+def test_what_is_nested_too_deeply_is_said_to_be_and_held_to_be_an_object() -> None:
+    inner: dict[str, Any] = {"type": "array", "uniqueItems": True}
+    for _ in range(400):
+        inner = {"oneOf": [inner, {"type": "integer"}]}
+    with pytest.raises(GrammarError, match="too deeply"):
+        read_loosely(of(inner))
+    made = constraint(of(inner))
+    assert made.loosened == {"mark"}
+    assert made.whole is not None
+
+
 # --- schemas as other people's tools have them ------------------------------------------------------------------------
 
 _LEAVES = st.one_of(
