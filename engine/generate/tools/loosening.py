@@ -118,7 +118,10 @@ def _leave_out(schema: Any, path: Sequence[str | int]) -> None:
     """Leave a malformed keyword out, in place; a malformed schema becomes one of anything."""
     if not path:
         raise GrammarError("response_format.json_schema is no JSON schema.", "Give one.")
-    cut = next((at + 1 for at, part in enumerate(path) if part in _WHOLE), len(path))
+    is_name = [False]  # of a property, say, which may be called like a keyword
+    for part in path:
+        is_name.append(part in MAPS and not is_name[-1])
+    cut = next((at + 1 for at, part in enumerate(path) if part in _WHOLE and not is_name[at]), len(path))
     # Of a list no part alone can be left out.
     while cut > 1 and isinstance(path[cut - 1], int):
         cut -= 1
@@ -130,7 +133,7 @@ def _leave_out(schema: Any, path: Sequence[str | int]) -> None:
             return  # it was left out along with another
     if not isinstance(holder, dict) or path[cut - 1] not in holder:
         return
-    if cut > 1 and path[cut - 2] in MAPS:
+    if is_name[cut - 1]:
         holder[path[cut - 1]] = True
     else:
         del holder[path[cut - 1]]
