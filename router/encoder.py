@@ -331,6 +331,7 @@ class SentenceEncoder(_Reader):
         self.source = source
         self.n_threads = n_threads
         self._model: Any = None
+        self._tokenizer: Any = None
         self._weights = source.sha256 or ""
 
     @property
@@ -345,10 +346,8 @@ class SentenceEncoder(_Reader):
         return int(self._model[0].auto_model.config.max_position_embeddings)
 
     def tokenizer(self) -> Any:
-        """See Embeds."""
-        from tokenizers import Tokenizer
-
-        return _untruncated(Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str()))
+        """See Embeds. Not the model's own, which transformers sets up anew for each reading."""
+        return self._tokenizer
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See Embeds. By the model's own pooling."""
@@ -375,6 +374,7 @@ class SentenceEncoder(_Reader):
         try:
             import torch
             from sentence_transformers import SentenceTransformer
+            from tokenizers import Tokenizer
         except ImportError as error:
             raise EncoderError(
                 f"the sentence encoder in {folder} needs sentence-transformers and torch ({error}): {TORCH_REMEDY}"
@@ -385,6 +385,7 @@ class SentenceEncoder(_Reader):
                 model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
             layers = _layers(model, ["a"])  # the first call is slow: not for a request
             speller = Speller(model.tokenizer.get_vocab())
+            tokenizer = _untruncated(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()))
             weights = self._weights or _digest_of_weights(folder)
         except Exception as error:  # any error of torch, transformers or the files: n-grams must still serve
             raise EncoderError(f"the sentence encoder in {folder} cannot be loaded: {error}") from error
@@ -394,7 +395,7 @@ class SentenceEncoder(_Reader):
                 f"the encoder in {folder} has {found[0]} layers of {found[1]} numbers a token; the head "
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
-        self._model, self._speller, self._weights = model, speller, weights
+        self._model, self._tokenizer, self._speller, self._weights = model, tokenizer, speller, weights
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""

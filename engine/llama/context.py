@@ -72,6 +72,7 @@ class Context:
             )
         self.memory = lib.llama_get_memory(self.handle)
         if not self.memory and not spec.embeddings:
+            lib.llama_free(self.handle)
             raise LoadError(
                 f"{spec.path.name} reads texts and writes none (an encoder).",
                 "Write embeddings: true in its entry, and ask it at /v1/embeddings.",

@@ -64,7 +64,7 @@ class Pool:
         self._bookings = Bookings()
         for title, n_bytes in (held or {}).items():
             self._bookings.add(ReservationBooking(title, n_bytes, on_stop=None))
-        self.room_bytes = limits.budget_bytes - sum((held or {}).values())  # for residents and builds
+        self.room_bytes = max(0, limits.budget_bytes - sum((held or {}).values()))  # for residents and builds
         self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None

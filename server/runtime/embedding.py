@@ -7,7 +7,7 @@ import base64
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from coe.engine.errors import InputError, UnavailableError
 from coe.engine.logs import REQUEST_ID
 from coe.engine.pool.leases import Lease
 from coe.engine.request import EmbedRequest
-from coe.router.encoder import STATES, Embeds
+from coe.router.encoder import STATES, Embeds, QuantisedEncoder, SentenceEncoder
 from coe.router.supervisor import Supervisor
 
 from ..roster.models import Roster, Specialist
@@ -78,7 +78,7 @@ class Embeddings:
     def encoder(self) -> Embeds | None:
         """The sentence encoder, where it is on board."""
         encoder = self._supervisor.encoder
-        return cast(Embeds, encoder) if hasattr(encoder, "embed") else None
+        return encoder if isinstance(encoder, QuantisedEncoder | SentenceEncoder) else None
 
     @property
     def models(self) -> tuple[Specialist, ...]:
@@ -99,7 +99,7 @@ class Embeddings:
         """Embed texts.
 
         Raises UnknownModelError; RequestError for a model that answers chats, and for dimensions that it cannot give;
-        InputTooLongError; UnavailableError and what a lease may raise.
+        InputError; UnavailableError and what a lease may raise.
         """
         specialist = self._find(wanted.model)
         if specialist is None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.errors import InputTooLongError, QueueFullError
+from coe.engine.errors import InputTooLongError, QueueFullError, ShuttingDownError
 from coe.router.encoder import STATES, Embeds
 
 from ..roster.models import Roster
@@ -51,11 +51,12 @@ class EncoderThread:
         self._max_requests = max_requests
         self._executor = ThreadPoolExecutor(1, "coe-embeddings")
         self._under_way = 0
-        self._tokenizers: dict[int, Any] = {}  # used in the thread alone, by the encoder's id
+        self._closed = False
 
     def close(self) -> None:
         """Let the thread end after its turn."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._executor.shutdown(wait=False)
 
     async def embed(self, encoder: Embeds, texts: Sequence[str], cut_to: int | None) -> Vectors:
         """Embed texts, each by itself, so that none depends on its neighbours.
@@ -85,15 +86,15 @@ class EncoderThread:
         return Vectors(rows, tuple(map(len, ids)), tuple(cut))
 
     async def _turn(self, work: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise ShuttingDownError
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _read(
         self, encoder: Embeds, texts: Sequence[str], cut_to: int | None, ids: list[list[int]], cut: list[int]
     ) -> None:
         """Tokens of the next texts, added to ids."""
-        tokenizer = self._tokenizers.get(id(encoder))
-        if tokenizer is None:
-            tokenizer = self._tokenizers[id(encoder)] = encoder.tokenizer()
+        tokenizer = encoder.tokenizer()
         most_chars = encoder.positions * _CHARS_A_TOKEN
         limit = min(encoder.positions, cut_to or encoder.positions)
         start = len(ids)

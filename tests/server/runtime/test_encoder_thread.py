@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from coe.engine.errors import InputTooLongError, QueueFullError
+from coe.engine.errors import InputTooLongError, QueueFullError, ShuttingDownError
 from coe.router.choose import Candidate
 from coe.router.conversation import Conversation
 from coe.router.encoder import STATES, QuantisedEncoder, find_encoder, load_encoder
@@ -104,6 +104,17 @@ async def test_one_whose_caller_leaves_has_no_further_turn(encoder: Encoder, sho
     encoder.go.set()
     await thread.embed(encoder, ["b c"], None)
     assert len(encoder.embedded) <= 2
+
+
+async def test_a_closed_one_says_that_the_server_ends(encoder: Encoder, short_turns: None) -> None:
+    thread = EncoderThread(4)
+    encoder.go.clear()
+    asked = asyncio.create_task(thread.embed(encoder, ["a"] * 5, None))
+    await asyncio.to_thread(encoder.begun.wait, 60)
+    thread.close()
+    encoder.go.set()
+    with pytest.raises(ShuttingDownError):
+        await asked
 
 
 @pytest.mark.slow

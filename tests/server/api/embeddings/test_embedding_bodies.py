@@ -33,7 +33,7 @@ def test_a_text_or_a_list_of_texts_is_taken() -> None:
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
-        ({}, "input", "required"),
+        ({}, "input", "missing"),
         ({"input": []}, "input", "not empty"),
         ({"input": ""}, "input", "empty"),
         ({"input": ["a", ""]}, "input[1]", "empty"),
