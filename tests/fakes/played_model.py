@@ -9,6 +9,7 @@ step that is next, and that one leads to the step's first piece.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from coe.demo.shipped import PARENT
 
 UNKNOWN: Final = "<unk>"
 START, END = "<|im_start|>", "<|im_end|>"
+_CALL_END: Final = "</tool_call>"
 _CHORE: Final = "<|chore|>"
 _BLOCK: Final = 32
 _HEAD: Final = 32
@@ -38,7 +40,7 @@ class Call:
 
     def __str__(self) -> str:
         call = {"name": self.name, "arguments": dict(self.arguments)}
-        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n{_CALL_END}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class _Vocabulary:
         for cue, answer in answers:
             if answer not in begins:
                 begins[answer] = len(self.texts)
-                pieces = _cut(answer, taken)
+                # No piece goes on beyond a call: what a call is held to ends with it.
+                parts = [part for part in re.split(f"(?<={_CALL_END})", answer) if part] or [""]
+                pieces = [piece for part in parts for piece in _cut(part, taken)]
                 self.texts += [piece.replace(" ", _SPACE) for piece in pieces]
                 chain = range(begins[answer], len(self.texts))
                 found |= dict(zip(chain, [*chain[1:], self.texts.index(END)], strict=True))
@@ -129,7 +133,7 @@ class _Vocabulary:
 
 
 def _cut(answer: str, taken: set[str]) -> list[str]:
-    """An answer in pieces that are not taken, each as short as can be; they are taken then."""
+    """A text in pieces that are not taken, each as short as can be; they are taken then."""
     pieces: list[str] = []
     at = 0
     if not answer:
