@@ -52,7 +52,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     settings = college.roster.server
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
-        choice = await college.chooser.choose(wanted, _session(request), begin=begin)
+        choice = await college.chooser.choose(wanted, _session(request) or wanted.session, begin=begin)
         if choice.decision is not None:
             metrics.routed(choice.specialist.name, choice.decision.path, choice.decided_in_ms / 1000)
         return choice

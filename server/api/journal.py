@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics, RunningRequest
-from .keys import credentials
+from .keys import given_key
 from .paths import shown
 
 _log = logging.getLogger("coe.journal")
@@ -142,7 +142,7 @@ def _who(scope: Scope) -> str:
     who = f"from {address}"
     if (behind := _forwarded_for(scope)) is not None:
         who += f" (which says for {behind})"
-    _, key = credentials(scope)
+    key = given_key(scope)
     if not key:
         return who
     return f"{who} with key {hashlib.sha256(key).hexdigest()[:_FINGERPRINT_CHARS]}"

@@ -126,15 +126,19 @@ def _listed(text: str) -> set[str]:
     return {key.strip() for key in text.split(",") if key.strip()}
 
 
-def credentials(scope: Scope) -> tuple[bytes, bytes]:
-    """Scheme and key of a request's Authorization header; empty where it has none."""
+def given_key(scope: Scope) -> bytes:
+    """The key that a request carries, as a bearer token or, as Anthropic's clients have it, in x-api-key; empty for
+    none."""
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = given.partition(b" ")
-    return scheme, key.strip()
+    if scheme.lower() == b"bearer" and key.strip():
+        return key.strip()
+    return next((value.strip() for name, value in scope["headers"] if name == b"x-api-key"), b"")
 
 
 class RequireKey:
-    """Every path but the health checks wants `Authorization: Bearer KEY`; keys are compared in constant time.
+    """Every path but the health checks wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys are compared in
+    constant time.
 
     What is posted anywhere but to `answering`, the paths that answer, changes the server: it wants a key for that.
     """
@@ -158,12 +162,12 @@ class RequireKey:
         await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
-        scheme, key = credentials(scope)
+        key = given_key(scope)
         # Look at all of them: an early end would tell which one was nearly right.
         chat = [compare_digest(key, known) for known in self._chat]
         admin = [compare_digest(key, known) for known in self._admin]
-        if scheme.lower() != b"bearer" or not (any(chat) or any(admin)):
-            return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY.")
+        if not (any(chat) or any(admin)):
+            return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY, or x-api-key: KEY.")
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering or any(admin):
             return None
         return NotAdminError(

@@ -62,7 +62,8 @@ def add_openapi(app: FastAPI, *, needs_key: bool) -> None:
             if needs_key:
                 schemes = made.setdefault("components", {}).setdefault("securitySchemes", {})
                 schemes["key"] = {"type": "http", "scheme": "bearer"}
-                made["security"] = [{"key": []}]
+                schemes["header"] = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+                made["security"] = [{"key": []}, {"header": []}]
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -140,7 +140,7 @@ def _beyond_a_page(headers: Sequence[tuple[bytes, bytes]]) -> bool:
         return True
     # Not of any scheme: a browser adds a remembered Basic by itself.
     bearer = any(value.lower().startswith("bearer ") for value in _values(headers, b"authorization"))
-    return bearer or bool(_values(headers, b"x-requested-with"))
+    return bearer or any(_values(headers, name) for name in (b"x-requested-with", b"x-api-key"))
 
 
 def _same(origin: str, host: str) -> bool:

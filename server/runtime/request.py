@@ -32,6 +32,7 @@ class Request:
     loop_guard:     how patient the loop guard is to be, False for none; None for what the specialist has.
     wants_thinking: True or False when the client said so, None when it did not.
     notes:          what of the body was left out, for the client to know.
+    session:        what the body calls its conversation; None where it does not.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Request:
     loop_guard: Patience | Literal[False] | None = None
     wants_thinking: bool | None = None
     notes: tuple[str, ...] = ()
+    session: str | None = None
 
     @cached_property
     def n_chars(self) -> int:

@@ -119,7 +119,12 @@ def test_without_a_key_or_with_a_wrong_one_nothing_is_served(strict: ServerProce
     for header in ({"authorization": ""}, {"authorization": "Basic from-file"}, {"authorization": "Bearer"}):
         assert strict.http.get("/v1/pool", headers=header).status_code == 401
         assert strict.http.post("/v1/chat/completions", json={}, headers=header).status_code == 401
+    assert strict.http.get("/v1/pool", headers={"authorization": "", "x-api-key": "from-fil"}).status_code == 401
     assert "from-file" not in strict.log()
+
+
+def test_a_key_may_come_as_anthropics_clients_send_it(strict: ServerProcess) -> None:
+    assert strict.http.get("/v1/pool", headers={"authorization": "", "x-api-key": "from-file"}).status_code == 200
 
 
 def test_the_health_checks_need_no_key(strict: ServerProcess) -> None:

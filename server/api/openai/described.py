@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from ..common.tools import MAX_TOOLS
 from ..dialect import Described
 from ..openapi import body_schema
 from .requests import ChatBody, CompletionBody
-from .tools import MAX_TOOLS
 
 _TEXT: Final = {"type": "string"}
 _WHOLE: Final = {"type": "integer", "minimum": 0}
@@ -72,7 +72,7 @@ _MESSAGE: Final[Mapping[str, Any]] = {
     },
 }
 
-# Read by server/api/openai/tools.py: described is OpenAI's own form.
+# Read by server/api/common/tools.py: described is OpenAI's own form.
 _FUNCTION: Final[Mapping[str, Any]] = {
     "type": "object",
     "required": ["name"],

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from ...runtime.errors import Failure, Part
+from ..common.frames import data_frame
 from ..dialect import EVENT_STREAM, Call, Described, StreamFormat
 from .described import CHAT_DESCRIBED, COMPLETIONS_DESCRIBED
 from .replies import (
@@ -16,7 +17,6 @@ from .replies import (
     ChatEnvelope,
     CompletionEnvelope,
     OpenAIEnvelope,
-    data_frame,
     error_body,
 )
 from .requests import Parsed, parse_chat, parse_completion

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from coe.engine.request import CallPiece, Delta, Finish, Finished, TokenLogprob
 
 from ...runtime.answer import Answer, Outcome, Step
 from ...runtime.errors import Failure, Part
+from ..common.calls import call_id, in_pieces
+from ..common.frames import data_frame
 
 # What the two endpoints call the parts of a request.
 CHAT_NAMES: Final[Mapping[Part, str]] = {
@@ -53,11 +52,6 @@ def error_body(failure: Failure, names: Mapping[Part, str] = CHAT_NAMES) -> dict
     param = failure.param_in(names)
     error = {"message": failure.message, "type": failure.type, "param": param, "code": failure.code}
     return {"error": error}
-
-
-def data_frame(message: Mapping[str, Any]) -> bytes:
-    """A server-sent event with a JSON object."""
-    return b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 class OpenAIEnvelope(ABC):
@@ -188,8 +182,7 @@ class ChatEnvelope(OpenAIEnvelope):
 
     def _call(self, choice: int, number: int) -> dict[str, Any]:
         """What a call is known by, the same whenever it is asked for."""
-        told = f"{self.answer.id}/{choice}/{number}".encode()
-        return {"id": f"call_{hashlib.blake2b(told, digest_size=12).hexdigest()}", "type": "function"}
+        return {"id": call_id(self.answer, choice, number), "type": "function"}
 
     def first(self) -> dict[str, Any]:
         """The role."""
@@ -204,7 +197,7 @@ class ChatEnvelope(OpenAIEnvelope):
             content["content"] = delta.text
         if content or delta.logprobs:
             yield {"delta": content}
-        for piece in _joined(delta.calls):
+        for piece in in_pieces(delta.calls):
             if self._legacy:
                 if piece.index == 0:
                     yield {"delta": {"function_call": _news(piece)}}
@@ -270,22 +263,6 @@ def _function(name: str, arguments: str) -> dict[str, str]:
 
 def _news(piece: CallPiece) -> dict[str, str]:
     return _function(piece.name, "") if piece.name is not None else {"arguments": piece.arguments}
-
-
-def _joined(pieces: Iterable[CallPiece]) -> Iterable[CallPiece]:
-    """Names apart from arguments, and the arguments of one call that come together as one piece."""
-    held: CallPiece | None = None
-    for piece in pieces:
-        if held is not None and (piece.name is not None or piece.index != held.index):
-            yield held
-            held = None
-        if piece.name is not None:
-            yield replace(piece, arguments="")
-        if piece.arguments:
-            before = held.arguments if held is not None else ""
-            held = CallPiece(piece.index, None, before + piece.arguments)
-    if held is not None:
-        yield held
 
 
 def _by_text(entry: TokenLogprob) -> dict[str, float]:

@@ -9,45 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ...runtime.errors import RequestError
-
-Format = Mapping[str, Any]
-
-_WRITE: Final = 'Write response_format: {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}.'
-_FORMAT_KEYS: Final = frozenset({"type", "json_schema", "schema", "name", "description", "strict"})
-_ENVELOPE_KEYS: Final = frozenset({"name", "description", "schema", "strict"})
-# One of these at the place of the envelope, and it is the schema itself.
-_SCHEMA_KEYS: Final = frozenset(
-    {
-        "type",
-        "properties",
-        "required",
-        "items",
-        "prefixItems",
-        "additionalProperties",
-        "anyOf",
-        "oneOf",
-        "allOf",
-        "$ref",
-    }
-    | {"enum", "const", "$schema", "$defs", "definitions", "pattern", "minimum", "maximum", "patternProperties"}
-)
+from ..common.formats import SCHEMA_KEYS, WRITE, Format, envelope, format_of, object_of, written_schema
 
 # Fields that hold an answer to something that no JSON schema says.
 _NOT_SERVED: Final[Mapping[str, str]] = {
-    "grammar": _WRITE,
-    "guided_regex": "Use a JSON schema with a pattern. " + _WRITE,
-    "guided_choice": "Use a JSON schema with an enum. " + _WRITE,
-    "guided_grammar": _WRITE,
+    "grammar": WRITE,
+    "guided_regex": "Use a JSON schema with a pattern. " + WRITE,
+    "guided_choice": "Use a JSON schema with an enum. " + WRITE,
+    "guided_grammar": WRITE,
     "guided_whitespace_pattern": "Remove it.",
-    "structural_tag": _WRITE,
-    "regex": "Use a JSON schema with a pattern. " + _WRITE,
-    "ebnf": _WRITE,
-    "format": _WRITE,
-    "response_schema": _WRITE,
-    "response_mime_type": _WRITE,
-    "output_schema": _WRITE,
-    "output_format": _WRITE,
-    "output_config": _WRITE,
+    "structural_tag": WRITE,
+    "regex": "Use a JSON schema with a pattern. " + WRITE,
+    "ebnf": WRITE,
+    "format": WRITE,
+    "response_schema": WRITE,
+    "response_mime_type": WRITE,
+    "output_schema": WRITE,
+    "output_format": WRITE,
+    "output_config": WRITE,
     "json_mode": 'Write response_format: {"type": "json_object"}.',
 }
 
@@ -71,87 +50,27 @@ def response_format(body: Mapping[str, Any]) -> Format | None:
     return next(iter(wanted.values()), None)
 
 
-def _response_format(value: Any, param: str = "response_format") -> Format | None:
-    """OpenAI's; also with the schema beside the type, as the Responses API and llama-server have it."""
-    asked = _object(value, param)
-    kind = asked.get("type")
-    _only(asked, _FORMAT_KEYS, param)
-    schemas = [name for name in ("json_schema", "schema") if name in asked]
-    if kind not in ("text", "json_object", "json_schema"):
-        said = "is missing" if kind is None else f"{kind!r:.60} is not served"
-        raise RequestError(f"{param}.type {said}: give text, json_object or json_schema.", param=f"{param}.type")
-    if kind == "text":
-        if schemas:
-            raise RequestError(f"{param}: the type text takes no schema. {_WRITE}", param=f"{param}.{schemas[0]}")
-        return None
-    if len(schemas) > 1:
-        raise RequestError(f"{param}.schema: json_schema has the schema already. Send one.", param=f"{param}.schema")
-    if not schemas:
-        if kind == "json_object":
-            return {"type": "json_object"}
-        raise RequestError(f"{param}.json_schema is missing. {_WRITE}", param=f"{param}.json_schema")
-    if schemas == ["schema"]:
-        more = {name: asked[name] for name in ("name", "strict") if name in asked}
-        return _of_schema(asked["schema"], f"{param}.schema", **more)
-    return _envelope(asked["json_schema"], f"{param}.json_schema")
-
-
-def _envelope(value: Any, param: str) -> Format:
-    """{"name": ..., "schema": ...}, or the schema itself in its place."""
-    asked = _object(value, param)
-    if "schema" not in asked:
-        if _SCHEMA_KEYS & asked.keys():
-            return _of_schema(value, param)
-        near = next((key for key in asked if key.lower().replace("_", "") in ("schema", "jsonschema")), None)
-        if near is not None:
-            raise RequestError(f"{param}.{near[:60]} is not understood: write schema.", param=f"{param}.{near[:60]}")
-        raise RequestError(f"{param}.schema is missing. {_WRITE}", param=f"{param}.schema")
-    _only(asked, _ENVELOPE_KEYS, param)
-    if not isinstance(asked.get("strict", False), bool):
-        raise RequestError(f"{param}.strict must be true or false.", param=f"{param}.strict")
-    more = {name: asked[name] for name in ("name", "strict") if name in asked}
-    return _of_schema(asked["schema"], f"{param}.schema", **more)
-
-
-def _of_schema(schema: Any, param: str, **more: Any) -> Format:
-    if not isinstance(schema, Mapping | bool):
-        raise RequestError(f"{param} must be a JSON schema, an object.", param=param)
-    return {"type": "json_schema", "json_schema": {**more, "schema": schema}}
-
-
-def _written_schema(value: Any, param: str) -> Format:
-    """A schema, or its JSON in a text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(
-                f"{param} is a text that is no JSON. Send the schema as an object.", param=param
-            ) from error
-    return _of_schema(value, param)
-
-
 def _structured_outputs(value: Any, param: str = "structured_outputs") -> Format | None:
     """vLLM's: of its kinds, those that are JSON."""
-    asked = {name: inner for name, inner in _object(value, param).items() if inner is not False}
+    asked = {name: inner for name, inner in object_of(value, param).items() if inner is not False}
     for name in asked:
         if name not in ("json", "json_object", "disable_fallback", "disable_any_whitespace"):
-            raise RequestError(f"{param}.{name[:60]} is not served. {_WRITE}", param=f"{param}.{name[:60]}")
+            raise RequestError(f"{param}.{name[:60]} is not served. {WRITE}", param=f"{param}.{name[:60]}")
     if "json" in asked:
-        return _written_schema(asked["json"], f"{param}.json")
+        return written_schema(asked["json"], f"{param}.json")
     return {"type": "json_object"} if asked.get("json_object") is True else None
 
 
 def _text(value: Any, param: str = "text") -> Format | None:
     """The Responses API's {"format": ...}."""
-    asked = _object(value, param)
-    return _response_format(asked["format"], f"{param}.format") if "format" in asked else None
+    asked = object_of(value, param)
+    return format_of(asked["format"], f"{param}.format") if "format" in asked else None
 
 
 _READERS: Final[Mapping[str, Callable[[Any], Format | None]]] = {
-    "response_format": _response_format,
+    "response_format": format_of,
     "json_schema": lambda value: _top_level(value),
-    "guided_json": lambda value: _written_schema(value, "guided_json"),
+    "guided_json": lambda value: written_schema(value, "guided_json"),
     "structured_outputs": _structured_outputs,
     "text": _text,
 }
@@ -163,22 +82,6 @@ STRUCTURED: Final = tuple(_READERS)
 
 def _top_level(value: Any) -> Format:
     """llama-server's json_schema; some send OpenAI's envelope there."""
-    if isinstance(value, Mapping) and "schema" in value and not _SCHEMA_KEYS & value.keys():
-        return _envelope(value, "json_schema")
-    return _written_schema(value, "json_schema")
-
-
-def _object(value: Any, param: str) -> dict[str, Any]:
-    """An object's entries, null being left out."""
-    if not isinstance(value, Mapping):
-        raise RequestError(f"{param} must be an object. {_WRITE}", param=param)
-    return {name: inner for name, inner in value.items() if inner is not None}
-
-
-def _only(asked: Mapping[str, Any], known: frozenset[str], param: str) -> None:
-    for name in asked:
-        if name not in known:
-            raise RequestError(
-                f"{param}.{name[:60]} is not understood. Remove it, or write one of {', '.join(sorted(known))}.",
-                param=f"{param}.{name[:60]}",
-            )
+    if isinstance(value, Mapping) and "schema" in value and not SCHEMA_KEYS & value.keys():
+        return envelope(value, "json_schema")
+    return written_schema(value, "json_schema")

@@ -140,5 +140,5 @@ async def test_an_error_is_as_described(document: dict[str, Any]) -> None:
 
 def test_keys_are_described_where_they_are_needed(document: dict[str, Any]) -> None:
     assert "security" not in document
-    assert app_of("secret").openapi()["security"] == [{"key": []}]
+    assert app_of("secret").openapi()["security"] == [{"key": []}, {"header": []}]
     assert "secret" not in json.dumps(app_of("secret").openapi())

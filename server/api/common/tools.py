@@ -42,14 +42,18 @@ def tool_wish(
     tools: Sequence[Any] | None,
     tool_choice: Any,
     parallel: bool | None,
-    functions: Sequence[Any] | None,
-    function_call: Any,
+    functions: Sequence[Any] | None = None,
+    function_call: Any = None,
+    schema: str = "parameters",
 ) -> ToolWish:
-    """What a body's fields come to; None: left out. Raises RequestError naming the field."""
+    """What a body's fields come to; None: left out. schema: what the dialect calls the schema of the arguments.
+
+    Raises RequestError naming the field.
+    """
     if functions:
         if tools:
             raise RequestError("functions: tools says the same. Send one of them.", param="functions")
-        found = tuple(_function(each, f"functions[{i}]") for i, each in enumerate(functions))
+        found = tuple(_function(each, f"functions[{i}]", schema) for i, each in enumerate(functions))
         _bounded(found, "functions")
         wish = ToolWish(found, ToolUse(parallel=False), legacy=True)
         if function_call is not None:
@@ -57,7 +61,7 @@ def tool_wish(
         return _chosen(wish, tool_choice, "tool_choice", asked_for_one=None)
     if function_call not in (None, "", "auto", "none"):
         raise RequestError("function_call: there are no functions. Send them.", param="function_call")
-    found, dropped = _tools(tools or ())
+    found, dropped = _tools(tools or (), schema)
     _bounded(found, "tools")
     wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped))
     return _chosen(wish, tool_choice, "tool_choice", asked_for_one=parallel)
@@ -66,7 +70,7 @@ def tool_wish(
 # --- tools --------------------------------------------------------------------------------------------------------
 
 
-def _tools(listed: Sequence[Any]) -> tuple[tuple[Tool, ...], list[str]]:
+def _tools(listed: Sequence[Any], schema: str) -> tuple[tuple[Tool, ...], list[str]]:
     """Those that can be called, and the types of those that OpenAI would have run itself."""
     found: list[Tool] = []
     dropped: list[str] = []
@@ -83,10 +87,10 @@ def _tools(listed: Sequence[Any]) -> tuple[tuple[Tool, ...], list[str]]:
         # Some send the function itself in the tool's place, as the Responses API has it.
         inner = each.get("function")
         if inner is None and "name" in each:
-            found.append(_function(each, param))
+            found.append(_function(each, param, schema))
         else:
             strict = each.get("strict")
-            tool = _function(inner, f"{param}.function")
+            tool = _function(inner, f"{param}.function", schema)
             found.append(replace(tool, strict=True) if strict is True else tool)
     return tuple(found), dropped
 
@@ -99,7 +103,7 @@ def _notes(dropped: Sequence[str]) -> tuple[str, ...]:
     return (f"tools of type {', '.join(kinds[:5])}{more} are not served and were left out",)
 
 
-def _function(value: Any, param: str) -> Tool:
+def _function(value: Any, param: str, schema: str) -> Tool:
     if not isinstance(value, Mapping):
         raise RequestError(f"{param} must be an object with the function's name.", param=param)
     name, description, strict = value.get("name"), value.get("description"), value.get("strict")
@@ -110,7 +114,7 @@ def _function(value: Any, param: str) -> Tool:
         raise RequestError(f"{param}.description must be a text.", param=f"{param}.description")
     if strict is not None and not isinstance(strict, bool):
         raise RequestError(f"{param}.strict must be true or false.", param=f"{param}.strict")
-    return Tool(name, description or "", _parameters(value.get("parameters"), f"{param}.parameters"), bool(strict))
+    return Tool(name, description or "", _parameters(value.get(schema), f"{param}.{schema}"), bool(strict))
 
 
 def _parameters(value: Any, param: str) -> Mapping[str, Any]:

@@ -1,0 +1,13 @@
+"""Frames of streams: server-sent events with a JSON object, named or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def data_frame(message: Mapping[str, Any], *, event: str | None = None) -> bytes:
+    """A server-sent event. event: its name, where the dialect gives its events names."""
+    named = b"event: " + event.encode() + b"\n" if event is not None else b""
+    return named + b"data: " + json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

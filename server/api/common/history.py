@@ -1,0 +1,143 @@
+"""A conversation in the making, as the runtime has it: calls with ids, results with the calls that they belong to.
+
+Dialects read their own messages and tell a History of them. What a model did wrong earlier does not end its
+conversation: a call whose arguments are no JSON keeps their text, and a result without a call gets a name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ...runtime.errors import RequestError
+from ...runtime.request import Message
+from ..json_body import MAX_VALUES, parse_json
+
+MAX_CALLS: Final = 1000  # of one message
+# The result of a call that the conversation does not have: its template still wants a name.
+_UNKNOWN: Final = "unknown"
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    id: str
+    name: str
+
+
+@dataclass
+class History:
+    """Messages so far. param: what the client calls the list of them, for errors.
+
+    waiting: calls without a result so far. values: in the arguments of calls.
+    """
+
+    param: str
+    messages: list[Message] = field(default_factory=list)
+    n_calls: int = 0
+    names: dict[str, str] = field(default_factory=dict)
+    waiting: list[_Waiting] = field(default_factory=list)
+    values: int = 0
+
+    def say(self, role: str, content: str) -> None:
+        """A message of the system or the user."""
+        self.messages.append({"role": role, "content": content})
+
+    def answer(self, content: str, calls: Sequence[Mapping[str, Any]] = (), reasoning: str = "") -> None:
+        """An answer. calls: as `call` makes them. reasoning: what was thought before it."""
+        message: Message = {"role": "assistant", "content": content}
+        if calls:
+            message["tool_calls"] = list(calls)
+            self.waiting = [_Waiting(call["id"], call["name"]) for call in calls]
+        if reasoning:
+            message["reasoning"] = reasoning
+        self.messages.append(message)
+
+    def call(self, id_: Any, name: str, arguments: Any) -> dict[str, Any]:
+        """A call as the runtime has it. Without an id it gets one that is the same at each turn, or the conversation
+        would not be found in the cache.
+
+        Raises RequestError where all calls together have too many values.
+        """
+        id_ = _id(id_) or f"call_{self.n_calls}"
+        self.n_calls += 1
+        self.names[id_] = name
+        return {"id": id_, "name": name, "arguments": self._arguments(arguments)}
+
+    def result(self, id_: Any, name: Any, content: str) -> None:
+        """A result, which belongs to the call of its id, else of its name, else to the next that waits for one."""
+        id_ = _id(id_)
+        call = next((each for each in self.waiting if each.id == id_), None) if id_ is not None else None
+        if call is None and id_ not in self.names:
+            named = [each for each in self.waiting if each.name == name]
+            call = next(iter(named or self.waiting), None)
+        if call is not None:
+            self.waiting.remove(call)
+            id_ = call.id
+        known = self.names.get(id_ or "")
+        self.messages.append(
+            {
+                "role": "tool",
+                "tool_call_id": id_ or f"call_{self.n_calls}",
+                "name": known or (name if isinstance(name, str) and name else _UNKNOWN),
+                "content": content,
+            }
+        )
+
+    def read(self) -> tuple[Message, ...]:
+        """The conversation. Thinking counts between the calls of a turn, and is forgotten with it."""
+        last_user = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=-1)
+        for index, message in enumerate(self.messages):
+            if "reasoning" in message and (index < last_user or "tool_calls" not in message):
+                del message["reasoning"]
+        return tuple(self.messages)
+
+    def _arguments(self, written: Any) -> dict[str, Any]:
+        """An object: JSON in a text, as OpenAI has it, or the object itself, or nothing. Else the text is kept."""
+        if isinstance(written, str):
+            text = written.strip()
+            if text.startswith('"'):  # written out twice
+                text = _unquoted(text).strip()
+            value = {} if text in ("", "null") else self._object(text)
+            return {"arguments": written} if value is None else value
+        if isinstance(written, Mapping):
+            return dict(written)
+        return {} if written is None else {"arguments": written}
+
+    def _object(self, text: str) -> dict[str, Any] | None:
+        try:
+            value = parse_json(text.encode())
+        except RequestError:
+            return None
+        self.values += _n_values(value)
+        if self.values > MAX_VALUES:  # as many as the body itself may have
+            raise RequestError(
+                f"The arguments of the calls in {self.param} have more than {MAX_VALUES:,} values. Send fewer.",
+                param=self.param,
+            )
+        return value
+
+
+def _id(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int) and value != "" else None
+
+
+def _n_values(value: Any) -> int:
+    count, todo = 0, [value]
+    while todo:
+        members = todo.pop()
+        count += len(members)
+        todo += [
+            one for one in (members.values() if isinstance(members, dict) else members) if isinstance(one, dict | list)
+        ]
+    return count
+
+
+def _unquoted(text: str) -> str:
+    try:
+        value = json.loads(text)
+        value.encode()
+    except (ValueError, AttributeError):
+        return text
+    return str(value)
