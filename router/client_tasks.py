@@ -16,7 +16,7 @@ _QUOTE_CHARS = 20_000  # in which the quoted chat is looked for
 
 # By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
 # prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, Cherry Studio, big-AGI, HuggingChat, Continue, Zed,
-# Copilot, opencode, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
+# Copilot, opencode, Qwen Code, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
 _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in (
@@ -62,7 +62,18 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("title", r"^\W*you\s+are\s+an\s+ai\s+conversation\s+titles\s+assistant\b"),
         ("title", r"^\W*summari[sz]e\s+the\s+given\s+session\s+as\s+a\s+\d+-word\s+title\b"),
         ("summary", r"^\W*provide\s+a\s+detailed\s+prompt\s+for\s+continuing\s+(?:our|this|the)\s+conversation\b"),
-        ("summary", r"\byou\s+are\s+the\s+component\s+that\s+summari[sz]es\s+internal\s+chat\s+history\b"),
+        (
+            "summary",
+            r"\byou\s+are\s+the\s+component\s+that\s+summari[sz]es\s+(?:internal\s+chat\s+history|a\s+conversation)\b",
+        ),
+        ("summary", r"^\W*you\s+are\s+a\s+(?:\w+\s+)?context\s+summari[sz](?:ation\s+agent|er)\b"),
+        ("summary", r"^\W*generate\s+a\s+one-line\s+session\s+recap\b"),
+        ("title", r"^\W*generate\s+a\s+concise,?\s+[\w-]+\s+title\s+\(\d+(?:\s*-\s*\d+)?\s+words\)"),
+        ("follow-ups", r"^\W*suggestion\s+mode:\s+suggest\s+what\s+the\s+user\s+might\b"),
+        (
+            "next speaker",
+            r"^\W*analy[sz]e\W+only\W+the\s+content\s+and\s+structure\s+of\s+your\s+immediately\s+preceding\s+response\b",
+        ),
         (
             "summary",
             r"^\W*you\s+are\s+(?:an?|the)\s+(?:\S+\s+){0,4}(?:conversation|chat|context|history|session)\s+(?:history\s+)?"
@@ -86,6 +97,7 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"^\W*your\s+task\s+is\s+to\s+create\s+a\s+detailed\s+summary\s+of\s+the\s+conversation\s+so\s+far\b",
         ),
         ("commit message", r"\bengineer\s+that\s+generates\s+concise,\s+one-line\s+git\s+commit\s+messages\b"),
+        ("commit message", r"^\W*generate\s+a\s+concise\s+git\s+commit\s+message\s+for\s+these\s+changes\b"),
         ("prompt rewriting", r"^\W*generate\s+an\s+enhanced\s+version\s+of\s+this\s+prompt\s+\(reply\s+with\s+only\b"),
     )
 )
@@ -116,8 +128,10 @@ _ASKS_FOR: Final = (
 _SHAPES: Final = tuple((task, re.compile(pattern, re.IGNORECASE)) for task, pattern in _ASKS_FOR)
 _OF_A_CONVERSATION: Final = re.compile(rf"\b{_CONVERSATION}\b", re.IGNORECASE)
 # A conversation that is quoted: in a tag of its own, as turns of two sides, or as JSON.
+_TAG: Final = rf"(?:chat_?|conversation_?|message_?)?{_CONVERSATION}"
+_OPENED: Final = re.compile(rf"<({_TAG})>", re.IGNORECASE)
 _QUOTED: Final = re.compile(
-    rf"<(?:chat_?|conversation_?|message_?)?{_CONVERSATION}>"
+    rf"<{_TAG}>"
     r"|^\W{0,4}(?:user|human)\W{0,3}:.{0,4000}?^\W{0,4}(?:assistant|ai|bot|model|chatgpt)\W{0,3}:"
     r"|\"role\"\s*:\s*\"(?:user|assistant)\"",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
@@ -153,14 +167,28 @@ class ClientTasks:
 
 
 def _by_shape(text: str) -> str | None:
-    """An instruction, and the conversation that it is about, quoted below it."""
+    """An instruction, and the conversation that it is about, quoted below it, or above it in tags."""
+    if (above := _ended_quotation(text)) is not None:
+        return _asked_for(above)
     start = text[:_SHAPE_CHARS]
     if not _OF_A_CONVERSATION.search(start):
         return None
     quoted = _QUOTED.search(text[:_QUOTE_CHARS])
     if quoted is None or quoted.start() == 0:
         return None
-    asked = text[: min(quoted.start(), _SHAPE_CHARS)]
+    return _asked_for(text[: min(quoted.start(), _SHAPE_CHARS)])
+
+
+def _ended_quotation(text: str) -> str | None:
+    """What follows a conversation that is quoted in tags; None where nothing does, or there is none."""
+    opened = _OPENED.search(text[:_SHAPE_CHARS])
+    if opened is None:
+        return None
+    _, closed, below = text.rpartition(f"</{opened[1]}>")
+    return below[:_SHAPE_CHARS] if closed and below.strip() else None
+
+
+def _asked_for(asked: str) -> str | None:
     if not _OF_A_CONVERSATION.search(asked):
         return None
     return next((task for task, shape in _SHAPES if shape.search(asked)), None)
