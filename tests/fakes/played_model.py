@@ -47,8 +47,9 @@ class Call:
 class Script:
     """What is said.
 
-    steps: one after another: the first after a user's message, the others each after results of the step before. A step is
-           text, a call, or both and several, in their order. After the last, which makes no call, all begins again.
+    steps: one after another, as many as a conversation has answers already; beyond the end the last. A step is text, a
+           call, or both and several, in their order. A call's arguments come in the order of its schema's properties, to
+           which they are held.
     chore: said wherever a request brings no tools: a title, a summary.
     """
 
@@ -218,7 +219,7 @@ def _template(steps: int) -> str:
         + "{{ m.role }}\n{{ m.content }}"
         + _CALLS
         + END
-        + "\n{% if m.role == 'assistant' %}{% set at.step = at.step + 1 if m.tool_calls else 0 %}{% endif %}{% endfor %}"
+        + "\n{% if m.role == 'assistant' %}{% set at.step = at.step + 1 %}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}" + START + "assistant\n"
         "{% if tools %}" + cues + last + "{% else %}" + _CHORE + "{% endif %}{% endif %}"
     )

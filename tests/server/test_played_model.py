@@ -18,6 +18,8 @@ SCRIPT = Script(
         ("I write it down first.", Call("write", NOTE)),
         (Call("read", {"path": NOTE["path"]}), Call("read", {"path": "another.txt", "lines": [1, 2]})),
         "Both say the same: it is done.",
+        Call("read", {"path": "a third.txt"}),
+        "That is all there is.",
     ),
     chore="A note about a note",
 )
@@ -63,7 +65,7 @@ def _with_results(messages: list[Any], answer: Any) -> list[Any]:
     return [*messages, answer.model_dump(exclude_none=True), *results]
 
 
-def test_the_script_is_played_to_its_end_and_begins_again(played: ServerProcess) -> None:
+def test_the_script_is_played_to_its_end(played: ServerProcess) -> None:
     first = _said(played, ASKED)
     assert (first.content, _calls(first)) == ("I write it down first.", [("write", NOTE)])
     messages = _with_results(ASKED, first)
@@ -73,8 +75,26 @@ def test_the_script_is_played_to_its_end_and_begins_again(played: ServerProcess)
     messages = _with_results(messages, second)
     third = _said(played, messages)
     assert (third.content, _calls(third)) == ("Both say the same: it is done.", [])
-    messages += [{"role": "assistant", "content": third.content}, {"role": "user", "content": "Again."}]
-    assert _calls(_said(played, messages)) == [("write", NOTE)]
+    messages += [{"role": "assistant", "content": third.content}, {"role": "user", "content": "Go on."}]
+    fourth = _said(played, messages)
+    assert _calls(fourth) == [("read", {"path": "a third.txt"})]
+    messages = _with_results(messages, fourth)
+    for _ in range(2):
+        last = _said(played, messages)
+        assert (last.content, _calls(last)) == ("That is all there is.", [])
+        messages += [{"role": "assistant", "content": last.content}, {"role": "user", "content": "And then?"}]
+
+
+def test_each_turn_reads_only_what_is_new(played: ServerProcess) -> None:
+    client, messages, before = played.openai(), list(ASKED), 0
+    for _ in range(3):
+        found = client.chat.completions.create(model="general", messages=messages, tools=TOOLS)
+        usage = found.usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        assert (usage.prompt_tokens_details.cached_tokens or 0) >= before - 1
+        before = usage.prompt_tokens
+        messages = _with_results(messages, found.choices[0].message) if found.choices[0].message.tool_calls else messages
 
 
 def test_a_stream_brings_the_same(played: ServerProcess) -> None:
