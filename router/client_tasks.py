@@ -191,7 +191,9 @@ def _ended_quotation(text: str) -> str | None:
 def _asked_for(asked: str) -> str | None:
     if not _OF_A_CONVERSATION.search(asked):
         return None
-    return next((task for task, shape in _SHAPES if shape.search(asked)), None)
+    # What is named first: "a summary of the conversation in the tags above" asks for no tags.
+    found = [(match.end(), task) for task, shape in _SHAPES if (match := shape.search(asked))]
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 DEFAULT: Final = ClientTasks()

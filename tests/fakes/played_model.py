@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import gguf
 import numpy as np
@@ -43,6 +43,9 @@ class Call:
         return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n{_CALL_END}"
 
 
+Step: TypeAlias = str | Call | Sequence[str | Call]
+
+
 @dataclass(frozen=True)
 class Script:
     """What is said.
@@ -53,7 +56,7 @@ class Script:
     chore: said wherever a request brings no tools: a title, a summary.
     """
 
-    steps: Sequence[str | Call | Sequence[str | Call]]
+    steps: Sequence[Step]
     chore: str = "A played title"
 
     def texts(self) -> list[str]:

@@ -317,7 +317,7 @@ CHAT = "USER: how do tides work?\nASSISTANT: The moon pulls the water.\nUSER: an
         ("You are a specialized conversation history compressor. Your task is to distil the chat", "summary"),
         (
             f"Here it is so far:\n\n<conversation>\n{CHAT}\n</conversation>\n\nCreate a new anchored summary from the "
-            "conversation history above, so that another agent can go on.",
+            "conversation history in the <conversation> tags above, so that another agent can go on.",
             "summary",
         ),
         (f"<chat_history>\n{CHAT}\n</chat_history>\nSuggest two titles for this chat.", "title"),
