@@ -92,7 +92,10 @@ _GOES_ON = re.compile(
     r"Continue if you have next steps, or stop and ask for clarification\b"
 )
 # Rules that a harness appends to the human's words; everything from there on is its own.
-_APPENDED = re.compile(r"\n(?:# \*SEARCH/REPLACE block\* Rules|# task_progress |# TODO LIST |\[Note: The user |Resume the prior task using the summary above\.)")
+_APPENDED = re.compile(
+    r"\n(?:# \*SEARCH/REPLACE block\* Rules|# task_progress |# TODO LIST |\[Note: The user "
+    r"|Resume the prior task using the summary above\.)"
+)
 # Open WebUI's instructions for retrieval: the question follows what was retrieved, without a tag of its own.
 _RETRIEVAL = re.compile(r"\W*Task:?\s+Respond to the user query using the provided context\b")
 # "Question: ..." after a long text: how retrieval prompts without tags end.

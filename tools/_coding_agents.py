@@ -33,7 +33,7 @@ class Agent:
     package, version: of npm; the version is pinned, for agents change by the day.
     settings: writes its settings, and gives what its environment needs.
     ask:      the command line for a first message, without the message; go_on for the next one of the conversation.
-    write, edit, read: its tools, with the arguments in the order of its schemas: (path, text), (path, old, new), (path).
+    write, edit, read: its tools, of (path, text), (path, old, new) and (path); arguments in its schemas' order.
     chores:   what it asks for on its own account with each new conversation.
     compacts_at: a context in tokens that holds its prompt, and not a long file as well; it then shortens the
               conversation and goes on. None where it gives up.

@@ -1,15 +1,16 @@
 """Coding agents of others, unpatched, against a running server: `make test-agents`, AGENTS='opencode' for some.
 
-Each is asked to write a file, change it, read it and say what it says, with its own tools in a folder of its own; then to
-go on with the conversation; and, where it can shorten a conversation that has become too long, to read a file that is too
-long. What is shown is the protocol and not a model's wit: the model plays a script (tests/fakes/played_model.py), and the
-server is none the wiser. Ends with 1 when a file, an answer, a call, a chore or what is reused of a prompt is not what it
-should be. Needs npm; the agents are installed in .build/agents.
+Each is asked to write a file, read it, change it and say what it says, with its own tools in a folder of its own; then
+to go on with the conversation; and, where it can shorten a conversation, to read a file that is too long. What is shown
+is the protocol, not a model's wit: the model plays a script (tests/fakes/played_model.py), and the server is none the
+wiser. Ends with 1 when a file, an answer, a call, a chore or what is reused of a prompt is not what it should be. Needs
+npm; the agents are installed in .build/agents.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from _coding_agents import AGENTS, Agent, Place
+
 from fakes.played_model import Script, Step, write_played_model
 from fakes.server_process import ServerProcess, write_roster
 
@@ -86,8 +88,8 @@ def _installed(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Served:
-    """A request, as the server's log has it. chore: what kind of one, "" for none; cached: tokens of its prompt that were found
-    in the cache."""
+    """A request, as the server's log has it. chore: what kind of one, "" for none; cached: tokens of its prompt
+    that were found in the cache."""
 
     chore: str
     prompt: int
@@ -157,8 +159,8 @@ class Stage:
             place = Place(folder / "home", place_folder, f"{server.url}/v1")
             yield cls(agent, commands, place, server)
 
-    def ask(self, text: str, *, go_on: bool = False) -> str:
-        """What the agent prints. Raises FaultError when it fails, or does not end."""
+    def ask(self, text: str, *, go_on: bool = False, may_fail: bool = False) -> str:
+        """What the agent prints. Raises FaultError when it does not end, or fails and may not."""
         command = [*(self._agent.go_on if go_on else self._agent.ask), text]
         print(f"$ {' '.join(command[:-1])} {text!r}", flush=True)
         try:
@@ -175,7 +177,7 @@ class Stage:
         except subprocess.TimeoutExpired as error:
             raise FaultError(f"it did not end within {RUN_S} s; it wrote {error.stdout!r}") from None
         print("".join(f"    {line}\n" for line in done.stdout.strip().splitlines()), end="")
-        if done.returncode:
+        if done.returncode and not may_fail:
             raise FaultError(f"it ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
         return done.stdout
 
@@ -200,7 +202,14 @@ def do_task(agent: Agent, commands: Path, folder: Path) -> None:
     """Write, edit, read, say; and one more question. Raises FaultError."""
     file = folder / "project/greet.py"
     at = str(file)
-    steps: list[Step] = [("I write it first.", agent.write(at, TEXT)), agent.read(at), agent.edit(at, BEFORE, AFTER)]
+    other = folder / "project/notes.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("To be polite.\n")
+    steps: list[Step] = [
+        ("I write it first.", agent.write(at, TEXT)),
+        (agent.read(at), agent.read(str(other))),
+        agent.edit(at, BEFORE, AFTER),
+    ]
     with Stage.of(agent, commands, folder, [*steps, ANSWER, agent.read(at), MORE], CONTEXT_TOKENS) as stage:
         said = stage.ask("Write greet.py, then let it say good day, and tell me what it says.")
         expect("the last answer is shown", ANSWER in said, True)
@@ -208,16 +217,24 @@ def do_task(agent: Agent, commands: Path, folder: Path) -> None:
         expect("the file is what was written and changed", file.read_text(), TEXT.replace(BEFORE, AFTER))
         expect("chores", tuple(one.chore for one in first if one.chore), tuple(agent.chores))
         turns = [one for one in first if not one.chore]
-        expect("how the turns end", [one.end for one in turns], ["calls"] * 3 + ["stop"])
+        expect("the calls of the turns", [one.calls for one in turns], [1, 2, 1, 0])
+        _expect_reuse(turns, 1.0)
         said = stage.ask("How many arguments does it take?", go_on=True)
         expect("the conversation goes on", MORE in said, True)
-        turns += [one for one in stage.requests() if not one.chore]
-        expect("how its turns end", [one.end for one in turns[4:]], ["calls", "stop"])
-        for before, after in zip(turns, turns[1:], strict=False):
-            if after.cached < before.prompt - 1:
-                raise FaultError(f"only {after.cached} of a prompt of {before.prompt} tokens are reused at the next turn")
-        print("ok    each turn reuses the whole prompt of the one before")
-        expect("refused requests", "refused" in stage.server.log(), False)
+        second = [one for one in stage.requests() if not one.chore]
+        expect("the calls of its turns", [one.calls for one in second], [1, 0])
+        _expect_reuse([turns[-1], *second], 0.9)  # a run may describe the project anew, which has a file more
+        expect("refused requests", stage.server.log().count("] refused "), 0)
+
+
+_SEAM_TOKENS: Final = 8  # of a prompt's end, which may be cut otherwise once an answer follows
+
+
+def _expect_reuse(turns: Sequence[Served], share: float) -> None:
+    for before, after in itertools.pairwise(turns):
+        if after.cached < share * (before.prompt - _SEAM_TOKENS):
+            raise FaultError(f"of a prompt of {before.prompt} tokens only {after.cached} are reused at the next turn")
+    print("ok    each turn reuses the prompt of the one before")
 
 
 def outgrow(agent: Agent, commands: Path, folder: Path, context: int) -> None:
@@ -226,7 +243,7 @@ def outgrow(agent: Agent, commands: Path, folder: Path, context: int) -> None:
     file.parent.mkdir(parents=True)
     file.write_text("".join(f"line {number} of a long file, said to be of use\n" for number in range(900)))
     with Stage.of(agent, commands, folder, [agent.read(str(file)), SEEN], context) as stage:
-        said = stage.ask("Read long.txt and tell me what you think of it.")
+        said = stage.ask("Read long.txt and tell me what you think of it.", may_fail=True)  # it was told of an error
         expect("an answer comes though the conversation has become too long", SEEN in said, True)
         expect("the server said so", "context_length_exceeded" in stage.server.log(), True)
         chores = {one.chore for one in stage.requests()}

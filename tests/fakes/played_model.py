@@ -50,9 +50,9 @@ Step: TypeAlias = str | Call | Sequence[str | Call]
 class Script:
     """What is said.
 
-    steps: one after another, as many as a conversation has answers already; beyond the end the last. A step is text, a
-           call, or both and several, in their order. A call's arguments come in the order of its schema's properties, to
-           which they are held.
+    steps: the one after as many as a conversation has answers; beyond the end the last. A step is text, a call, or both
+           and several, in their order. A call's arguments come in the order of its schema's properties, to which they
+           are held.
     chore: said wherever a request brings no tools: a title, a summary.
     """
 
@@ -209,7 +209,7 @@ _CALLS: Final = (
 
 
 def _template(steps: int) -> str:
-    """The chat template: turns, tools and results as a model of this form reads them, and then the step that is next."""
+    """The chat template: turns, tools and results as a model of this form reads them, and then the next step's token."""
     cues = "".join(
         f"{{% {'elif' if number else 'if'} at.step == {number} %}}{_step(number)}" for number in range(steps - 1)
     )

@@ -567,7 +567,9 @@ def test_text_parts_are_read_in_order():
     assert Conversation.from_messages([user(parts)]).passages[0].text == "Which court\nhears appeals?"
 
 
-@pytest.mark.parametrize("before", ["", "The previous request exceeded the provider's size limit due to large media.\n\n"])
+@pytest.mark.parametrize(
+    "before", ["", "The previous request exceeded the provider's size limit due to large media.\n\n"]
+)
 def test_a_client_that_goes_on_in_the_users_name_says_nothing_of_a_subject(before):
     goes_on = "Continue if you have next steps, or stop and ask for clarification if you are unsure how to proceed."
     messages = [user("Mend the parser of my Python project"), assistant("It is mended."), user(before + goes_on)]

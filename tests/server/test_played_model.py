@@ -94,7 +94,9 @@ def test_each_turn_reads_only_what_is_new(played: ServerProcess) -> None:
         assert usage.prompt_tokens_details is not None
         assert (usage.prompt_tokens_details.cached_tokens or 0) >= before - 1
         before = usage.prompt_tokens
-        messages = _with_results(messages, found.choices[0].message) if found.choices[0].message.tool_calls else messages
+        messages = (
+            _with_results(messages, found.choices[0].message) if found.choices[0].message.tool_calls else messages
+        )
 
 
 def test_a_stream_brings_the_same(played: ServerProcess) -> None:

@@ -90,7 +90,7 @@ def _in_order(events: list[Event]) -> list[object]:
 
 
 @given(st.lists(PARTS, min_size=1).map(lambda parts: parts * (60 // len(parts) + 1)))
-async def test_whatever_comes_nothing_is_lost_or_told_out_of_order_to_a_reader_that_is_behind(parts: list[Event]) -> None:
+async def test_whatever_comes_a_reader_that_is_behind_gets_all_of_it_in_its_order(parts: list[Event]) -> None:
     unread = Unread(2**30, 2**30)
     inbox = Inbox(unread=unread)
     for part in parts:
