@@ -97,6 +97,7 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"^\W*your\s+task\s+is\s+to\s+create\s+a\s+detailed\s+summary\s+of\s+the\s+conversation\s+so\s+far\b",
         ),
         ("commit message", r"\bengineer\s+that\s+generates\s+concise,\s+one-line\s+git\s+commit\s+messages\b"),
+        ("memory", r"^\W*managed\s+memory\s+has\s+two\s+directories\.\s+choose\s+which\s+one\s+to\s+write\b"),
         ("commit message", r"^\W*generate\s+a\s+concise\s+git\s+commit\s+message\s+for\s+these\s+changes\b"),
         ("prompt rewriting", r"^\W*generate\s+an\s+enhanced\s+version\s+of\s+this\s+prompt\s+\(reply\s+with\s+only\b"),
     )

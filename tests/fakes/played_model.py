@@ -209,7 +209,7 @@ _CALLS: Final = (
 
 
 def _template(steps: int) -> str:
-    """The chat template: turns, tools and results as a model of this form reads them, and then the next step's token."""
+    """The chat template: turns, tools and results as a model of this form reads them, then the next step's token."""
     cues = "".join(
         f"{{% {'elif' if number else 'if'} at.step == {number} %}}{_step(number)}" for number in range(steps - 1)
     )

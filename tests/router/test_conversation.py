@@ -396,6 +396,7 @@ def test_an_operators_patterns_tell_tasks_as_well():
         ("Generate a concise, sentence-case title (3-7 words) that captures what this session is", "title"),
         ("[SUGGESTION MODE: Suggest what the user might naturally type next.]\n\nFIRST: Look at", "follow-ups"),
         ("Analyze *only* the content and structure of your immediately preceding response (your last", "next speaker"),
+        ("Managed memory has TWO directories. Choose which one to write each memory into", "memory"),
         ("Generate a concise git commit message for these changes. Reply with ONLY the commit", "commit message"),
     ],
 )
@@ -421,6 +422,7 @@ def test_tasks_of_chat_clients_are_recognised(text, task):
         "You are a professional conversation summarizer. Summarize the minutes of our meeting",
         "Generate a concise, funny title (3 words or so) for my cat video",
         "Generate a concise explanation of git commit messages",
+        "Managed memory has two costs in .NET. Which?",
         "Suggest what the user of a login form might type next",
     ],
 )
