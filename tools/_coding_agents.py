@@ -34,7 +34,7 @@ class Agent:
     settings: writes its settings, and gives what its environment needs.
     ask:      the command line for a first message, without the message; go_on for the next one of the conversation.
     write, edit, read: its tools, of (path, text), (path, old, new) and (path); arguments in its schemas' order.
-    chores:   what it asks for on its own account with each new conversation.
+    client_tasks: what it asks for on its own account with each new conversation.
     compacts_at: a context in tokens that holds its prompt, and not a long file as well; it then shortens the
               conversation and goes on. None where it gives up.
     """
@@ -48,7 +48,7 @@ class Agent:
     write: Callable[[str, str], Call]
     edit: Callable[[str, str, str], Call]
     read: Callable[[str], Call]
-    chores: Sequence[str] = ()
+    client_tasks: Sequence[str] = ()
     compacts_at: int | None = None
 
 
@@ -102,7 +102,7 @@ AGENTS: Final = {
             write=lambda path, text: Call("write", {"content": text, "filePath": path}),
             edit=lambda path, old, new: Call("edit", {"filePath": path, "oldString": old, "newString": new}),
             read=lambda path: Call("read", {"filePath": path}),
-            chores=("title",),
+            client_tasks=("title",),
             compacts_at=24_000,
         ),
         Agent(

@@ -3,8 +3,8 @@
 Each is asked to write a file, read it, change it and say what it says, with its own tools in a folder of its own; then
 to go on with the conversation; and, where it can shorten a conversation, to read a file that is too long. What is shown
 is the protocol, not a model's wit: the model plays a script (tests/fakes/played_model.py), and the server is none the
-wiser. Ends with 1 when a file, an answer, a call, a chore or what is reused of a prompt is not what it should be. Needs
-npm; the agents are installed in .build/agents.
+wiser. Ends with 1 when a file, an answer, a call, a client task or what is reused of a prompt is not what it should be.
+Needs npm; the agents are installed in .build/agents.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def _installed(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Served:
-    """A request, as the server's log has it. chore: what kind of one, "" for none; cached: tokens of its prompt
+    """A request, as the server's log has it. client_task: which one, "" for none; cached: tokens of its prompt
     that were found in the cache."""
 
-    chore: str
+    client_task: str
     prompt: int
     cached: int
     end: str
@@ -102,7 +102,7 @@ _LINE: Final = re.compile(
     r"\] general +(?P<why>.*?) \| .* \| (?P<prompt>\d+) prompt \((?P<cached>\d+) cached\) \+ \d+ tokens in [\d.]+ s "
     r"\| (?P<end>[\w-]+)(?:, (?P<calls>\d+) calls?)?(?P<more>.*)"
 )
-_CHORE: Final = re.compile(r"own task \(([\w -]+)\)")
+_TASK: Final = re.compile(r"own task \(([\w -]+)\)")
 
 
 def served(log: str) -> list[Served]:
@@ -111,10 +111,10 @@ def served(log: str) -> list[Served]:
     for line in _LINE.finditer(log):
         if "malformed" in line["more"]:
             raise FaultError(f"a call was not understood: {line[0]}")
-        chore = _CHORE.search(line["why"])
+        task = _TASK.search(line["why"])
         found.append(
             Served(
-                chore[1] if chore else "",
+                task[1] if task else "",
                 int(line["prompt"]),
                 int(line["cached"]),
                 line["end"],
@@ -147,7 +147,7 @@ class Stage:
         place_folder = folder / "project"
         place_folder.mkdir(parents=True, exist_ok=True)
         (folder / "home").mkdir()
-        model = write_played_model(folder / "played.gguf", Script(steps, chore="A greeting, and a change to it"))
+        model = write_played_model(folder / "played.gguf", Script(steps, client_task="A greeting, and a change to it"))
         about = {
             "package": None,
             "pattern": None,
@@ -186,7 +186,9 @@ class Stage:
         found = served(self.server.log())
         new, self._read = found[self._read :], len(found)
         for one in new:
-            what = one.chore or (f"{one.calls} calls" if one.calls > 1 else "a call" if one.calls else "an answer")
+            what = one.client_task or (
+                f"{one.calls} calls" if one.calls > 1 else "a call" if one.calls else "an answer"
+            )
             print(f"  > {what}: {one.prompt} tokens of prompt, {one.cached} of them from the cache")
         return new
 
@@ -215,13 +217,17 @@ def do_task(agent: Agent, commands: Path, folder: Path) -> None:
         expect("the last answer is shown", ANSWER in said, True)
         first = stage.requests()
         expect("the file is what was written and changed", file.read_text(), TEXT.replace(BEFORE, AFTER))
-        expect("chores", tuple(one.chore for one in first if one.chore), tuple(agent.chores))
-        turns = [one for one in first if not one.chore]
+        expect(
+            "what the client asks on its own account",
+            tuple(one.client_task for one in first if one.client_task),
+            tuple(agent.client_tasks),
+        )
+        turns = [one for one in first if not one.client_task]
         expect("the calls of the turns", [one.calls for one in turns], [1, 2, 1, 0])
         _expect_reuse(turns, 1.0)
         said = stage.ask("How many arguments does it take?", go_on=True)
         expect("the conversation goes on", MORE in said, True)
-        second = [one for one in stage.requests() if not one.chore]
+        second = [one for one in stage.requests() if not one.client_task]
         expect("the calls of its turns", [one.calls for one in second], [1, 0])
         _expect_reuse([turns[-1], *second], 0.9)  # a run may describe the project anew, which has a file more
         expect("refused requests", stage.server.log().count("] refused "), 0)
@@ -246,8 +252,8 @@ def outgrow(agent: Agent, commands: Path, folder: Path, context: int) -> None:
         said = stage.ask("Read long.txt and tell me what you think of it.", may_fail=True)  # it was told of an error
         expect("an answer comes though the conversation has become too long", SEEN in said, True)
         expect("the server said so", "context_length_exceeded" in stage.server.log(), True)
-        chores = {one.chore for one in stage.requests()}
-        expect("shortening it is recognised as the client's own task", "summary" in chores, True)
+        tasks = {one.client_task for one in stage.requests()}
+        expect("shortening it is recognised as the client's own task", "summary" in tasks, True)
 
 
 def main() -> int:

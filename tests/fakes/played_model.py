@@ -24,7 +24,7 @@ from coe.demo.shipped import PARENT
 UNKNOWN: Final = "<unk>"
 START, END = "<|im_start|>", "<|im_end|>"
 _CALL_END: Final = "</tool_call>"
-_CHORE: Final = "<|chore|>"
+_TASK: Final = "<|client task|>"
 _BLOCK: Final = 32
 _HEAD: Final = 32
 _LOGIT: Final = 100.0  # of the token that is next; all others have none
@@ -53,11 +53,11 @@ class Script:
     steps: the one after as many as a conversation has answers; beyond the end the last. A step is text, a call, or both
            and several, in their order. A call's arguments come in the order of its schema's properties, to which they
            are held.
-    chore: said wherever a request brings no tools: a title, a summary.
+    client_task: said wherever a request brings no tools: a title, a summary.
     """
 
     steps: Sequence[Step]
-    chore: str = "A played title"
+    client_task: str = "A played title"
 
     def texts(self) -> list[str]:
         """The steps as the model writes them."""
@@ -70,9 +70,9 @@ def write_played_model(path: Path, script: Script, *, context: int = 131_072) ->
     Raises ValueError for an answer that is too short to be told from ordinary words.
     """
     steps = script.texts()
-    cues = [*(_step(number) for number in range(len(steps))), _CHORE]
+    cues = [*(_step(number) for number in range(len(steps))), _TASK]
     tokens = _Vocabulary(cues)
-    follows = tokens.follows(zip(cues, [*steps, script.chore], strict=True))
+    follows = tokens.follows(zip(cues, [*steps, script.client_task], strict=True))
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("A played script")
@@ -224,5 +224,5 @@ def _template(steps: int) -> str:
         + END
         + "\n{% if m.role == 'assistant' %}{% set at.step = at.step + 1 %}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}" + START + "assistant\n"
-        "{% if tools %}" + cues + last + "{% else %}" + _CHORE + "{% endif %}{% endif %}"
+        "{% if tools %}" + cues + last + "{% else %}" + _TASK + "{% endif %}{% endif %}"
     )

@@ -21,7 +21,7 @@ SCRIPT = Script(
         Call("read", {"path": "a third.txt"}),
         "That is all there is.",
     ),
-    chore="A note about a note",
+    client_task="A note about a note",
 )
 
 
@@ -113,8 +113,10 @@ def test_no_sampling_leads_away_from_it(played: ServerProcess, temperature: floa
     assert _calls(_said(played, ASKED, temperature=temperature, frequency_penalty=1.0)) == [("write", NOTE)]
 
 
-def test_a_request_without_tools_is_a_chore(played: ServerProcess) -> None:
-    assert played.chat("A title, please.", max_tokens=64).json()["choices"][0]["message"]["content"] == SCRIPT.chore
+def test_a_request_without_tools_is_a_task_of_the_client(played: ServerProcess) -> None:
+    assert (
+        played.chat("A title, please.", max_tokens=64).json()["choices"][0]["message"]["content"] == SCRIPT.client_task
+    )
 
 
 @pytest.mark.parametrize("same", ["a", ""])
