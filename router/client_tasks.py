@@ -169,8 +169,9 @@ class ClientTasks:
 
 def _by_shape(text: str) -> str | None:
     """An instruction, and the conversation that it is about, quoted below it, or above it in tags."""
-    if (above := _ended_quotation(text)) is not None:
-        return _asked_for(above)
+    below = _below_quotation(text)
+    if below and (task := _asked_for(below)):
+        return task
     start = text[:_SHAPE_CHARS]
     if not _OF_A_CONVERSATION.search(start):
         return None
@@ -180,13 +181,11 @@ def _by_shape(text: str) -> str | None:
     return _asked_for(text[: min(quoted.start(), _SHAPE_CHARS)])
 
 
-def _ended_quotation(text: str) -> str | None:
-    """What follows a conversation that is quoted in tags; None where nothing does, or there is none."""
+def _below_quotation(text: str) -> str:
+    """What follows a conversation that is quoted in tags; "" where nothing does, or there is none."""
     opened = _OPENED.search(text[:_SHAPE_CHARS])
-    if opened is None:
-        return None
-    _, closed, below = text.rpartition(f"</{opened[1]}>")
-    return below[:_SHAPE_CHARS] if closed and below.strip() else None
+    _, closed, below = text.rpartition(f"</{opened[1]}>") if opened else ("", "", "")
+    return below[:_SHAPE_CHARS] if closed else ""
 
 
 def _asked_for(asked: str) -> str | None:
@@ -201,5 +200,6 @@ DEFAULT: Final = ClientTasks()
 
 
 def client_task_of(text: str) -> str | None:
-    """The task that a text instructs the model to do for a client ("title"), or None. Only its beginning is read."""
+    """The task that a text instructs the model to do for a client ("title"), or None. Its beginning is read, and what
+    follows a conversation that is quoted."""
     return DEFAULT.of(text)

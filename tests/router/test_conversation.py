@@ -320,6 +320,7 @@ CHAT = "USER: how do tides work?\nASSISTANT: The moon pulls the water.\nUSER: an
             "conversation history in the <conversation> tags above, so that another agent can go on.",
             "summary",
         ),
+        (f"Summarize the chat below.\n<chat_history>\n{CHAT}\n</chat_history>\nBe brief.", "summary"),
         (f"<chat_history>\n{CHAT}\n</chat_history>\nSuggest two titles for this chat.", "title"),
     ],
 )
