@@ -27,6 +27,7 @@ from .anthropic.count import COUNT_PATH, add_count
 from .anthropic.dialect import MESSAGES, VERSION_HEADER
 from .anthropic.hello import add_hello
 from .dialect import Dialect, error_response
+from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADERS, NameRequests
@@ -104,6 +105,7 @@ def make_app(
     add_tokens(app, college)
     add_count(app, college)
     add_hello(app)
+    add_embeddings(app, college, metrics)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR))
@@ -115,7 +117,10 @@ def make_app(
     _add_errors(app, dialect_at, metrics, paths)
     if keys:
         app.add_middleware(
-            RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, COUNT_PATH), dialect_at=dialect_at
+            RequireKey,
+            keys=keys,
+            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, COUNT_PATH, *EMBEDDING_PATHS),
+            dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)
     app.add_middleware(GuardDoors, doors=doors, served=app.router, dialect_at=dialect_at)

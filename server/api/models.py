@@ -10,6 +10,8 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
+from coe.router.encoder import STATES, Embeds
+
 from ..roster.models import Specialist
 from ..roster.values import AUTO
 from ..runtime.availability import Servable, Unavailable
@@ -19,6 +21,7 @@ from .openai.described import ERROR
 from .openapi import gives
 
 _OBJECT: Final = {"type": "object"}
+_EMBEDS: Final = ("embedding", "rerank")
 _LIST: Final = {
     "type": "object",
     "required": ["object", "data", "has_more", "first_id", "last_id"],
@@ -66,12 +69,16 @@ def add_models(app: FastAPI, college: College) -> None:
     async def models(request: Request) -> dict[str, Any]:
         """Every specialist, each alias, and `auto`; what cannot be served says why."""
         entries = [college.catalog.availability[name].entry for name in college.roster.names]
-        ids: dict[str, Specialist | None] = dict.fromkeys((AUTO, *_names(college.roster.router.aliases)))
-        ids |= {name: entry for entry in entries for name in (entry.name, *_names(entry.aliases))}
-        page, has_more = _page(list(ids), request.query_params)
+        cards = {name: described(name, None) for name in (AUTO, *_names(college.roster.router.aliases))}
+        cards |= {name: described(name, entry) for entry in entries for name in (entry.name, *_names(entry.aliases))}
+        if (encoder := college.embeddings.encoder) is not None:
+            names = [encoder.name, *college.roster.router.encoder_aliases]
+            free = [name for name in names if college.embeddings.is_encoder(name)]
+            cards |= {name: {**card(name), **_of_encoder(college, encoder, name)} for name in free}
+        page, has_more = _page(list(cards), request.query_params)
         return {
             "object": "list",
-            "data": [described(name, ids[name]) for name in page],
+            "data": [cards[name] for name in page],
             "has_more": has_more,
             "first_id": page[0] if page else None,
             "last_id": page[-1] if page else None,
@@ -82,6 +89,9 @@ def add_models(app: FastAPI, college: College) -> None:
         """One specialist, by its name or an alias."""
         if not name.strip("/"):
             raise HTTPException(404)  # /v1/models with a slash too many
+        encoder = college.embeddings.encoder
+        if encoder is not None and college.embeddings.is_encoder(name):
+            return {**card(name), **_of_encoder(college, encoder, name)}
         if college.roster.called(name) is None:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
@@ -127,6 +137,8 @@ def _capabilities(item: Servable | Unavailable) -> list[str]:
     """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
     if isinstance(item, Unavailable):
         return []
+    if item.entry.embeddings:
+        return list(_EMBEDS)
     found = ["completion", "structured"]
     if item.chat_fault is None:
         found.append("chat")
@@ -135,9 +147,26 @@ def _capabilities(item: Servable | Unavailable) -> list[str]:
     return found
 
 
+def _of_encoder(college: College, encoder: Embeds, name: str) -> dict[str, Any]:
+    """The sentence encoder that is on board."""
+    root = {} if name == encoder.name else {"root": encoder.name}
+    return {
+        **root,
+        "display_name": encoder.name,
+        **_sizes(encoder.positions),
+        "capabilities": list(_EMBEDS),
+        "coe": {
+            "description": "The sentence encoder that the supervisor reads questions with.",
+            "aliases": list(college.roster.router.encoder_aliases),
+            "dimensions": STATES,
+            "available": True,
+        },
+    }
+
+
 def _of_auto(college: College) -> dict[str, Any]:
     """It passes over who cannot hold a prompt or takes no tools: what any of them can, it can."""
-    items = [college.catalog.availability[name] for name in college.catalog.available]
+    items = [college.catalog.availability[name] for name in college.catalog.answering(chats=False)]
     most = max((item.entry.context_tokens for item in items), default=0)
     able = dict.fromkeys(word for item in items for word in _capabilities(item))
     about = "The supervisor chooses a specialist."
@@ -169,18 +198,23 @@ def _of_specialist(college: College, name: str) -> dict[str, Any]:
         facts |= {"reason": item.reason, "remedy": item.remedy}
     else:
         facts["warm"] = college.pool.is_warm(name)
-        facts["chats"] = item.chat_fault is None
-        facts["tools"] = item.tools
+        facts["chats"] = item.chat_fault is None and not specialist.embeddings
+        if not specialist.embeddings:
+            facts["tools"] = item.tools
         if item.doubts:
             facts["warnings"] = list(item.doubts)
     if name in college.builds:
         facts["build"] = college.builds.progress(name).line()
+    context_tokens = specialist.context_tokens
+    if not isinstance(item, Unavailable) and item.embedding is not None:
+        facts |= {"dimensions": item.embedding.dimensions, "shorter": list(specialist.dimensions)}
+        facts["context_tokens"] = context_tokens = item.embedding.input_tokens
     if item.footprint is not None:
         facts["vram_bytes"] = item.footprint.total_bytes
     shown = name.replace("-", " ").replace("_", " ")
     return {
         "display_name": shown[:1].upper() + shown[1:],
-        **_sizes(specialist.context_tokens),
+        **_sizes(context_tokens),
         "capabilities": _capabilities(item),
         "coe": facts,
     }

@@ -21,7 +21,8 @@ _MOST_BYTES: Final = 2**60
 _LEAST_BARE_BYTES: Final = 2**14  # a smaller number without a unit is no size of anything that a roster bounds
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*\*?")
+_ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+_PREFIX: Final = re.compile(rf"{_ALIAS.pattern}\*?")
 _REPO: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
@@ -212,9 +213,16 @@ Name = Annotated[
 ]
 Alias = Annotated[
     str,
-    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces, and `*` at the end alone."),
+    _matches(_ALIAS, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces."),
     AfterValidator(_not_auto),
     _text_schema(_ALIAS, **{"not": {"const": AUTO}}),
+]
+# An alias, or the beginning of many and a star.
+AliasOrPrefix = Annotated[
+    str,
+    _matches(_PREFIX, "is not an alias.", "Use letters, digits and `-_.:/`, without spaces, and `*` at the end alone."),
+    AfterValidator(_not_auto),
+    _text_schema(_PREFIX, **{"not": {"const": AUTO}}),
 ]
 Repo = Annotated[
     str, _matches(_REPO, "is not a Hugging Face repository.", "Write it as owner/name."), _text_schema(_REPO)
@@ -252,5 +260,7 @@ Digests = Annotated[
         }
     ),
 ]
+Sizes = Annotated[tuple[Count, ...], BeforeValidator(sequence)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(sequence)]
 Aliases = Annotated[tuple[Alias, ...], BeforeValidator(sequence)]
+AliasesOrPrefixes = Annotated[tuple[AliasOrPrefix, ...], BeforeValidator(sequence)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 
@@ -183,12 +182,14 @@ def test_errors_are_the_clients_own(client: Any) -> None:
 @given(PIECES)
 def test_any_stream_is_put_together_by_the_package_as_by_the_tests(pieces: list[tuple[str, Any]]) -> None:
     """As the package reads it from the wire; `put_together` is stricter about the order of events."""
+    import httpx2  # the package's own
+
     frames = stream_frames(envelope(thinking=THINKS), [*scripted(pieces), end()])
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=b"".join(frames))
+    def answer(_: Any) -> Any:
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=b"".join(frames))
 
-    transport = httpx.Client(transport=httpx.MockTransport(answer))
+    transport = httpx2.Client(transport=httpx2.MockTransport(answer))
     client = anthropic.Anthropic(base_url="http://played", api_key="anything", http_client=transport)
     with client.messages.stream(model="auto", max_tokens=9, messages=CAPITAL) as stream:
         message = stream.get_final_message()
