@@ -19,11 +19,13 @@ KEY: Final = "anything"
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent runs. home: its settings; work: the project's folder; url: of the API, /v1 included."""
+    """Where an agent runs. home: its settings; work: the project's folder; url: of the API, /v1 included.
+    context_tokens: what the model holds, for agents that do not ask the server."""
 
     home: Path
     work: Path
     url: str
+    context_tokens: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,16 @@ def _qwen_code(place: Place) -> Mapping[str, str]:
     }
 
 
+def _claude_code(place: Place) -> Mapping[str, str]:
+    return {
+        "ANTHROPIC_BASE_URL": place.url.removesuffix("/v1"),
+        "ANTHROPIC_AUTH_TOKEN": KEY,
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(place.context_tokens),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "IS_SANDBOX": "1",  # else it does not run as root without asking before each call
+    }
+
+
 AGENTS: Final = {
     agent.name: agent
     for agent in (
@@ -127,6 +139,18 @@ AGENTS: Final = {
             edit=lambda path, old, new: Call("edit", {"file_path": path, "old_string": old, "new_string": new}),
             read=lambda path: Call("read_file", {"file_path": path}),
             compacts_at=45_000,
+        ),
+        # It asks for Anthropic's own models: the roster's router.aliases say who they are.
+        Agent(
+            "claude-code",
+            package="@anthropic-ai/claude-code",
+            version="2.1.332",
+            settings=_claude_code,
+            ask=("claude", "--dangerously-skip-permissions", "-p"),
+            go_on=("claude", "--dangerously-skip-permissions", "--continue", "-p"),
+            write=lambda path, text: Call("Write", {"file_path": path, "content": text}),
+            edit=lambda path, old, new: Call("Edit", {"file_path": path, "old_string": old, "new_string": new}),
+            read=lambda path: Call("Read", {"file_path": path}),
         ),
     )
 }

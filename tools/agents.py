@@ -155,8 +155,9 @@ class Stage:
             "context_tokens": context,
             "cache_tokens": 2 * context,
         }
-        with ServerProcess(write_roster(folder, {"general": about}, fallback="general")) as server:
-            place = Place(folder / "home", place_folder, f"{server.url}/v1")
+        router = {"encoder": "none", "aliases": ["claude-*"]}
+        with ServerProcess(write_roster(folder, {"general": about}, fallback="general", router=router)) as server:
+            place = Place(folder / "home", place_folder, f"{server.url}/v1", context)
             yield cls(agent, commands, place, server)
 
     def ask(self, text: str, *, go_on: bool = False, may_fail: bool = False) -> str:
