@@ -188,6 +188,7 @@ def test_the_reference_explains_every_way_to_sample_and_to_think() -> None:
 def test_the_reference_states_the_defaults_of_the_program() -> None:
     """What the reference writes beside an explanation is what holds where a roster says nothing."""
     written = yaml.safe_load(REFERENCE.read_text())
+    assert written["router"].pop("aliases") == ["claude-*"]  # chosen: Claude Code finds the college by itself
     for section, model in (("server", ServerSection), ("pool", PoolSection), ("router", RouterSection)):
         assert model.model_validate(written[section]) == model()
     told = SpecialistSettings.model_validate(written["defaults"]).model_dump()
