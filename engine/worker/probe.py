@@ -143,6 +143,7 @@ def dry_run(
     log.lines.clear()
     context = Context(model, spec)
     kv, compute, host = buffers(log.lines)
+    host += context.unreserved_bytes
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
     prompts = PromptReader(model, spec, limits=_TRIAL)
     loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)

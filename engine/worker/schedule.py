@@ -15,24 +15,34 @@ class Work:
     """What one sequence has to evaluate: `pending` tokens, more than one while its prompt is being read.
 
     boundary: evaluate at most so many in this step, so that a checkpoint can be taken there; 0 for none.
+    scored:   each of the tokens wants logits, not the last one alone.
     """
 
     sequence: int
     pending: int
     boundary: int = 0
+    scored: bool = False
 
 
-def plan_step(works: Sequence[Work], n_batch: int) -> list[tuple[int, int]]:
-    """(sequence, tokens) for one decode of at most n_batch tokens.
+def plan_step(works: Sequence[Work], n_batch: int, n_outputs: int) -> list[tuple[int, int]]:
+    """(sequence, tokens) for one decode of at most n_batch tokens, of which at most n_outputs want logits.
 
     Every sequence that generates gets its one token first, so no stream stalls while a prompt is read; what is left
-    goes to the prompts, in the order given.
+    goes to the prompts, in the order given. n_outputs: one a sequence at least.
     """
     plan = [(work.sequence, 1) for work in works if work.pending == 1][:n_batch]
-    room = n_batch - len(plan)
+    room, outputs = n_batch - len(plan), n_outputs - len(plan)
     for work in works:
-        if work.pending > 1 and room:
-            take = min(work.pending, work.boundary or work.pending, room)
+        if work.pending == 1:
+            continue
+        take = min(work.pending, work.boundary or work.pending, room)
+        if work.scored:
+            take = min(take, outputs)
+            outputs -= take
+        elif take == work.pending:
+            # Where the others have taken all outputs, its last token waits for the next step.
+            take, outputs = (take, outputs - 1) if outputs else (take - 1, 0)
+        if take:
             plan.append((work.sequence, take))
             room -= take
     return plan
