@@ -17,6 +17,7 @@ class Part(StrEnum):
     FORMAT = "format"  # what the answer has to keep to
     TOOLS = "tools"
     MODEL = "model"
+    SUFFIX = "suffix"  # what follows an answer that fills the middle
 
 
 class RequestError(Exception):
@@ -166,6 +167,8 @@ class Failure:
 # The most specific class first. Source of the codes: OpenAI's API reference, where it has one.
 _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], ...] = (
     (engine.PromptTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.UnknownTokenError, 400, "unknown_token", Part.INPUT),
+    (engine.InfillError, 400, "infill_unsupported", Part.SUFFIX),
     (engine.TemplateError, 400, "template_refused", Part.INPUT),
     (engine.ModelTemplateError, 503, "chat_template", Part.MODEL),
     (engine.GrammarError, 400, "invalid_schema", Part.FORMAT),
