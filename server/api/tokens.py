@@ -47,6 +47,7 @@ _TOKENIZE: Final[Mapping[str, Any]] = {
         "prompt": _TEXT,
         "messages": _MESSAGES,
         "add_special": _FLAG,
+        "add_special_tokens": _FLAG,
         "parse_special": _FLAG,
         "with_pieces": _FLAG,
     },
@@ -149,6 +150,8 @@ def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
 
 def _to_tokenize(body: dict[str, Any]) -> _Parsed:
     flags = {name: _flag(body, name) for name in ("add_special", "parse_special", "with_pieces")}
+    if flags["add_special"] is None:
+        flags["add_special"] = _flag(body, "add_special_tokens")  # vLLM's name for it
     if body.get("messages") is not None:
         wanted, bos = _chat(body), True
     else:
