@@ -107,10 +107,14 @@ async def test_the_first_failure_ends_them_all(error: Exception) -> None:
 async def test_a_failure_in_a_stream_comes_after_what_was_said() -> None:
     answers = many([lease(script("a", Finish.STOP)), lease([Accepted("", 5), WorkerDiedError("It died.")])], ["1", "2"])
     await answers.open()
-    seen = []
-    with pytest.raises(WorkerDiedError):
+    seen: list[int] = []
+
+    async def read() -> None:
         async for step in answers.steps():
             seen.append(step.index)
+
+    with pytest.raises(WorkerDiedError):
+        await read()
     await answers.close()
     assert set(seen) <= {0, 1}
 
