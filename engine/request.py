@@ -66,7 +66,7 @@ class GenerateRequest:
                 first ones first.
     tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
-    max_tokens: None for what the context leaves.
+    max_tokens: None for what the context leaves. max_answer_tokens: the same, without those of thinking.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
     echo:       the prompt's own text comes before the answer's. With top_logprobs each of its tokens is scored, and of
                 the answer each token that was drawn is listed, the one that ended it too.
@@ -88,6 +88,7 @@ class GenerateRequest:
     thinking: Thinking = field(default_factory=Thinking)
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
+    max_answer_tokens: int | None = None
     max_prompt_tokens: int | None = None
     stop: Sequence[str] = ()
     seed: int | None = None

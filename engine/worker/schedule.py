@@ -6,8 +6,10 @@ A decision's `reason` is one phrase for logs. It is left out of comparisons: two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -24,28 +26,39 @@ class Work:
     scored: bool = False
 
 
-def plan_step(works: Sequence[Work], n_batch: int, n_outputs: int) -> list[tuple[int, int]]:
-    """(sequence, tokens) for one decode of at most n_batch tokens, of which at most n_outputs want logits.
+_OLDEST_SHARE: Final = 0.25  # of the room for prompts, which the oldest has whoever comes after it
 
-    Every sequence that generates gets its one token first, so no stream stalls while a prompt is read; what is left
-    goes to the prompts, in the order given. n_outputs: one a sequence at least.
+
+def plan_step(works: Sequence[Work], n_batch: int, n_outputs: int | None = None) -> list[tuple[int, int]]:
+    """(sequence, tokens) for one decode of at most n_batch tokens. works: the oldest first.
+
+    Every sequence that generates gets its one token first, so no stream stalls while a prompt is read. Of the room that
+    is left a share goes to the oldest prompt, so that it ends however many come after it; the rest to the prompts that
+    are nearest to their ends: a short one does not wait for a long one that is being read.
+
+    n_outputs: tokens that may want logits, one a sequence at least; None for as many as there are. What the others
+    leave of them is the room of the prompts that are scored.
     """
     plan = [(work.sequence, 1) for work in works if work.pending == 1][:n_batch]
-    room, outputs = n_batch - len(plan), n_outputs - len(plan)
-    for work in works:
-        if work.pending == 1:
-            continue
-        take = min(work.pending, work.boundary or work.pending, room)
+    room = n_batch - len(plan)
+    prompts = [work for work in works if work.pending > 1]
+    if not prompts or not room:
+        return plan
+    # Each of the prompts that are merely read may come to its end, and want one.
+    outputs = room if n_outputs is None else n_outputs - len(plan) - sum(not work.scored for work in prompts)
+    wanted = {work.sequence: min(work.pending, work.boundary or work.pending) for work in prompts}
+    taken = dict.fromkeys(wanted, 0)
+    nearest = sorted(prompts, key=lambda work: work.pending)  # the older of equals first
+    oldest = prompts[0]
+    share = math.ceil((min(room, outputs) if oldest.scored else room) * _OLDEST_SHARE)
+    for work, most in [(oldest, share), *((work, room) for work in nearest)]:
+        take = min(wanted[work.sequence] - taken[work.sequence], most, room)
         if work.scored:
             take = min(take, outputs)
             outputs -= take
-        elif take == work.pending:
-            # Where the others have taken all outputs, its last token waits for the next step.
-            take, outputs = (take, outputs - 1) if outputs else (take - 1, 0)
-        if take:
-            plan.append((work.sequence, take))
-            room -= take
-    return plan
+        taken[work.sequence] += take
+        room -= take
+    return plan + [(sequence, count) for sequence, count in taken.items() if count]
 
 
 @dataclass(frozen=True)

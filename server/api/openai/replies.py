@@ -19,6 +19,7 @@ CHAT_NAMES: Final[Mapping[Part, str]] = {
     Part.INPUT: "messages",
     Part.FORMAT: "response_format",
     Part.TOOLS: "tools",
+    Part.TOOL_CHOICE: "tool_choice",
     Part.MODEL: "model",
     Part.SUFFIX: "suffix",
 }

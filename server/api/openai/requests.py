@@ -13,6 +13,7 @@ from ...runtime.errors import RequestError
 from ...runtime.request import Request
 from ..common.fields import (
     MAX_INT,
+    Alternatives,
     Body,
     Choices,
     LoopGuard,
@@ -95,7 +96,7 @@ class ChatBody(Shared):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1), FailFast()]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Alternatives | None = None
     modalities: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -149,7 +150,7 @@ class CompletionBody(Shared):
     suffix: str | None = None
     echo: bool = False
     best_of: Choices | None = None
-    logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_no_logprobs)] = None
+    logprobs: Annotated[Alternatives | None, BeforeValidator(_no_logprobs)] = None
 
 
 # What goes to the specialist's rules under its own name.

@@ -61,6 +61,18 @@ class TestPlanStep:
         works = [Work(0, pending=6), Work(1, pending=6), Work(2, pending=6)]
         assert plan_step(works, 10, 10) == [(0, 6), (1, 4)]
 
+    def test_a_short_prompt_does_not_wait_for_a_long_one_that_is_being_read(self) -> None:
+        assert plan_step([Work(0, pending=20_000), Work(1, pending=50)], 512) == [(0, 462), (1, 50)]
+        assert plan_step([Work(0, pending=20_000), Work(1, pending=50), Work(2, pending=1)], 512)[0] == (2, 1)
+
+    def test_the_nearest_to_its_end_goes_first_and_the_oldest_has_its_share(self) -> None:
+        works = [Work(0, pending=900), Work(1, pending=700), Work(2, pending=60), Work(3, pending=800)]
+        assert plan_step(works, 100) == [(0, 25), (1, 15), (2, 60)]
+        assert plan_step(works, 1) == [(0, 1)]
+
+    def test_a_share_that_is_not_wanted_goes_to_the_others(self) -> None:
+        assert plan_step([Work(0, pending=40, boundary=3), Work(1, pending=900)], 100) == [(0, 3), (1, 97)]
+
     def test_a_prompt_stops_at_its_boundary(self) -> None:
         assert plan_step([Work(0, pending=9, boundary=4)], 100, 1) == [(0, 4)]
 
@@ -76,6 +88,21 @@ class TestPlanStep:
         assert all(1 <= count <= pending[sequence] for sequence, count in plan)
 
     @given(WORKS, st.integers(1, 64))
+    def test_no_room_is_left_while_a_prompt_wants_it(self, works: list[Work], n_batch: int) -> None:
+        wanted = sum(min(work.pending, work.boundary or work.pending) for work in works)
+        assert sum(count for _, count in plan_step(works, n_batch)) == min(wanted, n_batch)
+
+    @given(WORKS, st.integers(8, 64))
+    def test_the_oldest_prompt_is_read_on_whoever_comes(self, works: list[Work], n_batch: int) -> None:
+        plan = dict(plan_step(works, n_batch))
+        prompts = [work for work in works if work.pending > 1]
+        if prompts:
+            room = n_batch - (len(works) - len(prompts))
+            oldest = prompts[0]
+            share = min(oldest.pending, oldest.boundary or oldest.pending, room / 4)
+            assert plan.get(oldest.sequence, 0) >= share
+
+    @given(WORKS, st.integers(1, 64))
     def test_there_is_always_something_to_do_while_something_is_pending(self, works: list[Work], n_batch: int) -> None:
         assert bool(plan_step(works, n_batch, max(1, len(works)))) == bool(works)
 
@@ -86,8 +113,12 @@ class TestPlanStep:
 
     def test_a_scored_prompt_goes_by_outputs_and_leaves_the_rest_of_the_batch_to_others(self) -> None:
         works = [Work(0, pending=100, scored=True), Work(1, pending=1), Work(2, pending=50)]
-        assert plan_step(works, 64, 9) == [(1, 1), (0, 8), (2, 49)], "the last of 50 wants an output, too"
-        assert plan_step(works, 64, 200) == [(1, 1), (0, 63)]
+        assert plan_step(works, 64, 9) == [(1, 1), (0, 7), (2, 50)], "the last of 50 wants an output, too"
+        assert plan_step(works, 64, 200) == [(1, 1), (0, 16), (2, 47)]
+
+    def test_of_two_scored_prompts_the_oldest_has_a_share_and_the_nearest_the_rest(self) -> None:
+        works = [Work(0, pending=100, scored=True), Work(1, pending=40, scored=True)]
+        assert plan_step(works, 64, 32) == [(0, 8), (1, 24)]
 
     @given(WORKS, st.integers(1, 64), st.integers(0, 64))
     def test_no_more_logits_are_wanted_than_there_is_room_for(self, works: list[Work], n_batch: int, more: int) -> None:
