@@ -105,6 +105,12 @@ class GenerateRequest:
         """Whether the log-probabilities of the prompt's own tokens are wanted."""
         return self.echo and self.top_logprobs is not None
 
+    @property
+    def prompt_chars(self) -> int:
+        """How long a plain prompt is, about: what there is to read before it can be evaluated."""
+        texts = (self.prompt or "", self.suffix or "", *(snippet["text"] for snippet in self.snippets))
+        return sum(map(len, texts)) + len(self.prompt_ids or ())
+
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
         # Not asdict of it all, which copies every message and schema value by value: megabytes hold the event loop up.

@@ -30,8 +30,10 @@ def infill_tokens(
     *,
     bos: Sequence[int],
     room: int,
+    longest_bytes: int = 64,
 ) -> list[int]:
     """The prompt's tokens. read: a text's tokens, none of control among them. room: tokens that all may take.
+    longest_bytes: of a token, for a snippet that surely does not fit is not read: megabytes of it would take seconds.
 
     Snippets that do not fit are left out, the first ones first; before and after are whole, whether they fit or not.
     Raises InfillError for a vocabulary without the tokens.
@@ -49,6 +51,8 @@ def infill_tokens(
         return own
     shown: list[list[int]] = []
     for snippet in reversed(snippets):
+        if len(snippet["text"].encode("utf-8", "replace")) > left * longest_bytes:
+            break
         title = [marks.file, *read(f"{snippet['filename']}\n")] if marks.file is not None else read(_SNIPPET)
         tokens = [*title, *read(snippet["text"])]
         left -= len(tokens)

@@ -170,7 +170,7 @@ class PromptReader:
         PromptTooLongError, UnknownTokenError and InfillError.
         """
         if request.prompt_ids is not None:
-            return self._given(request.prompt_ids)
+            return self._with_echo(request, self._given(request.prompt_ids))
         # Of a conversation templates may leave out anything but what its user says, its margins aside.
         said = (str(m.get("content") or "").strip() for m in request.messages or () if m["role"] == "user")
         self._refuse_long(sum(map(len, said)))
@@ -181,7 +181,8 @@ class PromptReader:
         if request.suffix is not None:
             return replace(prompt, tokens=tuple(self._infill(prompt, request)))
         history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
-        return replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+        read = replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+        return self._with_echo(request, read)
 
     def _given(self, ids: Sequence[int]) -> Prompt:
         """A prompt of token ids, which are nobody's text: control tokens are what they are."""
@@ -210,6 +211,7 @@ class PromptReader:
             read,
             bos=[vocab.bos] if vocab.adds_bos and vocab.bos >= 0 else [],
             room=self._context_tokens - (request.max_tokens or 0) - 1,
+            longest_bytes=vocab.longest_piece_bytes,
         )
 
     def told(self, request: ReadRequest) -> Told:
@@ -236,15 +238,23 @@ class PromptReader:
             "chat_template": self._template_source,
         }
 
-    def _echo(self, request: GenerateRequest, prompt: Prompt, tokens: Sequence[int]) -> Echo:
-        """The prompt as it is given back. One of ids is what /detokenize says; the start that a text's tokens were
-        given is no part of it."""
+    def _with_echo(self, request: GenerateRequest, prompt: Prompt) -> Prompt:
+        """One of ids comes back as /detokenize has it; the start that a text's tokens were given is no part of it."""
+        if not request.echo:
+            return prompt
+        tokens = prompt.tokens or self._of_nothing
         pieces = [self._vocab.piece(token, special=True) for token in tokens]
         if request.prompt_ids is not None:
-            return Echo(pieces)
-        if tokens and tokens[0] == self._vocab.bos and self._adds_bos(prompt.text):
+            return replace(prompt, echo=Echo(pieces))
+        if tokens[0] == self._vocab.bos and self._adds_bos(prompt.text):
             pieces[0] = b""
-        return Echo(pieces, prompt.text.encode("utf-8", "replace").decode())
+        return replace(prompt, echo=Echo(pieces, prompt.text.encode("utf-8", "replace").decode()))
+
+    @property
+    def _of_nothing(self) -> tuple[int, ...]:
+        """What an empty prompt is evaluated as."""
+        vocab = self._vocab
+        return (vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0),)
 
     def _rendered(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:
@@ -281,9 +291,7 @@ class PromptReader:
         """
         prompt = prompt if prompt is not None else self.prompt_of(request)
         vocab, context_tokens = self._vocab, self._context_tokens
-        tokens = list(prompt.tokens)
-        if not tokens:
-            tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
+        tokens = list(prompt.tokens or self._of_nothing)
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
         if len(tokens) >= context_tokens:
@@ -303,7 +311,7 @@ class PromptReader:
             toolbox=held_to if isinstance(held_to, Toolbox) else None,
             specialist_id=specialist_id,
             banned=self._openings_of_thinking() if prompt.closed_by_ban else (),
-            echo=self._echo(request, prompt, tokens) if request.echo else None,
+            echo=prompt.echo,
         )
 
     def _openings_of_thinking(self) -> list[int]:

@@ -38,6 +38,7 @@ _SCHEMA_RETRIES: Final = 2
 # Log-probabilities of prompts that one call may ask for, rivals counted: each takes some hundred bytes of this process
 # until the answer is whole.
 MAX_SCORES: Final = 500_000
+_UNREAD_SCORES_BYTES: Final = 8 * 2**20  # of one choice's
 _FORMAT: Final = "response_format.json_schema"  # as errors of the engine have it
 
 
@@ -202,7 +203,10 @@ class Answer:
                 lease.release()
 
         request = self._generate_request(self.answered_by, self.rules, index)
-        return lease.generate(request, on_end=end, unread=self._college.unread)
+        unread = self._college.unread
+        if self.request.scores_prompt:  # it comes in pieces of many KB, however well the client keeps pace
+            unread = unread.with_each(max(unread.each_bytes, _UNREAD_SCORES_BYTES))
+        return lease.generate(request, on_end=end, unread=unread)
 
     def _generate_request(
         self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
