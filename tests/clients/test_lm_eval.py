@@ -49,10 +49,12 @@ def server(specialists: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         yield running
 
 
+ASKED = [question for domain in DOMAINS for question in taught.exam(domain, 8)]
+
+
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    asked = [question for domain in DOMAINS for question in taught.exam(domain, 8)]
-    return taught.write_exam(tmp_path_factory.mktemp("exam") / "exam.jsonl", asked)
+    return taught.write_exam(tmp_path_factory.mktemp("exam") / "exam.jsonl", ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,9 @@ def samples(server: ServerProcess, exam: Path, tmp_path_factory: pytest.TempPath
         {
             "prompt": prompt_of(server, question),
             "key": f"Answer: {question.answers[0]}",
-            "choices": [f"Answer: {other.answers[0]}" for other in others(question, questions)],
+            "choices": [taught_answer, *(other.answer for other in ASKED if other.answer != taught_answer)][:4],
         }
-        for question in questions
+        for question, taught_answer in zip(questions, [question.answer for question in ASKED], strict=True)
     ]
     (folder / "exam.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     shared = {
@@ -117,19 +119,14 @@ def prompt_of(server: ServerProcess, question: Question) -> str:
     return str(reply.json()["prompt"])
 
 
-def others(question: Question, questions: tuple[Question, ...]) -> list[Question]:
-    """A question, and three others whose answers are not its own."""
-    wrong = {other.answers: other for other in questions if other.answers != question.answers}
-    return [question, *list(wrong.values())[:3]]
-
-
 def test_log_likelihoods_are_those_of_a_plain_evaluation(
     server: ServerProcess, specialists: dict[str, Path], samples: dict[str, list[Any]]
 ) -> None:
     model = Model(LoadSpec(specialists["chemistry"], gpu_layers=0))
     context = Context(model, LoadSpec(Path(), context_tokens=512, parallel=1, threads=1), all_logits=True)
+    all_greedy = []
     for sample in samples["pick"]:
-        own = []
+        own, greedy = [], []
         for choice in sample["doc"]["choices"]:
             tokens = model.vocab.tokenize(sample["doc"]["prompt"] + choice)
             known = len(model.vocab.tokenize(sample["doc"]["prompt"]))
@@ -137,14 +134,17 @@ def test_log_likelihoods_are_those_of_a_plain_evaluation(
             assert context.decode((token, at, 0, True) for at, token in enumerate(tokens)) == 0
             rows = [context.logits(at - 1).astype(np.float64) for at in range(known, len(tokens))]
             own.append(sum(row[t] - np.logaddexp.reduce(row) for row, t in zip(rows, tokens[known:], strict=True)))
+            greedy.append([int(row.argmax()) for row in rows] == tokens[known:])
         theirs = [float(response[0][0]) for response in sample["resps"]]
         assert theirs == pytest.approx(own, abs=0.2, rel=0.02)
         assert int(np.argmax(theirs)) == int(np.argmax(own))
         assert sample["acc"] == (int(np.argmax(own)) == 0)
+        assert [str(response[0][1]) == "True" for response in sample["resps"]] == greedy
+        all_greedy += greedy
     context.close()
     model.close()
-    greedy = [str(response[0][1]) for sample in samples["pick"] for response in sample["resps"]]
-    assert set(greedy) == {"True", "False"}
+    assert set(all_greedy) == {True, False}
+    assert np.mean([sample["acc"] for sample in samples["pick"]]) > 0
 
 
 def test_answers_are_right_where_coe_eval_finds_them_right(
