@@ -30,6 +30,7 @@ from .dialect import Dialect, error_response
 from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
+from .llama_server.dialect import INFILL
 from .middleware import REQUEST_ID_HEADERS, NameRequests
 from .models import add_models
 from .openai.described import ERROR
@@ -55,6 +56,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/messages": MESSAGES,
+    "/infill": INFILL,
 }
 _BY_HEADER: Final[Mapping[bytes, Dialect]] = {VERSION_HEADER: MESSAGES}
 

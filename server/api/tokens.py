@@ -22,7 +22,6 @@ from ..runtime.college import College
 from ..runtime.errors import RequestError
 from ..runtime.policy import rules_for
 from ..runtime.request import Request as InternalRequest
-from ..runtime.request import with_system_prompt
 from .body import read_json
 from .journal import about
 from .openai.described import ERROR
@@ -30,7 +29,7 @@ from .openai.requests import parse_chat
 from .openapi import gives, takes
 from .sse import until_gone
 
-TOKEN_PATHS: Final = ("/tokenize", "/detokenize", "/apply-template", "/props")
+TOKEN_PATHS: Final = ("/tokenize", "/detokenize", "/apply-template", "/props", "/tokenizer_info")
 _MAX_CHARS: Final = 1_000_000
 _MAX_TOKENS: Final = 1_000_000
 _TEXT: Final = {"type": "string"}
@@ -49,6 +48,7 @@ _TOKENIZE: Final[Mapping[str, Any]] = {
         "messages": _MESSAGES,
         "tools": _TOOLS,
         "add_special": _FLAG,
+        "add_special_tokens": _FLAG,
         "parse_special": _FLAG,
         "with_pieces": _FLAG,
     },
@@ -102,6 +102,19 @@ def add_tokens(app: FastAPI, college: College) -> None:
         """The prompt that a chat becomes."""
         return await told(request, _to_template)
 
+    @app.get("/tokenizer_info", responses=gives(_OBJECT, ERROR))
+    async def tokenizer_info(request: Request, model: str = AUTO) -> Any:
+        """What clients of vLLM ask before they make token ids of texts themselves."""
+        choice = await _choice(college, InternalRequest(model, prompt=""))
+        about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
+        told = await until_gone(request, told_of(college, choice, _facts_wanted))
+        return {
+            "tokenizer_class": "GGUF",
+            "model_max_length": choice.specialist.context_tokens,
+            "model": choice.specialist.name,
+            **(told.vocabulary or {}),
+        }
+
     @app.get("/props", responses=gives(_OBJECT, ERROR))
     async def props(model: str = AUTO) -> Any:
         """What clients of llama-server ask before they chat: the context, and how many at once."""
@@ -116,6 +129,10 @@ async def told_of(college: College, choice: Choice, asked: Callable[[str], ReadR
         return await lease.read(asked(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0"))
     finally:
         lease.release()
+
+
+def _facts_wanted(name: str) -> ReadRequest:
+    return ReadRequest(name, GenerateRequest("", "", prompt=""), vocabulary=True)
 
 
 async def _choice(college: College, wanted: InternalRequest) -> Choice:
@@ -133,7 +150,7 @@ def prompt_of(wanted: InternalRequest, specialist: Specialist) -> GenerateReques
     """What an answer to the request would be continued from."""
     messages = None
     if wanted.messages is not None:
-        messages = with_system_prompt(wanted.messages, specialist.system_prompt)
+        messages = with_systemprompt_of(wanted.messages, specialist.system_prompt)
     rules = rules_for(wanted, specialist)
     return GenerateRequest(
         "",
@@ -148,6 +165,8 @@ def prompt_of(wanted: InternalRequest, specialist: Specialist) -> GenerateReques
 
 def _to_tokenize(body: dict[str, Any]) -> _Parsed:
     flags = {name: _flag(body, name) for name in ("add_special", "parse_special", "with_pieces")}
+    if flags["add_special"] is None:
+        flags["add_special"] = _flag(body, "add_special_tokens")  # vLLM's name for it
     if body.get("messages") is not None:
         wanted, bos = _chat(body), True
     else:
