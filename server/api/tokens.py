@@ -150,7 +150,7 @@ def prompt_of(wanted: InternalRequest, specialist: Specialist) -> GenerateReques
     """What an answer to the request would be continued from."""
     messages = None
     if wanted.messages is not None:
-        messages = with_systemprompt_of(wanted.messages, specialist.system_prompt)
+        messages = with_system_prompt(wanted.messages, specialist.system_prompt)
     rules = rules_for(wanted, specialist)
     return GenerateRequest(
         "",
