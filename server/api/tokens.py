@@ -22,6 +22,7 @@ from ..runtime.college import College
 from ..runtime.errors import RequestError
 from ..runtime.policy import rules_for
 from ..runtime.request import Request as InternalRequest
+from ..runtime.request import with_system_prompt
 from .body import read_json
 from .journal import about
 from .openai.described import ERROR
