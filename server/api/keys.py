@@ -137,7 +137,7 @@ def given_key(scope: Scope) -> bytes:
 
 
 class RequireKey:
-    """Every path but those that say that the server is there wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys
+    """Every path but those that say the server is there wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys
     are compared in constant time.
 
     What is posted anywhere but to `answering`, the paths that answer, changes the server: it wants a key for that.
