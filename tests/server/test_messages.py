@@ -1,4 +1,4 @@
-"""Anthropic's API of the running server: reuse of an agent's turns, counts that move nobody, lists for both dialects."""
+"""Anthropic's API of the running server: reuse of an agent's turns, counts that move nobody, lists of models."""
 
 from __future__ import annotations
 
