@@ -66,6 +66,8 @@ def read_conversation(system: Any, messages: Sequence[Any]) -> Conversation:
             continue
         if role == "system":
             role, blocks = "user", _remark(blocks)
+            if not blocks:
+                continue
         if not turns or turns[-1].role != role:
             turns.append(_Turn(role))
         turns[-1].blocks += blocks

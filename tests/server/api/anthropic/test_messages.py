@@ -81,6 +81,11 @@ def test_instructions_before_the_first_message_are_the_systems() -> None:
     assert told({"role": "system", "content": "Be kind."}, user(text("Hi"))) == [("system", "Be kind."), ("user", "Hi")]
 
 
+def test_instructions_that_say_nothing_are_no_turn() -> None:
+    turns = [user(text("Hi")), said(text("I am")), {"role": "system", "content": " "}]
+    assert told(*turns) == [("user", "Hi"), ("assistant", "I am")]
+
+
 def test_messages_of_one_side_are_one_turn() -> None:
     assert told(user(text("a")), user(text("b")), said(text("c")), said(text("d")), user(text("e"))) == [
         ("user", "a\nb"),
