@@ -258,7 +258,7 @@ class ActiveSequence:
             self._read_text(out, rest.answer)
         else:
             self._read_parts(out, self._calls.feed(rest.answer))
-            self._read_parts(out, self._calls.flush())
+            self._read_parts(out, self._calls.flush(cut=self.finish is not Finish.STOP))
         out.say("" if self._stopped else self._stops.flush())
         return out
 
@@ -320,6 +320,7 @@ class ActiveSequence:
             violation=self._violation,
             conforms=self._conforms,
             malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
+            forbidden_calls=self._calls.n_forbidden if self._calls is not None else 0,
         )
 
     def close(self) -> None:

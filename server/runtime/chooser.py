@@ -74,7 +74,7 @@ class Chooser:
         to_build = self._taking(request, [n for n in self._roster.names if n not in there and self._may_build(n)])
         buildable = [n for n in self._roster.names if n in available or n in to_build]
         if not buildable:
-            if request.tools and self._catalog.answering(chats=chats):
+            if request.may_call and self._catalog.answering(chats=chats):
                 raise RequestError("tools: no specialist of the roster takes any. Send none.", param=Part.TOOLS)
             what = "Nothing in the roster can be served yet." if not there else "No model of the roster answers chats."
             raise UnavailableError(what, "See GET /v1/models for the reasons.")
@@ -150,7 +150,7 @@ class Chooser:
 
     def _taking(self, request: Request, names: Sequence[str]) -> list[str]:
         """Those of some specialists that do not refuse the request's tools."""
-        return [name for name in names if not (request.tools and self._entry(name).tools == "refuse")]
+        return [name for name in names if not (request.may_call and self._entry(name).tools == "refuse")]
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""
@@ -251,7 +251,7 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
 
 def _reads_tools(specialist: Specialist) -> bool:
     """Whether the tools that a chat offers stand in a specialist's prompt."""
-    return specialist.tools != "ignore"
+    return specialist.tools not in ("ignore", "refuse")
 
 
 def _n_chars(request: Request, specialist: Specialist) -> int:

@@ -29,6 +29,16 @@ class Rules:
     tools: tuple[Tool, ...] = ()
     tool_use: ToolUse = field(default_factory=ToolUse)
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may call a tool."""
+        return bool(self.tools) and not self.tool_use.forbidden
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is to be calls, and no text."""
+        return bool(self.tools) and self.tool_use.required
+
 
 def rules_for(request: Request, specialist: Specialist) -> Rules:
     """The specialist's defaults, the request's wishes within the bounds.
@@ -74,15 +84,14 @@ def drawn(rules: Rules) -> Rules:
 
 
 def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
-    if request.tools and specialist.tools == "refuse":
+    if request.may_call and specialist.tools == "refuse":
         raise RequestError(
             f"tools: the specialist {specialist.name} takes none. Ask another specialist, or send none.",
             param=Part.TOOLS,
         )
-    if request.tools and specialist.tools == "ignore":
+    if request.may_call and specialist.tools == "ignore":
         notes.append(f"{specialist.name} calls no tools: it answers without them")
-        return ()
-    return request.tools
+    return () if specialist.tools in ("refuse", "ignore") else request.tools
 
 
 # From the one that ends an answer first to none at all.

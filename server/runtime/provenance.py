@@ -57,8 +57,10 @@ class AnswerProvenance:
             facts["chosen"] = self.choice.specialist.name
         if self.choice.build is not None:
             facts["build"] = self.choice.build
-        if self.rules.notes:
-            facts["notes"] = list(self.rules.notes)
+        forbidden = sum(end.forbidden_calls for end in ends)
+        notes = [*self.rules.notes, *([_left_out(forbidden)] if forbidden else [])]
+        if notes:
+            facts["notes"] = notes
         if self.residency is not None:
             facts["residency"] = self.residency
             queued_s = max((end.queued_s for end in ends), default=0.0)
@@ -69,6 +71,8 @@ class AnswerProvenance:
         malformed = sum(end.malformed_calls for end in ends)
         if malformed:
             facts["malformed_calls"] = malformed
+        if forbidden:
+            facts["forbidden_calls"] = forbidden
         checked = [end.conforms for end in ends if end.conforms is not None]
         if checked:
             facts["schema"] = "kept" if all(checked) else "cut"
@@ -76,6 +80,10 @@ class AnswerProvenance:
         if loops:
             facts["loop"] = {"ended": True, "repeated": loops[0]}
         return facts
+
+
+def _left_out(calls: int) -> str:
+    return f"{'a call was' if calls == 1 else f'{calls} calls were'} left out: the request forbids them"
 
 
 def header_text(text: str) -> str:

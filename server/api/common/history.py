@@ -18,6 +18,7 @@ from ..json_body import MAX_VALUES, parse_json
 MAX_CALLS: Final = 1000  # of one message
 # The result of a call that the conversation does not have: its template still wants a name.
 _UNKNOWN: Final = "unknown"
+_MOST_NAMED: Final = 20  # calls in an error
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,18 @@ class History:
         )
 
     def read(self) -> tuple[Message, ...]:
-        """The conversation. Thinking counts between the calls of a turn, and is forgotten with it."""
+        """The conversation. Thinking counts between the calls of a turn, and is forgotten with it.
+
+        Raises RequestError where it ends in calls: there is nothing that a model could go on with but their results.
+        """
+        if self.messages and self.messages[-1].get("tool_calls"):
+            ids = [call["id"] for call in self.messages[-1]["tool_calls"]]
+            listed = ", ".join(id_[:80] for id_ in ids[:_MOST_NAMED]) + (", ..." if len(ids) > _MOST_NAMED else "")
+            raise RequestError(
+                f"{self.param}: the last one calls tools, and their results are missing. Send a message of the tool for "
+                f"each of these tool_call_ids: {listed}.",
+                param=self.param,
+            )
         last_user = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=-1)
         for index, message in enumerate(self.messages):
             if "reasoning" in message and (index < last_user or "tool_calls" not in message):
