@@ -129,12 +129,10 @@ class PromptReader:
         Takes up to seconds for large schemas, and may run on a thread of its own. Raises GrammarError.
         """
         schema = schema_of(request.response_format)
-        if request.tool_use.forbidden and request.messages is not None and schema is None:
-            return self._closed_toolbox(request)
-        if request.tools and not request.tool_use.forbidden and request.messages is not None:
+        if request.messages is not None and request.tools and not request.tool_use.forbidden:
             return self._toolbox_of(request, schema)
-        if schema is None and request.messages is not None and self.family_of(request).frames:
-            return self._toolbox_of(request, None)  # without a tool: what stands around the text is no part of it
+        if request.messages is not None and schema is None:
+            return self._closed_toolbox(request)
         return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
 
     def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
@@ -157,7 +155,7 @@ class PromptReader:
 
     def _closed_toolbox(self, request: GenerateRequest) -> Toolbox | None:
         """For an answer that may call nothing. A model that does so all the same calls what it was told of, or called
-        before; None where there is neither."""
+        before; None where there is neither, and nothing stands around a text that is no part of it."""
         names = [call["name"] for message in request.messages or () for call in message.get("tool_calls") or ()]
         tools = {**{name: Tool(name) for name in names}, **{tool.name: tool for tool in request.tools}}
         family = self.family_of(request)

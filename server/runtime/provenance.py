@@ -83,7 +83,7 @@ class AnswerProvenance:
 
 
 def _left_out(calls: int) -> str:
-    return f"{'a call was' if calls == 1 else f'{calls} calls were'} left out: the request forbids them"
+    return f"{'a call was' if calls == 1 else f'{calls} calls were'} left out: the request lets none be made"
 
 
 def header_text(text: str) -> str:

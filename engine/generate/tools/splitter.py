@@ -10,7 +10,7 @@ from typing import Final
 from ...request import CallPiece, Tool
 from ..output import Markdown
 from .family import Family
-from .source import FOREIGN_SENTINELS, MalformedCallError, Parser, Source, plain, spelling
+from .source import FOREIGN_SENTINELS, MalformedCallError, Parser, Source, overlap, plain, spelling
 
 _SPACE: Final = " \t\r\n"
 
@@ -157,7 +157,8 @@ class CallSplitter:
         self._held = text[at:]
         if final and self._space:
             # Behind calls it is no text either.
-            parts.append(Part(self._space if self._text_since_call else "", len(self._space)))
+            is_text = self._text_since_call and not self._calls_only
+            parts.append(Part(self._space if is_text else "", len(self._space)))
             self._space = ""
         return False
 
@@ -304,10 +305,12 @@ class CallSplitter:
     def _was_text(self, source: Source) -> list[Part]:
         """It was a text about calls, or none of them: read as any other. Counted where it went on as a call does."""
         self.malformed += source.is_open or len(source.raw.strip(_SPACE)) > 1
-        text = source.opening + source.raw
+        # With its last characters the next opening may begin.
+        again = max(overlap(source.raw, 0, spelt) for spelt in self._openings)
+        text, rest = source.opening + source.raw[: len(source.raw) - again], source.raw[len(source.raw) - again :]
         parts: list[Part] = []
-        self._trial = False
         self._end(source)
+        self._held = rest + self._held
         self._markdown_after(text)
         self._text(parts, text)
         return parts

@@ -64,7 +64,8 @@ def tool_wish(
     found, dropped = _tools(tools or (), schema)
     _bounded(found, "tools")
     wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped))
-    return _chosen(wish, tool_choice, "tool_choice", asked_for_one=parallel)
+    choice = function_call if tool_choice is None else tool_choice
+    return _chosen(wish, choice, "tool_choice", asked_for_one=parallel)
 
 
 # --- tools --------------------------------------------------------------------------------------------------------
