@@ -59,7 +59,9 @@ class ExactTokens:
         at = 0
         while at < len(text):
             most = min(self._longest, len(text) - at)
-            token = next((t for n in range(most, 0, -1) if (t := self._tokens.get(text[at : at + n])) is not None), None)
+            token = next(
+                (t for n in range(most, 0, -1) if (t := self._tokens.get(text[at : at + n])) is not None), None
+            )
             if token is None:
                 break
             found.append(token)

@@ -66,7 +66,11 @@ def answered(
     sequence.close()
     prompts.close()
     found = [delta for delta in deltas if delta]
-    return "".join(delta.text for delta in found), [c for d in found for c in d.calls], sequence.finished(sequence.finish)
+    return (
+        "".join(delta.text for delta in found),
+        [c for d in found for c in d.calls],
+        sequence.finished(sequence.finish),
+    )
 
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
