@@ -23,7 +23,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Dialect, Envelope
+from .dialect import Call, Dialect, Envelope
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -66,8 +66,13 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
-            call = await read_json(request, settings, dialect.parse)
-            about(request.scope, model=known(call.request.model))
+
+            def parse(body: dict[str, Any]) -> Call:
+                if isinstance(model := body.get("model", AUTO), str):
+                    about(request.scope, model=known(model))  # that of a body that is refused, too
+                return dialect.parse(body)
+
+            call = await read_json(request, settings, parse)
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)
             answer = Answer(college, call.request, choice, metrics)
@@ -121,7 +126,8 @@ async def _whole(request: Request, answer: Answer, envelope: Envelope) -> Respon
         outcomes = await answer.whole()
         for outcome in outcomes:
             _note_loop(request, outcome.end)
-        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers())
+        ends = [outcome.end for outcome in outcomes]
+        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers(ends))
     finally:
         await answer.close()
 

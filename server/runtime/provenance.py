@@ -28,8 +28,8 @@ class AnswerProvenance:
     waited_s: float = 0.0
     retries: int = 0
 
-    def headers(self) -> dict[str, str]:
-        """x-coe-* headers; those of the lease only when there is one."""
+    def headers(self, ends: Sequence[Finished] = ()) -> dict[str, str]:
+        """x-coe-* headers; those of the lease only when there is one. ends: of the choices of a whole answer."""
         headers = {
             "x-coe-specialist": self.answered_by,
             "x-coe-confidence": f"{self.choice.confidence:.3f}",
@@ -37,12 +37,25 @@ class AnswerProvenance:
         }
         if self.choice.build is not None:
             headers["x-coe-build"] = header_text(self.choice.build)
-        if self.rules.notes:
-            headers["x-coe-note"] = header_text("; ".join(self.rules.notes))
+        if notes := self._notes(ends):
+            headers["x-coe-note"] = header_text("; ".join(notes))
         if self.residency is not None:
             headers["x-coe-residency"] = self.residency
             headers["x-coe-wait-ms"] = f"{self.waited_s * 1000:.0f}"
         return headers
+
+    def _notes(self, ends: Sequence[Finished]) -> list[str]:
+        """What the rules say, that calls were left out, and that the bound of a client's own task ended an answer."""
+        notes, forbidden = [*self.rules.notes], sum(end.forbidden_calls for end in ends)
+        if forbidden:
+            calls = "a call was" if forbidden == 1 else f"{forbidden} calls were"
+            notes.append(f"{calls} left out: the request lets none be made")
+        task = self.rules.task
+        most = task.answer_tokens if task is not None else None
+        if task is None or most is None or not any(_is_full(end, most) for end in ends):
+            return notes
+        ended = f"the answer was ended: {most} tokens are enough for a chat client's own task ({task.name})"
+        return [*notes, ended]
 
     def facts(self, ends: Sequence[Finished]) -> dict[str, Any]:
         """The `coe` object of a body, or of a stream's last chunk. ends: of the choices that have finished."""
@@ -57,9 +70,7 @@ class AnswerProvenance:
             facts["chosen"] = self.choice.specialist.name
         if self.choice.build is not None:
             facts["build"] = self.choice.build
-        forbidden = sum(end.forbidden_calls for end in ends)
-        notes = [*self.rules.notes, *([_left_out(forbidden)] if forbidden else [])]
-        if notes:
+        if notes := self._notes(ends):
             facts["notes"] = notes
         if self.residency is not None:
             facts["residency"] = self.residency
@@ -71,7 +82,7 @@ class AnswerProvenance:
         malformed = sum(end.malformed_calls for end in ends)
         if malformed:
             facts["malformed_calls"] = malformed
-        if forbidden:
+        if forbidden := sum(end.forbidden_calls for end in ends):
             facts["forbidden_calls"] = forbidden
         checked = [end.conforms for end in ends if end.conforms is not None]
         if checked:
@@ -82,8 +93,8 @@ class AnswerProvenance:
         return facts
 
 
-def _left_out(calls: int) -> str:
-    return f"{'a call was' if calls == 1 else f'{calls} calls were'} left out: the request lets none be made"
+def _is_full(end: Finished, most: int) -> bool:
+    return end.reason is Finish.LENGTH and end.completion_tokens - end.reasoning_tokens >= most
 
 
 def header_text(text: str) -> str:

@@ -168,7 +168,7 @@ class CallSplitter:
         self._space = ""
 
     def _opening_at(self, text: str, at: int) -> tuple[str | None, Counts]:
-        """The opening at a place as it is spelt, "" for none, None while the text to come decides; and how it counts."""
+        """The opening at a place as it is spelt, "" for none, None while the text to come decides; how it counts."""
         for spelt, tag in self._openings.items():
             whole = text.startswith(spelt, at)
             if not whole and not (len(text) - at < len(spelt) and spelt.startswith(text[at:])):
@@ -191,8 +191,8 @@ class CallSplitter:
         return Counts.IF_WHOLE
 
     def _is_cut_call(self, begun: str) -> bool:
-        """Whether the beginning of an opening, with which an answer ends, is surely no text: nothing but calls may come,
-        it has a token that stands for none, or it follows a call."""
+        """Whether the beginning of an opening, with which an answer ends, is surely no text: nothing but calls may
+        come, it has a token that stands for none, or it follows a call."""
         is_markup = bool(FOREIGN_SENTINELS.search(begun)) or not self._text_since_call
         return self._calls_only or (self._cut and is_markup)
 

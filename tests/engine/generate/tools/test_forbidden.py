@@ -1,5 +1,5 @@
-"""Answers that may call no tool: the prompt is as it was, an opening that is a token is not drawn, a call that comes all
-the same is left out and counted."""
+"""Answers that may call no tool: the prompt is as it was, an opening that is a token is not drawn, a call that comes
+all the same is left out and counted."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def test_a_banned_opening_counts_where_it_is_spelt(tokens: LocalEngine, monkeypa
     sequence = prompts.read(request, prompts.held_to(request), 0)
     (closing,) = vocab.tokenize("</tool_call>")
     written = CALL.removesuffix("</tool_call>")
-    drawn = iter([*ExactTokens(vocab, vocab.pieces()).of(written.encode()), closing, vocab.end])
+    texts = [b"" if vocab.is_control(token) else piece for token, piece in enumerate(vocab.pieces())]
+    drawn = iter([*ExactTokens(vocab, texts).of(written.encode()), closing, vocab.end])
     monkeypatch.setattr(sequence.sampler, "sample", lambda *_: next(drawn))
     while sequence.finish is None:
         sequence.advance(tokens.context, 0)
