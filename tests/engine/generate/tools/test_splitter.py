@@ -12,7 +12,7 @@ import pytest
 from coe.engine.generate.tools.family import Family
 from coe.engine.generate.tools.find import FAMILIES
 from coe.engine.generate.tools.hermes import Hermes
-from coe.engine.generate.tools.source import SENTINELS, spelling
+from coe.engine.generate.tools.source import SENTINELS
 from coe.engine.generate.tools.splitter import CallSplitter
 from coe.engine.request import Tool
 
@@ -164,69 +164,3 @@ def test_an_empty_list_of_calls_is_none_and_comes_as_text() -> None:
     family = next(family for family in FAMILIES if family.name == "mistral-list")
     found = read(["[TOOL_CALLS][]"], spelt={tag: tag for tag in family.tags}, family=family)
     assert (found.text, found.calls, found.malformed) == ("[TOOL_CALLS][]", [], 1)
-
-
-# --- answers that are cut ------------------------------------------------------------------------------------------
-
-
-def as_drawn(family: Family, answer: str) -> str:
-    """An answer whose tags are tokens."""
-    return spelling(answer, dict(zip(family.tags, SENTINELS, strict=False)))
-
-
-def cut(family: Family, answer: str, *, drawn: bool = False, **how: bool) -> Read:
-    spelt = {tag: SENTINELS[number] if drawn else tag for number, tag in enumerate(family.tags)}
-    splitter = CallSplitter(family, TOOLS, spelt, **how)
-    parts = splitter.feed(answer) + splitter.flush(cut=True)
-    found = Read("".join(part.text for part in parts), malformed=splitter.malformed)
-    found.calls = [piece for part in parts for piece in part.pieces]  # type: ignore[misc]
-    assert sum(part.taken for part in parts) == len(answer)
-    return found
-
-
-WRITTEN = {
-    "hermes": call("add", a=1) + "\n\n" + call("add", a=2),
-    "qwen-xml": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
-    "seed-oss": "<seed:tool_call>\n<function=add>\n<parameter=a>1</parameter>\n</function>\n</seed:tool_call>",
-    "mistral": '[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]add[ARGS]{"a": 2}',
-    "mistral-list": '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {}}]',
-    "apriel": '<tool_calls>[{"name": "add", "arguments": {"a": 1}}]</tool_calls>',
-    "nemotron": '<TOOLCALL>[{"name": "add", "arguments": {"a": 1}}]</TOOLCALL>',
-    "llama3": '{"name": "add", "parameters": {"a": 1}} <|python_tag|>{"name": "add", "parameters": {}}',
-    "harmony": '<|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>',
-    "gemma4": "   <|tool_call>call:add{a:1}<tool_call|>",
-}
-
-
-@pytest.mark.parametrize("drawn", [True, False])
-@pytest.mark.parametrize("name", WRITTEN)
-def test_of_a_required_call_that_is_cut_nothing_comes_as_text(name: str, drawn: bool) -> None:
-    family = next(family for family in FAMILIES if family.name == name)
-    answer = as_drawn(family, WRITTEN[name]) if drawn else WRITTEN[name]
-    for end in range(len(answer) + 1):
-        found = cut(family, answer[:end], drawn=drawn, live=True, calls_only=True)
-        assert found.text == "", answer[:end]
-        assert found.calls or found.malformed or not answer[:end].strip()
-
-
-@pytest.mark.parametrize("live", [True, False])
-@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "llama3"])
-def test_of_a_call_that_began_with_a_token_nothing_comes_as_text(name: str, live: bool) -> None:
-    family = next(family for family in FAMILIES if family.name == name)
-    answer = as_drawn(family, WRITTEN[name]).lstrip()
-    for end in range(1, len(answer) + 1):
-        found = cut(family, "Well.\n" + answer[:end], drawn=True, live=live)
-        assert found.text == "Well.", answer[:end]
-
-
-def test_the_beginning_of_a_spelt_tag_is_text_where_it_may_be_one() -> None:
-    assert cut(Hermes(), "Look:\n<tool_").text == "Look:\n<tool_"
-    assert cut(Hermes(), "<tool_").text == "<tool_"
-    after = cut(Hermes(), call("add") + "\n\n<tool_", live=False)
-    assert (after.text, after.malformed) == ("", 1), "behind a call it is the next one's"
-    assert cut(Hermes(), call("add") + "\n", live=False).text == ""
-
-
-def test_an_answer_of_a_schema_is_no_call_of_a_family_that_begins_with_a_brace() -> None:
-    family = next(family for family in FAMILIES if family.name == "llama3")
-    assert cut(family, '{"sunny": tr', live=True).text == '{"sunny": tr'
