@@ -61,6 +61,7 @@ class CallReading:
             box.tools,
             self._spelt,
             live=self._whole is not None,
+            forbidden=box.forbidden,
             calls_only=self._whole is not None and box.constraint.answer_conformity is None,
         )
         self._opening: str | None = None

@@ -60,9 +60,13 @@ class CallSplitter:
         *,
         live: bool = True,
         calls_only: bool = False,
+        forbidden: bool = False,
     ) -> None:
-        """spelt: how each tag of the family comes: a sentinel where it is a token of its own, else its text."""
+        """spelt: how each tag of the family comes: a sentinel where it is a token of its own, else its text.
+        forbidden: calls are left out by whoever reads the parts; then one that is cut is no text either.
+        """
         self._calls_only = calls_only
+        self._forbidden = forbidden
         self._family = family
         self._tools = tools
         self._spelt = spelt
@@ -270,37 +274,43 @@ class CallSplitter:
 
     def _broken(self, source: Source, before: int, final: bool) -> tuple[list[Part], bool]:
         """All of the call comes as text; what was read beyond it is read again."""
-        if self._trial and source.n_calls == source.first:
-            return self._was_text(source), True
-        self._trial = False
+        named = source.is_open or source.n_calls > source.first
+        is_no_text = final and self._is_no_text(source, named=named)
+        parts: list[Part] = []
+        taken = source.taken - before
+        if self._trial:
+            if source.n_calls == source.first and not is_no_text:
+                return self._was_text(source), True
+            taken = source.taken
+            self._pass_opening(parts, spelling(source.opening, self._spelt))
+        live = self.live and not self._trial
         self._pieces += source.pieces()
         self._calls = source.n_calls
         whole_calls = tuple(piece for piece in self._pieces if piece.index < source.n_calls)
-        named = source.is_open or source.n_calls > source.first
-        if final and self._is_no_text(source, named=named):
+        if is_no_text:
             # Of its arguments what has come has gone out; the beginning of one that has no name tells nothing.
-            pieces = tuple(self._pieces) if self.live else whole_calls
-            self.malformed += not (self.live and named)
-            taken = source.taken - before + len(source.rest)
+            pieces = tuple(self._pieces) if live else whole_calls
+            self.malformed += not (live and named)
+            taken += len(source.rest)
             self._end(source)
             self._held = ""
-            return [Part(taken=taken, pieces=pieces)], True
+            return [*parts, Part(taken=taken, pieces=pieces)], True
         if self._family.certain or named:
             self.malformed += 1
         text = ("" if source.n_calls > source.first else source.opening) + source.plain(source.raw)
-        taken = source.taken - before
         self._end(source)
         self._markdown_after(text)
         self._text_since_call = True
-        return [Part(text, taken, alike=False, pieces=whole_calls)], True
+        return [*parts, Part(text, taken, alike=False, pieces=whole_calls)], True
 
     def _is_no_text(self, source: Source, *, named: bool) -> bool:
         """Whether a call that the answer's end has cut is surely one: it was held to a grammar that lets nothing else
-        follow, or began with a token that stands for no text."""
-        if self._calls_only or (self._cut and spelling(source.opening, self._spelt) != source.opening):
+        follow, or began with a token that stands for no text. A forbidden one is shown no more than if it were whole."""
+        drawn = spelling(source.opening, self._spelt) != source.opening
+        if self._calls_only or (self._cut and (drawn or (self._forbidden and named))):
             return True
         # Of an uncertain family it may be an answer of a schema of its own.
-        return self.live and (self._family.certain or named)
+        return self.live and not self._trial and (self._family.certain or named)
 
     def _was_text(self, source: Source) -> list[Part]:
         """It was a text about calls, or none of them: read as any other. Counted where it went on as a call does."""

@@ -86,6 +86,12 @@ def test_the_beginning_of_a_spelt_tag_is_text_where_it_may_be_one() -> None:
     assert cut(Hermes(), "<tool_").text == "<tool_"
 
 
+@pytest.mark.parametrize("before", ["", "Sure: ", "Well.\n"])
+def test_a_forbidden_call_that_is_cut_behind_its_name_is_left_out(before: str) -> None:
+    for end in range(HERMES.index("add") + 5, len(HERMES)):
+        assert cut(Hermes(), before + HERMES[:end], live=False, forbidden=True).text == before.strip()
+
+
 def test_behind_a_call_it_is_the_next_ones() -> None:
     found = cut(Hermes(), HERMES + "\n\n<tool_", live=False)
     assert (found.text, found.malformed, len({piece.index for piece in found.pieces})) == ("", 1, 1)

@@ -160,6 +160,18 @@ def test_a_text_about_calls_is_held_back_no_longer_than_it_may_be_one() -> None:
     assert "".join(part.text for part in splitter.feed("Write <tool_call> t")) == "Write <tool_call> t"
 
 
+@pytest.mark.parametrize("step", [1, 9, 1000])
+def test_behind_text_of_a_list_that_breaks_the_whole_calls_count(step: int) -> None:
+    family = next(family for family in FAMILIES if family.name == "mistral-list")
+    answer = 'So:  [TOOL_CALLS][{"name": "add", "arguments": {}}, {"name": "nobody", "arguments": {}}] then'
+    pieces = [answer[i : i + step] for i in range(0, len(answer), step)]
+    found = read(pieces, spelt={tag: tag for tag in family.tags}, family=family)
+    assert found.calls == [("add", {})]
+    assert found.text.startswith("So:")
+    assert "nobody" in found.text
+    assert (found.malformed, found.taken) == (1, len(answer))
+
+
 def test_an_empty_list_of_calls_is_none_and_comes_as_text() -> None:
     family = next(family for family in FAMILIES if family.name == "mistral-list")
     found = read(["[TOOL_CALLS][]"], spelt={tag: tag for tag in family.tags}, family=family)
