@@ -305,7 +305,7 @@ class CallSplitter:
 
     def _is_no_text(self, source: Source, *, named: bool) -> bool:
         """Whether a call that the answer's end has cut is surely one: it was held to a grammar that lets nothing else
-        follow, or began with a token that stands for no text. A forbidden one is shown no more than if it were whole."""
+        follow, or began with a token that stands for no text. A forbidden one is never shown."""
         drawn = spelling(source.opening, self._spelt) != source.opening
         if self._calls_only or (self._cut and (drawn or (self._forbidden and named))):
             return True
