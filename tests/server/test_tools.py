@@ -210,15 +210,18 @@ def test_an_answer_keeps_to_its_format_where_it_calls_no_tool(agents: ServerProc
             Draft202012Validator(PARAMETERS).validate(json.loads(call["function"]["arguments"]))
 
 
-def test_a_strict_schema_that_cannot_be_followed_is_a_400_that_names_the_tools(agents: ServerProcess) -> None:
-    parameters = {"type": "object", "properties": {"x": {"not": {"type": "string"}}}, "required": ["x"]}
+def test_a_strict_schema_of_a_demanded_call_that_cannot_be_kept_is_a_400_that_names_the_tools(
+    agents: ServerProcess,
+) -> None:
+    parameters = {"type": "object", "properties": {"x": {"$ref": "#/nowhere"}}, "required": ["x"]}
     tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
-    response = agents.chat(tools=[tool])
+    response = agents.chat(tools=[tool], tool_choice="required")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tools"
     assert response.json()["error"]["code"] == "invalid_schema"
-    tool["function"]["strict"] = False  # type: ignore[index]
     assert agents.chat(tools=[tool]).status_code == 200
+    tool["function"]["strict"] = False  # type: ignore[index]
+    assert agents.chat(tools=[tool], tool_choice="required", max_tokens=5).status_code == 200
 
 
 def test_the_roster_decides_what_becomes_of_tools(agents: ServerProcess) -> None:
