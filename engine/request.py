@@ -213,6 +213,7 @@ class Finished:
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
     malformed_calls: what began as a call and was none; it came as text.
+    prompt_s, answer_s: seconds that the prompt was read for, and from then on to the end.
     """
 
     id: str
@@ -227,6 +228,8 @@ class Finished:
     violation: str | None = None
     conforms: bool | None = None
     malformed_calls: int = 0
+    prompt_s: float = 0.0
+    answer_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..request import GenerateRequest
-from ..spec import Device, Footprint, LoadSpec, Thinking, ToolForm
+from ..spec import Device, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
 from ..units import size_text
 
 _PROBE: Final = "coe.engine.worker.probe"
@@ -29,12 +29,14 @@ class Prediction:
     refused:    specialists whose thinking policy or system prompt the model cannot carry out, name -> why.
     chat_fault: why the model cannot answer chats, with a remedy; None when it can.
     tools:      how its chat template writes calls of tools.
+    facts:      what the file says of itself; None where nobody has read it.
     """
 
     footprint: Footprint
     refused: Mapping[str, str]
     chat_fault: ModelTemplateError | None = None
     tools: ToolForm = field(default_factory=ToolForm)
+    facts: ModelFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ async def predict(
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     fault = answer.get("chat_fault")
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]))
+    facts = ModelFacts(**answer["facts"])
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]), facts=facts)
 
 
 async def hardware() -> Hardware:

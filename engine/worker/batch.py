@@ -284,6 +284,7 @@ class BatchLoop:
         now = self._now()
         for slot, count in plan:
             self._slots.book(slot, count)
+            slot.sequence.decoded(now)
             if (reading := slot.sequence.reading(now)) is not None:
                 self._emit(reading)
         return outputs
@@ -315,7 +316,7 @@ class BatchLoop:
 
     def _finish(self, sequence: ActiveSequence, reason: Finish) -> None:
         """Emit a sequence's closing event."""
-        finished = sequence.finished(reason)
+        finished = sequence.finished(reason, self._now())
         self._emit(finished)
         _log.debug(
             "ends: %s, %d tokens, %d of %d prompt tokens from the cache",

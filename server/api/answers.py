@@ -23,7 +23,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Dialect, Envelope
+from .dialect import Dialect, Envelope, Errand
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -67,6 +67,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
             call = await read_json(request, settings, dialect.parse)
+            if isinstance(call, Errand):
+                about(request.scope, model=known(call.model))
+                return await until_gone(request, call.run(college, request.scope))
             about(request.scope, model=known(call.request.model))
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)

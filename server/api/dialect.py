@@ -7,13 +7,15 @@ writing is pure: it returns bytes and JSON values, and `answers.py` sends them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from ..runtime.answer import Answer, Outcome, Step
+from ..runtime.college import College
 from ..runtime.errors import Failure
 from ..runtime.request import Request
 
@@ -55,6 +57,17 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Errand:
+    """A parsed body that wants no answer, but something of the college done. model: what it is about.
+
+    run: does it, for the request of this ASGI scope, and gives the response. Raises RequestError or EngineError.
+    """
+
+    model: str
+    run: Callable[[College, Scope], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True)
 class StreamFormat:
     """How a dialect's frames travel. keep_alive: a frame that says nothing, for streams that wait; None for none."""
 
@@ -88,8 +101,8 @@ class Dialect(Protocol):
         """Its bodies, for the OpenAPI document."""
         ...
 
-    def parse(self, body: Mapping[str, Any]) -> Call:
-        """The call in a body. Raises RequestError that names the field at fault."""
+    def parse(self, body: Mapping[str, Any]) -> Call | Errand:
+        """The call in a body, or the errand. Raises RequestError that names the field at fault."""
         ...
 
     def error_body(self, failure: Failure) -> Mapping[str, Any]:

@@ -16,8 +16,7 @@ from coe.engine.logs import REQUEST_ID
 from coe.engine.request import GenerateRequest, ReadRequest, Told
 
 from ..roster.models import Specialist
-from ..roster.values import AUTO
-from ..runtime.choice import Choice
+from ..roster.values import AUTO, asked_name
 from ..runtime.college import College
 from ..runtime.errors import RequestError
 from ..runtime.policy import rules_for
@@ -72,7 +71,7 @@ def add_tokens(app: FastAPI, college: College) -> None:
 
     async def told(request: Request, parse: Callable[[dict[str, Any]], _Parsed]) -> Any:
         wanted, reading, written = await read_json(request, settings, parse)
-        choice = await _choice(college, wanted)
+        choice = await college.chooser.unasked(wanted)
         about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
         asked = reading(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0", _prompt(wanted, choice.specialist))
 
@@ -103,19 +102,8 @@ def add_tokens(app: FastAPI, college: College) -> None:
     @app.get("/props", responses=gives(_OBJECT, ERROR))
     async def props(model: str = AUTO) -> Any:
         """What clients of llama-server ask before they chat: the context, and how many at once."""
-        specialist = (await _choice(college, InternalRequest(model, prompt=""))).specialist
+        specialist = (await college.chooser.unasked(InternalRequest(asked_name(model), prompt=""))).specialist
         return _props(specialist)
-
-
-async def _choice(college: College, wanted: InternalRequest) -> Choice:
-    """The specialist that is named. Of `auto` nothing is asked, so the fallback reads, which any question may go to."""
-    if wanted.model == AUTO:
-        chats = wanted.messages is not None
-        there = college.catalog.answering(chats=chats)
-        fallback = college.roster.fallback
-        name = fallback if fallback in there else next(iter(there), None)
-        wanted = InternalRequest(name or AUTO, messages=wanted.messages, prompt=wanted.prompt)
-    return await college.chooser.choose(wanted, None, begin=False)
 
 
 def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
@@ -201,7 +189,7 @@ def _model(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise RequestError("model: give a name, a text.", param="model")
-    return model or AUTO
+    return asked_name(model or AUTO)
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool | None:

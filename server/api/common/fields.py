@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from coe.engine.request import Patience
 
+from ...roster.values import asked_name
 from ...runtime.errors import RequestError
 
 _MAX_STOPS: Final = 16
@@ -112,7 +113,7 @@ def _loop_guard(value: Any) -> Patience | Literal[False] | None:
     return Patience(value)
 
 
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(asked_name)]
 # 0 reads the prompt, which is in the cache from then on, and answers nothing.
 MaxTokens = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
