@@ -55,8 +55,9 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
     "/api/chat": OLLAMA_CHAT,
     "/api/generate": OLLAMA_GENERATE,
 }
-# Who writes the errors of other paths; those of no family are written as the first dialect writes them.
-FAMILIES: Final[Mapping[str, Dialect]] = {"/api": OLLAMA_CHAT}
+# Who writes the errors of other paths; those of no family are written as the first dialect writes them. Below /api/v1
+# other servers have OpenAI's API, whose clients ask there by mistake.
+FAMILIES: Final[Mapping[str, Dialect]] = {"/api/v1": CHAT, "/api": OLLAMA_CHAT}
 _OLLAMA_IS_THERE: Final = "Ollama is running"  # by which its clients know it
 
 
@@ -154,7 +155,7 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 return Response(status_code=204, headers={"allow": allow})
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
-        response = error_response(dialect_at(request.scope["path"]), failure)
+        response = error_response(dialect_at(request.scope["path"]), failure, request.scope)
         if failure.unforeseen:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(

@@ -85,6 +85,7 @@ class Described:
     error: Mapping[str, Any]
 
 
+CODE_KEY: Final = "coe.code"  # of the ASGI scope: why a request was refused, in one word
 EVENT_STREAM: Final = StreamFormat("text/event-stream", b": waiting\n\n")
 
 
@@ -114,6 +115,7 @@ class Dialect(Protocol):
         ...
 
 
-def error_response(dialect: Dialect, failure: Failure) -> JSONResponse:
-    """An error in place of an answer, with the headers that belong to it."""
+def error_response(dialect: Dialect, failure: Failure, scope: Scope) -> JSONResponse:
+    """An error in place of an answer, with the headers that belong to it. The scope gets its code, for the journal."""
+    scope[CODE_KEY] = failure.code or failure.type
     return JSONResponse(dialect.error_body(failure), failure.status, dict(failure.headers))

@@ -20,6 +20,7 @@ from .dialect import Dialect, error_response
 
 CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
+ADMIN_KEY: Final = "coe.administers"  # in a scope: whether its request changes the server
 _NOT_ADMIN_KEY: Final = "coe.not_admin"  # in a scope: why its request may not administer
 _OPEN_PATHS: Final = ("/health", "/ready")
 _MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
@@ -139,6 +140,7 @@ def given_key(scope: Scope) -> bytes:
 
 def require_admin(scope: Scope) -> None:
     """For what changes the server at a path that answers. Raises NotAdminError for a key that may only ask."""
+    scope[ADMIN_KEY] = True
     if (refusal := scope.get(_NOT_ADMIN_KEY)) is not None:
         raise refusal
 
@@ -166,7 +168,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure, scope)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         key = given_key(scope)

@@ -125,7 +125,7 @@ class GuardDoors:
             return
         failure = failure_of(error)
         _log.debug("%s %s refused with %d: %s", scope["method"], shown(scope["path"]), failure.status, failure.code)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure, scope)(scope, receive, send)
 
     def _is_served(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] is Match.FULL for route in self._served.routes)

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from ...runtime.college import College
-from ...runtime.errors import RequestError
+from ...runtime.errors import Part, RequestError, UnknownModelError
 from ..body import read_json
 from ..common.frames import line_frame
 from ..journal import about
@@ -94,7 +94,13 @@ def add_listings(app: FastAPI, college: College) -> None:
     async def pull(request: Request) -> Response:
         """Of a model that is there: that it is. Others are fetched by `coe pull`, and not for a client."""
         name, stream = await read_json(request, settings, lambda body: (_named(body), body.get("stream") is not False))
-        card_of(college, name)
+        try:
+            card_of(college, name)
+        except UnknownModelError as error:
+            raise UnknownModelError(
+                f"{error.message} Clients cannot fetch models: name it in the roster, and run `coe pull`.",
+                param=Part.MODEL,
+            ) from None
         if not stream:
             return JSONResponse({"status": "success"})
         lines = (line_frame({"status": status}) for status in ("pulling manifest", "success"))
