@@ -62,7 +62,7 @@ class GenerateRequest:
                 `tool_call_id` and `name`.
     tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
-    max_tokens: None for what the context leaves.
+    max_tokens: None for what the context leaves. max_answer_tokens: the same, without those of thinking.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
     loop_guard: None for none.
     tells_reading: events say how far the prompt has been read.
@@ -78,6 +78,7 @@ class GenerateRequest:
     thinking: Thinking = field(default_factory=Thinking)
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
+    max_answer_tokens: int | None = None
     max_prompt_tokens: int | None = None
     stop: Sequence[str] = ()
     seed: int | None = None
@@ -145,6 +146,41 @@ class Told:
     text: str
     tokens: list[int]
     pieces: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """Texts whose embeddings are wanted; an Embedded comes of it.
+
+    cut_to: tokens that each text is cut to, at most as many as the model reads; None: a longer text is refused.
+    """
+
+    id: str
+    texts: Sequence[str]
+    cut_to: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        return {**vars(self), "texts": list(self.texts)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of texts, in their order.
+
+    vectors: float32, little-endian, row by row, as base64. tokens: that were read of each text. cut: indexes of the
+    texts of which the end was left out.
+    """
+
+    id: str
+    vectors: str
+    tokens: list[int]
+    cut: list[int]
 
 
 @dataclass(frozen=True)
@@ -243,8 +279,10 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Accepted | Reading | Delta | Finished | Rejected | Told
-EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told)}
+Event = Accepted | Reading | Delta | Finished | Rejected | Told | Embedded
+EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told, Embedded)
+}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

@@ -23,13 +23,14 @@ from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect, error_response
+from .embeddings.paths import EMBEDDING_PATHS, add_embeddings, embedding
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
 from .models import add_models
 from .ollama.dialects import CHAT as OLLAMA_CHAT
 from .ollama.dialects import GENERATE as OLLAMA_GENERATE
-from .ollama.embed import EMBED_PATHS, add_embed, nothing_embeds
+from .ollama.embed import EMBED_PATHS, add_embed
 from .ollama.listings import LISTING_PATHS, add_listings
 from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
@@ -105,8 +106,10 @@ def make_app(
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)
+    embed = embedding(college, metrics)
+    add_embeddings(app, college, embed)
     add_listings(app, college)
-    add_embed(app, college, nothing_embeds)
+    add_embed(app, college, embed)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR, stream="text/plain"))
@@ -122,7 +125,7 @@ def make_app(
         app.add_middleware(
             RequireKey,
             keys=keys,
-            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *LISTING_PATHS, *EMBED_PATHS),
+            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *EMBEDDING_PATHS, *LISTING_PATHS, *EMBED_PATHS),
             dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)

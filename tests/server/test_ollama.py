@@ -22,7 +22,7 @@ SHORT = {"num_predict": 8, **GREEDY}
 @brings("server")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One that listens where its environment says clients look for Ollama: here at a free port."""
-    roster = write_roster(tmp_path_factory.mktemp("ollama"), {"general": {}, "law": {"context_tokens": 256}})
+    roster = write_roster(tmp_path_factory.mktemp("ollama"), {"general": {}, "law": {"context_tokens": 256}}, router={})
     with ServerProcess(roster, env={"COE_OLLAMA_PORT": "0"}) as running:
         yield running
 
@@ -110,6 +110,20 @@ def test_more_context_than_there_is_is_noted_and_a_longer_prompt_refused(client:
     refusal = client.post("/api/chat", json={**body, "stream": True, "messages": long})
     assert refusal.status_code == 400
     assert "256" in refusal.json()["error"]
+
+
+def test_texts_are_embedded_by_the_encoder_that_is_on_board(server: ServerProcess, client: httpx.Client) -> None:
+    of_openai = server.http.post("/v1/embeddings", json={"model": "auto", "input": ["a cat", "a dog"]}).json()
+    encoder = of_openai["model"]
+    told = client.post("/api/embed", json={"model": f"{encoder}:latest", "input": ["a cat", "a dog"]}).json()
+    for vector, one in zip(told["embeddings"], of_openai["data"], strict=True):
+        assert vector == pytest.approx(one["embedding"])
+    assert told["prompt_eval_count"] == of_openai["usage"]["prompt_tokens"]
+    one = client.post("/api/embeddings", json={"model": encoder, "prompt": "a dog"}).json()
+    assert one["embedding"] == pytest.approx(told["embeddings"][1])
+    assert client.post("/api/show", json={"model": encoder}).json()["capabilities"] == ["embedding"]
+    assert client.post("/api/embed", json={"model": "general", "input": "a cat"}).status_code == 400
+    assert "input[1]" in client.post("/api/embed", json={"model": encoder, "input": ["a", ""]}).json()["error"]
 
 
 def test_curl_needs_no_header_and_errors_are_texts(client: httpx.Client) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from coe.engine.errors import UnavailableError
 from coe.engine.pool.admission import State
 from coe.engine.spec import ModelFacts
+from coe.router.encoder import STATES, Embeds
 
 from ...roster.models import Specialist
 from ...roster.values import AUTO, asked_name, tagged
@@ -25,17 +26,19 @@ from .replies import timestamp
 # Of those that we know, the words that Ollama has.
 _CAPABILITIES: Final = ("completion", "tools", "insert", "thinking", "embedding")
 _FOR_EVER: Final = timedelta(days=365 * 200)  # until a model goes that stays until its room is needed
+_ENCODERS: Final = "bert"  # the architecture of the sentence encoder, by GGUF's name for it
 _UNKNOWN: Final = ModelFacts("", 0)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model that can be asked. served: its specialists, all that can be served for `auto`."""
+    """A model that can be asked. served: its specialists, all that answer for `auto`, none for the sentence encoder."""
 
     name: str
     served: Sequence[Servable]
     facts: ModelFacts
     digest: str
+    encoder: Embeds | None = None
 
     @property
     def specialist(self) -> Specialist | None:
@@ -50,11 +53,15 @@ class Card:
     @property
     def context_tokens(self) -> int:
         """Of a conversation, prompt and answer."""
-        return max((item.entry.context_tokens for item in self.served), default=0)
+        if self.encoder is not None:
+            return self.encoder.positions
+        return max((_context_tokens(item) for item in self.served), default=0)
 
     @property
     def capabilities(self) -> list[str]:
         """In Ollama's words."""
+        if self.encoder is not None:
+            return ["embedding"]
         able = {word for item in self.served for word in capabilities_of(item)}
         return [word for word in _CAPABILITIES if word in able]
 
@@ -80,6 +87,9 @@ def cards(college: College) -> list[Card]:
     for name in college.catalog.available:
         entry = college.catalog.availability[name].entry
         found += [card_of(college, each) for each in (name, *entry.aliases)]
+    if (encoder := college.embeddings.encoder) is not None:
+        names = (encoder.name, *college.roster.router.encoder_aliases)
+        found += [card_of(college, each) for each in names if college.embeddings.is_encoder(each)]
     return found
 
 
@@ -87,7 +97,10 @@ def card_of(college: College, name: str) -> Card:
     """The model of a name or an alias. Raises UnknownModelError, and UnavailableError for what cannot be served."""
     served = college.catalog.availability
     available = {one: item for one, item in served.items() if isinstance(item, Servable)}
+    if (encoder := college.embeddings.encoder) is not None and college.embeddings.is_encoder(name):
+        return Card(name, [], ModelFacts(_ENCODERS, 0, 0, STATES), _digest([encoder.name]), encoder)
     if asked_name(name) == AUTO:
+        available = {one: item for one, item in available.items() if not item.entry.embeddings}
         all_facts = {college.catalog.facts.get(one, _UNKNOWN) for one in available}
         # Of several architectures and sizes there is none to tell.
         facts = next(iter(all_facts)) if len(all_facts) == 1 else _UNKNOWN
@@ -108,6 +121,10 @@ def card_of(college: College, name: str) -> Card:
         else _digest([specialist.name, specialist.system_prompt or "", *college.catalog.stamps(specialist.name)])
     )
     return Card(name, [item], facts, digest)
+
+
+def _context_tokens(item: Servable) -> int:
+    return item.embedding.input_tokens if item.embedding is not None else item.entry.context_tokens
 
 
 def listed(card: Card, size: int, modified: datetime) -> dict[str, Any]:
@@ -219,11 +236,11 @@ def running(college: College, now: datetime) -> list[dict[str, Any]]:
 
 
 def number_text(number: int) -> str:
-    """How many parameters, as Ollama writes it: 13.9B, 134.5M."""
+    """How many parameters, as Ollama writes it: 13.9B, 134.5M; nothing where it is not known."""
     for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if number >= unit:
             return f"{number / unit:.1f}".removesuffix(".0") + letter
-    return str(number)
+    return str(number) if number else ""
 
 
 def _digest(facts: Iterable[str]) -> str:

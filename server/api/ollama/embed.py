@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 from pydantic import Field
 
 from ...runtime.college import College
+from ...runtime.embedding import Wanted
 from ...runtime.errors import RequestError
-from ...runtime.provenance import header_text
 from ..body import read_json
 from ..common.fields import MAX_INT, Body, ModelName, validated
+from ..embeddings.paths import Embed, embedding_headers
+from ..embeddings.requests import MAX_TEXTS
 from ..openapi import body_schema, gives, takes
 from .described import ERROR
 from .durations import keep_alive_s
 
 EMBED_PATHS: Final = ("/api/embed", "/api/embeddings")
-_MOST: Final = {"input": 2048}
+_MOST: Final = {"input": MAX_TEXTS}
 _VECTOR: Final = {"type": "array", "items": {"type": "number"}}
 _EMBEDDED: Final = {
     "type": "object",
@@ -32,33 +31,6 @@ _EMBEDDED: Final = {
     "properties": {"model": {"type": "string"}, "embeddings": {"type": "array", "items": _VECTOR}},
 }
 _EMBEDDED_ONE: Final = {"type": "object", "required": ["embedding"], "properties": {"embedding": _VECTOR}}
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Vectors of unit length, one a text; tokens that were read of each; indexes of those that were cut."""
-
-    by: str
-    rows: NDArray[np.float32]
-    tokens: Sequence[int]
-    cut: Sequence[int] = ()
-
-
-class Embed(Protocol):
-    """What embeds texts; names: what a body calls each of them, for errors. cut: longer ones are, or are refused."""
-
-    async def __call__(
-        self,
-        request: Request,
-        model: str,
-        texts: Sequence[str],
-        names: Sequence[str],
-        *,
-        dimensions: int | None,
-        cut: bool,
-    ) -> Embedded:
-        """Raises RequestError or EngineError."""
-        ...
 
 
 class EmbedBody(Body):
@@ -75,19 +47,6 @@ class PromptBody(Body):
     keep_alive: Any = None
 
 
-async def nothing_embeds(
-    request: Request,
-    model: str,
-    texts: Sequence[str],
-    names: Sequence[str],
-    *,
-    dimensions: int | None,
-    cut: bool,
-) -> Embedded:
-    """In the place of what embeds, where nothing does."""
-    raise RequestError("Embeddings are not served here: models answer /api/chat and /api/generate.", param="model")
-
-
 def add_embed(app: FastAPI, college: College, embed: Embed) -> None:
     """Serve the paths."""
     settings = college.roster.server
@@ -102,15 +61,16 @@ def add_embed(app: FastAPI, college: College, embed: Embed) -> None:
         if texts in ([], [""]):  # clients load a model so
             return JSONResponse({"model": name, "embeddings": []})
         _refuse_empty(texts, names)
-        found = await embed(request, body.model, texts, names, dimensions=body.dimensions or None, cut=body.truncate)
+        wanted = Wanted(body.model, tuple(texts), body.dimensions or None, MAX_INT if body.truncate else None)
+        found = await embed(request, wanted, names)
         answer = {
             "model": name,
-            "embeddings": await asyncio.to_thread(found.rows.tolist),
+            "embeddings": await asyncio.to_thread(found.vectors.rows.tolist),
             "total_duration": round((perf_counter() - began_s) * 1e9),
             "load_duration": 0,
-            "prompt_eval_count": sum(found.tokens),
+            "prompt_eval_count": sum(found.vectors.tokens),
         }
-        return JSONResponse(answer, headers=_headers(found, names))
+        return JSONResponse(answer, headers=embedding_headers(found, names))
 
     @app.post("/api/embeddings", openapi_extra=takes(_described(PromptBody)), responses=gives(_EMBEDDED_ONE, ERROR))
     async def embedding(request: Request) -> JSONResponse:
@@ -118,8 +78,8 @@ def add_embed(app: FastAPI, college: College, embed: Embed) -> None:
         _, body = await read_json(request, settings, lambda wire: _parsed(PromptBody, wire))
         if not body.prompt:
             return JSONResponse({"embedding": []})
-        found = await embed(request, body.model, [body.prompt], ["prompt"], dimensions=None, cut=True)
-        return JSONResponse({"embedding": found.rows[0].tolist()}, headers=_headers(found, ["prompt"]))
+        found = await embed(request, Wanted(body.model, (body.prompt,), None, MAX_INT), ["prompt"])
+        return JSONResponse({"embedding": found.vectors.rows[0].tolist()}, headers=embedding_headers(found, ["prompt"]))
 
 
 def _described(model: type[Body]) -> dict[str, Any]:
@@ -145,12 +105,3 @@ def _refuse_empty(texts: Sequence[str], names: Sequence[str]) -> None:
     for text, name in zip(texts, names, strict=True):
         if not text:
             raise RequestError(f"{name}: the text is empty.", param=name)
-
-
-def _headers(found: Embedded, names: Sequence[str]) -> dict[str, str]:
-    headers = {"x-coe-specialist": header_text(found.by)}
-    if found.cut:
-        listed = ", ".join(names[index] for index in found.cut[:3])
-        more = f" and {len(found.cut) - 3} more" if len(found.cut) > 3 else ""
-        headers["x-coe-note"] = f"the end was left out of {listed}{more}"
-    return headers

@@ -20,8 +20,8 @@ def _nothing(*values: Any) -> _Asks:
 
 
 _EMPTY: Final = _nothing("", [], {}, False)
-_LATER: Final = "It is not supported yet: remove it from the request."
-_REMOVE: Final = "It is not served: remove it from the request."
+_LATER: Final = "Remove it from the request."
+_REMOVE: Final = "Remove it from the request."
 
 _OWN_TEMPLATE: Final = "The model's own is used: remove it from the request."
 _SAMPLERS: Final = "Use temperature, top_p, top_k, min_p and penalties."

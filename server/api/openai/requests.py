@@ -12,6 +12,7 @@ from ...runtime.errors import RequestError
 from ...runtime.request import Request
 from ..common.fields import (
     MAX_INT,
+    Alternatives,
     Body,
     Choices,
     LoopGuard,
@@ -93,7 +94,7 @@ class ChatBody(Shared):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1), FailFast()]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Alternatives | None = None
     modalities: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -111,7 +112,7 @@ class ChatBody(Shared):
 
 class CompletionBody(Shared):
     prompt: str | list[str]
-    logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_no_logprobs)] = None
+    logprobs: Annotated[Alternatives | None, BeforeValidator(_no_logprobs)] = None
 
 
 # What goes to the specialist's rules under its own name.

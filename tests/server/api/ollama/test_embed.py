@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 
-from coe.server.api.ollama.embed import Embedded, add_embed
+from coe.server.api.common.fields import MAX_INT
+from coe.server.api.ollama.embed import add_embed
 from coe.server.api.uploads import BoundUploads, Uploads
 from coe.server.runtime.college import College
+from coe.server.runtime.embedding import Result, Wanted
+from coe.server.runtime.encoder_thread import Vectors
 from fakes.asgi import Client
 from fakes.college import asking
 from fakes.listed_college import Listed, answered
@@ -22,12 +25,12 @@ class Embeds:
     """Gives each text as many ones as it has characters."""
 
     def __init__(self) -> None:
-        self.asked: list[Any] = []
+        self.asked: list[tuple[Wanted, list[str]]] = []
 
-    async def __call__(self, request: Request, model: str, texts: Any, names: Any, **how: Any) -> Embedded:
-        self.asked.append((model, list(texts), list(names), how))
-        rows = np.array([[float(len(text)), 0.0] for text in texts], np.float32)
-        return Embedded("encoder", rows, [len(text) for text in texts], cut=[0])
+    async def __call__(self, request: Request, wanted: Wanted, names: Sequence[str]) -> Result:
+        self.asked.append((wanted, list(names)))
+        rows = np.array([[float(len(text)), 0.0] for text in wanted.texts], np.float32)
+        return Result("encoder", Vectors(rows, tuple(map(len, wanted.texts)), cut=(0,)))
 
 
 async def embedded(path: str, body: Mapping[str, Any]) -> tuple[Embeds, Client]:
@@ -45,14 +48,14 @@ async def test_texts_become_vectors() -> None:
     told = json.loads(client.body)
     assert told["embeddings"] == [[3.0, 0.0], [1.0, 0.0]]
     assert (told["model"], told["prompt_eval_count"]) == ("all:latest", 4)
-    assert embeds.asked == [("all:latest", ["abc", "a"], ["input[0]", "input[1]"], {"dimensions": None, "cut": False})]
+    assert embeds.asked == [(Wanted("all:latest", ("abc", "a")), ["input[0]", "input[1]"])]
     assert (b"x-coe-note", b"the end was left out of input[0]") in client.got[0]["headers"]
 
 
 async def test_the_older_path_has_one_vector() -> None:
     embeds, client = await embedded("/api/embeddings", {"model": "all", "prompt": "abc"})
     assert json.loads(client.body) == {"embedding": [3.0, 0.0]}
-    assert embeds.asked[0][3] == {"dimensions": None, "cut": True}
+    assert embeds.asked == [(Wanted("all", ("abc",), cut_to=MAX_INT), ["prompt"])]
 
 
 @pytest.mark.parametrize(

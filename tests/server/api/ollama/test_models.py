@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from coe.engine.pool.admission import State
-from coe.server.api.ollama.cards import card_of, number_text, running
+from coe.server.api.ollama.cards import card_of, cards, number_text, running
 from coe.server.roster.models import Roster
 from coe.server.runtime.college import College
 from fakes.listed_college import Listed, answered, resident
@@ -82,10 +83,20 @@ def test_a_pinned_files_digest_is_its_own_and_others_change_with_their_files() -
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(13_900_000_000, "13.9B"), (7_000_000_000, "7B"), (134_515_008, "134.5M"), (0, "0"), (1500, "1.5K")],
+    [(13_900_000_000, "13.9B"), (7_000_000_000, "7B"), (134_515_008, "134.5M"), (0, ""), (1500, "1.5K")],
 )
 def test_numbers_of_parameters(number: int, text: str) -> None:
     assert number_text(number) == text
+
+
+def test_the_sentence_encoder_is_listed_by_its_names() -> None:
+    college = Listed()
+    encoder = SimpleNamespace(name="all-minilm", positions=256)
+    college.embeddings = SimpleNamespace(encoder=encoder, is_encoder=lambda name: name == "all-minilm")
+    card = cards(cast(College, college))[-1]
+    assert (card.name, card.capabilities, card.context_tokens) == ("all-minilm", ["embedding"], 256)
+    assert card_of(cast(College, college), "all-minilm") == card
+    assert (card.details["embedding_length"], card.files) == (384, ())
 
 
 # --- what would change models -----------------------------------------------------------------------------------

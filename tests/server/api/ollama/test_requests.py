@@ -85,7 +85,7 @@ def test_tools_and_a_conversation_with_them() -> None:
     )
     assert [tool.name for tool in request.tools] == ["add"]
     assert request.messages is not None
-    said, second, first = request.messages[1:]
+    said, first, second = request.messages[1:]  # in the order of their calls
     assert said["reasoning"] == "Two calls."
     assert [(call["name"], call["arguments"]) for call in said["tool_calls"]] == [("add", {"a": 1}), ("sub", {"a": 2})]
     assert (second["tool_call_id"], second["name"]) == ("theirs", "sub")
