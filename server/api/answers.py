@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 from coe.engine.request import Delta, Event, Finish, Finished, Reading
 
-from ..roster.values import AUTO
+from ..roster.values import AUTO, asked_name
 from ..runtime.answer import Answer
 from ..runtime.choice import Choice
 from ..runtime.college import College
@@ -60,7 +60,7 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     def known(model: str) -> str:
         """A client's word for a model as the roster has it: the journal and the metrics hold no other."""
         specialist = college.roster.find(model)
-        return specialist.name if specialist is not None else AUTO if model == AUTO else "unknown"
+        return specialist.name if specialist is not None else AUTO if asked_name(model) == AUTO else "unknown"
 
     def serve(path: str, dialect: Dialect) -> None:
         @app.post(path, **of_dialect(dialect))

@@ -70,9 +70,12 @@ def serve(
         keys = read_keys(roster)
         forget_keys(roster)
         host = roster.server.host if host is None else host
-        listeners = [listen(host, roster.server.port if port is None else port)]
+        port = roster.server.port if port is None else port
+        listeners = [listen(host, port)]
         second = roster.server.ollama_port if ollama_port is None else ollama_port
-        if second is not None and second is not False:
+        if second is False:
+            second = None
+        elif second is not None and (second != port or not port):  # else one port is both
             listeners.append(listen(host, second, option="--ollama-port", taken=_OLLAMA_ITSELF))
         reach = exposure(roster.server, host, listeners[0].getsockname()[0], keys, opened)
     except RosterError as error:
@@ -91,7 +94,7 @@ def serve(
         err.print(reach.warning, markup=False, style="bold red", soft_wrap=True)
         _log.warning("%s", reach.warning)
     try:
-        return asyncio.run(_serve(roster, reach, listeners, out, err))
+        return asyncio.run(_serve(roster, reach, listeners, out, err, for_ollama=second is not None))
     except KeyboardInterrupt:
         return 0
 
@@ -157,8 +160,10 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
 
 
-async def _serve(roster: Roster, reach: Exposure, listeners: list[socket.socket], out: Console, err: Console) -> int:
-    """listeners: the port, and that of Ollama where there is one."""
+async def _serve(
+    roster: Roster, reach: Exposure, listeners: list[socket.socket], out: Console, err: Console, *, for_ollama: bool
+) -> int:
+    """listeners: the port, and that of Ollama where it is another. for_ollama: whether there is one."""
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -168,7 +173,7 @@ async def _serve(roster: Roster, reach: Exposure, listeners: list[socket.socket]
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     host, port = listeners[0].getsockname()[:2]
-    ollama_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
+    ollama_port = listeners[-1].getsockname()[1] if for_ollama else None
     limits = ConnectionLimits(most=roster.server.max_connections)
     connections = Connections(limits)
     connections.watch_accepts(asyncio.get_running_loop())

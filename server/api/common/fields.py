@@ -99,14 +99,14 @@ def _wire_names(kind: type[BaseModel]) -> set[str]:
 # --- types --------------------------------------------------------------------------------------------------------
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """1.0 is as good as 1: some languages write all numbers so."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _unlimited(value: Any) -> Any:
     """-1 is what clients of llama.cpp write for no bound of their own."""
-    return None if type(value := _whole(value)) is int and value == -1 else value
+    return None if type(value := whole(value)) is int and value == -1 else value
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -120,17 +120,17 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 def _all_tokens(value: Any) -> Any:
     """-1 is vLLM's word for 0: no bound."""
-    return 0 if type(value := _whole(value)) is int and value == -1 else value
+    return 0 if type(value := whole(value)) is int and value == -1 else value
 
 
 def _whole_context(value: Any) -> Any:
     """-1 is llama.cpp's word for all tokens of the context."""
-    return MAX_INT if type(value := _whole(value)) is int and value == -1 else value
+    return MAX_INT if type(value := whole(value)) is int and value == -1 else value
 
 
 def _random_seed(value: Any) -> Any:
     """-1 is a random seed, as it is for llama.cpp, vLLM and others."""
-    return None if type(value := _whole(value)) is int and value == -1 else value
+    return None if type(value := whole(value)) is int and value == -1 else value
 
 
 def _loop_guard(value: Any) -> Patience | Literal[False] | None:
@@ -155,6 +155,6 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Field(ge=0.1, le=2)]
 RepeatLastN = Annotated[Annotated[int, Field(ge=0, le=MAX_INT)] | None, BeforeValidator(_whole_context)]
 Seed = Annotated[int | None, BeforeValidator(_random_seed)]
-Choices = Annotated[Annotated[int, Field(ge=1, le=_MAX_CHOICES)], BeforeValidator(_whole)]
-Alternatives = Annotated[Annotated[int, Field(ge=0, le=20)], BeforeValidator(_whole)]  # to each token of an answer
+Choices = Annotated[Annotated[int, Field(ge=1, le=_MAX_CHOICES)], BeforeValidator(whole)]
+Alternatives = Annotated[Annotated[int, Field(ge=0, le=20)], BeforeValidator(whole)]  # to each token of an answer
 LoopGuard = Annotated[Patience | Literal[False] | None, BeforeValidator(_loop_guard)]

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ...runtime.college import College
 from ...runtime.embedding import Wanted
 from ...runtime.errors import RequestError
 from ..body import read_json
-from ..common.fields import MAX_INT, Body, ModelName, validated
+from ..common.fields import MAX_INT, Body, ModelName, validated, whole
 from ..embeddings.paths import Embed, embedding_headers
 from ..embeddings.requests import MAX_TEXTS
 from ..openapi import body_schema, gives, takes
@@ -37,7 +37,7 @@ class EmbedBody(Body):
     model: ModelName = "auto"
     input: str | list[str] = ""
     truncate: bool = True
-    dimensions: Annotated[int, Field(ge=0, le=MAX_INT)] = 0
+    dimensions: Annotated[Annotated[int, Field(ge=0, le=MAX_INT)], BeforeValidator(whole)] = 0
     keep_alive: Any = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from ..common.fields import (
     MAX_INT,
@@ -23,24 +23,24 @@ from ..common.fields import (
     Temperature,
     TopK,
     TopP,
+    whole,
 )
 from ..openai.extras import near
 
 MAX_OPTIONS: Final = 100
 _MOST_NAMED: Final = 5  # in a note
-_WHOLE: Final = ("num_predict", "num_ctx", "top_k", "seed", "repeat_last_n")
 
 
 def _unlimited(value: Any) -> Any:
     """-1 is no bound, and -2 what the context leaves, which is the same here."""
-    return None if type(value) is int and value < 0 else value
+    return None if type(value := whole(value)) is int and value < 0 else value
 
 
 class Options(Body):
     """Those that are served."""
 
     num_predict: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)] = None
-    num_ctx: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+    num_ctx: Annotated[Annotated[int, Field(ge=0, le=MAX_INT)], BeforeValidator(whole)] | None = None
     temperature: Temperature | None = None
     top_k: TopK = None
     top_p: TopP | None = None
@@ -51,17 +51,6 @@ class Options(Body):
     frequency_penalty: Penalty | None = None
     seed: Seed = None
     stop: Stops = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_numbers(cls, data: Any) -> Any:
-        """Some clients keep every number as a float: 40.0 is 40."""
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: int(value) if name in _WHOLE and isinstance(value, float) and value.is_integer() else value
-            for name, value in data.items()
-        }
 
     @property
     def overrides(self) -> dict[str, float]:

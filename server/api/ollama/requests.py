@@ -10,7 +10,7 @@ from pydantic import FailFast, Field
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Message, Request
-from ..common.fields import Body, ModelName, validated
+from ..common.fields import Alternatives, Body, ModelName, validated
 from ..common.formats import Format, of_schema
 from ..common.tools import MAX_TOOLS, tool_wish
 from .durations import keep_alive_s
@@ -29,7 +29,7 @@ class Shared(Body):
     stream: bool = True
     options: Options = Options()
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    top_logprobs: Alternatives = 0
     # Each read by a function of its own.
     format: Any = None
     think: Any = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +14,7 @@ from coe.engine.request import Accepted, Delta, Finish, Finished
 from coe.server.api.app import make_app
 from coe.server.api.keys import Keys
 from coe.server.runtime.college import College
-from fakes.asgi import Client
+from fakes.asgi import Client, until
 from fakes.college import SAID, FakeLease, ServedCollege, asking, post
 from fakes.listed_college import Listed, answered
 
@@ -48,11 +49,27 @@ async def test_whole_answers(path: str) -> None:
 
 
 async def test_a_late_lease_keeps_the_stream_alive_without_a_line_of_its_own() -> None:
-    lease = FakeLease([STREAMED], "math")
+    late = asyncio.Event()
+
+    class Late(ServedCollege):
+        async def lease(self, *asked: Any) -> FakeLease:
+            await late.wait()
+            return await super().lease(*asked)
+
     client = asking({"messages": USER})
-    await post(ServedCollege([lease], first_byte_s=1e-9), client, "/api/chat")
-    assert client.body.startswith(b" ") or client.body.startswith(b"{")
+    running = asyncio.create_task(post(Late([FakeLease([STREAMED], "math")], first_byte_s=0.001), client, "/api/chat"))
+    await until(lambda: client.body == b" ")
+    late.set()
+    await running
     assert [json.loads(line)["done"] for line in client.body.splitlines()] == [False, False, True]
+
+
+async def test_a_refusal_has_its_code_in_the_journal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "coe.journal")
+    await answered(ServedCollege([]), "/api/chat", {"model": "AUTO:latest", "messages": USER, "think": "often"})
+    assert any(
+        line.startswith("refused POST /api/chat with 400 invalid_request_error: model auto") for line in caplog.messages
+    )
 
 
 async def test_an_error_after_the_first_line_is_the_last_line() -> None:
