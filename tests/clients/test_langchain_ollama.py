@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fakes.habits import ASKED, DONE, EVE, Adder, Person, people, question
+from fakes.server_process import ServerProcess
 
 langchain_ollama = pytest.importorskip(
     "langchain_ollama", reason="langchain-ollama is not installed: `make test-clients` installs it"
@@ -87,3 +88,10 @@ def test_a_prompt(address: str) -> None:
     text = answers.invoke("What is the capital of France?")
     assert text
     assert "".join(answers.stream("What is the capital of France?")) == text
+
+
+def test_texts_are_embedded(encoding: ServerProcess) -> None:
+    embeddings = langchain_ollama.OllamaEmbeddings(model="all-minilm", base_url=encoding.url)
+    cat, dog = embeddings.embed_documents(["a cat", "a dog"])
+    assert len(cat) == 384
+    assert embeddings.embed_query("a dog") == pytest.approx(dog)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fakes.habits import ASKED, DONE, EVE, Adder, Person, people, question
+from fakes.server_process import ServerProcess
 
 ollama = pytest.importorskip("ollama", reason="ollama is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients
@@ -99,6 +100,17 @@ def test_models_are_listed_shown_loaded_and_unloaded(client: Any) -> None:
     assert running["law:latest"].context_length == 8192
     assert client.generate("law", keep_alive=0).done_reason == "unload"
     assert "law:latest" not in [model.name for model in client.ps().models]
+
+
+def test_texts_are_embedded(encoding: ServerProcess) -> None:
+    client = ollama.Client(host=encoding.url)
+    assert "all-minilm:latest" in [model.model for model in client.list().models]
+    both = client.embed("all-minilm", input=["a cat", "a dog"])
+    assert [len(vector) for vector in both.embeddings] == [384, 384]
+    assert both.prompt_eval_count > 2
+    assert client.embeddings("all-minilm", "a dog").embedding == pytest.approx(both.embeddings[1])
+    with pytest.raises(ollama.ResponseError, match="general"):
+        client.embed("general", input="a cat")
 
 
 def test_what_is_refused_says_why(client: Any) -> None:

@@ -144,3 +144,14 @@ def test_a_port_where_something_listens_stops_the_start_with_a_remedy(tmp_path: 
     said = " ".join((ended.stdout + ended.stderr).split())
     assert "Ollama itself may be running there" in said
     assert "--ollama-port" in said
+
+
+@pytest.mark.server
+def test_one_port_may_be_both(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    roster = write_roster(tmp_path, {"general": {}}, server={"ollama_port": port})
+    with ServerProcess(roster, "--port", str(port)) as server:
+        assert server.url.endswith(f":{port}")
+        assert server.http.get("/").text == "Ollama is running"
+        assert server.http.get("/v1/models").status_code == 200
