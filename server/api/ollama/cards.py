@@ -50,6 +50,13 @@ class Card:
         """None for `auto`, which has none of its own."""
         return self.served[0].location.files if self.specialist is not None else ()
 
+    def size(self, on_disk: int) -> int:
+        """Bytes: of its files; of one that has none of its own, being filled from its parent, what its weights take."""
+        if self.specialist is None:
+            return 0
+        item = self.served[0]
+        return item.footprint.weights_bytes if item.location.sources and item.footprint is not None else on_disk
+
     @property
     def context_tokens(self) -> int:
         """Of a conversation, prompt and answer."""

@@ -68,7 +68,7 @@ def add_listings(app: FastAPI, college: College) -> None:
         entries = []
         for card in cards(college):
             size, modified = await disk(card)
-            entries.append(listed(card, size if card.files else 0, modified))
+            entries.append(listed(card, card.size(size), modified))
         return {"models": entries}
 
     @app.get("/api/ps", responses=gives(_LIST, ERROR))

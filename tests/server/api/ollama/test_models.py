@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,15 @@ async def test_tags_list_what_can_be_asked(tmp_path: Path) -> None:
     assert models["law:latest"]["capabilities"] == ["completion", "thinking"]
     assert models["auto:latest"]["capabilities"] == ["completion", "tools", "thinking"]
     assert models["auto:latest"]["details"]["context_length"] == 32768
+
+
+async def test_one_that_is_filled_from_its_parent_has_the_size_of_its_weights(tmp_path: Path) -> None:
+    college = Listed(folder=tmp_path)
+    law = college.catalog.availability["law"]
+    filled = replace(law.location, sources=(tmp_path / "parent.gguf",))
+    college.catalog.availability["law"] = replace(law, location=filled)
+    _, _, told = await answered(college, "/api/tags", {}, method="GET")
+    assert {entry["name"]: entry["size"] for entry in told["models"]}["law:latest"] == 100
 
 
 @pytest.mark.parametrize("field", ["model", "name"])
