@@ -115,7 +115,7 @@ def make_app(
     @app.get("/", responses=gives({"type": "object"}, ERROR, stream="text/plain"))
     async def root(request: Request) -> Response:
         """What is served where; at the port of Ollama the line that its clients look for."""
-        if ollama_port is not None and request.scope["server"][1] == ollama_port:
+        if ollama_port is not None and (request.scope.get("server") or (None, None))[1] == ollama_port:
             return PlainTextResponse(_OLLAMA_IS_THERE)
         return JSONResponse(paths.card())
 

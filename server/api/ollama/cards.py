@@ -191,12 +191,17 @@ def _template(card: Card) -> str:
     """Models have templates of Jinja; Ollama's are Go's. Clients look in them for the words `tools` and `.Suffix`."""
     calls = ""
     if "tools" in card.capabilities:
-        forms = dict.fromkeys(item.tools for item in card.served)
+        forms = dict.fromkeys(_form_of_calls(item) for item in card.served if "tools" in capabilities_of(item))
         calls = f"; tools: {', '.join(forms)}"
     return (
         f"{{{{- /* the chat template of the model itself{calls} */ -}}}}"
         "{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}"
     )
+
+
+def _form_of_calls(item: Servable) -> str:
+    own = item.tool_form.family if item.tool_form is not None and item.entry.tools != "generic" else None
+    return own or "generic"
 
 
 def _model_info(card: Card) -> dict[str, Any]:

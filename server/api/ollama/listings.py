@@ -59,17 +59,16 @@ def add_listings(app: FastAPI, college: College) -> None:
     """Serve what tells of models; what would change them is refused, with what to do instead."""
     settings = college.roster.server
 
-    async def disk(card: Card) -> tuple[int, datetime]:
-        return await asyncio.to_thread(on_disk, card.files or _roster_file(college))
+    def disk(card: Card) -> tuple[int, datetime]:
+        """Of one that has no file of its own the roster says when it last changed."""
+        return on_disk(card.files or (college.roster.path,))
 
     @app.get("/api/tags", responses=gives(_LIST, ERROR))
     async def tags() -> dict[str, Any]:
         """`auto`, every specialist that can be served, and each alias, as Ollama lists models."""
-        entries = []
-        for card in cards(college):
-            size, modified = await disk(card)
-            entries.append(listed(card, card.size(size), modified))
-        return {"models": entries}
+        found = cards(college)
+        told = await asyncio.to_thread(lambda: [disk(card) for card in found])
+        return {"models": [listed(card, card.size(size), last) for card, (size, last) in zip(found, told, strict=True)]}
 
     @app.get("/api/ps", responses=gives(_LIST, ERROR))
     async def ps() -> dict[str, Any]:
@@ -87,7 +86,7 @@ def add_listings(app: FastAPI, college: College) -> None:
         card = card_of(college, await read_json(request, settings, _named))
         specialist = card.specialist
         about(request.scope, model=specialist.name if specialist is not None else card.name)
-        _, modified = await disk(card)
+        _, modified = await asyncio.to_thread(disk, card)
         return shown(card, modified, notice=college.roster.notice_of(specialist) if specialist is not None else None)
 
     @app.post("/api/pull", openapi_extra=takes(_PULL_BODY), responses=gives(_PULLED, ERROR, stream=LINES.media_type))
@@ -125,8 +124,3 @@ def _named(body: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or len(name) > 200:
         raise RequestError("model: give a name, a text.", param="model")
     return name
-
-
-def _roster_file(college: College) -> tuple[Any, ...]:
-    """What says when `auto` last changed."""
-    return (college.roster.path,)

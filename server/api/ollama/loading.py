@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -18,6 +18,8 @@ from ..keys import require_admin
 from .replies import done
 from .requests import Parsed
 
+_Run = Callable[[College, Scope], Coroutine[Any, Any, Response]]
+
 
 def errand(parsed: Parsed, said: Mapping[str, Any]) -> Errand:
     """What such a body asks for. said: what stands in the answer in the place of a text."""
@@ -25,9 +27,9 @@ def errand(parsed: Parsed, said: Mapping[str, Any]) -> Errand:
     return Errand(parsed.request.model, run(parsed.request, lambda reason: done(reason, parsed.name, **said)))
 
 
-def _load(request: Request, done: Callable[[str], dict[str, Any]]) -> Any:
+def _load(request: Request, done: Callable[[str], dict[str, Any]]) -> _Run:
     async def run(college: College, scope: Scope) -> Response:
-        """The specialist is there when this returns. Of `auto` it is the fallback, to which any question may go."""
+        """A resident that serves it is there when this returns; for `auto` the fallback's, to which anything may go."""
         choice = await college.chooser.unasked(request)
         lease = await college.lease(choice.specialist)
         lease.release()
@@ -39,7 +41,7 @@ def _load(request: Request, done: Callable[[str], dict[str, Any]]) -> Any:
     return run
 
 
-def _unload(request: Request, done: Callable[[str], dict[str, Any]]) -> Any:
+def _unload(request: Request, done: Callable[[str], dict[str, Any]]) -> _Run:
     async def run(college: College, scope: Scope) -> Response:
         """Its memory is given back, unless a request holds it: then a note says so."""
         require_admin(scope)
