@@ -24,7 +24,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Call, Dialect, Envelope
+from .dialect import Call, Dialect, Envelope, Errand
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -71,12 +71,14 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
 
-            def parse(body: dict[str, Any]) -> Call:
+            def parse(body: dict[str, Any]) -> Call | Errand:
                 if isinstance(model := body.get("model", AUTO), str):
                     about(request.scope, model=known(model))  # that of a body that is refused, too
                 return dialect.parse(body)
 
             call = await read_json(request, settings, parse)
+            if isinstance(call, Errand):
+                return await until_gone(request, call.run(college, request.scope))
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)
             first = Answer(college, call.request, choice, metrics)

@@ -133,7 +133,7 @@ def _sizes(context_tokens: int) -> dict[str, Any]:
     }
 
 
-def _capabilities(item: Servable | Unavailable) -> list[str]:
+def capabilities_of(item: Servable | Unavailable) -> list[str]:
     """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
     if isinstance(item, Unavailable):
         return []
@@ -168,7 +168,7 @@ def _of_auto(college: College) -> dict[str, Any]:
     """It passes over who cannot hold a prompt or takes no tools: what any of them can, it can."""
     items = [college.catalog.availability[name] for name in college.catalog.answering(chats=False)]
     most = max((item.entry.context_tokens for item in items), default=0)
-    able = dict.fromkeys(word for item in items for word in _capabilities(item))
+    able = dict.fromkeys(word for item in items for word in capabilities_of(item))
     about = "The supervisor chooses a specialist."
     return {
         "display_name": "Automatic",
@@ -215,6 +215,6 @@ def _of_specialist(college: College, name: str) -> dict[str, Any]:
     return {
         "display_name": shown[:1].upper() + shown[1:],
         **_sizes(context_tokens),
-        "capabilities": _capabilities(item),
+        "capabilities": capabilities_of(item),
         "coe": facts,
     }

@@ -80,6 +80,7 @@ from .values import (
     expanded,
     one_of,
     sequence,
+    untagged,
 )
 
 
@@ -109,6 +110,8 @@ class ServerSection(Section):
     """0.0.0.0 for all interfaces: keys are made then where none are set"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     """0 takes a free one"""
+    ollama_port: Annotated[int, Strict(), Field(ge=0, le=65535)] | None = None
+    """a second port for clients that look for Ollama, at 11434; all paths are served at both"""
     first_byte_s: Seconds = 1.0
     """a stream's status waits this long for a model; then comment frames keep it alive"""
     show_waiting: Annotated[bool, Strict()] = False
@@ -656,26 +659,26 @@ class Roster(Section):
         return (self.path.absolute().parent / expanded(written)).absolute()
 
     def find(self, name_or_alias: str) -> Specialist | None:
-        """The specialist of that name or alias, or None. `auto` is none: the supervisor decides."""
+        """The specialist of that name or alias; None for no such. `auto` is none: the supervisor decides."""
         name = self.called(name_or_alias)
         return next((specialist for specialist in self.specialists if specialist.name == name), None)
 
     def called(self, name_or_alias: str) -> str | None:
         """The specialist's name that a client means by a name, or `auto`; None for neither.
 
-        A name itself comes before an alias that ends in *, and of two of these the longer counts.
+        A name as it stands comes first, then one with `:latest` behind it or in capitals, then an alias that ends in *,
+        of two of these the longer.
         """
-        if name_or_alias == AUTO:
+        wanted = untagged(name_or_alias)
+        if wanted == AUTO:
             return AUTO
-        found, most = None, 0
-        calling = [(AUTO, self.router.aliases), *((one.name, (one.name, *one.aliases)) for one in self.specialists)]
-        for name, aliases in calling:
-            for alias in aliases:
-                if alias == name_or_alias:
-                    return name
-                if alias.endswith("*") and len(alias) > most and name_or_alias.startswith(alias[:-1]):
-                    found, most = name, len(alias)
-        return found
+        calling = [(alias, AUTO) for alias in self.router.aliases]
+        calling += [(alias, one.name) for one in self.specialists for alias in (one.name, *one.aliases)]
+        alike = [name for alias, name in calling if alias == name_or_alias]
+        alike += [name for alias, name in calling if untagged(alias) == wanted]
+        prefixes = [(alias[:-1].casefold(), name) for alias, name in calling if alias.endswith("*")]
+        begun = [(len(prefix), name) for prefix, name in prefixes if wanted.startswith(prefix)]
+        return next(iter(alike), None) or max(begun, default=(0, None))[1]
 
     def locate(self, specialist: Specialist) -> Location:
         """Where a specialist's model is, or why it is not there and what to do."""

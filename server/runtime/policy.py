@@ -32,6 +32,16 @@ class Rules:
     tool_use: ToolUse = field(default_factory=ToolUse)
     task: ClientTask | None = None
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may call a tool."""
+        return bool(self.tools) and not self.tool_use.forbidden
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is to be calls, and no text."""
+        return bool(self.tools) and self.tool_use.required
+
 
 def rules_for(request: Request, specialist: Specialist, task: ClientTask | None = None) -> Rules:
     """The specialist's defaults, the request's wishes within the bounds. task: what the request is, if a client's own.
@@ -61,6 +71,11 @@ def rules_for(request: Request, specialist: Specialist, task: ClientTask | None 
     elif (most := request.max_thinking_tokens) is not None and thinking.mode is not ThinkingMode.OFF:
         own = thinking.budget_tokens
         thinking = replace(thinking, mode=ThinkingMode.BUDGET, budget_tokens=most if own is None else min(own, most))
+    if request.wanted_context is not None and request.wanted_context > specialist.context_tokens:
+        notes.append(
+            f"a context of {request.wanted_context} tokens was asked for: {specialist.name} has "
+            f"{specialist.context_tokens}"
+        )
     max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
     guard = _loop_guard(request, specialist, notes)
     tools = _tools(request, specialist, notes)
@@ -89,9 +104,9 @@ def refusal_of(request: Request, specialist: Specialist) -> RuleError | None:
 
 
 def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
-    if request.tools and specialist.tools == "refuse":
+    if request.may_call and specialist.tools == "refuse":
         raise RuleError("tools", specialist.name, "takes none", "Send none.", param=Part.TOOLS)
-    if request.tools and specialist.tools == "ignore":
+    if request.may_call and specialist.tools == "ignore":
         if request.tool_use.required:  # an answer in words would break the client that counts on a call
             raise RuleError(
                 "tool_choice",
@@ -101,8 +116,7 @@ def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[
                 param=Part.TOOL_CHOICE,
             )
         notes.append(f"{specialist.name} calls no tools: it answers without them")
-        return ()
-    return request.tools
+    return () if specialist.tools in ("refuse", "ignore") else request.tools
 
 
 # From the one that ends an answer first to none at all.

@@ -39,6 +39,7 @@ class Request:
     max_thinking_tokens: as many the client wants at most; None where it does not say.
     notes:          what of the body was left out, for the client to know.
     session:        what the body calls its conversation; None where it does not.
+    wanted_context: tokens of context that the client asks for; None where it does not.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Request:
     max_thinking_tokens: int | None = None
     notes: tuple[str, ...] = ()
     session: str | None = None
+    wanted_context: int | None = None
 
     @property
     def n_made(self) -> int:
@@ -90,6 +92,11 @@ class Request:
     def conversation(self) -> Sequence[Message]:
         """The messages; a bare prompt is the only message of a user, and token ids are one without a text."""
         return self.messages or [{"role": "user", "content": self.prompt or ""}]
+
+    @property
+    def may_call(self) -> bool:
+        """Whether a tool may be called."""
+        return bool(self.tools) and not self.tool_use.forbidden
 
     @cached_property
     def tools_chars(self) -> int:

@@ -174,6 +174,8 @@ def test_a_specialist_is_found_by_name_and_by_alias(tmp_path: Path) -> None:
     roster = load(tmp_path, SMALL + "    aliases: ['owner/maths:q4', maths]\n")
     assert roster.find("math") is roster.find("owner/maths:q4") is roster.specialists[0]
     assert roster.find("maths") is not None
+    assert roster.find("Math:latest") is roster.find("OWNER/maths:Q4") is roster.specialists[0]
+    assert roster.find("math:7b") is None
     assert roster.find("physics") is None
     assert roster.find("auto") is None
 
@@ -184,6 +186,7 @@ def test_an_alias_that_ends_in_a_star_stands_for_all_names_that_begin_so(tmp_pat
     roster = load(tmp_path, router + SMALL + "    aliases: ['gpt-*']\n" + other)
     called = {"claude-haiku-4-5": "quick", "claude-opus-5": "quick", "claude-opus-5-5": "auto", "default": "auto"}
     called |= {"gpt-4o": "math", "gpt-": "math", "auto": "auto", "math": "math"}
+    called |= {"Claude-Opus-5:latest": "quick", "CLAUDE-sonnet-5": "auto", "Auto:latest": "auto"}
     assert {name: roster.called(name) for name in called} == called
     assert roster.called("claude") is None
     assert roster.find("gpt-4o") is roster.specialists[0]
