@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from coe.router.encoder import STATES, Embeds
 
 from ..roster.models import Specialist
-from ..roster.values import AUTO
+from ..roster.values import AUTO, names_among
 from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
 from ..runtime.errors import RequestError, UnknownModelError
@@ -69,8 +69,10 @@ def add_models(app: FastAPI, college: College) -> None:
     async def models(request: Request) -> dict[str, Any]:
         """Every specialist, each alias, and `auto`; what cannot be served says why."""
         entries = [college.catalog.availability[name].entry for name in college.roster.names]
-        cards = {name: described(name, None) for name in (AUTO, *_names(college.roster.router.aliases))}
-        cards |= {name: described(name, entry) for entry in entries for name in (entry.name, *_names(entry.aliases))}
+        cards = {name: described(name, None) for name in (AUTO, *names_among(college.roster.router.aliases))}
+        cards |= {
+            name: described(name, entry) for entry in entries for name in (entry.name, *names_among(entry.aliases))
+        }
         if (encoder := college.embeddings.encoder) is not None:
             names = [encoder.name, *college.roster.router.encoder_aliases]
             free = [name for name in names if college.embeddings.is_encoder(name)]
@@ -96,11 +98,6 @@ def add_models(app: FastAPI, college: College) -> None:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
         return described(name, college.roster.find(name))
-
-
-def _names(aliases: Sequence[str]) -> list[str]:
-    """Aliases that are names; one that ends in * is that of many."""
-    return [alias for alias in aliases if not alias.endswith("*")]
 
 
 def _page(ids: Sequence[str], asked: Mapping[str, str]) -> tuple[Sequence[str], bool]:

@@ -4,7 +4,7 @@ schema of what is right."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -44,6 +44,11 @@ def tagged(name: str) -> str:
 def asked_name(text: str) -> str:
     """What a client asks for: `auto` however it is written, all else as it stands; `Roster.find` finds it."""
     return AUTO if untagged(text) == AUTO else text
+
+
+def names_among(aliases: Sequence[str]) -> list[str]:
+    """Aliases that are names; one that ends in * is that of many, and no list has it."""
+    return [alias for alias in aliases if not alias.endswith("*")]
 
 
 class InvalidError(ValueError):

@@ -16,7 +16,7 @@ from coe.engine.spec import ModelFacts
 from coe.router.encoder import STATES, Embeds
 
 from ...roster.models import Specialist
-from ...roster.values import AUTO, asked_name, tagged
+from ...roster.values import AUTO, asked_name, names_among, tagged
 from ...runtime.availability import Servable, Unavailable
 from ...runtime.college import College
 from ...runtime.errors import Part, UnknownModelError
@@ -93,7 +93,7 @@ def cards(college: College) -> list[Card]:
     found = [card_of(college, AUTO)]
     for name in college.catalog.available:
         entry = college.catalog.availability[name].entry
-        found += [card_of(college, each) for each in (name, *entry.aliases)]
+        found += [card_of(college, each) for each in (name, *names_among(entry.aliases))]
     if (encoder := college.embeddings.encoder) is not None:
         names = (encoder.name, *college.roster.router.encoder_aliases)
         found += [card_of(college, each) for each in names if college.embeddings.is_encoder(each)]

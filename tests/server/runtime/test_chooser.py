@@ -34,6 +34,7 @@ class Supervisor:
         self.available: list[str] = []
         self.remembered: list[str] = []
         self.tasks = DEFAULT
+        self.encoder = None
 
     def current(self, *_: Any) -> None:
         return None

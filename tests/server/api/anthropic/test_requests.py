@@ -188,7 +188,9 @@ def test_the_choice_of_a_tool(choice: Any, required: bool, only: tuple[str, ...]
 
 
 def test_no_tool_may_be_called() -> None:
-    assert not parsed(tools=[BASH], tool_choice={"type": "none"}).tools
+    request = parsed(tools=[BASH], tool_choice={"type": "none"})
+    assert request.tool_use.forbidden
+    assert request.tools  # told of all the same: the prompt stays as it was
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
