@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from starlette.responses import JSONResponse
 
@@ -43,6 +43,15 @@ class Envelope(Protocol):
 
     def closing(self) -> Iterable[bytes]:
         """Frames after every choice has finished."""
+        ...
+
+
+@runtime_checkable
+class TellsFailure(Protocol):
+    """An envelope whose errors have their place in the order of its frames; of others the dialect writes them."""
+
+    def failed(self, failure: Failure) -> Iterable[bytes]:
+        """Frames of an error after the stream's first byte, with which it ends."""
         ...
 
 
@@ -97,7 +106,7 @@ class Dialect(Protocol):
         ...
 
     def error_frame(self, failure: Failure) -> bytes:
-        """An error after a stream's first byte; the stream ends with it."""
+        """An error after a stream's first byte; the stream ends with it. An envelope that TellsFailure does it itself."""
         ...
 
 

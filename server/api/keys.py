@@ -140,7 +140,8 @@ class RequireKey:
     """Every path but the health checks wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys are compared in
     constant time.
 
-    What is posted anywhere but to `answering`, the paths that answer, changes the server: it wants a key for that.
+    What is posted or deleted anywhere but at `answering`, the paths that answer, changes the server: it wants a key for
+    that. A path that ends in a slash stands for all below it.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class RequireKey:
         self._app = app
         self._dialect_at = dialect_at
         self._answering = answering
+        self._below = tuple(path for path in answering if path.endswith("/"))
         self._chat = [key.encode() for key in keys.chat]
         self._admin = [key.encode() for key in keys.admin]
 
@@ -168,7 +170,8 @@ class RequireKey:
         admin = [compare_digest(key, known) for known in self._admin]
         if not (any(chat) or any(admin)):
             return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY, or x-api-key: KEY.")
-        if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering or any(admin):
+        asks = scope["path"] in self._answering or scope["path"].startswith(self._below)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or asks or any(admin):
             return None
         return NotAdminError(
             "This key is for asking. What changes the server wants one for administering: "
