@@ -85,10 +85,10 @@ class _Found:
             if namespace is None:
                 self.echo.append(tool)
             tool = _as_function(tool)
-            self._named(tool, namespace, custom=True)
+            self._named(tool, place, namespace, custom=True)
         elif kind == "function":
             tool = {**tool, **tool["function"]} if isinstance(tool.get("function"), Mapping) else tool
-            self._named(tool, namespace)
+            self._named(tool, place, namespace)
         if namespace is not None and isinstance(tool, Mapping) and isinstance(tool.get("name"), str):
             tool = {**tool, "name": joined(namespace, tool["name"])}
         self.functions.append(tool)
@@ -104,10 +104,10 @@ class _Found:
             self.add(each, f"{place}.tools[{index}]", name)
         self.echo.append(tool)
 
-    def _named(self, tool: Mapping[str, Any], namespace: str | None, *, custom: bool = False) -> None:
+    def _named(self, tool: Mapping[str, Any], place: str, namespace: str | None, *, custom: bool = False) -> None:
         name = tool.get("name")
         if not isinstance(name, str):
-            return  # told of by tool_wish, which names the place
+            raise RequestError(f"{place}.name is missing: give the tool's name.", param=f"{place}.name")
         self.names[joined(namespace, name)] = ToolName(name, namespace, custom)
         if namespace is None and not custom:
             self.echo.append(
