@@ -62,7 +62,7 @@ class GenerateRequest:
                 `tool_call_id` and `name`.
     tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
-    max_tokens: None for what the context leaves.
+    max_tokens: None for what the context leaves. max_answer_tokens: the same, without those of thinking.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
     loop_guard: None for none.
     tells_reading: events say how far the prompt has been read.
@@ -78,6 +78,7 @@ class GenerateRequest:
     thinking: Thinking = field(default_factory=Thinking)
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
+    max_answer_tokens: int | None = None
     max_prompt_tokens: int | None = None
     stop: Sequence[str] = ()
     seed: int | None = None

@@ -1,13 +1,16 @@
 """Background requests of chat clients: titles, tags, follow-up questions, summaries, commit messages.
 
 Recognised by the wording of the clients' own prompts, and by shape, so that new wordings need no release: an
-instruction to make something of a conversation, and then that conversation, quoted.
+instruction to make something of a conversation, and then that conversation, quoted; or to condense what was said for
+whoever goes on with it. What each is for tells how long its answer may be.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 _READ_CHARS = 400  # an instruction stands at the beginning of a text: the rest quotes the chat
@@ -24,10 +27,13 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "title",
             r"\b(?:generate|create|provide)\s+a\s+concise,?\s+\d+(?:\s*-\s*\d+)?[\s-]words?(?:[\s-]or[\s-]less)?\s+"
-            r"(?:title|phrase)\b",
+            r"(?:title|phrase)\b[^.!?]{0,80}\b(?:conversation|chat|query|prompt|history|messages?|dialogue|session)\b",
         ),
         ("title", r"\bconcise,?\s+5-word-or-less\s+title\s+for\s+the\s+conversation\b"),
-        ("title", r"^\W*you\s+are\s+an?\s+(?:\w+\s+)?title\s+generator\b"),
+        (
+            "title",
+            r"^\W*you\s+are\s+an?\s+(?:\w+\s+)?title\s+generator\b(?=.{0,200}?\b(?:thread|conversation|chat|session)\b)",
+        ),
         (
             "title",
             r"^\W*(?:generate|write|create)\s+a\s+(?:\w+,?\s+)?title\s+for\s+(?:this|the)\s+(?:conversation|chat)\s*:",
@@ -96,7 +102,7 @@ _PRODUCTS: Final = (
     ("follow-ups", r"follow[\s-]?ups?|(?:next|useful|likely)\s+(?:\w+\s+)?(?:messages?|questions?|prompts?|replies)"),
     ("search queries", r"search\s+quer(?:y|ies)"),
     ("tags", r"tags?|keywords|categories|labels?"),
-    ("title", r"titles?|names?|headings?|headlines?|topics?|slugs?"),
+    ("title", r"titles?|name|heading|headline|topic|slug"),  # names and topics are what people ask for
     ("emoji", r"emojis?"),
     ("summary", r"summar(?:y|ies)|snapshot|recap|digest|handoff|hand-off"),
 )
@@ -115,13 +121,60 @@ _ASKS_FOR: Final = (
 )
 _SHAPES: Final = tuple((task, re.compile(pattern, re.IGNORECASE)) for task, pattern in _ASKS_FOR)
 _OF_A_CONVERSATION: Final = re.compile(rf"\b{_CONVERSATION}\b", re.IGNORECASE)
-# A conversation that is quoted: in a tag of its own, as turns of two sides, or as JSON.
+# A conversation that is quoted: in a tag of its own, as turns, of which the human's may be the only ones, or as JSON.
 _QUOTED: Final = re.compile(
     rf"<(?:chat_?|conversation_?|message_?)?{_CONVERSATION}>"
-    r"|^\W{0,4}(?:user|human)\W{0,3}:.{0,4000}?^\W{0,4}(?:assistant|ai|bot|model|chatgpt)\W{0,3}:"
+    r"|^\W{0,4}(?:user|human)\W{0,3}:"
     r"|\"role\"\s*:\s*\"(?:user|assistant)\"",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+    re.IGNORECASE | re.MULTILINE,
 )
+# What was said and done so far, condensed for whoever goes on with it: nothing is quoted, for the history is there.
+_CONDENSES: Final = re.compile(
+    rf"\b(?:{_CONDENSE}|{_MAKE}\b[^.!?]{{0,120}}?\b(?:summary|snapshot|recap|digest|hand-?off|brief))\b", re.IGNORECASE
+)
+_OF_THE_PAST: Final = re.compile(
+    rf"\b(?:{_CONVERSATION}|so\s+far|above|compaction|progress|(?:everything|what|all)\s+(?:that\s+)?(?:we|you|was|has))\b",
+    re.IGNORECASE,
+)
+_FOR_THE_NEXT: Final = re.compile(
+    r"\b(?:(?:another|next|new|fresh|future|successor|subsequent|different)\s+(?:\w+\s+){0,2}?"
+    r"(?:llm|model|agent|assistant|instance|session|context|conversation|chat|thread)"
+    r"|(?:out|short)\s+of\s+context|(?:fit|within|exceed|full|approach|reach|limit)\w*\s+(?:\w+\s+){0,3}context|context\s+checkpoint"
+    r"|compaction|compacted"
+    r"|(?:continu|resum)(?:e|es|ing)\s+(?:(?:the|our|this|your|its)\s+)?"
+    r"(?:work|task|conversation|session|development|discussion|chat)|(?:work|task|conversation)\s+can\s+(?:continue|go\s+on)"
+    r"|replac(?:e|es|ing)\s+(?:(?:the|this|our|all|older|earlier|previous)\s+){0,2}(?:\w+\s+)?"
+    r"(?:history|conversation|messages))\b",
+    re.IGNORECASE,
+)
+
+ANSWER_TOKENS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "title": 128,
+        "topic": 128,
+        "emoji": 32,
+        "tags": 256,
+        "commit message": 256,
+        "autocompletion": 256,
+        "follow-ups": 512,
+        "search queries": 512,
+        "image prompt": 512,
+        "tool choice": 2048,
+        "prompt rewriting": 2048,
+        "summary": 8192,
+    }
+)
+"""The longest answer of each task, in tokens: some times what it is asked for, in scripts of many tokens, too."""
+
+_BY_SHAPE: Final = 4  # as long: a person's own words may have the shape, and want more than a client does
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """What a chat client asks on its own account: a "title". answer_tokens: the longest answer; None for no bound."""
+
+    name: str
+    answer_tokens: int | None = None
 
 
 _LISTS_TOOLS: Final = re.compile(r"\W*available\s+tools\s*:", re.IGNORECASE)
@@ -130,11 +183,15 @@ _LISTS_TOOLS: Final = re.compile(r"\W*available\s+tools\s*:", re.IGNORECASE)
 class ClientTasks:
     """Tells the tasks of clients: those known here, and those of the operator's own patterns."""
 
-    def __init__(self, patterns: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, patterns: Mapping[str, Sequence[str]] | None = None, answer_tokens: Mapping[str, int] | None = None
+    ) -> None:
         """patterns: regular expressions, looked for at the beginning of a text, by the task's name.
 
-        Raises ValueError for one that is none.
+        answer_tokens: in place of ANSWER_TOKENS, by the task's name; 0 for no bound.
+        Raises ValueError for a pattern that is none.
         """
+        self._answer_tokens = {**ANSWER_TOKENS, **(answer_tokens or {})}
         self._own: list[tuple[str, re.Pattern[str]]] = []
         for name, written in (patterns or {}).items():
             for pattern in written:
@@ -143,18 +200,30 @@ class ClientTasks:
                 except (re.error, RecursionError, OverflowError) as error:
                     raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
 
-    def of(self, text: str) -> str | None:
-        """The task that a text instructs the model to do for a client ("title"), or None."""
+    def in_messages(self, last: str, system: str) -> ClientTask | None:
+        """The task that a chat is: by its last human turn, or by its system text, of which no shape is believed.
+
+        An application's system text may well speak of chats and quote one, and no request of it is a client's task.
+        """
+        return self.find(last) or self.find(system, shapes=False)
+
+    def find(self, text: str, *, shapes: bool = True) -> ClientTask | None:
+        """The task that a text instructs the model to do for a client. shapes: whether one is told by shape, too."""
         start = text.lstrip()[:_READ_CHARS]
         if _LISTS_TOOLS.match(start):  # as long as they are, the instruction comes after them
             start += text[-_SHAPE_CHARS:]
-        found = next((name for name, pattern in (*self._own, *_TASKS) if pattern.search(start)), None)
-        return found or _by_shape(text.lstrip())
+        if found := next((name for name, pattern in (*self._own, *_TASKS) if pattern.search(start)), None):
+            return ClientTask(found, self._answer_tokens.get(found) or None)
+        if shapes and (found := _by_shape(text.lstrip())):
+            return ClientTask(found, _BY_SHAPE * self._answer_tokens[found] or None)
+        return None
 
 
 def _by_shape(text: str) -> str | None:
-    """An instruction, and the conversation that it is about, quoted below it."""
+    """An instruction, and the conversation that it is about, quoted below it or standing above."""
     start = text[:_SHAPE_CHARS]
+    if all(part.search(start) for part in (_CONDENSES, _OF_THE_PAST, _FOR_THE_NEXT)):
+        return "summary"
     if not _OF_A_CONVERSATION.search(start):
         return None
     quoted = _QUOTED.search(text[:_QUOTE_CHARS])
@@ -170,5 +239,6 @@ DEFAULT: Final = ClientTasks()
 
 
 def client_task_of(text: str) -> str | None:
-    """The task that a text instructs the model to do for a client ("title"), or None. Only its beginning is read."""
-    return DEFAULT.of(text)
+    """The name of the task that a text instructs the model to do for a client ("title"), or None."""
+    task = DEFAULT.find(text)
+    return task.name if task is not None else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .client_markup import MAX_CHARS, UserTurn, read_turn
-from .client_tasks import DEFAULT, ClientTasks
+from .client_tasks import DEFAULT, ClientTask, ClientTasks
 from .courtesy import without_courtesies
 from .features import clip
 
@@ -115,7 +115,7 @@ class Conversation:
     says_little:   the newest text is nothing on its own ("make it shorter").
     follow_up:     it says little, and leans on what went before ("and for n = 5?").
     tool_exchange: the model waits for a tool, or has been given its result and no human has spoken since.
-    client_task:   what a chat client asks on its own account ("title"), or None.
+    client_task:   what a chat client asks on its own account, or None.
     here, before:  digests that recognise this conversation at its newest and its previous human turn; None for none.
     n_chars:       characters of all messages and tools; n_new_chars: of those since the last answer.
     """
@@ -123,7 +123,7 @@ class Conversation:
     passages: tuple[Passage, ...]
     follow_up: bool
     tool_exchange: bool
-    client_task: str | None
+    client_task: ClientTask | None
     here: bytes | None
     before: bytes | None
     says_little: bool = False
@@ -157,7 +157,7 @@ class Conversation:
             passages=_passages(newest, earlier, system, follow_up),
             follow_up=follow_up,
             tool_exchange=_in_tool_exchange(messages, turns),
-            client_task=tasks.of(spoken[-1].written if spoken else "") or tasks.of(system),
+            client_task=client_task_in(messages, tasks),
             here=_digest(turns, spoken[-1]) if spoken else None,
             before=_digest(turns, spoken[-2]) if len(spoken) > 1 else None,
             says_little=says_little,
@@ -169,6 +169,14 @@ class Conversation:
     def from_text(cls, text: str) -> Conversation:
         """A conversation of one human message."""
         return cls.from_messages([{"role": "user", "content": text}])
+
+
+def client_task_in(messages: Sequence[Mapping[str, Any]], tasks: ClientTasks = DEFAULT) -> ClientTask | None:
+    """What a chat client asks with some messages on its own account; None where a human asks."""
+    said = (message_text(message) for message in reversed(messages) if message.get("role") == "user")
+    newest = next((text for text in said if text.strip()), "")
+    system = [message_text(message) for message in messages if message.get("role") in ("system", "developer")]
+    return tasks.in_messages(newest, " ".join(clip(text, MAX_CHARS) for text in system))
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,14 @@ class Supervisor:
         warm: Collection[str] = (),
         available: Collection[str] | None = None,
         costs: Mapping[str, float] | None = None,
+        remember: bool = True,
     ) -> Decision:
         """Choose a specialist for a conversation and remember it.
 
         session_id: the client's own name for the conversation, when it sends one.
         available:  names that can be served right now; None leaves it to the candidates.
         costs:      see `choose`.
+        remember:   False leaves that to the caller, who may have to choose again.
         Raises NoSpecialist when none is available.
         """
         await self.start()
@@ -106,6 +108,8 @@ class Supervisor:
         if available is not None:
             candidates = tuple(c for c in candidates if c.name in available)
         current = self.current(conversation, session_id)
+        if current not in [c.name for c in candidates if c.available]:
+            current = None  # what it would settle has to be read after all
         probabilities: dict[str, float] = {}
         path = "rules"
         # A client that names its conversations may send the newest message alone.
@@ -124,13 +128,13 @@ class Supervisor:
             settings=self.settings,
             follow_up=conversation.follow_up,
             tool_exchange=conversation.tool_exchange,
-            client_task=conversation.client_task,
+            client_task=conversation.client_task.name if conversation.client_task is not None else None,
             path=path,
         )
         if logger.isEnabledFor(logging.DEBUG):
             ms = 1000 * (perf_counter() - started)
             logger.debug("%s", decision_line(decision, self.settings.margin, warm, costs or {}, ms))
-        if not conversation.client_task:  # a title request must not move the chat it is about
+        if remember:
             self.remember(conversation, session_id, decision.specialist)
         return decision
 
@@ -148,7 +152,9 @@ class Supervisor:
         return self._head.labels if self._head is not None else ()
 
     def remember(self, conversation: Conversation, session_id: str | None, specialist: str) -> None:
-        """Keep a conversation's specialist; to be called again when another one answered in the end."""
+        """Keep a conversation's specialist. A client's own task moves nothing: it is not the chat that it is about."""
+        if conversation.client_task:
+            return
         self._specialists.remember(ConversationKey.of(conversation, session_id).now(), specialist)
 
     def current(self, conversation: Conversation, session_id: str | None) -> str | None:

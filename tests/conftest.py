@@ -12,6 +12,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 from random_model import Shape, write_random_model
 
+from coe.engine.llama.context import BATCH_TOKENS
 from coe.engine.llama.model import Model
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.spec import LoadSpec
@@ -112,9 +113,16 @@ def new_engine() -> Iterator[Callable[..., LocalEngine]]:
     """Makes engines with an empty cache over a loaded model: new_engine(model, parallel=2, context_tokens=512)."""
     engines: list[LocalEngine] = []
 
-    def make(model: Model, *, parallel: int = 1, context_tokens: int = 512, cache_tokens: int = 0) -> LocalEngine:
+    def make(
+        model: Model,
+        *,
+        parallel: int = 1,
+        context_tokens: int = 512,
+        cache_tokens: int = 0,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> LocalEngine:
         spec = LoadSpec(Path(), context_tokens=context_tokens, parallel=parallel, cache_tokens=cache_tokens, threads=1)
-        engines.append(LocalEngine(model, spec))
+        engines.append(LocalEngine(model, spec, batch_tokens=batch_tokens))
         return engines[-1]
 
     yield make

@@ -194,7 +194,7 @@ def main() -> int:
         try:
             with (
                 college(folder) as (coe, log),
-                open_webui(options.open_webui, folder, f"{coe}/v1") as url,
+                open_webui(options.open_webui.absolute(), folder, f"{coe}/v1") as url,
                 Browser(width=1100, height=720) as browser,
             ):
                 page = Page(browser, url)

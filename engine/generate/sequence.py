@@ -124,6 +124,11 @@ class ActiveSequence:
         return self.limit - self.n_generated
 
     @property
+    def _answer_is_full(self) -> bool:
+        most = self.request.max_answer_tokens
+        return most is not None and self.n_generated - self._reasoning_tokens >= most and not self._splitter.open
+
+    @property
     def pending(self) -> int:
         """Tokens that wait to be evaluated."""
         return len(self.tokens) - self.evaluated
@@ -174,7 +179,7 @@ class ActiveSequence:
             entry = self._logprob(context, index, token, self.request.top_logprobs)
             self._logprobs.add(entry, start, self._decoded + (not self._utf8.at_boundary))
         out = self._filter(text, token, piece, constrained=constrained)
-        if self.finish is None and self.n_generated >= self.limit:
+        if self.finish is None and (self.n_generated >= self.limit or self._answer_is_full):
             self.finish = Finish.LENGTH
         if self.finish is not None:
             out.add(self._flush())

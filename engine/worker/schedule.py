@@ -6,8 +6,10 @@ A decision's `reason` is one phrase for logs. It is left out of comparisons: two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,29 @@ class Work:
     boundary: int = 0
 
 
-def plan_step(works: Sequence[Work], n_batch: int) -> list[tuple[int, int]]:
-    """(sequence, tokens) for one decode of at most n_batch tokens.
+_OLDEST_SHARE: Final = 0.25  # of the room for prompts, which the oldest has whoever comes after it
 
-    Every sequence that generates gets its one token first, so no stream stalls while a prompt is read; what is left
-    goes to the prompts, in the order given.
+
+def plan_step(works: Sequence[Work], n_batch: int) -> list[tuple[int, int]]:
+    """(sequence, tokens) for one decode of at most n_batch tokens. works: the oldest first.
+
+    Every sequence that generates gets its one token first, so no stream stalls while a prompt is read. Of the room that
+    is left a share goes to the oldest prompt, so that it ends however many come after it; the rest to the prompts that
+    are nearest to their ends: a short one does not wait for a long one that is being read.
     """
     plan = [(work.sequence, 1) for work in works if work.pending == 1][:n_batch]
     room = n_batch - len(plan)
-    for work in works:
-        if work.pending > 1 and room:
-            take = min(work.pending, work.boundary or work.pending, room)
-            plan.append((work.sequence, take))
-            room -= take
-    return plan
+    prompts = [work for work in works if work.pending > 1]
+    if not prompts or not room:
+        return plan
+    wanted = {work.sequence: min(work.pending, work.boundary or work.pending) for work in prompts}
+    taken = dict.fromkeys(wanted, 0)
+    nearest = sorted(prompts, key=lambda work: work.pending)  # the older of equals first
+    for work, most in [(prompts[0], math.ceil(room * _OLDEST_SHARE)), *((work, room) for work in nearest)]:
+        take = min(wanted[work.sequence] - taken[work.sequence], most, room)
+        taken[work.sequence] += take
+        room -= take
+    return plan + [(sequence, count) for sequence, count in taken.items() if count]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Dialect, Envelope, TellsFailure
+from .dialect import Call, Dialect, Envelope, TellsFailure
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -66,8 +66,13 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
 
     async def answered(request: Request, dialect: Dialect) -> Response:
         started_s = time.perf_counter()
-        call = await read_json(request, settings, dialect.parse)
-        about(request.scope, model=known(call.request.model))
+
+        def parse(body: dict[str, Any]) -> Call:
+            if isinstance(model := body.get("model", AUTO), str):
+                about(request.scope, model=known(model))  # that of a body that is refused, too
+            return dialect.parse(body)
+
+        call = await read_json(request, settings, parse)
         choice = await until_gone(request, choose(request, call.request))
         about(request.scope, specialist=choice.specialist.name)
         answer = Answer(college, call.request, choice, metrics)
@@ -128,7 +133,8 @@ async def _whole(request: Request, answer: Answer, envelope: Envelope) -> Respon
         outcomes = await answer.whole()
         for outcome in outcomes:
             _note_loop(request, outcome.end)
-        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers())
+        ends = [outcome.end for outcome in outcomes]
+        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers(ends))
     finally:
         await answer.close()
 

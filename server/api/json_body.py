@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -28,8 +29,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
-    except ValueError as error:  # an integer of more digits than Python takes
-        raise RequestError(f"The body is not JSON that can be read: {error}.") from error
+    except ValueError as error:
+        raise RequestError("The body has a number with more digits than are read. Send a smaller one.") from error
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.")
     _refuse_unwritable(value)
@@ -55,7 +56,7 @@ def _n_marks(text: bytes) -> int:
 
 
 def _refuse_unwritable(body: dict[str, Any]) -> None:
-    """Look at every text for what cannot be passed on. The path of a text is only put together when it is needed."""
+    """Look at every text and number for what cannot be passed on. A path is only put together when it is needed."""
     todo: list[tuple[Any, _Place | None, int]] = [(body, None, 1)]
     while todo:
         value, place, depth = todo.pop()
@@ -69,6 +70,9 @@ def _refuse_unwritable(body: dict[str, Any]) -> None:
                 if flaw := _flaw(member):
                     path = _path(_Place(place, key))
                     raise RequestError(f"{path} {flaw}", param=path)
+            elif isinstance(member, float) and not math.isfinite(member):
+                path = _path(_Place(place, key))
+                raise RequestError(f"{path} is no finite number, which JSON cannot say. Send another.", param=path)
             elif isinstance(member, (dict, list)):
                 todo.append((member, _Place(place, key), depth + 1))
 

@@ -77,7 +77,7 @@ class EventStream(Response):
         self._frames = frames
         self._close = close
         self._keep_alive_s = keep_alive_s
-        self._sent = 0  # frames so far
+        self._last_s = 0.0  # when the last frame went, 0 before the first
         self._sending = asyncio.Lock()
         self._ended = False
         self._failure: Failure | None = None
@@ -107,23 +107,29 @@ class EventStream(Response):
     async def _keep_alive(self, ends: set[asyncio.Task[None]], send: Send) -> None:
         """Returns when one of the tasks has ended. Here and not in the sender, which then needs no task a frame."""
         keep_alive = self._keep_alive_frame
+        clock = asyncio.get_running_loop().time
+        silent_s = 0.0  # so far; of a stream whose client does not read, too, which is told nothing more
         while True:
-            before = self._sent
-            done, _ = await asyncio.wait(ends, timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                ends, timeout=self._keep_alive_s - silent_s, return_when=asyncio.FIRST_COMPLETED
+            )
             if done:
                 return
-            if keep_alive is not None and before and self._sent == before and not self._sending.locked():
-                with contextlib.suppress(OSError):  # the client left: `watch` says so
-                    await self._send_body(send, keep_alive)
+            silent_s = clock() - self._last_s if self._last_s and not self._sending.locked() else 0.0
+            if silent_s >= self._keep_alive_s:
+                silent_s = 0.0
+                if keep_alive is not None:
+                    with contextlib.suppress(OSError):  # the client left: `watch` says so
+                        await self._send_body(send, keep_alive)
 
     async def _send_body(self, send: Send, body: bytes) -> None:
         async with self._sending:
             await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._sent += 1
+        self._last_s = asyncio.get_running_loop().time()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        self._sent += 1
+        self._last_s = asyncio.get_running_loop().time()
         try:
             async with aclosing(self._frames) as frames:
                 async for frame in frames:

@@ -38,6 +38,7 @@ _NAME: Final = {"type": ["string", "null"]}
 _FLAG: Final = {"type": ["boolean", "null"]}
 _TOKENS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _MESSAGES: Final = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+_TOOLS: Final = {"type": ["array", "null"], "items": {"type": "object"}}
 _TOKENIZE: Final[Mapping[str, Any]] = {
     "type": "object",
     "anyOf": [{"required": ["content"]}, {"required": ["prompt"]}, {"required": ["messages"]}],
@@ -46,6 +47,7 @@ _TOKENIZE: Final[Mapping[str, Any]] = {
         "content": _TEXT,
         "prompt": _TEXT,
         "messages": _MESSAGES,
+        "tools": _TOOLS,
         "add_special": _FLAG,
         "parse_special": _FLAG,
         "with_pieces": _FLAG,
@@ -59,9 +61,14 @@ _DETOKENIZE: Final[Mapping[str, Any]] = {
 _TEMPLATE: Final[Mapping[str, Any]] = {
     "type": "object",
     "required": ["messages"],
-    "properties": {"model": _NAME, "messages": _MESSAGES},
+    "properties": {"model": _NAME, "messages": _MESSAGES, "tools": _TOOLS},
 }
 _OBJECT: Final = {"type": "object"}
+# What of a chat's body its prompt depends on, or would if it were served.
+_OF_CHATS: Final = (
+    *("model", "messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+    *("chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "documents"),
+)
 
 _Parsed = tuple[InternalRequest, Callable[[str, GenerateRequest], ReadRequest], Callable[[Told, Specialist], Any]]
 
@@ -122,8 +129,16 @@ def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
     messages = None
     if wanted.messages is not None:
         messages = with_system_prompt(wanted.messages, specialist.system_prompt)
-    thinking = rules_for(wanted, specialist).thinking
-    return GenerateRequest("", specialist.name, messages=messages, prompt=wanted.prompt, thinking=thinking)
+    rules = rules_for(wanted, specialist)
+    return GenerateRequest(
+        "",
+        specialist.name,
+        messages=messages,
+        prompt=wanted.prompt,
+        thinking=rules.thinking,
+        tools=rules.tools,
+        tool_use=rules.tool_use,
+    )
 
 
 def _to_tokenize(body: dict[str, Any]) -> _Parsed:
@@ -185,7 +200,7 @@ def _to_template(body: dict[str, Any]) -> _Parsed:
 
 
 def _chat(body: dict[str, Any]) -> InternalRequest:
-    chat = {name: body[name] for name in ("model", "messages", "chat_template_kwargs") if body.get(name) is not None}
+    chat = {name: body[name] for name in _OF_CHATS if body.get(name) is not None}
     wanted = parse_chat(chat).request
     for index, message in enumerate(wanted.messages or ()):
         _refuse_long(str(message["content"]), f"messages[{index}]")

@@ -18,6 +18,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     PrivateAttr,
     Strict,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -29,7 +30,7 @@ from coe.engine.pool.types import PoolLimits
 from coe.engine.request import Patience
 from coe.engine.spec import LoadSpec, Sampling, Sharing, Thinking, ThinkingMode
 from coe.router.choose import SupervisorSettings
-from coe.router.client_tasks import ClientTasks
+from coe.router.client_tasks import ANSWER_TOKENS, ClientTasks
 from coe.surgery.build.job import BUILT, BuildOrder
 from coe.surgery.judge.values import Bound
 from coe.surgery.plan.recipes import RECIPES, Recipe
@@ -206,12 +207,25 @@ class RouterSection(Section):
     client_tasks: dict[Text, Texts] = {}
     """what chat clients ask on their own account (titles, tags), beside what is known: regular expressions, looked for
     in the first 400 characters, by a name; whichever specialist is warm does these"""
+    client_task_tokens: dict[Text, CountOrZero] = {}
+    """the longest answers to these, thinking aside, by name, where a request does not want less: in place of title,
+    topic 128; emoji 32; tags, commit message, autocompletion 256; follow-ups, search queries, image prompt 512; tool
+    choice, prompt rewriting 2048; summary 8192; 0: no bound"""
 
     @field_validator("client_tasks")
     @classmethod
     def _check_patterns(cls, patterns: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         ClientTasks(patterns)
         return patterns
+
+    @field_validator("client_task_tokens")
+    @classmethod
+    def _check_tasks(cls, tokens: dict[str, int], about: ValidationInfo) -> dict[str, int]:
+        known = [*ANSWER_TOKENS, *about.data.get("client_tasks", {})]
+        for name in tokens:
+            if name not in known:
+                raise InvalidError(f"{name!r} is no client task.", f"Write one of: {', '.join(dict.fromkeys(known))}.")
+        return tokens
 
 
 class SamplingSection(Section):

@@ -74,7 +74,7 @@ class Answer:
         """Raises RequestError when the specialist's rules refuse what is asked."""
         self.request = request
         self.choice = choice
-        self.rules: Rules = rules_for(request, choice.specialist)
+        self.rules: Rules = rules_for(request, choice.specialist, choice.task)
         self.id = uuid.uuid4().hex
         self.lease: Lease | None = None
         self.retries = 0
@@ -128,7 +128,7 @@ class Answer:
                     raise self._none_has_room(error) from None
             # The lease goes first: with room for one resident the other needs its place.
             await self._let_go()
-            self.rules = rules_for(self.request, other.specialist)
+            self.rules = rules_for(self.request, other.specialist, other.task)
             self.choice, self.answered_by = other, other.specialist
 
     def _other_with_room(self, error: PromptTooLongError, tried: Sequence[str]) -> Choice | None:
@@ -215,6 +215,7 @@ class Answer:
             thinking=rules.thinking,
             sampling=rules.sampling,
             max_tokens=rules.max_tokens,
+            max_answer_tokens=rules.task.answer_tokens if rules.task is not None else None,
             max_prompt_tokens=self._college.roster.server.max_prompt_tokens,
             stop=request.stop,
             seed=seed,
@@ -306,7 +307,7 @@ class Answer:
 
     async def _from_fallback(self, lease: Lease, fallback: Specialist, indices: list[int]) -> list[Outcome]:
         """The looping specialist's lease goes first: with room for one resident the fallback needs its place."""
-        rules = rules_for(self.request, fallback)
+        rules = rules_for(self.request, fallback, self.choice.task)
         lease.release()
         self.lease = await self._college.lease(fallback, self.choice.key)
         self.retries += 1

@@ -12,7 +12,7 @@ from time import perf_counter
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
 from coe.router.choose import Decision, first_token_s
-from coe.router.conversation import Conversation, ConversationKey
+from coe.router.conversation import Conversation, ConversationKey, client_task_in
 from coe.router.supervisor import Supervisor
 
 from ..roster.models import Roster, Specialist
@@ -22,7 +22,8 @@ from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
 from .context_fit import ContextFit, Room, next_room
-from .errors import BuildingError, Part, RequestError, UnknownModelError
+from .errors import BuildingError, Part, RuleError, UnknownModelError
+from .policy import refusal_of
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -47,15 +48,18 @@ class Chooser:
 
         A specialist that can be built on demand may be chosen as well: then another answers meanwhile, and the build
         begins. begin: False to ask for the choice alone, without beginning a build.
+        The supervisor's passes over those whose rules refuse the request; it is refused where all do (RequestError).
         Raises UnknownModelError; UnavailableError or BuildingError when no specialist can answer.
         """
         if request.model != AUTO:
             choice = await self._named(request, begin=begin)
             if choice.reason != _NAMED:
                 _log.debug("choice: %s for %s: %s", choice.specialist.name, request.model, choice.reason)
-            if len(self._pool.shared_with(choice.specialist.name)) == 1:
-                return choice
-            return replace(choice, key=ConversationKey.of(await self._read(request)))
+            if len(self._pool.shared_with(choice.specialist.name)) == 1:  # no key is wanted, and less to be read
+                task = await asyncio.to_thread(client_task_in, request.conversation, self._supervisor.tasks)
+                return replace(choice, task=task)
+            conversation = await self._read(request)
+            return replace(choice, key=ConversationKey.of(conversation), task=conversation.client_task)
         started = perf_counter()
         conversation = await self._read(request)
 
@@ -66,26 +70,32 @@ class Chooser:
                 warm=self._catalog.warm,
                 available=names,
                 costs=self._costs(conversation, session_id, names),
+                remember=False,
             )
 
-        chats = request.messages is not None
-        available = self._taking(request, self._catalog.answering(chats=chats))
         there = self._catalog.available
-        to_build = self._taking(request, [n for n in self._roster.names if n not in there and self._may_build(n)])
-        buildable = [n for n in self._roster.names if n in available or n in to_build]
-        if not buildable:
-            if request.tools and self._catalog.answering(chats=chats):
-                raise RequestError("tools: no specialist of the roster takes any. Send none.", param=Part.TOOLS)
+        answering = self._catalog.answering(chats=request.messages is not None)
+        to_build = [n for n in self._roster.names if n not in there and self._may_build(n)]
+        candidates = [n for n in self._roster.names if n in answering or n in to_build]
+        refusals = self._refusals(request, candidates)
+        taking = [name for name in candidates if name not in refusals]
+        available = [name for name in taking if name in answering]
+        if refusals and not taking:
+            raise next(iter(refusals.values())).of_all()
+        if not candidates:
             what = "Nothing in the roster can be served yet." if not there else "No model of the roster answers chats."
             raise UnavailableError(what, "See GET /v1/models for the reasons.")
-        decision = await decide(buildable)
+        decision = await decide(candidates)
+        if (refusal := refusals.get(decision.specialist)) is not None:
+            over = f"{decision.specialist} is passed over ({refusal.why})"
+            decision = await decide(taking)
+            decision = replace(decision, reason=f"{decision.reason}; {over}")
+        kept = decision.specialist
         build = None
         if decision.specialist not in available:
             wanted = self._entry(decision.specialist)
             build = (self._builds.ask(wanted.name) if begin else self._builds.progress(wanted.name)).line()
-            stand_in = self.stand_in(wanted.name, chats=chats)
-            if stand_in is not None and stand_in.name not in available:  # it takes no tools
-                stand_in = None
+            stand_in = self.stand_in(wanted.name, request)
             if stand_in is None and not available:
                 raise self._building(wanted)
             if stand_in is not None:
@@ -93,11 +103,17 @@ class Chooser:
                 decision = replace(decision, specialist=stand_in.name, reason=reason)
             else:
                 decision = await decide(available)
+                kept = decision.specialist
             _log.debug("choice: %s for %s, whose build is %s", decision.specialist, wanted.name, build)
+        self._supervisor.remember(conversation, session_id, kept)
         spent_ms = (perf_counter() - started) * 1000
         specialist = self._entry(decision.specialist)
         key = ConversationKey.of(conversation)
-        choice = Choice(specialist, decision.confidence, decision.reason, decision, spent_ms, build, key)
+        choice = Choice(
+            *(specialist, decision.confidence, decision.reason, decision, spent_ms, build),
+            key=key,
+            task=conversation.client_task,
+        )
         room = Room(specialist.name, specialist.context_tokens)
         n_chars = _n_chars(request, specialist)
         if not self._fit.is_too_long(room, n_chars):
@@ -106,8 +122,7 @@ class Chooser:
         passed = self.passing_over(request, choice, f"about {tokens}", tokens, [room.name])
         if passed is None:
             return choice  # where nobody has the room, the worker counts, and says so
-        if not conversation.client_task:
-            self._supervisor.remember(conversation, session_id, passed.specialist.name)
+        self._supervisor.remember(conversation, session_id, passed.specialist.name)
         return passed
 
     def passing_over(
@@ -119,7 +134,7 @@ class Chooser:
         written: how many tokens the prompt has, in words; tokens: so many at least. tried: names that have no room.
         """
         assert choice.decision is not None, "one that was named is not passed over"
-        there = self._taking(request, self._catalog.answering(chats=request.messages is not None))
+        there = self._taking(request)
         ranked = [one.specialist for one in choice.decision.ranking]
         order = dict.fromkeys([self._roster.fallback, *ranked, *there])
         rooms = [Room(name, self._entry(name).context_tokens) for name in order if name in there]
@@ -141,16 +156,22 @@ class Chooser:
 
     def largest_context(self, request: Request) -> int:
         """The largest context, in tokens, of those that can answer such a request."""
-        there = self._catalog.answering(chats=request.messages is not None)
-        return max((self._entry(name).context_tokens for name in there), default=0)
+        return max((self._entry(name).context_tokens for name in self._taking(request)), default=0)
 
     def measured(self, name: str, request: Request, prompt_tokens: int) -> None:
         """A request's prompt had so many tokens: the next is judged by that."""
         self._fit.measured(name, _n_chars(request, self._entry(name)), prompt_tokens)
 
-    def _taking(self, request: Request, names: Sequence[str]) -> list[str]:
-        """Those of some specialists that do not refuse the request's tools."""
-        return [name for name in names if not (request.tools and self._entry(name).tools == "refuse")]
+    def _refusals(self, request: Request, names: Sequence[str]) -> dict[str, RuleError]:
+        """Those of some specialists whose rules refuse a request, and why."""
+        found = {name: refusal_of(request, self._entry(name)) for name in names}
+        return {name: refusal for name, refusal in found.items() if refusal is not None}
+
+    def _taking(self, request: Request) -> list[str]:
+        """Those that can answer a request, and whose rules do not refuse it."""
+        answering = self._catalog.answering(chats=request.messages is not None)
+        refusals = self._refusals(request, answering)
+        return [name for name in answering if name not in refusals]
 
     def _costs(self, conversation: Conversation, session_id: str | None, names: list[str]) -> dict[str, float]:
         """Seconds until the first token of each, as far as they can be told beforehand."""
@@ -192,7 +213,7 @@ class Chooser:
         if to_build and begin and entry.on_missing == "build":
             self._builds.ask(name)
         build = self._builds.progress(name).line() if to_build else None
-        stand_in = self.stand_in(name, chats=chats) if entry.on_missing != "refuse" else None
+        stand_in = self.stand_in(name, request) if entry.on_missing != "refuse" else None
         if stand_in is None:
             if to_build:
                 raise self._building(entry)
@@ -209,9 +230,12 @@ class Chooser:
             said += f" To build it: coe build {entry.name}, or POST /v1/builds/{entry.name}."
         return BuildingError(said, progress.line(), retry=progress.state.unfinished)
 
-    def stand_in(self, name: str, *, chats: bool = True) -> Specialist | None:
-        """The specialist that answers in place of another: the fallback, else a warm one, else any available one."""
-        available = self._catalog.answering(chats=chats)
+    def stand_in(self, name: str, request: Request) -> Specialist | None:
+        """The specialist that answers a request in place of another: the fallback, else a warm one, else any that can.
+
+        One whose rules refuse the request stands in for nobody.
+        """
+        available = self._taking(request)
         order = [self._roster.fallback]
         if self._roster.fallback_warm:
             order += [*self._catalog.warm, *available]

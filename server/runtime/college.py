@@ -162,7 +162,7 @@ def supervisor_of(roster: Roster) -> Supervisor:
         settings=settings,
         encoder=encoder_of(roster),
         head=head,
-        tasks=ClientTasks(roster.router.client_tasks),
+        tasks=ClientTasks(roster.router.client_tasks, roster.router.client_task_tokens),
     )
 
 

@@ -16,6 +16,7 @@ class Part(StrEnum):
     INPUT = "input"  # the conversation, or the text to be continued
     FORMAT = "format"  # what the answer has to keep to
     TOOLS = "tools"
+    TOOL_CHOICE = "tool choice"  # which of them must be called
     MODEL = "model"
 
 
@@ -32,6 +33,24 @@ class RequestError(Exception):
         self.message = message
         self.param = param
         self.code = code or type(self).code
+
+
+class RuleError(RequestError):
+    """A request that a specialist's rules refuse; another specialist may take it.
+
+    why: the field, and what the specialist does with it, as one phrase for logs and headers.
+    """
+
+    def __init__(self, field: str, specialist: str, does: str, remedy: str = "", *, param: Part | None = None) -> None:
+        """does: what the specialist does, in words that follow its name. remedy: a sentence, beside asking another."""
+        other = f" Or: {remedy}" if remedy else ""
+        super().__init__(f"{field}: {specialist} {does}. Ask another specialist.{other}", param=param or field)
+        self.why = f"{field}: {does}"
+        self._of_all = f"{field}: no specialist of the roster serves this: {specialist} {does}. {remedy}".rstrip()
+
+    def of_all(self) -> RequestError:
+        """The error where no other specialist takes the request either."""
+        return RequestError(self._of_all, param=self.param)
 
 
 class UnknownModelError(RequestError):

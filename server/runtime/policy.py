@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from coe.engine.request import Patience, Tool, ToolUse
 from coe.engine.spec import Sampling, Thinking, ThinkingMode
+from coe.router.client_tasks import ClientTask
 
 from ..roster.models import Specialist
-from .errors import Part, RequestError
+from .errors import Part, RuleError
 from .request import Request
 
 NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
@@ -18,7 +19,8 @@ NOTED_TEMPERATURE = 0.8  # from here on, cut models were seen to loop more
 @dataclass(frozen=True)
 class Rules:
     """What a request is answered with. loop_guard: None for none. notes: what the client should know, for a header.
-    tools: what the model is told of and may call, as tool_use says.
+    tools: what the model is told of and may call, as tool_use says. task: a client's own, where it bounds the answer to
+    fewer tokens than max_tokens does, thinking aside.
     """
 
     sampling: Sampling
@@ -28,12 +30,13 @@ class Rules:
     notes: tuple[str, ...]
     tools: tuple[Tool, ...] = ()
     tool_use: ToolUse = field(default_factory=ToolUse)
+    task: ClientTask | None = None
 
 
-def rules_for(request: Request, specialist: Specialist) -> Rules:
-    """The specialist's defaults, the request's wishes within the bounds.
+def rules_for(request: Request, specialist: Specialist, task: ClientTask | None = None) -> Rules:
+    """The specialist's defaults, the request's wishes within the bounds. task: what the request is, if a client's own.
 
-    Raises RequestError when the roster refuses what the request asks for.
+    Raises RuleError when the roster refuses what the request asks for.
     """
     notes: list[str] = [*request.notes]
     sampling = specialist.default_sampling()
@@ -43,10 +46,8 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
     bounds = specialist.sampling_bounds
     if asked is not None and asked > bounds.max_temperature and bounds.on_excess != "allow":
         if bounds.on_excess == "refuse":
-            raise RequestError(
-                f"temperature: {specialist.name} takes at most {bounds.max_temperature:g}, {asked:g} was asked for.",
-                param="temperature",
-            )
+            does = f"takes at most {bounds.max_temperature:g}, {asked:g} was asked for"
+            raise RuleError("temperature", specialist.name, does)
         sampling = replace(sampling, temperature=bounds.max_temperature)
         notes.append(f"temperature {asked:g} was lowered to {bounds.max_temperature:g}")
     elif asked is not None and asked >= NOTED_TEMPERATURE:
@@ -61,7 +62,9 @@ def rules_for(request: Request, specialist: Specialist) -> Rules:
     guard = _loop_guard(request, specialist, notes)
     tools = _tools(request, specialist, notes)
     use = replace(request.tool_use, generic=specialist.tools == "generic")
-    return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use)
+    most = task.answer_tokens if task is not None else None
+    bounded = most is not None and (max_tokens is None or most < max_tokens)
+    return Rules(sampling, thinking, max_tokens, guard, tuple(notes), tools, use, task if bounded else None)
 
 
 def drawn(rules: Rules) -> Rules:
@@ -73,13 +76,27 @@ def drawn(rules: Rules) -> Rules:
     return replace(rules, sampling=sampling, notes=(*rules.notes, note))
 
 
+def refusal_of(request: Request, specialist: Specialist) -> RuleError | None:
+    """Why the specialist's rules refuse a request; None where they take it."""
+    try:
+        rules_for(request, specialist)
+    except RuleError as error:
+        return error
+    return None
+
+
 def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
     if request.tools and specialist.tools == "refuse":
-        raise RequestError(
-            f"tools: the specialist {specialist.name} takes none. Ask another specialist, or send none.",
-            param=Part.TOOLS,
-        )
+        raise RuleError("tools", specialist.name, "takes none", "Send none.", param=Part.TOOLS)
     if request.tools and specialist.tools == "ignore":
+        if request.tool_use.required:  # an answer in words would break the client that counts on a call
+            raise RuleError(
+                "tool_choice",
+                specialist.name,
+                "calls no tools, and a call is demanded",
+                "Leave tool_choice (or function_call) at auto, for an answer in words.",
+                param=Part.TOOL_CHOICE,
+            )
         notes.append(f"{specialist.name} calls no tools: it answers without them")
         return ()
     return request.tools
@@ -102,8 +119,6 @@ def _loop_guard(request: Request, specialist: Specialist, notes: list[str]) -> P
     written = asked.value if asked else "false"
     assert most is not None, "nothing is more patient than no guard"
     if bounds.on_excess == "refuse":
-        raise RequestError(
-            f"loop_guard: {specialist.name} takes at most {most.value}, {written} was asked for.", param="loop_guard"
-        )
+        raise RuleError("loop_guard", specialist.name, f"takes at most {most.value}, {written} was asked for")
     notes.append(f"loop_guard {written} was changed to {most.value}")
     return most

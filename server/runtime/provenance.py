@@ -28,8 +28,8 @@ class AnswerProvenance:
     waited_s: float = 0.0
     retries: int = 0
 
-    def headers(self) -> dict[str, str]:
-        """x-coe-* headers; those of the lease only when there is one."""
+    def headers(self, ends: Sequence[Finished] = ()) -> dict[str, str]:
+        """x-coe-* headers; those of the lease only when there is one. ends: of the choices of a whole answer."""
         headers = {
             "x-coe-specialist": self.answered_by,
             "x-coe-confidence": f"{self.choice.confidence:.3f}",
@@ -37,12 +37,21 @@ class AnswerProvenance:
         }
         if self.choice.build is not None:
             headers["x-coe-build"] = header_text(self.choice.build)
-        if self.rules.notes:
-            headers["x-coe-note"] = header_text("; ".join(self.rules.notes))
+        if notes := self._notes(ends):
+            headers["x-coe-note"] = header_text("; ".join(notes))
         if self.residency is not None:
             headers["x-coe-residency"] = self.residency
             headers["x-coe-wait-ms"] = f"{self.waited_s * 1000:.0f}"
         return headers
+
+    def _notes(self, ends: Sequence[Finished]) -> list[str]:
+        """What the rules say, and that the bound of a client's own task has ended an answer."""
+        task = self.rules.task
+        most = task.answer_tokens if task is not None else None
+        if task is None or most is None or not any(_is_full(end, most) for end in ends):
+            return [*self.rules.notes]
+        ended = f"the answer was ended: {most} tokens are enough for a chat client's own task ({task.name})"
+        return [*self.rules.notes, ended]
 
     def facts(self, ends: Sequence[Finished]) -> dict[str, Any]:
         """The `coe` object of a body, or of a stream's last chunk. ends: of the choices that have finished."""
@@ -57,8 +66,8 @@ class AnswerProvenance:
             facts["chosen"] = self.choice.specialist.name
         if self.choice.build is not None:
             facts["build"] = self.choice.build
-        if self.rules.notes:
-            facts["notes"] = list(self.rules.notes)
+        if notes := self._notes(ends):
+            facts["notes"] = notes
         if self.residency is not None:
             facts["residency"] = self.residency
             queued_s = max((end.queued_s for end in ends), default=0.0)
@@ -76,6 +85,10 @@ class AnswerProvenance:
         if loops:
             facts["loop"] = {"ended": True, "repeated": loops[0]}
         return facts
+
+
+def _is_full(end: Finished, most: int) -> bool:
+    return end.reason is Finish.LENGTH and end.completion_tokens - end.reasoning_tokens >= most
 
 
 def header_text(text: str) -> str:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from coe.engine.llama.context import Context
+from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Delta, Event, Finished, GenerateRequest, Rejected, TokenLogprob
 from coe.engine.spec import LoadSpec, Sampling
@@ -32,9 +32,10 @@ class Answer:
 class LocalEngine:
     """A context, its loop, and the events that came out."""
 
-    def __init__(self, model: Model, spec: LoadSpec) -> None:
+    def __init__(self, model: Model, spec: LoadSpec, *, batch_tokens: int = BATCH_TOKENS) -> None:
+        """batch_tokens: the most that one step evaluates."""
         self.model = model
-        self.context = Context(model, spec)
+        self.context = Context(model, spec, batch_tokens=batch_tokens)
         self.events: list[Event] = []
         self.loop = BatchLoop(model, self.context, spec, self.events.append)
         self._ids = itertools.count()

@@ -5,8 +5,15 @@ import json
 import pytest
 
 from coe.router.client_markup import read_turn
-from coe.router.client_tasks import ClientTasks, client_task_of
-from coe.router.conversation import Conversation, is_follow_up
+from coe.router.client_tasks import ANSWER_TOKENS, DEFAULT, ClientTasks, client_task_of
+from coe.router.conversation import Conversation, client_task_in, is_follow_up
+
+
+def task_of(messages, tasks=DEFAULT) -> str | None:
+    """The name of the client's task that a chat is."""
+    task = Conversation.from_messages(messages, tasks=tasks).client_task
+    assert task == client_task_in(messages, tasks)
+    return task.name if task is not None else None
 
 
 def words(text):
@@ -53,9 +60,9 @@ def test_a_choice_of_tools_is_recognised_behind_their_list(names: int) -> None:
         {"role": "system", "content": f"Available Tools: {json.dumps(tools)}\n\n{choose}"},
         {"role": "user", "content": "Query: What is the capital of Egypt?"},
     ]
-    assert Conversation.from_messages(messages).client_task == "tool choice"
+    assert task_of(messages) == "tool choice"
     own = {"role": "system", "content": f"Available Tools: {json.dumps(tools)}\n\nUse them where they help."}
-    assert Conversation.from_messages([own, messages[1]]).client_task is None
+    assert task_of([own, messages[1]]) is None
 
 
 @pytest.mark.parametrize(
@@ -336,12 +343,68 @@ def test_what_people_ask_about_conversations_is_no_clients_task(text):
     assert client_task_of(text) is None
 
 
+COMPACTIONS = (
+    "Summarize the conversation below for the next agent.\n\nUser: fix the parser\nUser: and the lexer",
+    "Your task is to compact the conversation history.\n<history>\nuser: fix the parser\n</history>",
+    'Condense this conversation into a handoff.\n[{"role": "user", "content": "fix the parser"}]',
+    "You are performing a CONTEXT CHECKPOINT COMPACTION. Create a handoff summary for another LLM that takes over.",
+    "Summarize our conversation so far so that work can continue in a fresh session. Include decisions and open ends.",
+    "Please compress the above messages into a state snapshot, which replaces the older history.",
+    "The session is running out of context. Write a comprehensive summary of everything we did and what is left.",
+)
+
+
+@pytest.mark.parametrize("text", COMPACTIONS)
+def test_a_compaction_needs_no_turn_of_an_assistant(text):
+    assert task_of([user(text)]) == "summary"
+    assert task_of([{"role": "system", "content": "You are a coding agent."}, user("fix it"), user(text)]) == "summary"
+    assert task_of([user("fix it"), assistant("Done."), user(text)]) == "summary"
+
+
+def test_a_title_needs_no_turn_of_an_assistant():
+    assert task_of([user("Give the following chat a title of three words.\n\nUSER: how do tides work?")]) == "title"
+
+
+def test_an_application_that_speaks_of_chats_does_no_clients_task():
+    system = {
+        "role": "system",
+        "content": "In this chat, suggest the next useful question and a title for each story.\n"
+        "Example:\nUser: hello\nAssistant: hi there. When you run out of context, write a summary of what we did.",
+    }
+    assert task_of([system, user("Tell me about tides.")]) is None
+
+
+def test_what_a_task_is_for_bounds_its_answer():
+    named = ClientTasks().find("Generate a title for this conversation:\n")
+    assert named is not None
+    assert named.answer_tokens == ANSWER_TOKENS["title"] < ANSWER_TOKENS["tags"] < ANSWER_TOKENS["summary"]
+    shaped = ClientTasks().find(f"Give this conversation a short name.\n\n{CHAT}")
+    assert shaped is not None
+    assert shaped.answer_tokens is not None
+    assert shaped.answer_tokens > named.answer_tokens, "a person's own words may have the shape"
+
+
+def test_an_operator_bounds_tasks_in_another_way():
+    tasks = ClientTasks({"lunch": ["menu"], "tea": ["biscuits"]}, {"title": 0, "lunch": 40})
+    for text, bound in (
+        ("Generate a title for this conversation:\n", None),
+        (f"Give this conversation a short name.\n\n{CHAT}", None),
+        ("What is on the menu?", 40),
+        ("Any biscuits?", None),
+    ):
+        task = tasks.find(text)
+        assert task is not None
+        assert task.answer_tokens == bound
+
+
 def test_an_operators_patterns_tell_tasks_as_well():
     tasks = ClientTasks({"title": ["^label this thread"], "lunch": [r"\bmenu\b"]})
-    assert tasks.of("  Label this thread: hello") == "title"
-    assert tasks.of("What is on the menu?") == "lunch"
-    assert tasks.of("Generate a title for this conversation:\n") == "title"
-    assert Conversation.from_messages([user("What is on the menu?")], tasks=tasks).client_task == "lunch"
+    for text, name in (
+        ("  Label this thread: hello", "title"),
+        ("What is on the menu?", "lunch"),
+        ("Generate a title for this conversation:\n", "title"),
+    ):
+        assert task_of([user(text)], tasks) == name
     with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
         ClientTasks({"title": ["("]})
 
@@ -384,7 +447,7 @@ def test_an_operators_patterns_tell_tasks_as_well():
 )
 def test_tasks_of_chat_clients_are_recognised(text, task):
     assert client_task_of(text) == task
-    assert Conversation.from_text(text).client_task == task
+    assert task_of([user(text)]) == task
 
 
 @pytest.mark.parametrize(
@@ -400,6 +463,14 @@ def test_tasks_of_chat_clients_are_recognised(text, task):
         "Give this conversation between Romeo and Juliet a modern setting",
         "Summarize the discussion of free will in Kant's second Critique in 200 words",
         "Generate a title for a thriller about a tax lawyer",
+        "Write a title for this chat",
+        "Write a title for the poem below, and then a second stanza.\n\nThe sea is grey",
+        "Generate a concise, 5 word title for my essay about whales, then write the essay",
+        "You are a title generator for videos about cooking. Suggest 20 titles with a paragraph each.",
+        "Give me the names of all who speak in this conversation, and what each wants.\nUser: x\nAssistant: y",
+        "Summarize our conversation so far",
+        "Write a summary of the next chapter so that the work of the translator can begin",
+        "Summarize the progress of fusion research above all in Europe",
         "Analyze this conversation and provide feedback on how I negotiated",
         "You are a professional conversation summarizer. Summarize the minutes of our meeting",
     ],

@@ -173,6 +173,21 @@ async def test_a_session_id_recognises_a_conversation_whose_history_was_rewritte
     assert (await one.decide(turns("a", "b", "go on"), session_id="chat-8")).specialist == "chat"
 
 
+async def test_a_reply_to_one_that_cannot_be_had_is_read():
+    one = supervisor()
+    asked = [{"role": "user", "content": "please compile this for me"}]
+    assert (await one.decide(Conversation.from_messages(asked))).specialist == "coder"
+    result = [*asked, {"role": "assistant", "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "done"}]
+    decision = await one.decide(Conversation.from_messages(result), available=["math", "chat"])
+    assert decision.domain == "coding", "the question is what there is to go by, not nothing"
+
+
+async def test_what_is_decided_may_be_left_unremembered():
+    one = supervisor()
+    await one.decide(turns("the integral of x"), session_id="chat-7", remember=False)
+    assert one.current(turns("a", "b", "go on"), "chat-7") is None
+
+
 async def test_a_tool_result_returns_to_the_specialist_that_called():
     one = supervisor()
     asked = [{"role": "user", "content": "please compile this for me"}]

@@ -51,6 +51,13 @@ def test_a_chats_prompt_is_the_templates(college: ServerProcess) -> None:
     assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n" in prompt
 
 
+def test_the_tools_of_a_chat_are_part_of_its_prompt(college: ServerProcess) -> None:
+    chat = {"model": "general", "messages": HELLO, "tools": [{"type": "function", "function": {"name": "look_up"}}]}
+    answer = got(college, "/v1/chat/completions", **chat, max_tokens=1)
+    assert got(college, "/tokenize", **chat)["count"] == answer["usage"]["prompt_tokens"]
+    assert "look_up" in got(college, "/apply-template", **chat)["prompt"]
+
+
 def test_what_is_asked_before_a_chat(college: ServerProcess) -> None:
     props = httpx.get(f"{college.url}/props", params={"model": "narrow"}, timeout=60).json()
     assert props["default_generation_settings"]["n_ctx"] == 256
@@ -69,6 +76,7 @@ def test_bad_input_is_refused_by_its_name(college: ServerProcess) -> None:
         ("/detokenize", {"tokens": ["x"]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/apply-template", {"messages": []}, "messages"),
+        ("/apply-template", {"messages": HELLO, "add_generation_prompt": False}, "add_generation_prompt"),
     ]
     for path, body, param in wrong:
         reply = post(college, path, **body)

@@ -224,7 +224,11 @@ def test_a_strict_schema_that_cannot_be_followed_is_a_400_that_names_the_tools(a
 
 
 def test_the_roster_decides_what_becomes_of_tools(agents: ServerProcess) -> None:
-    ignored = agents.chat(model="deaf", tools=[WEATHER], tool_choice="required")
+    demanded = agents.chat(model="deaf", tools=[WEATHER], tool_choice="required")
+    assert demanded.status_code == 400, "an answer in words would break who counts on a call"
+    assert demanded.json()["error"]["param"] == "tool_choice"
+    assert "Leave tool_choice" in demanded.json()["error"]["message"]
+    ignored = agents.chat(model="deaf", tools=[WEATHER])
     assert ignored.status_code == 200
     assert "deaf calls no tools" in ignored.headers["x-coe-note"]
     assert ignored.json()["choices"][0]["message"]["content"]
@@ -238,6 +242,18 @@ def test_the_roster_decides_what_becomes_of_tools(agents: ServerProcess) -> None
     assert (cards["deaf"]["tools"], cards["proud"]["tools"]) == ("ignored", "refused")
     assert not cards["native"]["available"]
     assert "knows no tools" in cards["native"]["reason"]
+
+
+def test_a_demanded_call_goes_to_who_calls_tools(agents: ServerProcess) -> None:
+    law: Any = [{"role": "user", "content": "Is an oral contract for the sale of land enforceable in court?"}]
+    asked = {"model": "auto", "messages": law, "tools": [WEATHER]}
+    assert agents.chat(**asked).headers["x-coe-specialist"] == "deaf"
+    demanded = agents.chat(**asked, tool_choice="required", max_tokens=120)
+    assert demanded.headers["x-coe-specialist"] == "general"
+    assert "deaf is passed over (tool_choice: calls no tools" in demanded.headers["x-coe-reason"]
+    assert demanded.json()["choices"][0]["message"]["tool_calls"]
+    legacy = {"messages": law, "functions": [WEATHER["function"]], "function_call": {"name": "weather"}}
+    assert agents.chat(model="auto", **legacy, max_tokens=120).json()["choices"][0]["message"]["function_call"]
 
 
 def test_tools_of_other_kinds_are_left_out_and_noted(agents: ServerProcess) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from coe.engine.request import Patience
 
@@ -16,6 +17,24 @@ _MAX_STOPS: Final = 16
 _MAX_STOP_CHARS: Final = 1000
 _MAX_CHOICES: Final = 8
 MAX_INT: Final = 2**31 - 1  # what llama.cpp takes
+
+# By pydantic's types of errors.
+_WORDS: Final[Mapping[str, str]] = {
+    "missing": "it is missing",
+    "string_type": "give a text",
+    "int_type": "give a whole number",
+    "float_type": "give a number",
+    "bool_type": "give true or false",
+    "list_type": "give a list",
+    "dict_type": "give an object",
+    "model_type": "give an object",
+    "too_short": "give at least {min_length}",
+    "string_too_short": "give at least {min_length} characters",
+    "string_too_long": "give at most {max_length} characters",
+    "greater_than_equal": "give at least {ge}",
+    "less_than_equal": "give at most {le}",
+    "finite_number": "give a finite number",
+}
 
 _B = TypeVar("_B", bound=BaseModel)
 
@@ -41,14 +60,20 @@ def validated(kind: type[_B], body: Mapping[str, Any], most: Mapping[str, int]) 
     try:
         return kind.model_validate(dict(body))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         # A union names the alternative it tried after the field; a client knows nothing of these.
         known = _wire_names(kind)
         path = [part for part in first["loc"] if isinstance(part, int) or part in known]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        said = str(first["msg"]).removeprefix("Value error, ")
         # Without its cause: a log that prints it would write every one of its errors.
-        raise RequestError(f"{param or 'The body'}: {said}.", param=param or None) from None
+        raise RequestError(f"{param or 'The body'}: {_said(first)}.", param=param or None) from None
+
+
+def _said(error: ErrorDetails) -> str:
+    """An error in our words: pydantic's are a programmer's."""
+    context = error.get("ctx", {})
+    words = _WORDS.get(error["type"])
+    return words.format(**context) if words is not None else str(error["msg"]).removeprefix("Value error, ")
 
 
 def _refuse_too_many(body: Mapping[str, Any], most: Mapping[str, int]) -> None:
@@ -73,9 +98,14 @@ def _wire_names(kind: type[BaseModel]) -> set[str]:
 # --- types --------------------------------------------------------------------------------------------------------
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is as good as 1: some languages write all numbers so."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _unlimited(value: Any) -> Any:
     """-1 is what clients of llama.cpp write for no bound of their own."""
-    return None if type(value) is int and value == -1 else value
+    return None if type(value := _whole(value)) is int and value == -1 else value
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -89,17 +119,17 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 def _all_tokens(value: Any) -> Any:
     """-1 is vLLM's word for 0: no bound."""
-    return 0 if type(value) is int and value == -1 else value
+    return 0 if type(value := _whole(value)) is int and value == -1 else value
 
 
 def _whole_context(value: Any) -> Any:
     """-1 is llama.cpp's word for all tokens of the context."""
-    return MAX_INT if type(value) is int and value == -1 else value
+    return MAX_INT if type(value := _whole(value)) is int and value == -1 else value
 
 
 def _random_seed(value: Any) -> Any:
     """-1 is a random seed, as it is for llama.cpp, vLLM and others."""
-    return None if type(value) is int and value == -1 else value
+    return None if type(value := _whole(value)) is int and value == -1 else value
 
 
 def _loop_guard(value: Any) -> Patience | Literal[False] | None:
@@ -124,5 +154,6 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Field(ge=0.1, le=2)]
 RepeatLastN = Annotated[Annotated[int, Field(ge=0, le=MAX_INT)] | None, BeforeValidator(_whole_context)]
 Seed = Annotated[int | None, BeforeValidator(_random_seed)]
-Choices = Annotated[int, Field(ge=1, le=_MAX_CHOICES)]
+Choices = Annotated[Annotated[int, Field(ge=1, le=_MAX_CHOICES)], BeforeValidator(_whole)]
+Alternatives = Annotated[Annotated[int, Field(ge=0, le=20)], BeforeValidator(_whole)]  # to each token of an answer
 LoopGuard = Annotated[Patience | Literal[False] | None, BeforeValidator(_loop_guard)]

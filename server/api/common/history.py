@@ -86,7 +86,10 @@ class History:
         )
 
     def read(self) -> tuple[Message, ...]:
-        """The conversation. Thinking counts between the calls of a turn, and is forgotten with it."""
+        """The conversation. Thinking counts between the calls of a turn, and is forgotten with it. Results come in the
+        order of their calls: most templates write no ids, and a model knows them by their places.
+        """
+        self.messages = _in_order(self.messages)
         last_user = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=-1)
         for index, message in enumerate(self.messages):
             if "reasoning" in message and (index < last_user or "tool_calls" not in message):
@@ -117,6 +120,36 @@ class History:
                 param=self.param,
             )
         return value
+
+
+def _in_order(messages: Sequence[Message]) -> list[Message]:
+    """The results of each answer's calls in the order of the calls, an empty one for each that is missing between."""
+    found: list[Message] = []
+    places: dict[str, int] = {}  # of the calls of the last answer
+    results: list[Message] = []
+
+    def settle() -> None:
+        given = {result["tool_call_id"] for result in results}
+        last = max((place for id_, place in places.items() if id_ in given), default=0)
+        results.extend(_empty(call) for call in calls[:last] if call["id"] not in given)
+        found.extend(sorted(results, key=lambda result: places.get(result["tool_call_id"], len(places))))
+        results.clear()
+
+    calls: Sequence[Mapping[str, Any]] = ()
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(message)
+            continue
+        settle()
+        found.append(message)
+        calls = message.get("tool_calls", ())
+        places = {call["id"]: place for place, call in reversed(list(enumerate(calls)))}
+    settle()
+    return found
+
+
+def _empty(call: Mapping[str, Any]) -> Message:
+    return {"role": "tool", "tool_call_id": call["id"], "name": call["name"], "content": ""}
 
 
 def _id(value: Any) -> str | None:

@@ -18,6 +18,7 @@ _MAX_CHARS: Final = 2**20  # of all tools together, as JSON
 # OpenAI's own, and what clients make of tools of other servers: server.tool, server:tool, server/tool.
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _NAME_RULE: Final = "1 to 128 letters, digits, _, -, ., : or /"
+_SCHEMAS: Final = ("parameters", "input_schema")
 _NOTHING: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 _CHOICE: Final = 'Write "auto", "none", "required" or {"type": "function", "function": {"name": ...}}.'
 
@@ -116,6 +117,8 @@ def _function(value: Any, param: str, schema: str) -> Tool:
         raise RequestError(f"{param}.description must be a text.", param=f"{param}.description")
     if strict is not None and not isinstance(strict, bool):
         raise RequestError(f"{param}.strict must be true or false.", param=f"{param}.strict")
+    if schema not in value:  # as Anthropic's API and OpenAI's have it: whichever is there
+        schema = next((name for name in _SCHEMAS if name in value), schema)
     return Tool(name, description or "", _parameters(value.get(schema), f"{param}.{schema}"), bool(strict))
 
 
@@ -157,7 +160,7 @@ def _chosen(wish: ToolWish, choice: Any, param: str, *, asked_for_one: bool | No
     if choice in ("required", "any"):
         return _required(wish, (), param, wish.use.parallel)
     if not isinstance(choice, Mapping):
-        raise RequestError(f"{param}: {str(choice)[:60]!r} is not known. {_CHOICE}", param=param)
+        raise RequestError(f"{param}: {json.dumps(choice)[:60]} is not known. {_CHOICE}", param=param)
     kind = choice.get("type")
     if kind == "allowed_tools":
         return _allowed(wish, choice, param)
@@ -182,7 +185,8 @@ def _name(choice: Any, param: str) -> str:
 def _required(wish: ToolWish, only: tuple[str, ...], param: str, parallel: bool) -> ToolWish:
     known = [tool.name for tool in wish.tools]
     if not known:
-        raise RequestError(f"{param}: there is no tool to be called. Send tools.", param=param)
+        why = f" ({'; '.join(wish.notes)})" if wish.notes else ""
+        raise RequestError(f"{param}: there is no tool to be called{why}. Send tools of type function.", param=param)
     _known(only, known, param)
     return replace(wish, use=replace(wish.use, required=True, only=only, parallel=parallel))
 

@@ -27,8 +27,9 @@ def _read(history: History, message: Mapping[str, Any], param: str) -> None:
     if role == "developer":  # OpenAI's newer name for it
         role = "system"
     if role not in _ROLES:
-        said = str(role)[:60]
-        raise RequestError(f"{param}.role: {said!r} is none of {', '.join(_ROLES)}.", param=f"{param}.role")
+        said = "is missing" if role is None else f"{str(role)[:60]!r} is not known"
+        known = ", ".join((*_ROLES, "developer"))
+        raise RequestError(f"{param}.role {said}: give one of {known}.", param=f"{param}.role")
     if "content" not in message and (other := near("content", message)) is not None:
         raise RequestError(f"{param}.{other[:60]} is not understood: write content.", param=f"{param}.{other[:60]}")
     optional = role not in ("system", "user")

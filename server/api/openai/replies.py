@@ -19,6 +19,7 @@ CHAT_NAMES: Final[Mapping[Part, str]] = {
     Part.INPUT: "messages",
     Part.FORMAT: "response_format",
     Part.TOOLS: "tools",
+    Part.TOOL_CHOICE: "tool_choice",
     Part.MODEL: "model",
 }
 COMPLETION_NAMES: Final[Mapping[Part, str]] = {**CHAT_NAMES, Part.INPUT: "prompt"}

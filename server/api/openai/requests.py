@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from ..common.fields import Body, Choices, MaxTokens, validated
+from ..common.fields import Alternatives, Body, Choices, MaxTokens, validated
 from ..common.sampling import MAX_BIASES, Sampled, sampled_request
 from ..common.tools import MAX_TOOLS, tool_wish
 from .extras import ignored, near, refuse_in_chat, refuse_in_completions
@@ -61,7 +61,7 @@ class ChatBody(Shared):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1), FailFast()]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Alternatives | None = None
     modalities: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -79,7 +79,7 @@ class ChatBody(Shared):
 
 class CompletionBody(Shared):
     prompt: str | list[str]
-    logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, BeforeValidator(_no_logprobs)] = None
+    logprobs: Annotated[Alternatives | None, BeforeValidator(_no_logprobs)] = None
 
 
 @dataclass(frozen=True)

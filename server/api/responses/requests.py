@@ -10,11 +10,11 @@ from pydantic import Field
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from ..common.fields import MaxTokens, validated
+from ..common.fields import Alternatives, MaxTokens, validated
 from ..common.formats import Format, format_of, object_of
 from ..common.sampling import MAX_BIASES, Sampled, sampled_request
 from ..common.tools import MAX_TOOLS
-from ..openai.extras import EMPTY, REMOVE, SHARED, Table, nothing, refuse
+from ..openai.extras import ignored, refuse_in_responses
 from ..openai.thinking import thinking_wish
 from .items import Reader, as_items
 from .store import Item, Stored, size_of
@@ -30,32 +30,6 @@ _MOST: Final = {
 }
 _LOGPROBS: Final = "message.output_text.logprobs"
 WRITE: Final = 'Write text: {"format": {"type": "json_schema", "name": ..., "schema": ...}}.'
-_CHAT: Final = "Write input, or use /v1/chat/completions."
-
-# Fields that change what an answer is, or where the rest of the conversation stands.
-_REFUSED: Final[Table] = {
-    **{name: asks for name, asks in SHARED.items() if name not in ("max_output_tokens", "instructions")},
-    "background": (nothing(False), "Leave the connection open: the answer comes as a stream with stream: true."),
-    "conversation": (EMPTY, "Use previous_response_id, or send the items of the conversation in input."),
-    "prompt": (EMPTY, "Templates are kept at OpenAI. Write the text itself in input or instructions."),
-    "messages": (EMPTY, _CHAT),
-    "functions": (EMPTY, "Write tools."),
-    "max_tokens": (nothing(-1), "Write max_output_tokens."),
-    "max_completion_tokens": (nothing(-1), "Write max_output_tokens."),
-    "response_format": (EMPTY, WRITE),
-    "logprobs": (nothing(False), f'Write include: ["{_LOGPROBS}"].'),
-    "n": (nothing(1), "One answer a request: send several requests at once."),
-    "best_of": (nothing(1), REMOVE),
-    "audio": (nothing(False), REMOVE),
-    "modalities": (nothing(["text"], []), "Only text is served."),
-}
-# An answer without them is still one, and a note says so.
-_NOTED: Final = {
-    "truncation": nothing("disabled"),
-    "context_management": EMPTY,
-    "ignore_eos": nothing(False),
-    "min_tokens": nothing(0),
-}
 
 
 class ResponseBody(Sampled):
@@ -65,7 +39,7 @@ class ResponseBody(Sampled):
     store: bool | None = None
     max_output_tokens: MaxTokens = None
     max_tool_calls: Annotated[int, Field(ge=0)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Alternatives | None = None
     include: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
@@ -107,7 +81,7 @@ def parse_response(
     known: Callable[[str], Item | None] = lambda name: None,
 ) -> Parsed:
     """A body. past: a stored response by its id. known: an item of one. Raises RequestError naming the field."""
-    refuse(body, _REFUSED, {*ResponseBody.model_fields, "input"})
+    refuse_in_responses(body, ResponseBody.model_fields)
     parsed = validated(ResponseBody, body, _MOST)
     wants_logprobs = _LOGPROBS in (parsed.include or ())
     if parsed.top_logprobs and not wants_logprobs:
@@ -156,11 +130,9 @@ def _format(text: Mapping[str, Any]) -> Format | None:
     return format_of(text["format"], "text.format", write=WRITE) if "format" in text else None
 
 
-def _notes(body: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
-    asked = [name for name, asks in _NOTED.items() if body.get(name) is not None and asks(body[name])]
-    if text.get("verbosity") not in (None, "medium"):
-        asked.append("text.verbosity")
-    return [f"{name} is not served and was ignored" for name in asked]
+def _notes(body: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[str, ...]:
+    verbose = text.get("verbosity") not in (None, "medium")
+    return (*ignored(body), *(("text.verbosity is not served and was ignored",) if verbose else ()))
 
 
 # --- what a response repeats ----------------------------------------------------------------------------------------

@@ -82,6 +82,20 @@ class TestAnswers:
         engine.run()
         assert [engine.answer(i).text[:12] for i in ids] == [alone[p][:12] for p in PROMPTS + PROMPTS[:1]]
 
+    def test_a_short_prompt_is_answered_while_a_long_one_is_read(
+        self, gemma4_model: Model, new_engine: NewEngine
+    ) -> None:
+        long, short = "one two three four " * 12, "five six"
+        alone = [new_engine(gemma4_model).ask(text).text for text in (long, short)]
+        engine = new_engine(gemma4_model, parallel=2, batch_tokens=12)
+        slow = engine.submit(long)
+        engine.step(2)
+        quick = engine.submit(short)
+        engine.run()
+        order = [event.id for event in engine.events if isinstance(event, Finished)]
+        assert order == [quick, slow], "it is over before the long prompt has been read"
+        assert [engine.answer(one).text for one in (slow, quick)] == alone
+
     def test_the_answer_ends_after_max_tokens(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         finished = new_engine(smollm2_model).ask(PROMPTS[2], max_tokens=5).finished
         assert (finished.reason, finished.completion_tokens) == (Finish.LENGTH, 5)
@@ -489,6 +503,21 @@ class TestThinking:
         assert answer.finished.reasoning_tokens == budget
         assert len(answer.reasoning.split()) == budget
         assert len(answer.text.split()) == answer.finished.completion_tokens - budget - 1
+
+    @pytest.mark.parametrize("most", [1, 6])
+    def test_a_bound_on_the_answer_leaves_its_thinking_alone(
+        self, gemma4_model: Model, new_engine: NewEngine, most: int
+    ) -> None:
+        (closing,) = gemma4_model.vocab.tokenize("<channel|>")
+        bias = dict.fromkeys((*range(3, 265), closing), -100.0)  # words alone: no byte, no end
+        asked = {"thinking": Thinking(ThinkingMode.BUDGET, 9), "sampling": DRAWN, "seed": 3, "logit_bias": bias}
+        engine = new_engine(gemma4_model)
+        finished = engine.ask(self.ASKED, max_tokens=None, max_answer_tokens=most, **asked).finished
+        assert finished.reason is Finish.LENGTH
+        assert finished.reasoning_tokens == 9
+        assert finished.completion_tokens == 9 + most
+        finished = engine.ask(self.ASKED, max_tokens=4, max_answer_tokens=most, **asked).finished
+        assert finished.completion_tokens == 4
 
     def test_a_model_may_end_its_thinking_before_the_budget(self, gemma4_model: Model, new_engine: NewEngine) -> None:
         (closing,) = gemma4_model.vocab.tokenize("<channel|>")

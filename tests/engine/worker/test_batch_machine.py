@@ -1,7 +1,12 @@
-"""The batch loop under random sequences of requests: a state machine over a tiny random model, rules held each step."""
+"""The batch loop under random sequences of requests: a state machine over a tiny random model, rules held each step.
+
+A step evaluates few tokens, so that prompts are read beside one another over several.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +18,7 @@ from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Finished, Rejected
 from fakes.local_engine import LocalEngine
 
-CELLS, PARALLEL = 96, 3
+CELLS, PARALLEL, BATCH_TOKENS = 96, 3, 12
 WORDS = st.lists(st.sampled_from(["one", "two", "three", "four"]), min_size=1, max_size=24).map(" ".join)
 
 
@@ -21,9 +26,11 @@ class BatchMachine(RuleBasedStateMachine):
     """Requests come and leave at any step; prompts share beginnings, and are too long at times."""
 
     engine: LocalEngine
+    alone: Callable[[str, int], str]
 
     def __init__(self) -> None:
         super().__init__()
+        self.asked: dict[str, tuple[str, int]] = {}
         self.open: list[str] = []
         self.left: set[str] = set()
         self.steps_at: dict[str, int] = {}
@@ -33,6 +40,7 @@ class BatchMachine(RuleBasedStateMachine):
     def submit(self, text: str, max_tokens: int) -> None:
         name = self.engine.submit(text, max_tokens=max_tokens)
         self.open.append(name)
+        self.asked[name] = (text, max_tokens)
         self.steps_at[name] = self.steps
         self.collect()
 
@@ -81,18 +89,29 @@ class BatchMachine(RuleBasedStateMachine):
         assert all(self.steps - self.steps_at[name] <= 60 * (len(self.steps_at) + 1) for name in self.open)
 
     def teardown(self) -> None:
-        """All that was asked comes to its end, and no place stays taken."""
+        """All that was asked comes to its end, says what it says alone, and no place stays taken."""
         self.engine.run()
         self.collect()
         assert not self.open
         assert (self.engine.loop.active, self.engine.loop.waiting) == (0, 0)
+        for name in self.asked.keys() - self.left:
+            if isinstance(self.ends(name)[0], Finished):
+                assert self.engine.answer(name).text == self.alone(*self.asked[name])
         self.engine.events.clear()
 
 
 @pytest.fixture
 def machine(random_gemma4: Any, gemma4_model: Model, new_engine: Any) -> type[BatchMachine]:
+    sizes = {"context_tokens": CELLS // PARALLEL, "batch_tokens": BATCH_TOKENS}
+
+    @cache
+    def alone(text: str, max_tokens: int) -> str:
+        return str(new_engine(gemma4_model, **sizes).ask(text, max_tokens=max_tokens).text)
+
     class Bound(BatchMachine):
-        engine = new_engine(gemma4_model, parallel=PARALLEL, context_tokens=CELLS // PARALLEL, cache_tokens=CELLS)
+        engine = new_engine(gemma4_model, parallel=PARALLEL, cache_tokens=CELLS, **sizes)
+
+    Bound.alone = staticmethod(alone)
 
     return Bound
 

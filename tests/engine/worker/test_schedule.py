@@ -55,6 +55,18 @@ class TestPlanStep:
         works = [Work(0, pending=6), Work(1, pending=6), Work(2, pending=6)]
         assert plan_step(works, 10) == [(0, 6), (1, 4)]
 
+    def test_a_short_prompt_does_not_wait_for_a_long_one_that_is_being_read(self) -> None:
+        assert plan_step([Work(0, pending=20_000), Work(1, pending=50)], 512) == [(0, 462), (1, 50)]
+        assert plan_step([Work(0, pending=20_000), Work(1, pending=50), Work(2, pending=1)], 512)[0] == (2, 1)
+
+    def test_the_nearest_to_its_end_goes_first_and_the_oldest_has_its_share(self) -> None:
+        works = [Work(0, pending=900), Work(1, pending=700), Work(2, pending=60), Work(3, pending=800)]
+        assert plan_step(works, 100) == [(0, 25), (1, 15), (2, 60)]
+        assert plan_step(works, 1) == [(0, 1)]
+
+    def test_a_share_that_is_not_wanted_goes_to_the_others(self) -> None:
+        assert plan_step([Work(0, pending=40, boundary=3), Work(1, pending=900)], 100) == [(0, 3), (1, 97)]
+
     def test_a_prompt_stops_at_its_boundary(self) -> None:
         assert plan_step([Work(0, pending=9, boundary=4)], 100) == [(0, 4)]
 
@@ -68,6 +80,21 @@ class TestPlanStep:
         assert sum(count for _, count in plan) <= n_batch
         assert len({sequence for sequence, _ in plan}) == len(plan)
         assert all(1 <= count <= pending[sequence] for sequence, count in plan)
+
+    @given(WORKS, st.integers(1, 64))
+    def test_no_room_is_left_while_a_prompt_wants_it(self, works: list[Work], n_batch: int) -> None:
+        wanted = sum(min(work.pending, work.boundary or work.pending) for work in works)
+        assert sum(count for _, count in plan_step(works, n_batch)) == min(wanted, n_batch)
+
+    @given(WORKS, st.integers(8, 64))
+    def test_the_oldest_prompt_is_read_on_whoever_comes(self, works: list[Work], n_batch: int) -> None:
+        plan = dict(plan_step(works, n_batch))
+        prompts = [work for work in works if work.pending > 1]
+        if prompts:
+            room = n_batch - (len(works) - len(prompts))
+            oldest = prompts[0]
+            share = min(oldest.pending, oldest.boundary or oldest.pending, room / 4)
+            assert plan.get(oldest.sequence, 0) >= share
 
     @given(WORKS, st.integers(1, 64))
     def test_there_is_always_something_to_do_while_something_is_pending(self, works: list[Work], n_batch: int) -> None:

@@ -234,6 +234,14 @@ def test_every_error_is_reported_at_once_in_the_order_of_lines(tmp_path: Path) -
     ]
 
 
+def test_the_bound_of_a_client_task_names_one(tmp_path: Path) -> None:
+    own = "router: {client_tasks: {lunch: [menu]}, client_task_tokens: {lunch: 9, title: 0}}\n"
+    assert load(tmp_path, own + SMALL).router.client_task_tokens == {"lunch": 9, "title": 0}
+    message = the_error(tmp_path, "router: {client_task_tokens: {titel: 9}}\n" + SMALL)
+    assert "'titel' is no client task" in message
+    assert "Write one of: title, topic, emoji" in message
+
+
 def test_a_key_written_twice_is_an_error_not_the_last_one(tmp_path: Path) -> None:
     message = entry(tmp_path, "parallel: 1", "parallel: 2")
     assert message.startswith("specialists.yaml:6: specialists[0].parallel:")

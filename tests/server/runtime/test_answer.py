@@ -20,6 +20,7 @@ from coe.engine.errors import (
 )
 from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished, GenerateRequest
 from coe.router.choose import Decision
+from coe.router.client_tasks import ClientTask
 from coe.server.api.openai.replies import ChatEnvelope
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
@@ -408,6 +409,12 @@ async def test_a_fallback_that_refuses_tools_leaves_the_cut_answer_and_one_that_
     assert "general calls no tools" in told.answer.provenance.headers()["x-coe-note"]
 
 
+async def test_a_fallback_that_calls_no_tools_does_not_answer_a_demanded_call_in_words() -> None:
+    ignores = specialist("general", tools="ignore")
+    told = scene(FakeLease([LOOPED, LOOPED], "math"), fallback=ignores, tools=TOOLS, tool_choice="required")
+    assert texts(await whole(told)) == ["la la"]
+
+
 async def test_calls_that_break_their_schema_each_time_are_an_error_that_names_the_call() -> None:
     broken = called(Finish.INVALID, violation="in the call of weather, at $, 5 is too small")
     told = scene(FakeLease([broken] * 3, "math"), tools=TOOLS, temperature=0.5)
@@ -442,6 +449,32 @@ async def test_a_schema_that_cannot_be_followed_is_named_where_it_stands(
     failure = failure_of(error.value)
     assert (failure.status, failure.code, failure.param) == (400, "invalid_schema", part)
     assert ("response_format" in failure.message) == (part is Part.FORMAT)
+
+
+async def test_a_clients_task_is_bounded_and_says_what_ended_it() -> None:
+    long = [Accepted("", 5), Delta("", "A title"), Finished("", Finish.LENGTH, 5, 0, 15, reasoning_tokens=5)]
+    lease = FakeLease([long, SAID], "math")
+    told = scene(lease, n=2)
+    told.answer.choice = replace(told.answer.choice, task=ClientTask("title", 10))
+    told.answer.rules = rules_for(told.answer.request, MATH, told.answer.choice.task)
+    ends = [outcome.end for outcome in await whole(told)]
+    assert [request.max_answer_tokens for request in lease.requests] == [10, 10]
+    provenance = told.answer.provenance
+    (note,) = provenance.facts(ends)["notes"]
+    assert "10 tokens are enough for a chat client's own task (title)" in note
+    assert provenance.headers(ends)["x-coe-note"] == note
+    assert "notes" not in provenance.facts(ends[1:])
+    assert "x-coe-note" not in provenance.headers()
+
+
+async def test_the_fallback_keeps_to_the_bound_of_a_clients_task() -> None:
+    task = ClientTask("title", 10)
+    math, general = FakeLease([LOOPED, LOOPED], "math"), FakeLease([SAID], "general")
+    told = scene(math, general)
+    told.answer.choice = replace(told.answer.choice, task=task)
+    told.answer.rules = rules_for(told.answer.request, MATH, task)
+    assert texts(await whole(told)) == ["Hello"]
+    assert [request.max_answer_tokens for request in (*math.requests, *general.requests)] == [10, 10, 10]
 
 
 async def test_who_does_not_think_is_shown_no_thinking_of_its_past() -> None:

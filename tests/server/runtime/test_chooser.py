@@ -10,7 +10,7 @@ import pytest
 
 from coe.engine.errors import ModelTemplateError, UnavailableError
 from coe.engine.pool.pool import Pool
-from coe.engine.request import Tool
+from coe.engine.request import Tool, ToolUse
 from coe.engine.spec import LoadSpec
 from coe.router.choose import Decision, Ranked
 from coe.router.client_tasks import DEFAULT
@@ -52,9 +52,10 @@ def chooser(
     *,
     tools: str = "auto",
     ignoring: Sequence[str] = (),
+    bounds: Mapping[str, Mapping[str, Any]] | None = None,
     **faults: ModelTemplateError | None,
 ) -> tuple[Chooser, Supervisor]:
-    """tools: of the first. ignoring: those that leave tools out."""
+    """tools: of the first. ignoring: those that leave tools out. bounds: of sampling, by name."""
     sizes = contexts or {}
     entries: list[dict[str, Any]] = [
         {"name": name, "file": "m.gguf", "domains": ["math"], "context_tokens": sizes.get(name, 4096)}
@@ -64,7 +65,8 @@ def chooser(
     for entry in entries:
         if entry["name"] in ignoring:
             entry["tools"] = "ignore"
-    roster = Roster.model_validate({"specialists": entries})
+        entry["sampling_bounds"] = (bounds or {}).get(entry["name"], {})
+    roster = Roster.model_validate({"specialists": entries, "fallback": None, "fallback_warm": True})
     items = {
         entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
         for entry in roster.specialists
@@ -96,12 +98,22 @@ async def test_one_that_is_named_for_a_chat_blames_the_model() -> None:
     assert (await choosing.choose(Request("mute", prompt="Once"), None)).specialist.name == "mute"
 
 
+@pytest.mark.parametrize("model", ["auto", "talks"])
+async def test_a_clients_task_is_known_whoever_is_asked(model: str) -> None:
+    choosing, _ = chooser(talks=None)
+    title = "Generate a title for this conversation:\nUSER: how do tides work?"
+    choice = await choosing.choose(Request(model, messages=({"role": "user", "content": title},)), None)
+    assert choice.task is not None
+    assert (choice.task.name, choice.task.answer_tokens) == ("title", 128)
+    assert (await choosing.choose(Request(model, **cast(Any, CHAT)), None)).task is None
+
+
 async def test_where_none_answers_chats_auto_says_so_and_none_stands_in() -> None:
     choosing, _ = chooser(mute=MUTE, silent=MUTE)
     with pytest.raises(UnavailableError, match="No model of the roster answers chats"):
         await choosing.choose(Request("auto", **cast(Any, CHAT)), None)
-    assert choosing.stand_in("mute") is None
-    assert choosing.stand_in("mute", chats=False) is not None
+    assert choosing.stand_in("mute", Request("mute", **cast(Any, CHAT))) is None
+    assert choosing.stand_in("mute", Request("mute", prompt="Once")) is not None
 
 
 def said(n_chars: int) -> Request:
@@ -114,7 +126,7 @@ async def test_a_prompt_that_is_surely_too_long_passes_a_small_context_over() ->
     choice = await choosing.choose(said(17_000), None)
     assert choice.specialist.name == "large"
     assert choice.reason == "first; small holds 2048 tokens, the prompt has about 2125: large answers"
-    assert supervisor.remembered == ["large"]
+    assert supervisor.remembered[-1] == "large"
     assert (await choosing.choose(said(100_000), None)).specialist.name == "small"  # the worker has the last word
 
 
@@ -129,14 +141,60 @@ async def test_what_a_tokens_characters_were_is_learnt() -> None:
 async def test_auto_passes_over_who_refuses_the_tools_of_a_request() -> None:
     choosing, supervisor = chooser(tools="refuse", proud=None, handy=None)
     with_tools: Any = {**CHAT, "tools": (Tool("f"),)}
-    await choosing.choose(Request("auto", **with_tools), None)
+    choice = await choosing.choose(Request("auto", **with_tools), None)
     assert supervisor.available == ["handy"]
+    assert choice.reason == "first; proud is passed over (tools: takes none)"
+    assert supervisor.remembered == ["handy"]
     await choosing.choose(Request("auto", **CHAT), None)
     assert supervisor.available == ["proud", "handy"]
     alone, _ = chooser(tools="refuse", proud=None)
-    with pytest.raises(RequestError, match="no specialist of the roster takes any") as refusal:
+    with pytest.raises(RequestError, match=r"no specialist of the roster serves this: .* Send none") as refusal:
         await alone.choose(Request("auto", **with_tools), None)
     assert refusal.value.param is Part.TOOLS
+
+
+DEMAND: Any = {**CHAT, "tools": (Tool("f"),), "tool_use": ToolUse(required=True)}
+
+
+async def test_a_demanded_call_passes_over_who_calls_no_tools() -> None:
+    choosing, supervisor = chooser(ignoring=["deaf"], deaf=None, handy=None)
+    choice = await choosing.choose(Request("auto", **DEMAND), "chat-1")
+    assert choice.specialist.name == "handy"
+    assert choice.reason == "first; deaf is passed over (tool_choice: calls no tools, and a call is demanded)"
+    assert supervisor.remembered == ["handy"], "the one that was passed over has not had the conversation"
+    may_call: Any = {**CHAT, "tools": (Tool("f"),)}
+    choice = await choosing.choose(Request("auto", **may_call), None)
+    assert (choice.specialist.name, choice.reason) == ("deaf", "first"), "the humans' words choose, not the tools"
+    nobody, _ = chooser(tools="refuse", ignoring=["deaf"], proud=None, deaf=None)
+    with pytest.raises(RequestError, match="no specialist of the roster serves this"):
+        await nobody.choose(Request("auto", **DEMAND), None)
+    silent, _ = chooser(ignoring=["deaf"], deaf=None)
+    with pytest.raises(RequestError, match="Leave tool_choice") as refusal:
+        await silent.choose(Request("auto", **DEMAND), None)
+    assert refusal.value.param is Part.TOOL_CHOICE
+
+
+async def test_whatever_else_the_rules_of_one_refuse_is_asked_of_another() -> None:
+    strict = {"max_temperature": 0.5, "on_excess": "refuse"}
+    choosing, _ = chooser(bounds={"strict": strict}, strict=None, lenient=None)
+    hot = Request("auto", **cast(Any, CHAT), overrides={"temperature": 0.7})
+    choice = await choosing.choose(hot, None)
+    assert choice.specialist.name == "lenient"
+    assert choice.reason == "first; strict is passed over (temperature: takes at most 0.5, 0.7 was asked for)"
+    alone, _ = chooser(bounds={"strict": strict}, strict=None)
+    with pytest.raises(RequestError, match=r"temperature: no specialist of the roster serves this: strict takes"):
+        await alone.choose(hot, None)
+
+
+async def test_who_refuses_a_request_neither_stands_in_nor_lends_its_context() -> None:
+    choosing, _ = chooser({"deaf": 8192}, ignoring=["deaf"], deaf=None, handy=None, small=None)
+    request = Request("auto", **DEMAND)
+    stand_in = choosing.stand_in("handy", request)
+    assert stand_in is not None
+    assert stand_in.name == "small"
+    assert choosing.largest_context(request) == 4096
+    choice = await choosing.choose(request, None)
+    assert choosing.passing_over(request, choice, "5000", 5_000, [choice.specialist.name]) is None
 
 
 async def test_tools_that_are_left_out_take_no_room() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from coe.engine.spec import ThinkingMode
+from coe.router.client_tasks import ClientTask
 from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
-from coe.server.runtime.errors import Part, RequestError
+from coe.server.runtime.errors import Part, RequestError, RuleError
 from coe.server.runtime.policy import Rules, drawn, rules_for
 
 
@@ -133,10 +134,31 @@ def test_the_roster_says_in_which_form_tools_are_called(asked: str, generic: boo
 
 
 def test_who_ignores_tools_says_so_where_there_are_some() -> None:
-    found = rules({"tools": "ignore"}, tools=TOOLS, tool_choice="required")
+    found = rules({"tools": "ignore"}, tools=TOOLS)
     assert found.tools == ()
     assert "math calls no tools" in found.notes[0]
     assert rules({"tools": "ignore"}).notes == rules({"tools": "ignore"}, tools=TOOLS, tool_choice="none").notes == ()
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        {"tools": TOOLS, "tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "now"}}},
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [TOOLS[0]]}},
+        {"functions": [{"name": "now"}], "function_call": {"name": "now"}},
+    ],
+    ids=["required", "named", "allowed", "function_call"],
+)
+def test_a_demanded_call_is_refused_by_who_calls_no_tools(demand: dict[str, Any]) -> None:
+    with pytest.raises(RuleError, match="math calls no tools, and a call is demanded") as refusal:
+        rules({"tools": "ignore"}, **demand)
+    assert refusal.value.param is Part.TOOL_CHOICE
+    assert "Ask another specialist" in refusal.value.message
+    assert "Leave tool_choice (or function_call) at auto" in refusal.value.message
+    with pytest.raises(RuleError, match="math takes none"):
+        rules({"tools": "refuse"}, **demand)
+    assert rules({}, **demand).tool_use.required
 
 
 def test_who_refuses_tools_is_named_and_takes_requests_without() -> None:
@@ -144,6 +166,31 @@ def test_who_refuses_tools_is_named_and_takes_requests_without() -> None:
         rules({"tools": "refuse"}, tools=TOOLS)
     assert refusal.value.param is Part.TOOLS
     assert rules({"tools": "refuse"}, tools=TOOLS, tool_choice="none").tools == ()
+
+
+@pytest.mark.parametrize(
+    ("of_roster", "of_client", "bounds"),
+    [
+        (None, None, True),
+        (None, 1_000, True),
+        (None, 128, False),
+        (None, 20, False),
+        (64, None, False),
+        (64, 500, True),
+    ],
+)
+def test_a_clients_task_is_bounded_where_less_is_not_wanted(
+    of_roster: int | None, of_client: int | None, bounds: bool
+) -> None:
+    task = ClientTask("title", 128)
+    entry = Specialist.model_validate({"name": "math", "file": "x.gguf", "max_tokens": of_roster})
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": of_client}
+    request = parse_chat(body).request
+    found = rules_for(request, entry, task)
+    assert found.task == (task if bounds else None)
+    assert found.max_tokens == (of_roster if of_client is None else of_client)
+    assert rules_for(request, entry, ClientTask("lunch")).task is None
+    assert rules_for(request, entry).task is None
 
 
 def test_what_was_left_out_of_a_body_is_noted() -> None:

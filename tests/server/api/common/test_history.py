@@ -18,11 +18,8 @@ def test_a_result_finds_its_call_by_id_by_name_or_by_order() -> None:
     history.result("c", None, "3")
     history.result(None, "two", "2")
     history.result("unheard-of", None, "1")
-    assert [(m["tool_call_id"], m["name"]) for m in history.read()[2:]] == [
-        ("c", "three"),
-        ("call_1", "two"),
-        ("a", "one"),
-    ]
+    results = [(m["tool_call_id"], m["name"], m["content"]) for m in history.read()[2:]]
+    assert results == [("a", "one", "1"), ("call_1", "two", "2"), ("c", "three", "3")]
 
 
 def test_reasoning_is_kept_within_the_turn_alone() -> None:

@@ -239,3 +239,11 @@ def test_a_format_of_the_answer_goes_with_tools() -> None:
     request = asked(tools=TWO, response_format={"type": "json_object"})
     assert request.response_format == {"type": "json_object"}
     assert len(request.tools) == 2
+
+
+def test_the_schema_may_be_called_as_anthropics_api_calls_it() -> None:
+    assert asked(tools=[{"name": "weather", "input_schema": SCHEMA}]).tools == (Tool("weather", "", SCHEMA),)
+
+
+def test_a_required_call_without_a_tool_says_what_was_left_out() -> None:
+    assert "web_search" in refusal(tools=[{"type": "web_search"}], tool_choice="required").message

@@ -99,11 +99,21 @@ def test_a_result_is_text_or_parts_of_it() -> None:
     assert read_messages([said(call()), result(content=None)])[1]["content"] == ""
 
 
-def test_results_of_several_calls_find_their_names_by_id_in_any_order() -> None:
-    calls = said(call(id="a"), call(name="now", id="b"))
-    *_, first, second = read_messages([ASK, calls, result("b"), result("a")])
-    assert [first["name"], second["name"]] == ["now", "weather"]
-    assert [first["tool_call_id"], second["tool_call_id"]] == ["b", "a"]
+def test_results_come_in_the_order_of_their_calls_whatever_order_they_were_sent_in() -> None:
+    calls = said(call(id="a"), call(id="b"), call(name="now", id="c"))
+    *_, first, second, third = read_messages([ASK, calls, result("c", "12"), result("b", "rain"), result("a", "sun")])
+    assert [(r["tool_call_id"], r["content"]) for r in (first, second, third)] == [
+        ("a", "sun"),
+        ("b", "rain"),
+        ("c", "12"),
+    ]
+    assert [first["name"], third["name"]] == ["weather", "now"]
+
+
+def test_a_call_without_a_result_does_not_get_that_of_the_next() -> None:
+    calls = said(call(id="a"), call(id="b"), call(id="c"))
+    _, _, first, second = read_messages([ASK, calls, result("b", "rain")])
+    assert [(r["tool_call_id"], r["content"]) for r in (first, second)] == [("a", ""), ("b", "rain")]
 
 
 @pytest.mark.parametrize("id_", ["invented", None, "", 7])
@@ -116,7 +126,7 @@ def test_a_result_with_an_id_of_its_own_belongs_to_the_call_that_waits(id_: Any)
 def test_a_result_with_a_name_alone_belongs_to_the_call_of_that_name() -> None:
     calls = said(call(id="a"), call(name="now", id="b"))
     message = {"role": "tool", "name": "now", "content": "12:00"}
-    assert read_messages([calls, message])[1]["tool_call_id"] == "b"
+    assert read_messages([calls, message])[-1] == {**message, "tool_call_id": "b"}
 
 
 def test_a_result_without_a_call_is_still_one() -> None:
@@ -191,3 +201,9 @@ def test_thinking_is_kept_between_the_calls_of_a_turn_and_dropped_after_it(name:
     over = [*turn, result("c2"), {"role": "assistant", "content": "Sunny.", name: "Done."}]
     assert read_messages(over)[-1] == {"role": "assistant", "content": "Sunny."}
     assert not any("reasoning" in message for message in read_messages([*over, ASK]))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_arguments_with_numbers_that_are_none_keep_their_text(number: str) -> None:
+    written = f'{{"a": {number}}}'
+    assert arguments_of(written) == {"arguments": written}

@@ -215,3 +215,37 @@ def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
     except RequestError:
         return
     assert isinstance(value, dict)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "top_k", "seed", "n", "repeat_last_n", "max_completion_tokens"])
+def test_a_whole_number_may_be_written_with_a_point(field: str) -> None:
+    assert asked(**{field: 3.0}) == asked(**{field: 3})
+    with pytest.raises(RequestError, match="whole number"):
+        asked(**{field: 3.5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"messages": []}, "messages: give at least 1."),
+        ({"messages": "Hello"}, "messages: give a list."),
+        ({"messages": ["Hello"]}, "messages[0]: give an object."),
+        ({"temperature": "hot"}, "temperature: give a number."),
+        ({"temperature": 3}, "temperature: give at most 2"),
+        ({"stream": "yes"}, "stream: give true or false."),
+        ({"model": 7}, "model: give a text."),
+        ({"messages": [{"content": "Hello"}]}, "messages[0].role is missing: give one of system, user,"),
+        ({"best_of": 2}, "best_of is not supported. Remove it from the request."),
+    ],
+)
+def test_refusals_are_said_in_words_of_the_api(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        asked(**fields)
+    assert refusal.value.message.startswith(said)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_numbers_that_are_none_are_refused_wherever_they_stand(number: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_json(b'{"tools": [{"x": %s}]}' % number.encode())
+    assert refusal.value.param == "tools[0].x"
