@@ -106,7 +106,7 @@ class Dialect(Protocol):
         ...
 
     def error_frame(self, failure: Failure) -> bytes:
-        """An error after a stream's first byte; the stream ends with it. An envelope that TellsFailure does it itself."""
+        """An error after a stream's first byte; the stream ends with it. Not of an envelope that TellsFailure."""
         ...
 
 

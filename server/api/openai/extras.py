@@ -95,7 +95,10 @@ _COMPLETIONS: Final[_Table] = {
 
 _WRITE_LIMIT: Final = "Write max_output_tokens."
 _RESPONSES: Final[_Table] = {
-    **{name: (asks, _WRITE_LIMIT if remedy == "Write max_tokens." else remedy) for name, (asks, remedy) in _SHARED.items()},
+    **{
+        name: (asks, _WRITE_LIMIT if remedy == "Write max_tokens." else remedy)
+        for name, (asks, remedy) in _SHARED.items()
+    },
     "max_tokens": (_nothing(-1), _WRITE_LIMIT),
     "max_completion_tokens": (_nothing(-1), _WRITE_LIMIT),
     "background": (_nothing(False), "Leave the connection open: the answer comes as a stream with stream: true."),

@@ -59,7 +59,9 @@ class Reader:
         """
         if not isinstance(item, Mapping):
             raise RequestError(f"{place} must be an object, an item.", param=place)
-        item = {name: value for name, value in item.items() if value is not None}
+        return self._taken({name: value for name, value in item.items() if value is not None}, place)
+
+    def _taken(self, item: Item, place: str) -> Item:
         kind = item.get("type")
         if kind is None and "role" not in item and "id" in item:
             kind = "item_reference"

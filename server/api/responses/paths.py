@@ -73,7 +73,9 @@ def _unknown(name: str) -> UnknownResponseError:
     return UnknownResponseError(f"Response with id '{name[:80]}' not found.", param="response_id")
 
 
-def _page(items: Sequence[Mapping[str, Any]], after: str | None, limit: str | None, order: str | None) -> dict[str, Any]:
+def _page(
+    items: Sequence[Mapping[str, Any]], after: str | None, limit: str | None, order: str | None
+) -> dict[str, Any]:
     if order not in (None, "asc", "desc"):
         raise RequestError("order: give asc or desc.", param="order")
     if limit is not None and not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= _MOST):

@@ -1,7 +1,7 @@
 """Answers, streams and errors as the Responses API writes them.
 
-A stream's events are numbered, and the last one is response.completed, response.incomplete or, for what goes wrong after
-the first byte, response.failed: clients pass over any other event that tells of an error.
+A stream's events are numbered, and the last one is response.completed, response.incomplete or, for what goes wrong
+after the first byte, response.failed: clients pass over any other event that tells of an error.
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def read_tools(listed: Sequence[Any], choice: Any, parallel: bool | None) -> Too
             f"tools: give at most {MAX_TOOLS:,}, those of namespaces counted, not {len(found.functions):,}.",
             param="tools",
         )
-    wish = tool_wish(
-        tools=found.functions, tool_choice=_choice(choice), parallel=parallel, places=found.places
-    )
+    wish = tool_wish(tools=found.functions, tool_choice=_choice(choice), parallel=parallel, places=found.places)
     return Tools(wish, found.names, found.echo)
 
 
@@ -129,7 +127,13 @@ def _as_function(tool: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(form, Mapping) and isinstance(form.get("definition"), str):
         written = f"The input has to follow this {form.get('syntax', 'lark')} grammar:\n{form['definition']}"
         about = f"{about}\n{written}" if isinstance(about, str) and about else written
-    return {"type": "function", "name": tool.get("name"), "description": about, "parameters": _CUSTOM_SCHEMA, "strict": True}
+    return {
+        "type": "function",
+        "name": tool.get("name"),
+        "description": about,
+        "parameters": _CUSTOM_SCHEMA,
+        "strict": True,
+    }
 
 
 def _choice(choice: Any) -> Any:

@@ -146,7 +146,12 @@ def test_an_answer_without_a_word_is_a_message_unless_it_was_cut() -> None:
 
 def test_waiting_is_told_in_a_summary() -> None:
     made = items()
-    events = [*made.tell("Loading\n"), *made.tell("40 %\n"), *made.add(Delta("", reasoning="Hm")), *made.finish(COMPLETED)]
+    events = [
+        *made.tell("Loading\n"),
+        *made.tell("40 %\n"),
+        *made.add(Delta("", reasoning="Hm")),
+        *made.finish(COMPLETED),
+    ]
     assert [item["type"] for item in made.done] == ["reasoning", "reasoning", "message"]
     assert made.done[0]["summary"] == [{"type": "summary_text", "text": "Loading\n40 %\n"}]
     assert made.done[0]["content"] == []

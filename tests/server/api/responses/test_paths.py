@@ -92,7 +92,11 @@ async def test_what_is_kept_is_found_and_forgotten() -> None:
 
 async def test_input_items_come_in_pages() -> None:
     served = Served(SAID)
-    given = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two", "id": "msg_2"}, {"role": "user", "content": "three"}]
+    given = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two", "id": "msg_2"},
+        {"role": "user", "content": "three"},
+    ]
     name = (await served.created(given))["id"]
     whole = (await served.get(f"{name}/input_items")).json()
     assert [item["content"][0]["text"] for item in whole["data"]] == ["three", "two", "one"]

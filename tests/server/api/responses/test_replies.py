@@ -34,16 +34,27 @@ TOOLS = [
 ]
 
 
+class Keeping:
+    """Keeps every response."""
+
+    def __init__(self) -> None:
+        self.kept: list[Mapping[str, Any]] = []
+
+    def __call__(self, response: Mapping[str, Any]) -> bool:
+        self.kept.append(response)
+        return True
+
+
 def end(reason: Finish = Finish.STOP) -> Finished:
     return Finished("", reason, 7, 2, 3, reasoning_tokens=1)
 
 
-def envelope(
-    keep: Callable[[Mapping[str, Any]], bool] = lambda response: True, **fields: Any
-) -> ResponsesEnvelope:
+def envelope(keep: Callable[[Mapping[str, Any]], bool] = lambda response: True, **fields: Any) -> ResponsesEnvelope:
     specialist = Specialist.model_validate({"name": "math", "file": "x.gguf", "thinking": "on"})
     parsed = parse_response({"input": "Hi", "tools": TOOLS, **fields})
-    answer = Answer(cast(College, FakeCollege([])), parsed.request, Choice(specialist, 0.5, "why"), Metrics(lambda: NOBODY))
+    answer = Answer(
+        cast(College, FakeCollege([])), parsed.request, Choice(specialist, 0.5, "why"), Metrics(lambda: NOBODY)
+    )
     return ResponsesEnvelope(answer, parsed=parsed, keep=keep)
 
 
@@ -93,7 +104,11 @@ def deltas(draw: st.DrawFn) -> list[Delta]:
             continue
         name, arguments = piece
         cut = draw(st.integers(0, len(arguments)))
-        told = (CallPiece(calls, name), CallPiece(calls, None, arguments[:cut]), CallPiece(calls, None, arguments[cut:]))
+        told = (
+            CallPiece(calls, name),
+            CallPiece(calls, None, arguments[:cut]),
+            CallPiece(calls, None, arguments[cut:]),
+        )
         found += [Delta("", calls=told)] if draw(st.booleans()) else [Delta("", calls=(one,)) for one in told]
         calls += 1
     return found
@@ -101,8 +116,8 @@ def deltas(draw: st.DrawFn) -> list[Delta]:
 
 @given(deltas())
 def test_any_stream_is_valid_and_put_together_as_it_ends(pieces: list[Delta]) -> None:
-    kept: list[Mapping[str, Any]] = []
-    frames = streamed(envelope(lambda response: not kept.append(response)), pieces, end())
+    keeping = Keeping()
+    frames = streamed(envelope(keeping), pieces, end())
     events = list(events_of(frames))
     for event in events:
         EVENT.validate_python(event)
@@ -110,7 +125,7 @@ def test_any_stream_is_valid_and_put_together_as_it_ends(pieces: list[Delta]) ->
     final = put_together(frames)
     assert final.status == "completed"
     last = events[-1]["response"]
-    assert kept == [last]
+    assert keeping.kept == [last]
     assert [item.model_dump(exclude_unset=True, exclude={"parsed_arguments", "content"}) for item in final.output] == [
         {name: value for name, value in item.items() if name != "content"} for item in last["output"]
     ]
@@ -136,8 +151,8 @@ def test_any_stream_may_be_cut(pieces: list[Delta], reason: Finish) -> None:
 
 @given(deltas())
 def test_any_stream_may_break(pieces: list[Delta]) -> None:
-    kept: list[Mapping[str, Any]] = []
-    made = envelope(lambda response: not kept.append(response))
+    keeping = Keeping()
+    made = envelope(keeping)
     frames = [*made.opening(), *(frame for delta in pieces for frame in made.frames(Step(0, delta)))]
     events = list(events_of([*frames, *made.failed(Failure(503, "It died.", "server_error", "worker_died"))]))
     for event in events:
@@ -145,7 +160,7 @@ def test_any_stream_may_break(pieces: list[Delta]) -> None:
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["error"] == {"code": "server_error", "message": "It died."}
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert kept == []
+    assert keeping.kept == []
 
 
 def test_what_breaks_before_its_first_event_begins_all_the_same() -> None:

@@ -79,8 +79,8 @@ def test_what_stands_between_results_is_one_turn_in_whatever_order(order: list[i
         ],
     }
     assert [(message["name"], message["content"]) for message in messages[2:]] == [
-        ("team__wait", "waited"),
         ("look", "sunny"),
+        ("team__wait", "waited"),
     ]
 
 
@@ -166,7 +166,11 @@ def test_a_response_that_is_not_kept_is_refused_in_openais_words() -> None:
 
 def test_an_item_that_is_referred_to_stands_in_its_place() -> None:
     kept: dict[str, Item] = {"msg_1": {"type": "message", "id": "msg_1", "role": "assistant", "content": "Hello"}}
-    items = [{"role": "user", "content": "Hi"}, {"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "?"}]
+    items = [
+        {"role": "user", "content": "Hi"},
+        {"type": "item_reference", "id": "msg_1"},
+        {"role": "user", "content": "?"},
+    ]
     found = parse_response({"input": items}, known=kept.get)
     assert (found.request.messages or ())[1] == {"role": "assistant", "content": "Hello"}
     assert found.items[1] == kept["msg_1"]
@@ -303,8 +307,16 @@ def test_functions_namespaces_and_texts_are_functions_to_a_model() -> None:
         ({"type": "function", "name": "look"}, ("look",), True),
         ({"type": "function", "name": "wait", "namespace": "team"}, ("team__wait",), True),
         ({"type": "custom", "name": "apply_patch"}, ("apply_patch",), True),
-        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "apply_patch"}]}, ("apply_patch",), False),
-        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "look"}]}, ("look",), True),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "apply_patch"}]},
+            ("apply_patch",),
+            False,
+        ),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "look"}]},
+            ("look",),
+            True,
+        ),
     ],
 )
 def test_choices(choice: Any, only: tuple[str, ...], required: bool) -> None:
