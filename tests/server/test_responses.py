@@ -152,7 +152,7 @@ def test_logprobs(served: ServerProcess) -> None:
         **{**GREEDILY, "max_output_tokens": 5}, input=ASK, include=["message.output_text.logprobs"], top_logprobs=2
     )
     (message,) = response.output
-    part: Any = message.content[0]  # type: ignore[union-attr]
+    part: Any = message.content[0]
     assert "".join(entry.token for entry in part.logprobs) == part.text
     assert all(len(entry.top_logprobs) == 2 for entry in part.logprobs)
 
