@@ -23,7 +23,7 @@ from ..llama.vocab import Vocab
 from .conformity import Conformity
 from .digits import NumberEnd
 from .json_schema import SIMPLIFY, JsonSchema, needs_escapes
-from .wide_numbers import has_wide_numbers, ignoring, rules_of
+from .wide_numbers import has_wide_numbers, rules_of
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # a name of its type stub alone
@@ -102,8 +102,7 @@ def json_rule(schema: JsonSchema, prefix: str = "") -> tuple[str, list[str]]:
     """
     options = options_of(json.dumps(schema.wanted))
     if has_wide_numbers(schema.followed):
-        start, lines = rules_of(schema, options, prefix)
-        return start, [*ignoring(options), *lines]
+        return rules_of(schema, options, prefix)
     followed = schema.followed if isinstance(schema.followed, Mapping) else {"allOf": [schema.followed]}
     return f"{prefix}json", [f"{prefix}json: %json {json.dumps({**followed, 'x-guidance': options})}"]
 

@@ -61,17 +61,13 @@ _BY_PATTERN: Final[Mapping[str, str]] = {
 _NAMES_OF_FORMATS: Final = ", ".join(sorted(_KNOWN_FORMATS | _BY_PATTERN.keys() | _NARROWER.keys()))
 
 
-def is_followed(name: str) -> bool:
-    """Whether a format of this name is held to, or forbids nothing."""
-    return name in _KNOWN_FORMATS or name in _BY_PATTERN or name in _NARROWER or name in _HINTS
-
-
-def tighten_format(node: dict[str, Any], path: str, kinds: frozenset[str] | None) -> None:
-    """Say a node's format by what the library holds to. kinds: the types that the node allows, None for any.
+def tighten_format(node: dict[str, Any], path: str) -> None:
+    """Say a node's format by what the library holds to.
 
     Raises GrammarError for a format that cannot be followed.
     """
-    if "format" in node and kinds is not None and "string" not in kinds:
+    kinds = node.get("type", "string")
+    if "format" in node and "string" not in (kinds if isinstance(kinds, list) else [kinds]):
         del node["format"]  # int32, double and the like: formats of numbers forbid nothing
     named = node.get("format")
     if isinstance(named, str) and named in _NARROWER:

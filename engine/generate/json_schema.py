@@ -9,9 +9,10 @@ refused, by the keyword's name. What may come out is tested against a validator,
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, Final
@@ -82,26 +83,31 @@ class JsonSchema:
     wanted:   as the client wrote it.
     followed: allows no more than `wanted`, and holds only what the grammar library keeps to.
     draft:    the validator of its draft.
+    loosely:  whether keywords were left out of `followed`, which then may allow more.
     """
 
     wanted: Any
     followed: Any
     draft: Draft
+    loosely: bool = False
 
     @classmethod
-    def read(cls, schema: Any) -> JsonSchema:
-        """Raises GrammarError for what is no schema, and for what cannot be followed."""
+    def read(cls, schema: Any, *, loosely: bool = False) -> JsonSchema:
+        """loosely: a keyword that cannot be followed is left out at its place.
+
+        Raises GrammarError for what is no schema, and for what cannot be followed.
+        """
         if schema is False:
             raise GrammarError("response_format.json_schema is false, which allows nothing.", "Give a schema.")
         try:
             draft = _draft_of(schema)
             with spending(MAX_STEPS):
-                followed = _Tightener(schema, draft).tightened()
+                followed = _Tightener(schema, draft, loosely=loosely).tightened()
         except RecursionError as error:
             raise GrammarError("response_format.json_schema is nested too deeply.", SIMPLIFY) from error
         except TooCostlyError as error:
             raise GrammarError("response_format.json_schema would cost too much to be read.", SIMPLIFY) from error
-        return cls(schema, followed, draft)
+        return cls(schema, followed, draft, loosely)
 
 
 def _draft_of(schema: Any) -> Draft:
@@ -112,20 +118,40 @@ def _draft_of(schema: Any) -> Draft:
             raise GrammarError(
                 f"response_format.json_schema: the number at {path} is out of range.", "Write a smaller."
             )
-    named = schema.get("$schema") if isinstance(schema, Mapping) else None
-    known = _BY_NAME.get(named.rstrip("#")) if isinstance(named, str) else None
-    faults: list[Any] = []
-    for draft in (known,) if known is not None else _UNNAMED:
-        fault = next(validator_of(draft, draft.META_SCHEMA, formats=draft.FORMAT_CHECKER).iter_errors(schema), None)
-        if fault is None:
+    drafts = _drafts_for(schema)
+    for draft in drafts:
+        if next(_faults_by(draft, schema), None) is None:
             return draft
-        faults.append(fault)
-    fault = faults[0]
+    fault = next(_faults_by(drafts[0], schema))
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.path)
     raise GrammarError(
         f"response_format.json_schema is no JSON schema: at ${where[:200]}, {fault.message[:200]}.",
         "Write it as the JSON Schema specification has it.",
     )
+
+
+def _drafts_for(schema: Any) -> tuple[Draft, ...]:
+    """The draft that a schema names, or else those that it may be of."""
+    known = draft_called(schema.get("$schema")) if isinstance(schema, Mapping) else None
+    return (known,) if known is not None else _UNNAMED
+
+
+def draft_called(name: Any) -> Draft | None:
+    """The draft that a schema names so, None for one that is not known."""
+    return _BY_NAME.get(name.rstrip("#")) if isinstance(name, str) else None
+
+
+def _faults_by(draft: Draft, schema: Any) -> Iterator[Any]:
+    found: Iterator[Any] = validator_of(draft, draft.META_SCHEMA, formats=draft.FORMAT_CHECKER).iter_errors(schema)
+    return found
+
+
+def faults_of(schema: Any) -> list[Sequence[str | int]]:
+    """The paths of what is malformed in a schema; nothing where it is one by a draft that it may be of. Up to 5,000."""
+    drafts = _drafts_for(schema)
+    if any(next(_faults_by(draft, schema), None) is None for draft in drafts):
+        return []
+    return [tuple(fault.absolute_path) for fault in itertools.islice(_faults_by(drafts[0], schema), 5_000)]
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
@@ -143,7 +169,8 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 class _Tightener:
     """Rewrites a copy of a schema in place, each of its parts once."""
 
-    def __init__(self, schema: Any, draft: Draft) -> None:
+    def __init__(self, schema: Any, draft: Draft, *, loosely: bool) -> None:
+        self._loosely = loosely
         self._root = {} if schema is True else copy.deepcopy(schema)
         self._seen: set[int] = set()
         self._places: list[tuple[dict[str, Any], str]] = []  # each part, and its path
@@ -200,15 +227,21 @@ class _Tightener:
         self._name_the_properties(node)
         for word in NOT_FOLLOWED:
             if word in node and (word != "x-guidance" or path == "$"):
-                raise GrammarError(
-                    f"response_format.json_schema: {word}, at {path}, cannot be followed.", NOT_FOLLOWED[word]
-                )
+                what = f"response_format.json_schema: {word}, at {path}, cannot be followed."
+                self._give_way(GrammarError(what, NOT_FOLLOWED[word]), node, word)
+        _drop_what_stands_alone(node)
         for word in _COUNTS:
             if isinstance(node.get(word), float):
                 node[word] = int(node[word])  # 5.0 is an integer to JSON Schema, and was found to be one
-        _tighten_numbers(node, path)
-        _refuse_fine_steps(node, path)
-        tighten_format(node, path, types_of(node))
+        for check, words in (
+            (_refuse_steps, ("multipleOf",)),
+            (_tighten_numbers, _BOUNDS),
+            (tighten_format, ("format",)),
+        ):
+            try:
+                check(node, path)
+            except GrammarError as error:
+                self._give_way(error, node, *words)
         for word in MAPS:
             if isinstance(node.get(word), dict):
                 for name, inner in node[word].items():
@@ -222,14 +255,19 @@ class _Tightener:
                 self._tighten(each, f"{path}.{word}" + (f"[{at}]" if isinstance(inner, list) else ""))
         if isinstance(node.get("$ref"), str):
             target = self._target(node["$ref"])
-            if target is None and node["$ref"].startswith("#/"):
-                raise GrammarError(
-                    f"response_format.json_schema: nothing is at {node['$ref'][:200]}, which {path} refers to.",
-                    "Define it, in $defs for instance.",
-                )
             self._tighten(target, node["$ref"][:200])
+            if target is None and node["$ref"].startswith("#/"):
+                what = f"response_format.json_schema: nothing is at {node['$ref'][:200]}, which {path} refers to."
+                self._give_way(GrammarError(what, "Define it, in $defs for instance."), node, "$ref")
         if "oneOf" in node:
             self._one_of(node, path)
+
+    def _give_way(self, error: GrammarError, node: dict[str, Any], *words: str) -> None:
+        """Leave keywords out that cannot be followed, where that may be; else raise the error."""
+        if not self._loosely:
+            raise error
+        for word in words:
+            node.pop(word, None)
 
     def _drop_what_asks_for_nothing(self, node: dict[str, Any]) -> None:
         """Keywords whose value forbids nothing are as good as left out."""
@@ -251,9 +289,7 @@ class _Tightener:
                 del node[word]
         for word in _ANNOTATIONS:
             node.pop(word, None)
-        for word, needs in (("then", "if"), ("else", "if"), ("minContains", "contains"), ("maxContains", "contains")):
-            if needs not in node:
-                node.pop(word, None)
+        _drop_what_stands_alone(node)
 
     def _name_the_properties(self, node: dict[str, Any]) -> None:
         """`propertyNames` as properties or a pattern of their own, where it stands alone: maps by an enum, say."""
@@ -294,13 +330,20 @@ class _Tightener:
                     target["required"] = [*target.get("required", ()), tag]
         context = {key: value for key, value in node.items() if key != "oneOf"}
         both = self._exclusion.overlap(branches, context)
-        if both is not None:
+        if both is not None and not self._loosely:
             raise GrammarError(
                 f"response_format.json_schema: a value may fit two branches of oneOf at {path}, "
                 f"{both[0]} and {both[1]}, which cannot be ruled out token by token.",
                 "Use anyOf, or give each branch a required property with a const of its own.",
             )
         _replace(node, "oneOf", "allOf" if "anyOf" in node else "anyOf", branches)
+
+
+def _drop_what_stands_alone(node: dict[str, Any]) -> None:
+    """Keywords that mean something only beside another."""
+    for word, needs in (("then", "if"), ("else", "if"), ("minContains", "contains"), ("maxContains", "contains")):
+        if needs not in node:
+            node.pop(word, None)
 
 
 def _replace(node: dict[str, Any], word: str, by: str, branches: list[Any]) -> None:
@@ -328,9 +371,10 @@ def _close_instead_of_unevaluated(node: dict[str, Any]) -> None:
         node.setdefault("items", unevaluated)
 
 
-def _refuse_fine_steps(node: Mapping[str, Any], path: str) -> None:
+def _refuse_steps(node: Mapping[str, Any], path: str) -> None:
     """The library finds a step's digits by multiplying its double, which not all survive: 0.01 does, 0.07 does not."""
-    step = abs(float(node.get("multipleOf", 1)))
+    given = node.get("multipleOf", 1)
+    step = 2.0**32 if given >= 2**32 else float(given)
     while step % 1 and step < 2**32:
         step *= 10
     if step >= 2**32:
@@ -415,6 +459,9 @@ class _Bound:
             return _Bound(_SMALLEST if upwards else -_SMALLEST, strict=False)
         digits = Context(prec=_SAFE_DIGITS)
         return _Bound(self.value.next_plus(digits) if upwards else self.value.next_minus(digits), strict=False)
+
+
+_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
 def _tighten_numbers(node: dict[str, Any], path: str) -> None:

@@ -152,6 +152,14 @@ def matches(pattern: str, text: str) -> bool:
     return taken == len(data) and bool(matcher.is_accepting())
 
 
+def can_be_matched(pattern: str) -> bool:
+    """Whether texts can be held against a pattern: look-around and back-references cannot be matched in linear time."""
+    try:
+        return not _matcher(pattern).is_error()
+    except ValueError:
+        return False
+
+
 @functools.lru_cache(64)
 def _matcher(pattern: str) -> LLMatcher:
     wanted = {"type": "string", "pattern": as_the_library_reads(pattern)}

@@ -51,9 +51,10 @@ def _is_wide_leaf(node: Mapping[str, Any]) -> bool:
     return is_integral(node) and any(is_wide(node.get(word)) for word in _BOUNDS)
 
 
-def ignoring(options: Mapping[str, Any]) -> list[str]:
-    """What lets white space come between the parts of such rules."""
-    return ['%llguidance {"ignore_once": true}', f"%ignore /{options['whitespace_pattern']}/"]
+# What may come between the parts of such rules. Not by %ignore, which would hold for the rules around them as well.
+_SPACE: Final = "JSON_SPACE?"
+_COMMA: Final = f'{_SPACE} "," {_SPACE}'
+_COLON: Final = f'":" {_SPACE}'
 
 
 def rules_of(schema: JsonSchema, options: Mapping[str, Any], prefix: str = "") -> tuple[str, list[str]]:
@@ -65,7 +66,7 @@ def rules_of(schema: JsonSchema, options: Mapping[str, Any], prefix: str = "") -
     try:
         with spending(MAX_STEPS):
             rules = _Rules(schema, options, prefix)
-            return rules.start(), rules.lines
+            return rules.start(), [f"JSON_SPACE: /{options['whitespace_pattern']}/", *rules.lines]
     except (TooCostlyError, Unresolvable) as error:
         raise GrammarError(f"response_format.json_schema cannot be followed: {error}.", _REMEDY) from error
 
@@ -166,7 +167,8 @@ class _Rules:
             )
         pairs = [
             (
-                f'{_literal(json.dumps(name, ensure_ascii=False))} ":" {self._rule(inner, f"{path}.{name}")}',
+                f"{_literal(json.dumps(name, ensure_ascii=False))} {_SPACE} {_COLON} "
+                f"{self._rule(inner, f'{path}.{name}')}",
                 name in required,
             )
             for name, inner in properties.items()
@@ -175,9 +177,9 @@ class _Rules:
         first = rest = self._new('""')
         for pair, needed in reversed(pairs):
             after = rest
-            rest = self._new(f'"," {pair} {after}' + ("" if needed else f" | {after}"))
+            rest = self._new(f"{_COMMA} {pair} {after}" + ("" if needed else f" | {after}"))
             first = self._new(f"{pair} {after}" + ("" if needed else f" | {first}"))
-        return self._new(f'"{{" {first} "}}"')
+        return self._new(f'"{{" {_SPACE} {first} {_SPACE} "}}"')
 
     def _array(self, node: Mapping[str, Any], path: str) -> str:
         """An array, a rule for each of its first items."""
@@ -195,16 +197,16 @@ class _Rules:
             low = max(0, least - len(firsts))
             high = "" if most is None else most - len(firsts)
             if firsts:
-                tail = self._new(f'("," {item}){{{low},{high}}}')
+                tail = self._new(f"({_COMMA} {item}){{{low},{high}}}")
             elif high == 1:
                 tail = self._new(item + ("" if low else ' | ""'))
             else:
                 lower, upper = max(0, low - 1), "" if high == "" else int(high) - 1
-                tail = self._new(f'{item} ("," {item}){{{lower},{upper}}}' + ("" if low else ' | ""'))
+                tail = self._new(f"{item} ({_COMMA} {item}){{{lower},{upper}}}" + ("" if low else ' | ""'))
         for at in range(len(firsts) - 1, -1, -1):
-            comma = '"," ' if at else ""
+            comma = f"{_COMMA} " if at else ""
             tail = self._new(f"{comma}{firsts[at]} {tail}" + ("" if at < least else ' | ""'))
-        return self._new(f'"[" {tail} "]"')
+        return self._new(f'"[" {_SPACE} {tail} {_SPACE} "]"')
 
 
 def _json(value: Any) -> str:

@@ -276,10 +276,11 @@ class Answer:
             outcomes[outcome.index] = outcome
 
     async def _without_violations(self, lease: Lease, outcomes: list[Outcome]) -> list[Outcome]:
-        for _ in range(_SCHEMA_RETRIES if self.rules.sampling.temperature > 0 else 0):  # greedy, it comes out the same
+        for _ in range(_SCHEMA_RETRIES):
             again = [outcome.index for outcome in outcomes if outcome.end.reason is Finish.INVALID]
             if not again:
                 break
+            self.rules = drawn(self.rules)
             await self._again(lease, outcomes, again)
         return outcomes
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coe.engine.generate.tools.family import Family
 from coe.engine.generate.tools.find import FAMILIES
-from coe.engine.generate.tools.qwen_xml import QwenXml
+from coe.engine.generate.tools.xml_call import XmlCalls
 from coe.engine.request import Tool
 
 _PARAMETERS: Mapping[str, Any] = {
@@ -82,8 +82,13 @@ def can_be_told(family: Family, calls: list[tuple[str, Mapping[str, Any]]], *, t
     texts = [text for _, given in calls for text in _texts_in(given)]
     if family.name == "gemma4":
         return tokens or not any('<|"|>' in text for text in texts)
-    if isinstance(family, QwenXml):
-        ends = r"</parameter>\s*(<parameter=|</function>|</(seed:)?tool_call>|\Z)"
+    if isinstance(family, XmlCalls):
+        markup = family.markup
+        if tokens and markup.value_end in family.tags:
+            ends = r"(?!)"
+        else:
+            after = "|".join(re.escape(mark) for mark in (markup.key, markup.end, markup.closing) if mark)
+            ends = rf"{re.escape(markup.value_end)}\s*({after}|\Z)"
         notes = [given["note"] for _, given in calls if given.get("note") is not None]
         return not any(re.search(ends, text) for text in texts) and not any(_is_json(note) for note in notes)
     return True

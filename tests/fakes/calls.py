@@ -119,6 +119,58 @@ def xml(opening: str, closing: str, line: str) -> Writer:
     return write
 
 
+def glm(line: str) -> Writer:
+    def write(calls: Sequence[Call], tag: Tag) -> str:
+        return "\n".join(
+            f"{tag('<tool_call>')}{name}{line}"
+            + "".join(
+                f"{tag('<arg_key>')}{key}{tag('</arg_key>')}{line}"
+                f"{tag('<arg_value>')}{value if isinstance(value, str) else _json(value)}{tag('</arg_value>')}{line}"
+                for key, value in given.items()
+            )
+            + tag("</tool_call>")
+            for name, given in calls
+        )
+
+    return write
+
+
+def kimi(calls: Sequence[Call], tag: Tag) -> str:
+    return (
+        tag("<|tool_calls_section_begin|>")
+        + "".join(
+            f"{tag('<|tool_call_begin|>')}functions.{name}:{at}{tag('<|tool_call_argument_begin|>')}{_json(given)}"
+            + tag("<|tool_call_end|>")
+            for at, (name, given) in enumerate(calls)
+        )
+        + tag("<|tool_calls_section_end|>")
+    )
+
+
+def deepseek(calls: Sequence[Call], tag: Tag) -> str:
+    return (
+        tag("<｜tool▁calls▁begin｜>")
+        + "".join(
+            f"{tag('<｜tool▁call▁begin｜>')}{name}{tag('<｜tool▁sep｜>')}{_json(given)}{tag('<｜tool▁call▁end｜>')}"
+            for name, given in calls
+        )
+        + tag("<｜tool▁calls▁end｜>")
+    )
+
+
+def minimax(calls: Sequence[Call], tag: Tag) -> str:
+    invokes = "\n".join(
+        f'<invoke name="{name}">\n'
+        + "".join(
+            f'<parameter name="{key}">{value if isinstance(value, str) else _json(value)}</parameter>\n'
+            for key, value in given.items()
+        )
+        + "</invoke>"
+        for name, given in calls
+    )
+    return f"{tag('<minimax:tool_call>')}\n{invokes}\n{tag('</minimax:tool_call>')}"
+
+
 def mistral(calls: Sequence[Call], tag: Tag) -> str:
     return "".join(f"{tag('[TOOL_CALLS]')}{name}{tag('[ARGS]')}{_json(given)}" for name, given in calls)
 
@@ -187,7 +239,14 @@ def vocabulary(family: Family) -> tuple[LLTokenizer, dict[str, int]]:
 
 _CLOSING = frozenset(b'"}])>/|<nt')
 # What no random walk would find soon.
-_TAILS = (b"</parameter>\n</function>\n", b"</parameter>\n<parameter=")
+_TAILS = (
+    b"</parameter>\n</function>\n",
+    b"</parameter>\n<parameter=",
+    b"</parameter>\n</invoke>\n",
+    b'</parameter>\n<parameter name="',
+    b"</arg_value></tool_call>",
+    b"</arg_value>\n<arg_key>",
+)
 _ENDINGS = (b"x7", b'x7"', b'<|"|>', *_TAILS, *(b"\n" + tail for tail in _TAILS))
 _MARKS = frozenset(b'"}],0129.-eE<|>/')
 
@@ -209,7 +268,8 @@ def drawn(grammar: Grammar, draw: random.Random, shown: Mapping[int, str], *, ch
                 out.append(ending)
                 continue
         allowed = grammar.allowed().tolist()
-        ends, text = 256 in allowed, [token for token in allowed if token != 256]
+        text = [token for token in allowed if token < 256 or token in shown]
+        ends = len(text) < len(allowed)
         if ends and (not text or draw.random() < 0.3):
             break
         liked = [token for token in text if 32 < token < 127 or token in shown] or text

@@ -50,6 +50,29 @@ TEMPLATES: Final[dict[str, str]] = {
     "seed-oss": _template(
         _XML.replace("OPEN", "<seed:tool_call>").replace("CLOSE", "</seed:tool_call>").replace("LINE", "")
     ),
+    "glm": _template(
+        _EACH_CALL
+        + "\n<tool_call>{{ f.name }}\n{% for key, value in f.arguments | items %}<arg_key>{{ key }}</arg_key>\n"
+        "<arg_value>{{ value if value is string else value | tojson }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}"
+    ),
+    "minimax": _template(
+        "\n<minimax:tool_call>"
+        + _EACH_CALL
+        + '\n<invoke name="{{ f.name }}">\n{% for key, value in f.arguments | items %}<parameter name="{{ key }}">'
+        "{{ value if value is string else value | tojson }}</parameter>\n{% endfor %}</invoke>{% endfor %}"
+        "\n</minimax:tool_call>"
+    ),
+    "kimi": _template(
+        "<|tool_calls_section_begin|>" + _EACH_CALL + "<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}"
+        "<|tool_call_argument_begin|>{{ f.arguments | tojson }}<|tool_call_end|>{% endfor %}<|tool_calls_section_end|>",
+        result="## {{ m.tool_call_id }}\n{{ m.content }}",
+    ),
+    "deepseek": "{% for m in messages %}{% if m.role == 'tool' %}<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>"
+    "{% elif m.tool_calls %}[assistant]\n{{ m.content }}<｜tool▁calls▁begin｜>"
+    + _EACH_CALL
+    + "<｜tool▁call▁begin｜>{{ f.name }}<｜tool▁sep｜>{{ f.arguments | tojson }}<｜tool▁call▁end｜>{% endfor %}"
+    "<｜tool▁calls▁end｜>[end]\n{% else %}[{{ m.role }}]\n{{ m.content }}[end]\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}",
     "mistral": _template(
         _EACH_CALL
         + _REFUSES_LONG_IDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from llguidance import LLMatcher, LLTokenizer
@@ -12,10 +13,10 @@ from ...errors import GrammarError
 from ...request import Tool, ToolUse
 from ..conformity import Conformity
 from ..grammar import MAX_SCHEMA_CHARS, Grammar
-from ..json_schema import SIMPLIFY, JsonSchema
+from ..json_schema import JsonSchema
 from ..validators import MAX_STEPS, TooCostlyError, spending
 from .family import Family
-from .loosening import read_loosely
+from .loosening import plainer, read_loosely
 from .rules import SPACE, CallRules, schema_of_arguments
 from .source import MAX_CALLS
 
@@ -28,6 +29,7 @@ class CallConstraint:
 
     whole: what the answer is held to from its first character, where a call is required or a plain answer would have to
            keep to a schema; None where a grammar begins with a call.
+    loosened: the tools whose calls are held to less than their schemas say.
     """
 
     def __init__(
@@ -43,27 +45,47 @@ class CallConstraint:
         tag that is one of the vocabulary's own.
         answer: the schema of an answer without a call.
 
-        Takes up to seconds; other Python threads go on meanwhile. Raises GrammarError for a schema that is none, and
-        for one that has to be kept to and cannot be.
+        Takes up to seconds; other Python threads go on meanwhile. Raises GrammarError where a tool that is strict has
+        to be called, and what its schema says can neither be followed nor validated.
         """
         self._conformities: dict[str, Conformity] = {}
         self._tokenizer = tokenizer
         self._family, self._tools, self._use, self._tags = family, tools, use, tags
+        self.loosened: frozenset[str] = frozenset()
         schemas = {tool.name: self._followed(tool, self._read(tool)) for tool in tools}
         self._answer = JsonSchema.read(answer) if answer is not None else None
         self.answer_conformity = Conformity(self._answer) if self._answer is not None else None
         self.whole: Grammar | None = None
         self._after: dict[str, Grammar] = {}
-        if tokenizer is None:
-            return
+        if tokenizer is not None:
+            self._make_of_what_can_be_followed(schemas)
+
+    def _make_of_what_can_be_followed(self, schemas: Mapping[str, JsonSchema | None]) -> None:
+        """The grammars, of ever plainer schemas: one that the library cannot follow would cost all tools theirs."""
         try:
             self._make(schemas)
+            return
         except GrammarError:
-            # One schema that the library cannot follow would cost all tools their grammar.
-            loose = {tool.name: schemas[tool.name] if tool.strict else None for tool in tools}
-            if loose == schemas:
-                raise
-            self._make(loose)
+            alone = {tool.name: self._alone(tool, schemas[tool.name]) for tool in self._tools}
+        plain = {name: plainer(schema) if schema is not None else None for name, schema in alone.items()}
+        for less in (alone, plain):
+            with suppress(GrammarError):
+                self._note_looser(schemas, less)
+                self._make(less)
+                return
+        self._make(dict.fromkeys(schemas))
+
+    def _alone(self, tool: Tool, schema: JsonSchema | None) -> JsonSchema | None:
+        """A tool's schema, plainer where the library cannot follow it."""
+        for left in (schema, plainer(schema)) if schema is not None else ():
+            rules = CallRules(self._tags, {tool.name: left}, parallel=False)
+            with suppress(GrammarError):
+                self._made(rules.grammar(self._family.rule(rules, [tool], self._family.openings[0])))
+                return left
+        return None
+
+    def _note_looser(self, before: Mapping[str, JsonSchema | None], after: Mapping[str, JsonSchema | None]) -> None:
+        self.loosened |= {name for name, schema in before.items() if after[name] is not schema}
 
     def _make(self, schemas: Mapping[str, JsonSchema | None]) -> None:
         family, use, tools = self._family, self._use, self._tools
@@ -92,35 +114,36 @@ class CallConstraint:
     def _read(self, tool: Tool) -> JsonSchema | None:
         """A tool's schema as it is followed; None where its calls are only held to be objects.
 
-        Of one that is not strict what cannot be followed is left out; a required call is held against it when whole.
+        What cannot be followed is left out; calls that must keep to it are held against the whole when they are whole.
         """
         schema = schema_of_arguments(tool)
         try:
             if len(str(schema)) > MAX_SCHEMA_CHARS:
                 raise GrammarError(f"{_FORMAT} has more than {MAX_SCHEMA_CHARS:,} characters.", "Shorten it.")
-            read = JsonSchema.read(schema) if tool.strict else read_loosely(schema)
+            read, left_out = read_loosely(schema)
+            if left_out and tool.strict and self._use.required:
+                what = f"{_FORMAT}: {', '.join(left_out[:5])} can neither be followed nor validated."
+                raise GrammarError(what, "Leave it out, say it in another way, or leave the call to the model.")
         except GrammarError as error:
-            if not tool.strict:
-                return None
-            raise _of(tool, error) from error
+            self.loosened |= {tool.name}
+            if tool.strict and self._use.required:
+                raise _of(tool, error) from error
+            return None
         if tool.strict or self._use.required:
             self._conformities[tool.name] = Conformity(read)
         return read
 
     def _followed(self, tool: Tool, schema: JsonSchema | None) -> JsonSchema | None:
         """A tool's schema where the family can write a rule of it."""
-        if schema is None:
-            return None
-        try:
-            with spending(MAX_STEPS):
-                self._family.rule(CallRules(self._tags, {tool.name: schema}), [tool], self._family.openings[0])
-        except (GrammarError, TooCostlyError, Unresolvable, RecursionError) as error:
-            if not tool.strict:
-                return None
-            if not isinstance(error, GrammarError):
-                error = GrammarError(f"{_FORMAT} cannot be followed: {error}.", SIMPLIFY)
-            raise _of(tool, error) from error
-        return schema
+        for left in (schema, plainer(schema)) if schema is not None else ():
+            rules = CallRules(self._tags, {tool.name: left})
+            with suppress(GrammarError, TooCostlyError, Unresolvable, RecursionError), spending(MAX_STEPS):
+                self._family.rule(rules, [tool], self._family.openings[0])
+                if rules.gave_way or left is not schema or left.loosely:
+                    self.loosened |= {tool.name}
+                return left
+        self.loosened |= {tool.name}
+        return None
 
     def after(self, opening: str) -> Grammar | None:
         """What follows an opening is held to this; None for nothing."""

@@ -15,10 +15,13 @@ from ..chat_template import ChatTemplate, Prompt
 from .family import Family
 from .gemma4 import Gemma4
 from .generic import Generic
+from .glm import Glm
 from .harmony import Harmony
 from .hermes import Hermes
 from .json_list import Apriel, Nemotron
 from .llama3 import Llama3
+from .marked import DeepSeek, Kimi
+from .minimax import MiniMax
 from .mistral import Mistral, MistralList
 from .qwen_xml import QwenXml, SeedOss
 from .splitter import CallSplitter
@@ -27,6 +30,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Gemma4(),
     SeedOss(),
     QwenXml(),
+    Glm(),
+    MiniMax(),
+    Kimi(),
+    DeepSeek(),
     Mistral(),
     MistralList(),
     Harmony(),

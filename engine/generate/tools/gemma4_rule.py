@@ -71,7 +71,13 @@ class _Writer:
             return self._any()
         if words_of(node) == {"$ref"}:
             return self._reference(node["$ref"])
-        return self._rules.new(" | ".join(self._alternatives(node, path, only)))
+        known = dict(self._of_reference)
+
+        def write(left: Mapping[str, Any]) -> str:
+            self._of_reference = dict(known)
+            return self._rules.new(" | ".join(self._alternatives(left, path, only)))
+
+        return self._rules.as_far_as_it_goes(node, write)
 
     def _reference(self, reference: str) -> str:
         if reference not in self._of_reference:

@@ -53,16 +53,22 @@ class Generic(Hermes):
                 found.append({"role": message["role"], "content": _with_calls(message)})
         for message in found:
             message.pop("results", None)
-        if tools:
-            manual = _MANUAL.format(tools="\n".join(_described(tool) for tool in tools))
-            if found and found[0]["role"] == "system":
-                found[0]["content"] = f"{found[0]['content']}\n\n{manual}"
-            else:
-                found.insert(0, {"role": "system", "content": manual})
-        return list(found), None
+        return with_manual(found, _MANUAL, tools), None
 
 
-def _described(tool: Tool) -> str:
+def with_manual(messages: Sequence[Message], manual: str, tools: Sequence[Tool]) -> list[Message]:
+    """Messages with the tools described in the system prompt. manual: has a place for {tools}."""
+    if not tools:
+        return list(messages)
+    text = manual.format(tools="\n".join(described(tool) for tool in tools))
+    if messages and messages[0]["role"] == "system":
+        first = messages[0]
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def described(tool: Tool) -> str:
+    """A tool as a line of JSON."""
     described: dict[str, Any] = {"name": tool.name}
     if tool.description:
         described["description"] = tool.description

@@ -23,7 +23,8 @@ class Hermes(Family):
 
     def writes(self, template: str) -> bool:
         """See Family."""
-        return _OPENING in template and '"arguments"' in template.replace('\\"', '"') and "<function=" not in template
+        elsewhere = any(tag in template for tag in ("<function=", "<arg_key>"))
+        return _OPENING in template and '"arguments"' in template.replace('\\"', '"') and not elsewhere
 
     def read(self, source: Source, tools: Mapping[str, Tool]) -> Parser[None]:
         """See Family."""

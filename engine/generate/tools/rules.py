@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
+from ...errors import GrammarError
 from ...request import Tool
 from ..grammar import json_rule
-from ..json_schema import JsonSchema
+from ..json_schema import SIMPLIFY, JsonSchema
+from .loosening import looser
+
+_T = TypeVar("_T")
+_MOST_TRIES: Final = 200
 
 # Between the parts of a call's own frame: free, but not endless.
 SPACE: Final = "SPACE"
@@ -24,6 +29,7 @@ class CallRules:
     """Collects rules. tags: the token of each tag that is one of the vocabulary's own; the others are text.
 
     parallel: whether an answer may have several calls.
+    gave_way: whether a keyword was left out that a notation cannot say.
     """
 
     def __init__(
@@ -37,6 +43,8 @@ class CallRules:
         self._json: dict[str, str] = {}
         self._lexemes: dict[str, str] = {}
         self._reserved = 0
+        self._tries = 0
+        self.gave_way = False
 
     def tag(self, text: str) -> str:
         """A text with tags in it, as parts of a rule's body."""
@@ -82,6 +90,26 @@ class CallRules:
             self._lines.append(f"{self._lexemes[body]}: {body}")
         return self._lexemes[body]
 
+    def as_far_as_it_goes(self, node: Mapping[str, Any], write: Callable[[Mapping[str, Any]], _T]) -> _T:
+        """What `write` makes of a schema, or of what is left of it when keywords have given way.
+
+        What it added before it raised GrammarError is taken back. Raises GrammarError when that was tried too often.
+        """
+        begin, lexemes = len(self._lines), dict(self._lexemes)
+        for left in (node, *looser(node)):
+            try:
+                made = write(left)
+            except GrammarError:
+                del self._lines[begin:]
+                self._lexemes = dict(lexemes)
+                self._tries += 1
+                if self._tries > _MOST_TRIES:
+                    raise
+            else:
+                self.gave_way = self.gave_way or left is not node
+                return made
+        raise GrammarError("response_format.json_schema cannot be followed in this model's calls.", SIMPLIFY)
+
     def schema(self, tool: Tool) -> JsonSchema | None:
         """What the arguments of a tool are held to; None for any object."""
         return self._schemas[tool.name]
@@ -100,9 +128,7 @@ class CallRules:
 
     def grammar(self, start: str) -> str:
         """The whole grammar; `start` is the body of its first rule."""
-        options = [line for line in self._lines if line.startswith("%llguidance")]
-        rest = [line for line in self._lines if not line.startswith("%llguidance")]
-        return "\n".join([*options, f"start: {start}", *rest])
+        return "\n".join([f"start: {start}", *self._lines])
 
 
 def schema_of_arguments(tool: Tool) -> Any:

@@ -44,7 +44,7 @@ class Source:
         self.names = names
         self.first = first
         self.taken = 0  # characters
-        self.raw = ""  # all that was taken since the last whole call
+        self._raw: list[str] = []
         self._text = ""
         self._at = 0
         self._final = False
@@ -68,6 +68,11 @@ class Source:
         """What is new of the calls since the last time."""
         pieces, self._pieces = self._pieces, []
         return tuple(pieces)
+
+    @property
+    def raw(self) -> str:
+        """All that was taken since the last whole call."""
+        return "".join(self._raw)
 
     @property
     def rest(self) -> str:
@@ -112,7 +117,7 @@ class Source:
             self.write("{}")
         self._open = False
         self._next += 1
-        self.raw = ""
+        self._raw.clear()
 
     # --- the parser's side: what is read --------------------------------------------------------------------------
 
@@ -203,7 +208,7 @@ class Source:
             yield
 
     def _pass(self, count: int) -> None:
-        self.raw += self._text[self._at : self._at + count]
+        self._raw.append(self._text[self._at : self._at + count])
         self._at += count
         self.taken += count
 

@@ -191,11 +191,12 @@ async def test_an_answer_that_breaks_its_schema_each_time_is_an_error() -> None:
     assert lease.releases == 1
 
 
-async def test_a_greedy_answer_that_breaks_its_schema_is_not_asked_for_again() -> None:
-    lease = FakeLease([INVALID], "math")
-    with pytest.raises(SchemaViolationError):
-        await whole(scene(lease, temperature=0))
-    assert len(lease.requests) == 1
+async def test_a_greedy_answer_that_breaks_its_schema_is_drawn_the_second_time() -> None:
+    lease = FakeLease([INVALID, KEPT], "math")
+    told = scene(lease, temperature=0)
+    assert texts(await whole(told)) == ["1"]
+    assert [request.sampling.temperature > 0 for request in lease.requests] == [False, True]
+    assert "drawn" in told.answer.provenance.facts([])["notes"][0]
 
 
 async def test_only_the_choice_that_breaks_its_schema_is_tried_again() -> None:

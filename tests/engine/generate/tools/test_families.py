@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from coe.engine.generate.tools.family import Family
 from coe.engine.generate.tools.gemma4 import Gemma4
+from coe.engine.generate.tools.glm import Glm
 from coe.engine.generate.tools.harmony import Harmony
 from coe.engine.generate.tools.hermes import Hermes
 from coe.engine.generate.tools.json_list import Apriel, Nemotron
 from coe.engine.generate.tools.llama3 import Llama3
+from coe.engine.generate.tools.marked import DeepSeek, Kimi
+from coe.engine.generate.tools.minimax import MiniMax
 from coe.engine.generate.tools.mistral import Mistral, MistralList, short_id
 from coe.engine.generate.tools.qwen_xml import QwenXml, SeedOss
 from coe.engine.generate.tools.source import plain, spelling
@@ -38,6 +41,11 @@ CASES = {
     "hermes": Case(Hermes(), written.hermes),
     "qwen_xml": Case(QwenXml(), written.xml("<tool_call>", "</tool_call>", "\n")),
     "seed_oss": Case(SeedOss(), written.xml("<seed:tool_call>", "</seed:tool_call>", "")),
+    "glm": Case(Glm(), written.glm("")),
+    "glm_lines": Case(Glm(), written.glm("\n")),
+    "minimax": Case(MiniMax(), written.minimax),
+    "kimi": Case(Kimi(), written.kimi),
+    "deepseek": Case(DeepSeek(), written.deepseek),
     "mistral": Case(Mistral(), written.mistral),
     "mistral_ids": Case(Mistral(), written.mistral_ids),
     "mistral_list": Case(MistralList(), written.mistral_list),
@@ -107,6 +115,12 @@ SLIPS: list[tuple[str, str]] = [
     ("hermes", '<tool_call>\n{"name": "add", "arguments": {"path": "a", "lines": 2}}\n</tool_'),
     ("qwen_xml", "<tool_call>\n<function=add>\n<parameter=path>\na\n</parameter>\n<parameter=lines>\n2\n</parameter>"),
     ("qwen_xml", "<tool_call>\n<function=add>\n<parameter=path>\na\n</parameter>\n<parameter=lines>\n2\n</parameter>\n</function>"),
+    ("glm", "<tool_call>add\n<arg_key>path</arg_key>\n<arg_value>a</arg_value>\n<arg_key>lines</arg_key>\n<arg_value>2</arg_value>"),
+    ("minimax", '<minimax:tool_call>\n<invoke name="add">\n<parameter name="path">a</parameter>\n<parameter name="lines">2</parameter>'),
+    ("minimax", '<minimax:tool_call>\n<invoke name="add">\n<parameter name="path">a</parameter>\n<parameter name="lines">2</parameter>\n</invoke>'),
+    ("kimi", '<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{"path": "a", "lines": 2}'),
+    ("kimi", '<|tool_calls_section_begin|>\n<|tool_call_begin|> add <|tool_call_argument_begin|> {"path":"a","lines":2} <|tool_call_end|>\n<|tool_calls_section_end|>'),
+    ("deepseek", '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"path": "a", "lines": 2}<｜tool▁call▁end｜>'),
     ("mistral_list", '[TOOL_CALLS][{"name": "add", "arguments": {"path": "a", "lines": 2}}'),
     ("apriel", '<tool_calls>[{"name": "add", "arguments": {"path": "a", "lines": 2}}]'),
     ("harmony", '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"path": "a", "lines": 2}'),
@@ -114,6 +128,8 @@ SLIPS: list[tuple[str, str]] = [
     ("gemma4", '<|tool_call> call:add {lines: 2, path: <|"|>a<|"|> }\n<tool_call|>\n'),
     ("hermes", '<tool_call>{"name":"add","arguments":{"path":"a","lines":2}}</tool_call> \n\n'),
     ("qwen_xml", "<tool_call>\n\n<function=add>\n  <parameter=path>a</parameter>\n  <parameter=lines> 2 </parameter>\n</function></tool_call>"),
+    ("glm", "<tool_call>\nadd \n\n<arg_key> path </arg_key> <arg_value>a</arg_value>\n <arg_key>lines</arg_key>\n\n<arg_value> 2 </arg_value>\n</tool_call>\n"),
+    ("minimax", '<minimax:tool_call><invoke name="add"><parameter name="path">a</parameter> <parameter name="lines"> 2</parameter></invoke></minimax:tool_call>'),
     ("llama3", ' {"name": "add", "parameters": {"path": "a", "lines": 2}} \n'),
     ("llama3", '{"name": "add", "parameters": {"path": "a", "lines": 2}};'),
     # another spelling of the same
@@ -145,6 +161,18 @@ EMPTY: list[tuple[str, str]] = [
     ("hermes", '<tool_call>{"name": "add", "arguments": null}</tool_call>'),
     ("hermes", '<tool_call>{"name": "add", "arguments": ""}</tool_call>'),
     ("qwen_xml", "<tool_call>\n<function=add>\n</function>\n</tool_call>"),
+    ("glm", "<tool_call>add</tool_call>"),
+    ("glm", "<tool_call>add\n</tool_call>"),
+    ("glm", "<tool_call>add"),
+    ("minimax", '<minimax:tool_call>\n<invoke name="add">\n</invoke>\n</minimax:tool_call>'),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.add:3<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
     ("mistral", "[TOOL_CALLS]add[ARGS]{}"),
     ("mistral_list", '[TOOL_CALLS][{"name": "add", "arguments": {}}]'),
     ("llama3", '{"name": "add", "parameters": {}}'),
@@ -168,6 +196,19 @@ BROKEN: list[tuple[str, str]] = [
     ("qwen_xml", "<tool_call>\n<function=unknown>\n</function>\n</tool_call>"),
     ("qwen_xml", "<tool_call>\n<function=add>\npath=a\n</function>\n</tool_call>"),
     ("qwen_xml", "<tool_call>\nadd\n</tool_call>"),
+    ("glm", "<tool_call>unknown\n</tool_call>"),
+    ("glm", "<tool_call>add\n<arg_key>path</arg_key>\na\n</tool_call>"),
+    ("glm", '<tool_call>{"name": "add"}</tool_call>'),
+    ("minimax", '<minimax:tool_call>\n<invoke name="unknown">\n</invoke>\n</minimax:tool_call>'),
+    ("minimax", '<minimax:tool_call>\n<invoke name="add">\npath: a\n</invoke>\n</minimax:tool_call>'),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.unknown:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>[1]<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
     ("mistral", "[TOOL_CALLS]unknown[ARGS]{}"),
     ("mistral", "[TOOL_CALLS]add[ARGS][1]"),
     ("mistral_list", '[TOOL_CALLS][{"name": "unknown", "arguments": {}}]'),

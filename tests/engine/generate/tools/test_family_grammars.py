@@ -199,19 +199,16 @@ def test_a_text_of_gemma_4_holds_anything_but_its_mark() -> None:
     assert grammar.complete
 
 
-UNSAYABLE = of({"w": {"type": "string", "pattern": r"\bword\b"}}, ["w"])
+UNSAYABLE = of({"w": {"type": "string", "pattern": "^a|b$"}}, ["w"])
 
 
-def test_a_schema_that_a_notation_cannot_say_is_refused_where_it_must_be_kept_and_left_out_else() -> None:
-    with pytest.raises(GrammarError, match="the parameters of the tool f: the pattern") as refusal:
-        constraint_of(Gemma4(), [Tool("f", parameters=UNSAYABLE, strict=True)], ToolUse(), tokens=True)
-    assert refusal.value.remedy
+def test_what_a_notation_cannot_say_is_left_out() -> None:
     tools = [Tool("f", parameters=UNSAYABLE), Tool("g", parameters=SCHEMAS["simple"])]
     made, shown = constraint_of(Gemma4(), tools, ToolUse(required=True, parallel=False), tokens=True)
     assert made.whole is not None
     answers = walks(made.whole, shown, "left out", 12)
     found = [f for answer in answers for f in faults(Gemma4(), tools, answer, tokens=True)]
-    assert all("'w' is a required property" in fault or "does not match" in fault for fault in found)  # of f alone
+    assert all("does not match" in fault for fault in found)
     assert any("call:g" in answer for answer in answers)
 
 
@@ -229,7 +226,8 @@ def test_random_schemas_are_kept_or_refused_in_words_that_help(family: Family, b
         try:
             made, shown = constraint_of(family, tools, ToolUse(required=True, parallel=False), tokens=tokens)
             assert made.whole is not None
-            for answer in walks(made.whole, shown, str(seed), 3):
+            exact = not made.loosened
+            for answer in walks(made.whole, shown, str(seed), 3) if exact else ():
                 found = faults(family, tools, answer, tokens=tokens)
                 # A key that comes twice counts once: that only the check at the end sees.
                 assert not found or "minProperties" in json.dumps(parameters), (seed, parameters, answer, found)

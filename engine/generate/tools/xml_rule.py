@@ -1,4 +1,4 @@
-"""The parameters of a call in Qwen3-Coder's XML as Lark rules: of any keys, and of what a JSON schema allows.
+"""The arguments of a call in XML as Lark rules: of any keys, and of what a JSON schema allows.
 
 A value and the tags behind it are one lexeme, since the text before them may go on with anything else.
 """
@@ -18,37 +18,41 @@ from ..subschemas import references
 from ..validators import validator_of
 from ..wide_numbers import has_wide_numbers
 from . import lexemes
+from .markup import Markup
 from .merging import flat, merged, types_of_values
 from .rules import CallRules
 from .shapes import Shape
 
-_MORE: Final = "</parameter>\n<parameter="
-_END: Final = "</parameter>\n</function>"
-# What ends a value when it is read.
-_ENDS: Final = r"<\/parameter>[ \t\r\n]*<(parameter=|\/function>|\/tool_call>|\/seed:tool_call>)"
-_KEY: Final = r"[^<>=\s\x{fdd0}-\x{fdef}][^<>\r\n\x{fdd0}-\x{fdef}]{0,80}"
+LINE: Final = r"/\n?/"  # where a line may end
+_KEY: Final = r"[^<>=\"\s\x{fdd0}-\x{fdef}][^<>\"\r\n\x{fdd0}-\x{fdef}]{0,80}"
 _ANY: Final = {"type": ["object", "array", "number", "boolean", "null"]}
 
 
-def arguments_rule(rules: CallRules, tool: Tool, line: str) -> str:
-    """The name of the rule for what stands between the function's tags, its closing tag included.
-
-    line: what stands between a parameter's tags and its value. Raises GrammarError where a schema of them cannot be
-    followed.
-    """
-    return _Writer(rules, rules.schema(tool), line).arguments()
+def arguments_rule(rules: CallRules, tool: Tool, markup: Markup) -> str:
+    """The name of the rule for a call's arguments and what ends them. Raises GrammarError when it finds none."""
+    return _Writer(rules, rules.schema(tool), markup).arguments()
 
 
 class _Writer:
-    def __init__(self, rules: CallRules, schema: JsonSchema | None, line: str) -> None:
+    def __init__(self, rules: CallRules, schema: JsonSchema | None, markup: Markup) -> None:
         self._rules = rules
         self._schema = schema
-        self._line = line
+        self._markup = markup
+        self._gap = LINE if markup.lines_are_free else rules.text("\n")
+        self._end = markup.end or markup.closing
+        self._marks_are_tokens = rules.is_token(markup.value_end)
+        ends = "|".join(map(lexemes.escaped, dict.fromkeys((markup.key, self._end, markup.closing))))
+        # What ends a value when it is read.
+        self._ends = rf"{lexemes.escaped(markup.value_end)}[ \t\r\n]*({ends})"
         self._root = schema.followed if schema is not None else {"type": "object"}
         self._json: dict[str, str] = {}
 
     def arguments(self) -> str:
-        node = flat(self._root, self._root, "$")
+        return self._rules.as_far_as_it_goes(self._root, self._arguments)
+
+    def _arguments(self, root: Mapping[str, Any]) -> str:
+        self._json.clear()
+        node = flat(root, self._root, "$")
         properties: dict[str, Any] = dict(node.get("properties") or {})
         required = list(node.get("required") or ())
         additional = node.get("additionalProperties", not properties)
@@ -61,7 +65,7 @@ class _Writer:
         least, most = node.get("minProperties", 0), node.get("maxProperties")
         if least > len(required) or (most is not None and (most < len(properties) or additional is not False)):
             raise _refused("minProperties or maxProperties of the arguments")
-        new, text = self._rules.new, self._rules.text
+        new, tag = self._rules.new, self._rules.tag
         after = self._others(properties, additional) if additional is not False else None
         may_end = True
         for name, inner in reversed(properties.items()):
@@ -72,8 +76,12 @@ class _Writer:
                 ways.append(after)
             may_end = may_end and name not in required
             after = new(" | ".join(ways))
-        ways = [f"{text('<parameter=')} {after}"] if after is not None else []
-        return new(" | ".join([*ways, *([text("</function>")] if may_end else [])]))
+        ways = [f"{tag(self._markup.key)} {after}"] if after is not None else []
+        return new(" | ".join([*ways, *([tag(self._end)] if may_end else [])]))
+
+    def _key_end(self) -> str:
+        between = f" {self._gap} ".join(map(self._rules.tag, self._markup.key_end))
+        return f"{between} {self._rules.text(self._markup.line)}" if self._markup.line else between
 
     def _others(self, declared: Mapping[str, Any], additional: Any) -> str:
         """A rule for keys that are not declared, one after the other."""
@@ -81,12 +89,12 @@ class _Writer:
         but = [f"~/{'|'.join(map(lexemes.escaped, declared))}/"] if declared else []
         key = self._rules.lexeme(" & ".join([f"/{_KEY}/", *but]))
         more, end = self._value(additional, "$"), self._value(additional, "$", end=True)
-        head = f"{key} {self._rules.text(f'>{self._line}')}"
+        head = f"{key} {self._key_end()}"
         self._rules.add(f"{name}: {head} {more} {name} | {head} {end}")
         return name
 
     def _ways(self, name: str, node: Any, after: str | None, may_end: bool) -> list[str]:
-        head = self._rules.text(f"{name}>{self._line}")
+        head = f"{self._rules.text(name)} {self._key_end()}"
         ways = [f"{head} {self._value(node, f'$.{name}')} {after}"] if after is not None else []
         if may_end:
             ways.append(f"{head} {self._value(node, f'$.{name}', end=True)}")
@@ -94,27 +102,48 @@ class _Writer:
 
     def _value(self, node: Any, path: str, *, end: bool = False) -> str:
         """The name of a rule for a value and what comes behind it: the end of the function, or another parameter."""
-        tail = self._rules.text(self._line + (_END if end else _MORE))
+        if not isinstance(node, Mapping):
+            return self._written({}, path, end=end)
+        known = dict(self._json)
+
+        def write(left: Mapping[str, Any]) -> str:
+            self._json = dict(known)
+            return self._written(left, path, end=end)
+
+        return self._rules.as_far_as_it_goes(node, write)
+
+    def _written(self, node: Mapping[str, Any], path: str, *, end: bool) -> str:
+        lexical, rest = self._tail(end=end)
+        without = () if self._marks_are_tokens else (self._ends,)
         found = []
         for part in self._parts(node, path):
             if isinstance(part, str):
-                if _is_clear(part):
-                    found.append(f"{self._rules.text(part)} {tail}")
+                if self._marks_are_tokens or self._markup.value_end not in part:
+                    found.append(" ".join(filter(None, (self._rules.text(part), *lexical, *rest))))
             elif part.get("type") == "string":
-                body = self._rules.lexeme(lexemes.lexeme(part, _ENDS))
-                found.append(self._rules.lexeme(f"{body} {tail}"))
+                body = self._rules.lexeme(lexemes.lexeme(part, *without))
+                found.append(" ".join([self._rules.lexeme(" ".join([body, *lexical])), *rest]))
             else:
-                found.append(f"{self._of_json(part, path)} {tail}")
+                found.append(" ".join([self._of_json(part, path), *lexical, *rest]))
         if not found:
             raise _refused(f"no value is allowed at {path[:200]}")
         return self._rules.new(" | ".join(dict.fromkeys(found)))
 
-    def _parts(self, node: Any, path: str) -> Iterator[str | Mapping[str, Any]]:
+    def _tail(self, *, end: bool) -> tuple[list[str], list[str]]:
+        """What comes behind a value: the text that is one lexeme with it, and what is not, from the first token on."""
+        line, rules = self._markup.line, self._rules
+        texts = [rules.text(line)] if line else []
+        parts = [
+            *texts,
+            rules.tag(self._markup.value_end),
+            self._gap,
+            rules.tag(self._end if end else self._markup.key),
+        ]
+        first = next((at for at, part in enumerate(parts) if part.startswith("<[")), len(parts))
+        return parts[:first], parts[first:]
+
+    def _parts(self, node: Mapping[str, Any], path: str) -> Iterator[str | Mapping[str, Any]]:
         """What a value may be: texts as they are, schemas of texts, and schemas of what is written as JSON."""
-        if node is False:
-            return
-        if not isinstance(node, Mapping):
-            node = {}
         if not _names_texts(node, self._root):
             yield node or _ANY
             if not node:
@@ -165,11 +194,6 @@ def _names_texts(node: Mapping[str, Any], root: Any) -> bool:
     if "string" in shape.types:
         return True
     return bool(node) and not shape.types and "string" in types_of_values(node)
-
-
-def _is_clear(text: str) -> bool:
-    """Whether a text may stand as a value: nothing in it ends one."""
-    return "</parameter>" not in text
 
 
 def _refused(what: str) -> GrammarError:
