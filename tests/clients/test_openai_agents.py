@@ -1,5 +1,5 @@
-"""openai-agents over the Responses API, its default, and over chat completions: tools, a handoff, typed output, streams,
-and sessions that the server keeps."""
+"""openai-agents over the Responses API, its default, and over chat completions: tools, a handoff, typed output,
+streams, and what the server keeps of a conversation."""
 
 from __future__ import annotations
 

@@ -117,12 +117,15 @@ class Reader:
             raise RequestError(
                 f"{place}.role: {str(role)[:60]!r} is none of {', '.join(_ROLES)}.{hint}", param=f"{place}.role"
             )
-        content = text_of(item.get("content"), f"{place}.content", optional=role == "assistant", parts=_PARTS)
+        content = item.get("content")
         if role == "assistant":
-            self._assistant().texts.append(content)
+            if isinstance(content, list):
+                content = [part for part in content if self._is_text(part)]
+            self._assistant().texts.append(text_of(content, f"{place}.content", optional=True, parts=_PARTS))
         else:
             self._flush()
-            self._history.say("system" if role == "developer" else role, content)
+            text = text_of(content, f"{place}.content", optional=False, parts=_PARTS)
+            self._history.say("system" if role == "developer" else role, text)
 
     def _call(self, item: Mapping[str, Any], place: str) -> None:
         name = item.get("name")
@@ -141,6 +144,14 @@ class Reader:
         if isinstance(output, list):
             output = [self._seen(part) for part in output]
         return text_of(output, f"{place}.output", optional=True, parts=_PARTS)
+
+    def _is_text(self, part: Any) -> bool:
+        """Whether a part of an answer is text; other servers' answers have others, which the model has no use for."""
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind not in _PARTS:
+            self._dropped.append(f"parts of type {kind[:40]}")
+            return False
+        return True
 
     def _seen(self, part: Any) -> Any:
         kind = part.get("type") if isinstance(part, Mapping) else None

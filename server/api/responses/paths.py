@@ -15,7 +15,7 @@ from ..openapi import gives, of_dialect
 from .described import DELETED, DESCRIBED, ITEMS
 from .dialect import ResponsesDialect
 from .items import listed
-from .store import ResponseStore, Stored, UnknownResponseError
+from .store import Item, ResponseStore, Stored, UnknownResponseError
 
 PATH: Final = "/v1/responses"
 _PAGE: Final = 20
@@ -42,9 +42,9 @@ def add_responses(
         return await answer(request, ResponsesDialect(store, owner(request)))
 
     @app.get(f"{PATH}/{{response_id}}", responses=gives(DESCRIBED.answer, DESCRIBED.error))
-    async def retrieve(request: Request, response_id: str) -> Mapping[str, Any]:
+    async def retrieve(request: Request, response_id: str, stream: str = "false") -> Mapping[str, Any]:
         """A response that is kept."""
-        if request.query_params.get("stream", "").lower() in ("true", "1"):
+        if stream.lower() not in ("false", "0", ""):
             raise RequestError("stream: a stored response comes whole. Leave it out.", param="stream")
         return stored(request, response_id).response
 
@@ -56,11 +56,11 @@ def add_responses(
         return {"id": response_id, "object": "response", "deleted": True}
 
     @app.get(f"{PATH}/{{response_id}}/input_items", responses=gives(ITEMS, DESCRIBED.error))
-    async def input_items(request: Request, response_id: str) -> Mapping[str, Any]:
-        """The items that a response answered, the newest first unless order is asc."""
-        asked = request.query_params
-        items = listed(stored(request, response_id).items, response_id)
-        return _page(items, asked.get("after"), asked.get("limit"), asked.get("order"))
+    async def input_items(
+        request: Request, response_id: str, order: str = "desc", limit: str = str(_PAGE), after: str = ""
+    ) -> Mapping[str, Any]:
+        """The items that a response answered, the newest first unless order is asc. limit: 1 to 100."""
+        return _page(listed(stored(request, response_id).items, response_id), order, limit, after)
 
     @app.post(f"{PATH}/{{response_id}}/cancel", responses=gives(DESCRIBED.answer, DESCRIBED.error))
     async def cancel(request: Request, response_id: str) -> None:
@@ -73,25 +73,22 @@ def _unknown(name: str) -> UnknownResponseError:
     return UnknownResponseError(f"Response with id '{name[:80]}' not found.", param="response_id")
 
 
-def _page(
-    items: Sequence[Mapping[str, Any]], after: str | None, limit: str | None, order: str | None
-) -> dict[str, Any]:
-    if order not in (None, "asc", "desc"):
+def _page(items: Sequence[Item], order: str, limit: str, after: str) -> dict[str, Any]:
+    if order not in ("asc", "desc"):
         raise RequestError("order: give asc or desc.", param="order")
-    if limit is not None and not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= _MOST):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= _MOST):
         raise RequestError(f"limit: give a number from 1 to {_MOST}.", param="limit")
     ordered = list(items) if order == "asc" else list(reversed(items))
-    if after is not None:
+    if after:
         place = next((index for index, item in enumerate(ordered) if item["id"] == after), None)
         if place is None:
             raise RequestError("after: no item of this response has that id.", param="after")
         ordered = ordered[place + 1 :]
-    n = int(limit) if limit is not None else _PAGE
-    page = ordered[:n]
+    page = ordered[: int(limit)]
     return {
         "object": "list",
         "data": page,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
-        "has_more": len(ordered) > n,
+        "has_more": len(ordered) > len(page),
     }

@@ -118,6 +118,13 @@ def test_what_a_local_model_has_no_use_for_is_left_out_and_noted() -> None:
     assert "an image" in (found.messages or ())[2]["content"]
 
 
+def test_parts_of_an_answer_that_are_no_text_do_not_end_its_conversation() -> None:
+    parts = [{"type": "output_text", "text": "Hello"}, {"type": "output_audio", "data": "x"}]
+    found = request(input=[TURN[0], {"role": "assistant", "content": parts}, {"role": "user", "content": "?"}])
+    assert (found.messages or ())[1]["content"] == "Hello"
+    assert "output_audio" in found.notes[0]
+
+
 @pytest.mark.parametrize(
     ("items", "param"),
     [
