@@ -149,6 +149,41 @@ class Told:
 
 
 @dataclass(frozen=True)
+class EmbedRequest:
+    """Texts whose embeddings are wanted; an Embedded comes of it.
+
+    cut_to: tokens that each text is cut to, at most as many as the model reads; None: a longer text is refused.
+    """
+
+    id: str
+    texts: Sequence[str]
+    cut_to: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        return {**vars(self), "texts": list(self.texts)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of texts, in their order.
+
+    vectors: float32, little-endian, row by row, as base64. tokens: that were read of each text. cut: indexes of the
+    texts of which the end was left out.
+    """
+
+    id: str
+    vectors: str
+    tokens: list[int]
+    cut: list[int]
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One token's log-probability under the model's distribution before sampling, and its best rivals'.
 
@@ -241,8 +276,10 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Accepted | Reading | Delta | Finished | Rejected | Told
-EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told)}
+Event = Accepted | Reading | Delta | Finished | Rejected | Told | Embedded
+EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told, Embedded)
+}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..spec import LoadSpec
 from .devices import physical_cores
 from .log import start
 from .model import Model
+from .pooling import pooled_reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,12 +45,17 @@ class Context:
         self.model = model
         self.n_seq = spec.parallel
         params = lib.llama_context_default_params()
-        params.n_ctx = spec.cells
-        params.n_batch = params.n_ubatch = min(batch_tokens, spec.cells)
+        reading = pooled_reading(model, spec) if spec.embeddings else None
+        self.n_cells = reading.input_tokens if reading is not None else spec.cells
+        if reading is not None:
+            batch_tokens = reading.batch_tokens
+        params.n_ctx = self.n_cells
+        params.n_batch = params.n_ubatch = min(batch_tokens, self.n_cells)
         params.n_seq_max = spec.parallel
         # Only the last token of a prompt and each newly generated one is looked at: with llama.cpp's default the
         # logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
-        params.n_outputs_max = params.n_batch if all_logits else spec.parallel
+        params.n_outputs_max = params.n_batch if all_logits or spec.embeddings else spec.parallel
+        params.embeddings = spec.embeddings  # pooled as the file says
         params.n_threads = params.n_threads_batch = spec.threads or physical_cores()
         params.type_k = params.type_v = _KV_TYPES[spec.kv_type]
         params.swa_full = False  # the binding's default keeps 3,520 MiB where 620 do (16k, Gemma 4 26B)
@@ -61,10 +67,16 @@ class Context:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(
-                f"No memory for a context of {spec.cells} tokens: {log.reason('llama.cpp gives no reason')}.",
+                f"No memory for a context of {self.n_cells} tokens: {log.reason('llama.cpp gives no reason')}.",
                 "Lower context_tokens or parallel in the roster, or free memory.",
             )
         self.memory = lib.llama_get_memory(self.handle)
+        if not self.memory and not spec.embeddings:
+            lib.llama_free(self.handle)
+            raise LoadError(
+                f"{spec.path.name} reads texts and writes none (an encoder).",
+                "Write embeddings: true in its entry, and ask it at /v1/embeddings.",
+            )
         self.n_batch: int = lib.llama_n_batch(self.handle)
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
 
@@ -91,8 +103,16 @@ class Context:
 
         return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.handle, index), (self.model.vocab.n_tokens,))
 
+    def embedding(self, sequence: int) -> Any:
+        """float32 array (n_embd,) of a sequence that the last decode ended, pooled: a view, valid until the next."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(lib.llama_get_embeddings_seq(self.handle, sequence), (self.model.n_embedding,))
+
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's cells from position `start`; False when this kind of cache cannot drop a part."""
+        if not self.memory:  # an encoder has no cache
+            return True
         return bool(lib.llama_memory_seq_rm(self.memory, sequence, start, -1))
 
     def copy_sequence(self, source: int, target: int, end: int) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import EngineError, SlowReaderError
-from ..request import Delta, Event, Finished, Rejected, Told
+from ..request import Delta, Embedded, Event, Finished, Rejected, Told
+
+ENDS: Final = (Finished, Rejected, Told, Embedded)  # events after which a request has no other
 
 _BEHIND: Final = 16  # events that wait, from which on deltas are joined: a reader that keeps pace gets them one by one
 _JOINED_BYTES: Final = 1024  # of text, that one delta is joined up to
@@ -77,7 +79,7 @@ class Inbox:
         else:
             self._events.append(event)
         self._arrived.set()
-        if isinstance(event, Finished | Rejected | Told):
+        if isinstance(event, ENDS):
             self._end()
 
     def fail(self, error: EngineError) -> None:

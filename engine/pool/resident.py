@@ -23,10 +23,20 @@ from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
-from ..request import Event, Finished, GenerateRequest, ReadRequest, Rejected, Told, event_from_json
+from ..request import (
+    Embedded,
+    EmbedRequest,
+    Event,
+    Finished,
+    GenerateRequest,
+    ReadRequest,
+    Rejected,
+    Told,
+    event_from_json,
+)
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S, Beat, Lookout, Vitals
-from .inbox import Inbox, Unread
+from .inbox import ENDS, Inbox, Unread
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -69,6 +79,10 @@ class Resident(Protocol):
 
     async def read(self, request: ReadRequest) -> Told:
         """What the model makes of a text. Raises PromptTooLongError, TemplateError and WorkerDiedError."""
+        ...
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """Embeddings of texts, of a resident that was loaded for them. Raises InputTooLongError and WorkerDiedError."""
         ...
 
     def refuse(self, error: EngineError) -> None:
@@ -295,7 +309,7 @@ class WorkerResident:
 
     def _deliver(self, inbox: Inbox, event: Event) -> None:
         inbox.put(event)
-        if inbox.ended and not isinstance(event, Finished | Rejected | Told):  # its reader is too far behind
+        if inbox.ended and not isinstance(event, ENDS):  # its reader is too far behind
             self._send({"op": "cancel", "id": event.id})
 
     def _settle(self, result: dict[str, Any] | EngineError) -> None:
@@ -372,19 +386,32 @@ class WorkerResident:
 
     async def read(self, request: ReadRequest) -> Told:
         """See Resident.read."""
+        event = await self._asked("read", request)
+        assert isinstance(event, Told), "a reading is answered by one event"
+        return event
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """See Resident.embed."""
+        event = await self._asked("embed", request)
+        assert isinstance(event, Embedded), "embeddings come in one event"
+        return event
+
+    async def _asked(self, op: str, request: ReadRequest | EmbedRequest) -> Event:
+        """The one event that answers a request."""
         if self._lost.done():
             raise self._death()
         self._inboxes[request.id] = inbox = Inbox()
         self._vitals.work(time.monotonic(), True)
-        self._send({"op": "read", "request": request.to_json()})
+        self._send({"op": op, "request": request.to_json()})
         try:
             event = await inbox.take()
         finally:
             del self._inboxes[request.id]
             inbox.close()
+            if not inbox.ended:
+                self._send({"op": "cancel", "id": request.id})
         if isinstance(event, Rejected):
             raise _rejection(event)
-        assert isinstance(event, Told), "a reading is answered by one event"
         return event
 
     def refuse(self, error: EngineError) -> None:
@@ -460,7 +487,8 @@ class WorkerResident:
 
 def _rejection(event: Rejected) -> EngineError:
     error = getattr(errors, event.error, EngineError)
-    if error is errors.PromptTooLongError:
-        return errors.PromptTooLongError(**event.facts)
+    if error in (errors.PromptTooLongError, errors.InputTooLongError, errors.EmptyInputError):
+        told: EngineError = error(**event.facts)
+        return told
     rejection: EngineError = error(event.message, event.remedy)
     return rejection

@@ -23,6 +23,7 @@ from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect, error_response
+from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .middleware import REQUEST_ID_HEADER, NameRequests
@@ -97,6 +98,7 @@ def make_app(
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)
+    add_embeddings(app, college, metrics)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR))
@@ -110,7 +112,10 @@ def make_app(
         app.add_middleware(
             RequireKey,
             keys=keys,
-            answering=(*dialects, RESPONSES_PATH, f"{RESPONSES_PATH}/", ROUTE_PATH, *TOKEN_PATHS),
+            answering=(
+                *(*dialects, RESPONSES_PATH, f"{RESPONSES_PATH}/", ROUTE_PATH),
+                *(*TOKEN_PATHS, *EMBEDDING_PATHS),
+            ),
             dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)

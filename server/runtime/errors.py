@@ -185,6 +185,8 @@ class Failure:
 # The most specific class first. Source of the codes: OpenAI's API reference, where it has one.
 _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], ...] = (
     (engine.PromptTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.InputTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.InputError, 400, "invalid_input", Part.INPUT),
     (engine.TemplateError, 400, "template_refused", Part.INPUT),
     (engine.ModelTemplateError, 503, "chat_template", Part.MODEL),
     (engine.GrammarError, 400, "invalid_schema", Part.FORMAT),

@@ -95,6 +95,10 @@ class Metrics:
         self._calls.labels(specialist).inc(calls)
         self._malformed.labels(specialist).inc(end.malformed_calls)
 
+    def embedded(self, model: str, tokens: int) -> None:
+        """Texts of so many tokens were embedded."""
+        self._prompt.labels(model).inc(tokens)
+
     def unfinished(self, specialist: str, reason: str, count: int) -> None:
         """Answers ended before their models were done: cancelled when the client left, failed when something broke."""
         self._ended.labels(specialist, reason).inc(count)
