@@ -41,7 +41,7 @@ class ResponsesDialect:
 
     def _envelope(self, parsed: Parsed, answer: Answer) -> ResponsesEnvelope:
         def keep(response: Mapping[str, Any]) -> bool:
-            return self.store.put(self.owner, Stored(response, parsed.items), parsed.items_size)
+            return self.store.put(self.owner, Stored(response, parsed.items, parsed.items_size))
 
         return ResponsesEnvelope(answer, parsed=parsed, keep=keep)
 

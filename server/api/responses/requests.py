@@ -91,10 +91,10 @@ def parse_response(
     reader = Reader(known)
     if parsed.instructions:
         reader.instruct(parsed.instructions)
-    items: list[Item] = list(_before(parsed.previous_response_id, past))
-    for item in items:
+    before, size = _before(parsed.previous_response_id, past)
+    for item in before:
         reader.read(item, "previous_response_id")
-    items += [reader.read(item, f"input[{index}]") for index, item in enumerate(as_items(parsed.input))]
+    given = [reader.read(item, f"input[{index}]") for index, item in enumerate(as_items(parsed.input))]
     messages = reader.messages()
     request = sampled_request(
         parsed,
@@ -108,13 +108,13 @@ def parse_response(
         wants_thinking=thinking_wish(body),
     )
     echo = _echo(parsed, text, tools)
-    return Parsed(request, tools, items, size_of(items), parsed.store is not False, echo)
+    return Parsed(request, tools, [*before, *given], size + size_of(given), parsed.store is not False, echo)
 
 
-def _before(name: str | None, past: Callable[[str], Stored | None]) -> Sequence[Item]:
-    """The conversation that a response is the last of; its instructions are not carried over."""
+def _before(name: str | None, past: Callable[[str], Stored | None]) -> tuple[Sequence[Item], int]:
+    """The conversation that a response is the last of, and its size; its instructions are not carried over."""
     if name is None:
-        return ()
+        return (), 0
     stored = past(name)
     if stored is None:
         raise RequestError(

@@ -30,15 +30,18 @@ class UnknownResponseError(RequestError):
 
 @dataclass(frozen=True)
 class Stored:
-    """An answer that is kept. items: of the conversation that it answered, without its own output."""
+    """An answer that is kept. items: of the conversation that it answered, without its own output; items_size: what
+    `size_of` says of them."""
 
     response: Mapping[str, Any]
-    items: Sequence[Item]
+    items: Sequence[Item] = ()
+    items_size: int = 0
 
     @property
-    def conversation(self) -> list[Item]:
-        """The items, and those of the answer."""
-        return [*self.items, *self.response["output"]]
+    def conversation(self) -> tuple[list[Item], int]:
+        """The items, and those of the answer; and their size."""
+        output = self.response["output"]
+        return [*self.items, *output], self.items_size + size_of(output)
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, owner: bytes, stored: Stored, items_size: int) -> bool:
-        """Keep an answer; False where it is larger than all that may be kept. items_size: `size_of` its items."""
-        size = items_size + size_of(stored.response)
+    def put(self, owner: bytes, stored: Stored) -> bool:
+        """Keep an answer; False where it is larger than all that may be kept."""
+        size = stored.items_size + size_of(stored.response)
         if size > self._max_bytes:
             return False
         with self._lock:
