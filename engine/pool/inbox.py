@@ -120,20 +120,24 @@ def _size(event: Event) -> int:
     """About the bytes that an event adds to an answer; the same for two deltas as for what they are joined to."""
     if not isinstance(event, Delta):
         return 0
+    texts = [event.text, event.reasoning]
+    for piece in event.calls:
+        texts += [piece.name or "", piece.arguments]
     rivals = sum(1 + len(entry.top) for entry in event.logprobs)
-    return (
-        len(event.text.encode("utf-8", "surrogatepass"))
-        + len(event.reasoning.encode("utf-8", "surrogatepass"))
-        + (_LOGPROB_BYTES * rivals)
-    )
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + _LOGPROB_BYTES * rivals
 
 
 def _joinable(first: Delta, second: Delta) -> bool:
-    """Reasoning comes before text: one delta cannot say that it came after."""
-    return not (first.text and second.reasoning) and _size(first) + _size(second) <= _JOINED_BYTES
+    """Reasoning comes before text, and both before calls: one delta cannot say that they came after."""
+    turns_back = (second.reasoning and (first.text or first.calls)) or (second.text and first.calls)
+    return not turns_back and _size(first) + _size(second) <= _JOINED_BYTES
 
 
 def _joined(first: Delta, second: Delta) -> Delta:
     return Delta(
-        first.id, first.text + second.text, first.reasoning + second.reasoning, (*first.logprobs, *second.logprobs)
+        first.id,
+        first.text + second.text,
+        first.reasoning + second.reasoning,
+        (*first.logprobs, *second.logprobs),
+        (*first.calls, *second.calls),
     )

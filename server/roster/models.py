@@ -212,8 +212,8 @@ class RouterSection(Section):
     in the first 400 characters, by a name; whichever specialist is warm does these"""
     client_task_tokens: dict[Text, CountOrZero] = {}
     """the longest answers to these, thinking aside, by name, where a request does not want less: in place of title,
-    topic 128; emoji 32; tags, commit message, autocompletion 256; follow-ups, search queries, image prompt 512; tool
-    choice, prompt rewriting 2048; summary 8192; 0: no bound"""
+    topic 128; emoji 32; tags, commit message, autocompletion 256; follow-ups, search queries, image prompt,
+    next speaker 512; tool choice, prompt rewriting 2048; summary 8192; memory none; 0: no bound"""
 
     @field_validator("client_tasks")
     @classmethod
