@@ -139,6 +139,14 @@ class PromptTooLongError(EngineError):
         self.at_least = at_least
 
 
+class UnknownTokenError(EngineError):
+    """A prompt has a token id that the vocabulary does not know."""
+
+
+class InfillError(EngineError):
+    """A model cannot fill in the middle: its vocabulary has no tokens for it."""
+
+
 class InputError(EngineError):
     """A text cannot be embedded. index: of the texts that came with it."""
 

@@ -60,10 +60,17 @@ class GenerateRequest:
     messages or prompt: a conversation for the chat template, or a text to be continued as it is. An assistant's message
                 may have `tool_calls`, each {"id", "name", "arguments": an object}, and its `reasoning`; a tool's has
                 `tool_call_id` and `name`.
+    prompt_ids: a text's token ids in place of `prompt`, read as they are: control tokens included, none added.
+    suffix:     the text that follows the answer (fill in the middle); `prompt` is the one before it.
+    snippets:   other texts for fill in the middle, each {"filename", "text"}; those that do not fit are left out, the
+                first ones first.
     tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
     max_tokens: None for what the context leaves. max_answer_tokens: the same, without those of thinking.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
+    echo:       the prompt's own text comes before the answer's. With top_logprobs each of its tokens is scored, and of
+                the answer each token that was drawn is listed, the one that ended it too.
+    ranked:     the end says how likely the answer was.
     loop_guard: None for none.
     tells_reading: events say how far the prompt has been read.
     """
@@ -72,6 +79,9 @@ class GenerateRequest:
     specialist: str
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
+    prompt_ids: Sequence[int] | None = None
+    suffix: str | None = None
+    snippets: Sequence[Mapping[str, str]] = ()
     tools: Sequence[Tool] = ()
     tool_use: ToolUse = field(default_factory=ToolUse)
     raw_prompt: bool = False
@@ -85,8 +95,21 @@ class GenerateRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
+    echo: bool = False
+    ranked: bool = False
     loop_guard: Patience | None = Patience.NORMAL
     tells_reading: bool = False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are wanted."""
+        return self.echo and self.top_logprobs is not None
+
+    @property
+    def prompt_chars(self) -> int:
+        """How long a plain prompt is, about: what there is to read before it can be evaluated."""
+        texts = (self.prompt or "", self.suffix or "", *(snippet["text"] for snippet in self.snippets))
+        return sum(map(len, texts)) + len(self.prompt_ids or ())
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -106,6 +129,7 @@ class GenerateRequest:
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
         values["tools"] = tuple(Tool(**tool) for tool in values["tools"])
+        values["snippets"] = tuple(values["snippets"])
         use = values["tool_use"]
         values["tool_use"] = ToolUse(**{**use, "only": tuple(use["only"])})
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
@@ -119,7 +143,7 @@ class ReadRequest:
 
     prompt: a conversation or a text as for an answer; of a text its control tokens are read only with raw_prompt.
     tokens: to be written as text, in place of reading a prompt. bos: whether the text begins as prompts do.
-    pieces: whether the bytes of each token are wanted.
+    pieces: whether the bytes of each token are wanted. vocabulary: whether the facts of the vocabulary are.
     """
 
     id: str
@@ -127,6 +151,7 @@ class ReadRequest:
     tokens: Sequence[int] | None = None
     bos: bool = False
     pieces: bool = False
+    vocabulary: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -140,12 +165,17 @@ class ReadRequest:
 
 @dataclass(frozen=True)
 class Told:
-    """What a model makes of a text: the text as it is continued, and its tokens. pieces: None where not asked for."""
+    """What a model makes of a text: the text as it is continued, and its tokens.
+
+    pieces: None where not asked for. vocabulary: the texts `bos_token` and `eos_token`, and the `chat_template`'s
+    source, each None where there is none; None where not asked for.
+    """
 
     id: str
     text: str
     tokens: list[int]
     pieces: list[list[int]] | None = None
+    vocabulary: dict[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,13 +217,14 @@ class Embedded:
 class TokenLogprob:
     """One token's log-probability under the model's distribution before sampling, and its best rivals'.
 
+    logprob: None of a prompt's first token, before which nothing stands.
     top:    text, bytes and log-probability of each, the likeliest first.
-    offset: characters of the answer's text before the first one that the token has a byte of.
+    offset: characters of the text, an echoed prompt's included, before the first one that the token has a byte of.
     """
 
     token: str
     bytes: list[int]
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, list[int], float]]
     offset: int = 0
 
@@ -249,6 +280,8 @@ class Finished:
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
     malformed_calls: what began as a call and was none; it came as text.
+    mean_logprob: log-probability a drawn token, the one that ended it included; None where it was not asked for, or
+               none was drawn.
     """
 
     id: str
@@ -263,6 +296,7 @@ class Finished:
     violation: str | None = None
     conforms: bool | None = None
     malformed_calls: int = 0
+    mean_logprob: float | None = None
 
 
 @dataclass(frozen=True)

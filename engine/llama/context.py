@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS: Final = 512  # tokens in one decode; also the compute buffer's size
 
+# Logits of one decode where prompts are scored. llama.cpp keeps them twice, in the compute and in the output buffer:
+# 32 rows of a vocabulary of 262,144 are 64 MiB together; a whole batch of 512 would be a GiB.
+_LOGITS_BYTES: Final = 32 * 2**20
+_MOST_OUTPUTS: Final = 64
+
 _KV_TYPES: Final = {"f16": 1, "q8_0": 8, "q4_0": 2, "bf16": 30, "f32": 0}  # ggml.h, enum ggml_type
 
 
@@ -52,9 +57,10 @@ class Context:
         params.n_ctx = self.n_cells
         params.n_batch = params.n_ubatch = min(batch_tokens, self.n_cells)
         params.n_seq_max = spec.parallel
-        # Only the last token of a prompt and each newly generated one is looked at: with llama.cpp's default the
-        # logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
-        params.n_outputs_max = params.n_batch if all_logits or spec.embeddings else spec.parallel
+        # Of most prompts the last token alone is looked at, and those that are scored are read in small pieces: with
+        # llama.cpp's default the logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
+        whole = all_logits or spec.embeddings
+        params.n_outputs_max = params.n_batch if whole else _outputs(model.vocab.n_tokens, spec.parallel)
         params.embeddings = spec.embeddings  # pooled as the file says
         params.n_threads = params.n_threads_batch = spec.threads or physical_cores()
         params.type_k = params.type_v = _KV_TYPES[spec.kv_type]
@@ -78,7 +84,14 @@ class Context:
                 "Write embeddings: true in its entry, and ask it at /v1/embeddings.",
             )
         self.n_batch: int = lib.llama_n_batch(self.handle)
+        self.n_outputs = int(params.n_outputs_max)  # entries of one decode that may want logits
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+
+    @property
+    def unreserved_bytes(self) -> int:
+        """What the output buffer may still grow by: llama.cpp reserves logits for one output a sequence, and more when
+        a decode first wants them. Source: llama-context.cpp, llama_context::output_reserve."""
+        return 4 * self.model.vocab.n_tokens * max(0, self.n_outputs - self.n_seq)
 
     def decode(self, entries: Iterable[tuple[int, int, int, bool]]) -> int:
         """Evaluate (token, position, sequence, wants_logits) entries, at most n_batch of them, in one call.
@@ -156,3 +169,8 @@ class Context:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self.handle)
             self.handle = None
+
+
+def _outputs(n_vocab: int, parallel: int) -> int:
+    """Entries of one decode that may want logits: each sequence's newest, and as many more as scoring is worth."""
+    return max(parallel, min(_MOST_OUTPUTS, _LOGITS_BYTES // (4 * n_vocab)))

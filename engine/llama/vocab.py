@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
 from ..errors import LoadError
+
+
+@dataclass(frozen=True)
+class Infill:
+    """The tokens of fill in the middle. file, repository: what a file and a project begin with; None for none."""
+
+    before: int
+    after: int
+    middle: int
+    file: int | None = None
+    repository: int | None = None
 
 
 class Vocab:
@@ -35,6 +47,17 @@ class Vocab:
         if self.ends_generation(self.eos):
             return self.eos
         return next((token for token in range(self.n_tokens) if self.ends_generation(token)), self.eos)
+
+    @functools.cached_property
+    def infill(self) -> Infill | None:
+        """The tokens of fill in the middle; None for a model that was not trained for it."""
+        needed = [
+            read(self._vocab) for read in (lib.llama_vocab_fim_pre, lib.llama_vocab_fim_suf, lib.llama_vocab_fim_mid)
+        ]
+        if min(needed) < 0:
+            return None
+        more = [read(self._vocab) for read in (lib.llama_vocab_fim_sep, lib.llama_vocab_fim_rep)]
+        return Infill(*needed, *(token if token >= 0 else None for token in more))
 
     @property
     def handle(self) -> Any:

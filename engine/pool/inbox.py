@@ -28,7 +28,22 @@ class Unread:
         """each_bytes: of one request. total_bytes: of all together."""
         self.each_bytes = each_bytes
         self.total_bytes = total_bytes
-        self.waiting_bytes = 0
+        self._waiting_bytes = [0]  # shared by those of `with_each`
+
+    def with_each(self, each_bytes: int) -> Unread:
+        """For requests of which each may leave so much unread; what all leave together counts here as there."""
+        other = Unread(each_bytes, self.total_bytes)
+        other._waiting_bytes = self._waiting_bytes
+        return other
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of all requests together."""
+        return self._waiting_bytes[0]
+
+    @waiting_bytes.setter
+    def waiting_bytes(self, waiting_bytes: int) -> None:
+        self._waiting_bytes[0] = waiting_bytes
 
     def fault(self, waiting_bytes: int, more_bytes: int) -> SlowReaderError | None:
         """Why a request, so much of which waits already, may not have more of it wait; None when it may."""
@@ -69,7 +84,8 @@ class Inbox:
         if self.ended:
             return
         size = _size(event)
-        if self._unread is not None and self._events and (fault := self._unread.fault(self._waiting_bytes, size)):
+        waits = self._waiting_bytes
+        if self._unread is not None and waits and (fault := self._unread.fault(waits, size)):
             self.fail(fault)
             return
         self._wait(size)

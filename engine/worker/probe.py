@@ -153,6 +153,7 @@ def dry_run(
             model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
         )
         return DryRun(sizes, {}, None, ToolForm(), form)
+    host += context.unreserved_bytes
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
     prompts = PromptReader(model, spec, limits=_TRIAL)
     loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)

@@ -246,7 +246,7 @@ class Worker:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
             plain = request.response_format is None and request.messages is None
-            if plain and len(request.prompt or "") < _AT_ONCE_CHARS:
+            if plain and request.prompt_chars < _AT_ONCE_CHARS:
                 loop.submit(request)
                 return
             self._preparing.add(request.id)

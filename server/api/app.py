@@ -26,6 +26,7 @@ from .dialect import Dialect, error_response
 from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
+from .llama_server.dialect import INFILL
 from .middleware import REQUEST_ID_HEADER, NameRequests
 from .models import add_models
 from .openai.described import ERROR
@@ -50,7 +51,11 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "lo
 NO_KEYS: Final = Keys()
 
 # Where each dialect is served. Errors outside these paths are written as the first dialect writes them.
-DIALECTS: Final[Mapping[str, Dialect]] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/infill": INFILL,
+}
 
 
 def make_app(

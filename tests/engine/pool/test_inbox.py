@@ -196,6 +196,21 @@ async def test_a_worker_that_dies_fails_a_reader_after_what_had_come() -> None:
         await inbox.take()
 
 
+async def test_what_each_may_leave_may_differ_and_all_together_count() -> None:
+    unread = Unread(10, 100)
+    small, large = Inbox(unread=unread), Inbox(unread=unread.with_each(90))
+    for _ in range(8):
+        large.put(Delta("r", "x" * 10))
+    assert not large.ended
+    assert unread.waiting_bytes == 80
+    small.put(Delta("r", "x" * 10))
+    large.put(Delta("r", "x" * 20))
+    assert large.ended
+    small.close()
+    large.close()
+    assert unread.waiting_bytes == 0
+
+
 @given(
     st.lists(st.one_of(st.builds(lambda t: Delta("r", t), st.text()), st.integers(1, 30)), max_size=200),
     st.integers(1, 500),
@@ -211,7 +226,7 @@ def test_whatever_the_reader_does_it_gets_a_beginning_of_the_text_and_no_more_wa
         n_waiting_bytes = 0
         for act in script:
             if isinstance(act, Delta):
-                alone = not len(inbox)
+                alone = not n_waiting_bytes
                 inbox.put(act)
                 if not inbox.ended:
                     sent += act.text
