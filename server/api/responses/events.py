@@ -274,7 +274,7 @@ class OutputItems:
 def logprobs(entries: Sequence[TokenLogprob], *, with_bytes: bool = True) -> list[dict[str, Any]]:
     """Log-probabilities of tokens, as items have them; events have no bytes."""
 
-    def one(token: str, value: float, data: Sequence[int]) -> dict[str, Any]:
+    def one(token: str, value: float | None, data: Sequence[int]) -> dict[str, Any]:
         return {"token": token, "logprob": value, **({"bytes": list(data)} if with_bytes else {})}
 
     return [
