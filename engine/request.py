@@ -44,6 +44,7 @@ class ToolUse:
     """How tools may be called.
 
     required: the answer must be a call. only: names of those that may be called, all when it is empty.
+    forbidden: the model is told of the tools, so that its prompt stays as it was, and may call none.
     parallel: an answer may have several calls. generic: in the form for models whose template knows no tools.
     """
 
@@ -51,6 +52,7 @@ class ToolUse:
     only: Sequence[str] = ()
     parallel: bool = True
     generic: bool = False
+    forbidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,8 @@ class Finished:
     violation: what the answer breaks of its schema, when it is invalid.
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
-    malformed_calls: what began as a call and was none; it came as text.
+    malformed_calls: what began as a call and was none; it came as text, but for what was cut before its name.
+    forbidden_calls: those that were made although none might be; they were left out.
     mean_logprob: log-probability a drawn token, the one that ended it included; None where it was not asked for, or
                none was drawn.
     """
@@ -297,6 +300,7 @@ class Finished:
     conforms: bool | None = None
     malformed_calls: int = 0
     mean_logprob: float | None = None
+    forbidden_calls: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from llguidance import LLTokenizer
 
 from ..errors import EngineError, ModelTemplateError, PromptTooLongError, TemplateError, UnknownTokenError
 from ..llama.model import Model
-from ..request import GenerateRequest, ReadRequest, Told
+from ..request import GenerateRequest, ReadRequest, Told, Tool
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from .chat_template import ChatTemplate, Prompt
 from .echo import Echo
@@ -132,10 +132,10 @@ class PromptReader:
         Takes up to seconds for large schemas, and may run on a thread of its own. Raises GrammarError.
         """
         schema = schema_of(request.response_format)
-        if request.tools and request.messages is not None:
+        if request.messages is not None and request.tools and not request.tool_use.forbidden:
             return self._toolbox_of(request, schema)
-        if schema is None and request.messages is not None and self.family_of(request).frames:
-            return self._toolbox_of(request, None)  # without a tool: what stands around the text is no part of it
+        if request.messages is not None and schema is None:
+            return self._closed_toolbox(request)
         return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
 
     def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
@@ -152,10 +152,29 @@ class PromptReader:
         family, use = self.family_of(request), request.tool_use
         tools = {tool.name: tool for tool in request.tools if not use.only or tool.name in use.only}
         tags = self._tags_of(family)
-        ends = {tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1}
         tokenizer = self._grammar_tokens if tools else None
         constraint = CallConstraint(tokenizer, family, tuple(tools.values()), use, tags, schema)
-        return Toolbox(family, tools, tags, frozenset(ends), constraint, use.parallel)
+        return Toolbox(family, tools, tags, self._ends_of(family), constraint, use.parallel)
+
+    def _closed_toolbox(self, request: GenerateRequest) -> Toolbox | None:
+        """For an answer that may call nothing. A model that does so all the same calls what it was told of, or called
+        before; None where there is neither, and nothing stands around a text that is no part of it."""
+        names = [call["name"] for message in request.messages or () for call in message.get("tool_calls") or ()]
+        tools = {**{name: Tool(name) for name in names}, **{tool.name: tool for tool in request.tools}}
+        family = self.family_of(request)
+        if not tools and not family.frames:
+            return None
+        tags = self._tags_of(family)
+        constraint = CallConstraint(None, family, (), request.tool_use, tags)
+        return Toolbox(family, tools, tags, self._ends_of(family), constraint, forbidden=True)
+
+    def _ends_of(self, family: Family) -> frozenset[int]:
+        return frozenset(tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1)
+
+    def _banned_of(self, box: Toolbox) -> list[int]:
+        """The tokens that begin a call and nothing else, where none may be made."""
+        openings = box.family.openings if box.forbidden else ()
+        return [box.tags[opening] for opening in openings if opening in box.tags]
 
     @functools.cached_property
     def _grammar_tokens(self) -> LLTokenizer:
@@ -290,6 +309,8 @@ class PromptReader:
         Raises PromptTooLongError, and what `prompt_of` raises.
         """
         prompt = prompt if prompt is not None else self.prompt_of(request)
+        banned = self._openings_of_thinking() if prompt.closed_by_ban else []
+        banned += self._banned_of(held_to) if isinstance(held_to, Toolbox) else []
         vocab, context_tokens = self._vocab, self._context_tokens
         tokens = list(prompt.tokens or self._of_nothing)
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
@@ -310,7 +331,7 @@ class PromptReader:
             grammar=held_to if isinstance(held_to, Grammar) else None,
             toolbox=held_to if isinstance(held_to, Toolbox) else None,
             specialist_id=specialist_id,
-            banned=self._openings_of_thinking() if prompt.closed_by_ban else (),
+            banned=banned,
             echo=prompt.echo,
         )
 

@@ -13,10 +13,12 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import GrammarError
 from ..llama.context import Context
 from ..llama.vocab import Vocab
 from ..spec import Sampling
 from .grammar import Grammar
+from .json_schema import SIMPLIFY
 
 _CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 # JSON knows no infinity: what a model has ruled out is written so, as OpenAI does.
@@ -135,10 +137,14 @@ class Sampler:
             return int(lib.llama_sampler_sample(self._chain, context.handle, index))
 
     def _redraw(self, logits: NDArray[np.float32], grammar: Grammar) -> int:
-        token = self._apply(self._chain, self._candidates(logits, grammar.allowed()))
-        taken = grammar.take(token)
-        assert taken, "a token of the mask is allowed"
-        return token
+        allowed = grammar.allowed()
+        while len(allowed):
+            token = self._apply(self._chain, self._candidates(logits, allowed))
+            if grammar.take(token):
+                return token
+            # The mask holds what the text before suggests, where taking it looks at the text itself.
+            allowed = allowed[allowed != token]
+        raise GrammarError("The answer cannot be gone on with: no token of this vocabulary writes it.", SIMPLIFY)
 
     def _candidates(self, logits: NDArray[np.float32], tokens: NDArray[np.intp]) -> NDArray[np.void]:
         candidates = np.zeros(len(tokens), _CANDIDATE)

@@ -332,7 +332,7 @@ class ActiveSequence:
             self._read_text(out, rest.answer)
         else:
             self._read_parts(out, self._calls.feed(rest.answer))
-            self._read_parts(out, self._calls.flush())
+            self._read_parts(out, self._calls.flush(cut=self.finish is not Finish.STOP))
         out.say("" if self._stopped else self._stops.flush())
         return out
 
@@ -396,6 +396,7 @@ class ActiveSequence:
             conforms=self._conforms,
             malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
             mean_logprob=self._sum_logprobs / self._drawn if self.request.ranked and self._drawn else None,
+            forbidden_calls=self._calls.n_forbidden if self._calls is not None else 0,
         )
 
     def close(self) -> None:

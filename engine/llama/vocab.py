@@ -35,6 +35,7 @@ class Vocab:
         self.eos: int = lib.llama_vocab_eos(self._vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._kept: list[object] = []
 
     @functools.cached_property
     def longest_piece_bytes(self) -> int:
@@ -64,6 +65,10 @@ class Vocab:
         """llama_vocab pointer."""
         return self._vocab
 
+    def keep(self, made: object) -> None:
+        """Keep an object alive for as long: one that code holds a pointer to which is not Python's."""
+        self._kept.append(made)
+
     def tokenize(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
         """Tokens of text. special: control tokens written in the text are recognised as such."""
         data = text.encode("utf-8", "replace")
@@ -75,17 +80,17 @@ class Vocab:
             count = lib.llama_tokenize(self._vocab, data, len(data), buffer, -count, bos, special)
         return list(buffer[:count])
 
-    def tokenize_on(self, text: str) -> list[int]:
-        """Tokens of text that goes on where another one ended, control tokens recognised.
+    def tokenize_on(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of text that goes on where another one ended. special: as `tokenize`.
 
         Some vocabularies begin each text with a space of their own, which has no place within one. Source:
         llama-vocab.cpp, llama_vocab::impl::tokenize, add_space_prefix.
         """
         if not self._adds_space:
-            return self.tokenize(text)
+            return self.tokenize(text, special=special)
         lead = self.tokenize("\n")
-        tokens = self.tokenize(f"\n{text}")
-        return tokens[len(lead) :] if tokens[: len(lead)] == lead else self.tokenize(text)
+        tokens = self.tokenize(f"\n{text}", special=special)
+        return tokens[len(lead) :] if tokens[: len(lead)] == lead else self.tokenize(text, special=special)
 
     @functools.cached_property
     def _adds_space(self) -> bool:

@@ -22,7 +22,7 @@ from ..errors import (
     WaitTimeoutError,
     WorkerDiedError,
 )
-from ..logs import REQUEST_ID, for_request
+from ..logs import REQUEST_ID, RemoteTraceback, for_request
 from ..spec import LoadSpec
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
@@ -505,7 +505,8 @@ class Pool:
         if booking.state is not State.DRAINING and not self._closed:
             self.deaths[loss.cause] += 1
             with_it = f"; requests that failed with it: {', '.join(loss.requests)}" if loss.requests else ""
-            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it)
+            stack = RemoteTraceback(loss.stack) if loss.stack else None
+            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it, exc_info=stack)
             booking.state = State.DRAINING
             self._replan()
             await booking.resident.wait_gone()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from .. import errors, frames
 from ..child import telling_line
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
-from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
+from ..logs import LLAMA_LOGGER, WORKER_LOGGER, RemoteTraceback, for_request, stack_in
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
 from ..request import (
@@ -50,11 +50,13 @@ class Loss:
     """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had.
 
     cause: a word or two of few that there are, for counting: "hung", "SIGKILL", "exit 1".
+    stack: where in its code it died, without any text of a request; "" where it could not say.
     """
 
     how: str
     requests: tuple[str, ...] = ()
     cause: str = "unknown"
+    stack: str = ""
 
 
 class Resident(Protocol):
@@ -255,7 +257,7 @@ class WorkerResident:
         if self._lost.done():
             return
         requests = tuple(name for name, inbox in self._inboxes.items() if not inbox.ended)
-        self._lost.set_result(Loss(self._how(), requests, self._cause()))
+        self._lost.set_result(Loss(self._how(), requests, self._cause(), stack_in(list(self._tail))))
         death = self._death()
         self._settle(death)
         for inbox in list(self._inboxes.values()):
@@ -301,7 +303,8 @@ class WorkerResident:
                     name, slash, choice = message["request"].rpartition("/")
                     name, of = (name, f" {choice[:6]}{choice[32:]}") if slash else (choice, "")
                     line = f"worker {self._process.pid}{of}: {message['message']}"
-                    _worker_log.log(level, "%s", line, extra=for_request(name))
+                    trace = RemoteTraceback(message["traceback"]) if message["traceback"] else None
+                    _worker_log.log(level, "%s", line, exc_info=trace, extra=for_request(name))
                 case _:
                     self._vitals.progress(now)
                     if (inbox := self._inboxes.get(message["id"])) is not None:

@@ -141,7 +141,7 @@ class BatchLoop:
         except EngineError as error:
             self.reject(request.id, error)
             return
-        except Exception as error:  # one request of an unforeseen kind must not take the others' worker down
+        except BaseException as error:  # one request of an unforeseen kind must not take the others' worker down
             self.reject(request.id, unforeseen("The request cannot be prepared", request.id, error))
             return
         swap = specialist_id != self._slices.current
@@ -317,6 +317,8 @@ class BatchLoop:
                 return slot.sequence.advance(self._context, index)
             except EngineError as error:  # one request's trouble is not the others'
                 return error
+            except BaseException as error:  # nor is a fault of ours
+                return unforeseen("The answer cannot be gone on with", slot.sequence.request.id, error)
 
         results: Iterable[Delta | EngineError | None] = map(advance, outputs)  # each goes out before the next is drawn
         if self._samplers is not None and len(outputs) > 1:
@@ -370,7 +372,12 @@ def rejected(request_id: str, error: EngineError) -> Rejected:
     return Rejected(request_id, type(error).__name__, error.message, error.remedy, facts)
 
 
-def unforeseen(what: str, request_id: str, error: Exception) -> EngineError:
-    """What a client is told of a bug of ours: its kind alone, since an error's own text may quote anybody."""
+def unforeseen(what: str, request_id: str, error: BaseException) -> EngineError:
+    """What a client is told of a bug of ours: its kind alone, since an error's own text may quote anybody.
+
+    A panic of a library that is written in Rust is no Exception; what ends a process is given on.
+    """
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        raise error
     _log.error("request %s: %s", request_id, what, exc_info=error, extra=for_request(request_id))
     return EngineError(f"{what}: {type(error).__name__}.", "It is a fault of the server, whose log tells more.")

@@ -53,7 +53,7 @@ from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
 from ..llama.pooling import pooled_reading
-from ..logs import WORKER_LOGGER, print_uncaught
+from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
 from ..private import keep_private, make_files_private
 from ..request import EmbedRequest, Event, GenerateRequest, ReadRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
@@ -93,12 +93,14 @@ class FrameHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
+        error = record.exc_info[1] if record.exc_info else None
         self._send(
             {
                 "event": "log",
                 "level": record.levelname.lower(),
-                "message": self.format(record),
+                "message": record.getMessage(),
                 "request": getattr(record, "request_id", ""),
+                "traceback": traceback_of(error) if error is not None else "",
             }
         )
 
@@ -222,10 +224,13 @@ class Worker:
                 if command["op"] == "stop":
                     loop.close()
                     return
-                if isinstance(loop, EmbedLoop):
-                    self._handle_texts(loop, command)
-                else:
-                    self._handle(loop, command)
+                try:
+                    if isinstance(loop, EmbedLoop):
+                        self._handle_texts(loop, command)
+                    else:
+                        self._handle(loop, command)
+                except BaseException as error:
+                    self._refuse(command, error)
                 busy = True
             try:
                 busy = loop.step()
@@ -271,13 +276,21 @@ class Worker:
             self._preparing.discard(command["id"])
             loop.cancel(command["id"])
 
+    def _refuse(self, command: dict[str, Any], error: BaseException) -> None:
+        """What one request holds must not take the others' worker down."""
+        request = command.get("request")
+        if request is None:
+            raise error
+        request_id = request["id"] if isinstance(request, dict) else request.id
+        self._emit(rejected(request_id, unforeseen("The request cannot be read", request_id, error)))
+
     def _told(self, loop: BatchLoop, request: ReadRequest) -> Event:
         """On a thread of its own, as `_prepare`."""
         try:
             return loop.told(request)
         except EngineError as error:
             return rejected(request.id, error)
-        except Exception as error:
+        except BaseException as error:
             return rejected(request.id, unforeseen("The text cannot be read", request.id, error))
 
     def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> Prepared | EngineError:
@@ -286,7 +299,7 @@ class Worker:
             return Prepared(loop.prompt_of(request), loop.held_to(request))
         except EngineError as error:
             return error
-        except Exception as error:  # a request of an unforeseen kind must get an answer too
+        except BaseException as error:  # a request of an unforeseen kind must get an answer too
             return unforeseen("The request cannot be prepared", request.id, error)
 
     def _submit_prepared(self, loop: BatchLoop, request: GenerateRequest, prepared: Prepared | EngineError) -> None:
@@ -312,6 +325,7 @@ def main() -> None:
     keep_private()
     make_files_private()
     sys.excepthook = print_uncaught
+    threading.excepthook = lambda ended: print_uncaught(ended.exc_type, ended.exc_value, ended.exc_traceback)
     call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

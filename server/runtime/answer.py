@@ -101,6 +101,11 @@ class Answer:
         return self.rules.thinking.mode is not ThinkingMode.OFF
 
     @property
+    def must_call(self) -> bool:
+        """Whether it is to be calls, and no text."""
+        return self.rules.must_call
+
+    @property
     def tells_waiting(self) -> bool:
         """Whether a stream tells what it waits for."""
         return self._college.roster.server.show_waiting
@@ -403,7 +408,7 @@ class Answer:
     def _require_valid(self, end: Finished) -> None:
         """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
         if end.reason is Finish.INVALID:
-            what = "what it and its calls are held to" if self.rules.tools else "its JSON schema"
+            what = "what it and its calls are held to" if self.rules.may_call else "its JSON schema"
             raise SchemaViolationError(
                 f"The answer breaks {what}: {end.violation}.",
                 "Ask again, with another seed or a higher temperature, or simplify the schema.",
@@ -411,7 +416,7 @@ class Answer:
 
     def _named(self, error: GrammarError) -> Exception:
         """The error that names the field at fault: an engine does not know which of two schemas a client sent."""
-        if not self.rules.tools or (self.request.response_format is not None and "tool" not in error.message):
+        if not self.rules.may_call or (self.request.response_format is not None and "tool" not in error.message):
             return error
         message = str(error).replace(_FORMAT, "a tool's parameters")
         return RequestError(message, param=Part.TOOLS, code="invalid_schema")

@@ -287,7 +287,7 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
 
 def _reads_tools(specialist: Specialist) -> bool:
     """Whether the tools that a chat offers stand in a specialist's prompt."""
-    return specialist.tools != "ignore"
+    return specialist.tools not in ("ignore", "refuse")
 
 
 def _n_chars(request: Request, specialist: Specialist) -> int:

@@ -89,6 +89,11 @@ class Request:
         """The messages; a bare prompt is the only message of a user, and token ids are one without a text."""
         return self.messages or [{"role": "user", "content": self.prompt or ""}]
 
+    @property
+    def may_call(self) -> bool:
+        """Whether a tool may be called."""
+        return bool(self.tools) and not self.tool_use.forbidden
+
     @cached_property
     def tools_chars(self) -> int:
         """About how long the descriptions of the tools are."""

@@ -185,7 +185,7 @@ class ChatEnvelope(OpenAIEnvelope):
     def choice(self, outcome: Outcome) -> dict[str, Any]:
         """See OpenAIEnvelope."""
         calls = outcome.calls[:1] if self._legacy else outcome.calls
-        content = outcome.text if outcome.text or not calls else None
+        content = outcome.text if outcome.text or not (calls or self.answer.must_call) else None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self.answer.thinks:
             message["reasoning_content"] = outcome.reasoning
