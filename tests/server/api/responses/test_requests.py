@@ -331,8 +331,10 @@ def test_choices(choice: Any, only: tuple[str, ...], required: bool) -> None:
     assert (tuple(use.only), use.required) == (only, required)
 
 
-def test_none_tells_of_no_tools() -> None:
-    assert request(tools=[FUNCTION], tool_choice="none").tools == ()
+def test_none_forbids_calls_and_leaves_the_prompt_as_it_was() -> None:
+    found = request(tools=[FUNCTION], tool_choice="none")
+    assert [tool.name for tool in found.tools] == ["look"]
+    assert found.tool_use.forbidden
 
 
 def test_what_is_repeated_is_as_the_openai_package_has_it() -> None:
