@@ -188,6 +188,35 @@ def bench(
 
 
 @app.command()
+def launch(
+    client: Annotated[
+        str, typer.Argument(help="codex, claude, opencode, qwen, continue, open-webui or aider.", show_default=False)
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: arguments for the client.", show_default=False)
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that is running; the one on port 8000 when left out.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="COE_API_KEYS", help="The server's key, if it wants one.")] = None,
+    model: Annotated[str, typer.Option(help="What the client asks for: `auto`, a specialist or an alias.")] = "auto",
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the settings into the client's own files, and start it with them.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print the settings, and start nothing.")] = False,
+) -> None:
+    """Start a client of others on a running server: Codex, Claude Code, opencode, Qwen Code, Continue, Open WebUI, aider.
+
+    It is told the address, the key, the model, its context and whether it takes tools, in a temporary folder; its own
+    files stay as they are, unless --save is given.
+    """
+    from .commands.launch.command import launch as run
+
+    code = run(client, arguments or [], _out, _err, url=url, key=key, model=model, saved=save, shown=show)
+    raise typer.Exit(code)
+
+
+@app.command()
 def doctor() -> None:
     """Say what llama.cpp sees on this machine, what is missing, and how to get it."""
     from .commands.doctor import doctor as run

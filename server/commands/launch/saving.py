@@ -1,0 +1,91 @@
+"""The one that changes a client's own files: beside and renamed, with a copy of what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe.engine.files import read_bounded, written_beside
+
+from .asking import LaunchError
+from .merging import MergeError, merge_json, merge_yaml
+from .values import Edit
+
+_MOST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file as it is to be. before: what it says now, None where there is none."""
+
+    path: Path
+    before: str | None
+    after: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to write."""
+        return self.before != self.after
+
+
+def plan(edits: Sequence[Edit]) -> list[Change]:
+    """What the files would say. Raises LaunchError where one cannot be read, or not be merged into; nothing is written
+    then."""
+    return [_planned(edit) for edit in edits]
+
+
+def _planned(edit: Edit) -> Change:
+    path = edit.path.resolve()  # the file behind a link, and not the link, is what is replaced
+    before = _read(path) if path.exists() else None
+    if isinstance(edit.values, str):
+        return Change(path, before, edit.values)
+    merge = merge_json if edit.form == "json" else merge_yaml
+    try:
+        return Change(path, before, merge(before or "", edit.values))
+    except MergeError as error:
+        raise LaunchError(
+            f"{path} {error}: it is left as it is. Put in by hand what --print shows, or leave --save out."
+        ) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_bounded(path, _MOST_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LaunchError(f"{path} is not UTF-8: it is left as it is. Save it as UTF-8.") from error
+    except OSError as error:
+        raise LaunchError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def save(changes: Sequence[Change]) -> Iterator[tuple[Path, Path | None]]:
+    """Write what changes; gives each file, and the copy of what was there. Raises LaunchError.
+
+    A file is the user's alone if it was so before, or is new: a key may stand in it.
+    """
+    for change in changes:
+        if not change.changes:
+            continue
+        path, copy = change.path, None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mode = path.stat().st_mode & 0o777 if change.before is not None else 0o600
+            if change.before is not None:
+                copy = _free_name(path)
+                _write(copy, change.before, mode)
+            _write(path, change.after, mode)
+        except OSError as error:
+            raise LaunchError(f"{path} cannot be written: {error.strerror}.") from error
+        yield path, copy
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    with written_beside(path, private=True) as beside:
+        beside.write_text(text, encoding="utf-8")
+        beside.chmod(mode)
+
+
+def _free_name(path: Path) -> Path:
+    """Where a copy of a file goes: no older copy is lost."""
+    names = (path.with_name(f"{path.name}.bak{number or ''}") for number in range(10_000))
+    return next(name for name in names if not name.exists())
