@@ -1,7 +1,7 @@
 """Claude Code: Anthropic's Messages API, told of by the environment alone.
 
-It takes a model that it does not know for one of a million tokens, and then never shortens a conversation: so it is told
-the context. Source: claude-code 2.1.332; code.claude.com/docs, environment variables.
+It takes a model that it does not know for one of a million tokens, and then never shortens a conversation: so it is
+told the context. Source: claude-code 2.1.332; code.claude.com/docs, environment variables.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from .values import Client, Edit, Place, Saving, Served, Settings
+from .values import TEMPORARY, Client, Edit, Place, Saving, Served, Settings
 
 # What would lead it elsewhere: accounts, other clouds, and models that the user has chosen for those.
 _FOREIGN: Final = (
@@ -43,7 +43,7 @@ def _environment(served: Served) -> dict[str, str]:
 
 
 def _settings(served: Served, place: Place) -> Settings:
-    own = {"CLAUDE_CONFIG_DIR": str(place.folder), "CLAUDE_CODE_TMPDIR": str(place.folder / "tmp")}
+    own = {"CLAUDE_CONFIG_DIR": str(place.folder), "CLAUDE_CODE_TMPDIR": str(place.folder / TEMPORARY)}
     # Without it the first thing is a choice of colours, each time.
     begun = json.dumps({"hasCompletedOnboarding": True, "theme": "dark"})
     return Settings(

@@ -14,9 +14,10 @@ from typing import Any, Final
 from .values import PROVIDER, Client, Edit, Model, Place, Saving, Served, Settings
 
 _INSTRUCTIONS: Final = (
-    "You are a coding agent in a terminal. The user's project is the current folder; look at its files before you change"
-    " them. Run commands and edit files with your tools, in small steps, and go on until the task is done. Leave alone"
-    " what you were not asked to change. Keep answers short, and say at the end what you changed and what you checked."
+    "You are a coding agent in a terminal. The user's project is the current folder; look at its files before you"
+    " change them. Run commands and edit files with your tools, in small steps, and go on until the task is done."
+    " Leave alone what you were not asked to change. Keep answers short, and say at the end what you changed and what"
+    " you checked."
 )
 _STREAM_IDLE_MS: Final = 900_000  # a model that is loaded, and a long prompt on a slow machine
 

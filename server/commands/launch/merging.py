@@ -61,9 +61,8 @@ def merge_yaml(text: str, values: Mapping[str, Any]) -> str:
     changed = text
     for key in values:
         if key not in theirs:
-            changed = (
-                f"{changed}{'' if changed.endswith(chr(10)) or not changed else chr(10)}{key}: {_flow(both[key])}\n"
-            )
+            between = "\n" if changed and not changed.endswith("\n") else ""
+            changed = f"{changed}{between}{key}: {_flow(both[key])}\n"
         elif both[key] != theirs[key]:
             changed = _replaced(changed, key, theirs[key], both[key])
     # Text was put into text: whether it says what it should is for the parser to tell.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .values import PROVIDER, Client, Edit, Model, Place, Saving, Served, Settings
+from .values import PROVIDER, TEMPORARY, Client, Edit, Model, Place, Saving, Served, Settings
 
 
 def _config(served: Served) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def _settings(served: Served, place: Place) -> Settings:
     environment: dict[str, str | None] = {
         **folders,
         "npm_config_cache": str(place.folder / "npm"),
+        "TMPDIR": str(place.folder / TEMPORARY),
         "OPENCODE_CONFIG_CONTENT": json.dumps(config),
         "OPENCODE_CONFIG": None,
         "OPENCODE_CONFIG_DIR": None,

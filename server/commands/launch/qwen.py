@@ -48,8 +48,8 @@ def _settings(served: Served, place: Place) -> Settings:
         **_values(served),
         "privacy": {"usageStatisticsEnabled": False},
         "general": {"enableAutoUpdate": False},
-        # After each answer it would send the conversation once more, to take down what to remember: here nothing is kept.
-        "memory": {"enableManagedAutoMemory": False, "enableManagedAutoDream": False},
+        # After each answer it would send the conversation once more, for what to remember: here nothing is kept.
+        "memory": {"enableManagedAutoMemory": False, "enableManagedAutoDream": False, "enableAutoSkill": False},
     }
     foreign = dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "QWEN_RUNTIME_DIR"))
     return Settings(

@@ -17,7 +17,7 @@ from typing import Final
 from coe.engine.files import cache_folder, private_folder
 
 from ...api.keys import ADMIN_VARIABLE, CHAT_VARIABLE
-from .values import Place, Settings
+from .values import TEMPORARY, Place, Settings
 
 _TRIES: Final = 5  # to remove a folder that something still writes to
 _TAKEN: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,6 +36,7 @@ def temporary_place(*, outside_tmp: bool = False) -> Iterator[Place]:
     # Links in the path (macOS) are followed now: clients compare it with the folders that they find.
     folder = Path(tempfile.mkdtemp(prefix="coe-launch-", dir=parent)).resolve()
     try:
+        (folder / TEMPORARY).mkdir()
         yield place_of(folder, os.environ)
     finally:
         _remove(folder)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.engine.files import read_bounded, written_beside
+from coe.engine.files import read_bounded
 
+from .._keeping import write_keeping
 from .asking import LaunchError
 from .merging import MergeError, merge_json, merge_yaml
 from .values import Edit
@@ -36,7 +37,7 @@ def plan(edits: Sequence[Edit]) -> list[Change]:
 
 
 def _planned(edit: Edit) -> Change:
-    path = edit.path.resolve()  # the file behind a link, and not the link, is what is replaced
+    path = edit.path.resolve()
     before = _read(path) if path.exists() else None
     if isinstance(edit.values, str):
         return Change(path, before, edit.values)
@@ -61,31 +62,13 @@ def _read(path: Path) -> str:
 def save(changes: Sequence[Change]) -> Iterator[tuple[Path, Path | None]]:
     """Write what changes; gives each file, and the copy of what was there. Raises LaunchError.
 
-    A file is the user's alone if it was so before, or is new: a key may stand in it.
+    A new file is the user's alone: a key may stand in it.
     """
     for change in changes:
         if not change.changes:
             continue
-        path, copy = change.path, None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mode = path.stat().st_mode & 0o777 if change.before is not None else 0o600
-            if change.before is not None:
-                copy = _free_name(path)
-                _write(copy, change.before, mode)
-            _write(path, change.after, mode)
+            copy = write_keeping(change.path, change.after, mode=0o600)
         except OSError as error:
-            raise LaunchError(f"{path} cannot be written: {error.strerror}.") from error
-        yield path, copy
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    with written_beside(path, private=True) as beside:
-        beside.write_text(text, encoding="utf-8")
-        beside.chmod(mode)
-
-
-def _free_name(path: Path) -> Path:
-    """Where a copy of a file goes: no older copy is lost."""
-    names = (path.with_name(f"{path.name}.bak{number or ''}") for number in range(10_000))
-    return next(name for name in names if not name.exists())
+            raise LaunchError(f"{change.path} cannot be written: {error.strerror}.") from error
+        yield change.path, copy

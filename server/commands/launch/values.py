@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 PROVIDER: Final = "coe"  # what we are called in the clients' files
+TEMPORARY: Final = "tmp"  # a folder that is there in a client's own, for what it would leave in /tmp
 NO_KEY: Final = "anything"  # where the server wants no key and a client insists on one
 _MOST_OUTPUT_TOKENS: Final = 8192
 _OUTPUT_SHARE: Final = 4  # of a context: what is left of it is the conversation
