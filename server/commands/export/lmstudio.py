@@ -1,7 +1,7 @@
 """LM Studio's folder: the file two levels below models/, and a model of its own with settings that refers to it.
 
-Source: lmstudio.ai/docs (import a model, model.yaml); lmstudio-js, packages/lms-kv-config; where model.yaml lies is what
-its users write.
+Source: lmstudio.ai/docs (import a model, model.yaml); lmstudio-js, packages/lms-kv-config. Where model.yaml lies is
+what LM Studio's users tell each other.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def modelfile(card: Card, folder: Path) -> Sheet:
         notes.append("Experts that the roster keeps in host memory are placed as Ollama sees fit.")
     if card.parts > 1:
         notes.append(
-            f"It is split into {card.parts} files, and Ollama takes one: llama-gguf-split --merge FIRST WHOLE, and WHOLE "
-            "behind FROM."
+            f"It is split into {card.parts} files, and Ollama takes one: llama-gguf-split --merge FIRST WHOLE makes "
+            "it; then write WHOLE behind FROM."
         )
     then = (f"ollama create {card.name} -f {shlex.quote(str(folder / _FILE))}", f"ollama run {card.name}")
     return Sheet({_FILE: "\n".join(lines) + "\n"}, tuple(notes), then)
@@ -58,9 +58,9 @@ def _thinking(card: Card, notes: list[str]) -> list[str]:
         notes.append("It thinks without the roster's budget: Ollama has none.")
     if card.thinking.prefill is not None:
         notes.append("The roster's `prefill` of answers cannot be told: Ollama has none.")
-    if card.architecture == "gemma4":
-        # The size in the model's name, or its parameters, choose the prompt's form where it is not named: a cut 26B would
-        # get that of the small ones, without the empty thought that keeps thinking off.
+    if card.gemma4:
+        # Where the prompt's form is not named, the size in the model's name or its parameters choose it: a cut 26B
+        # would get that of the small ones, without the empty thought that keeps thinking off.
         renderer = "gemma4-large" if card.experts else "gemma4"
         parser = "gemma4-no-thinking" if mode is ThinkingMode.OFF else "gemma4"
         return [f"RENDERER {renderer}", f"PARSER {parser}"]
@@ -97,9 +97,7 @@ def _quoted(text: str, what: str, notes: list[str]) -> str:
     """A text in quotes; what cannot be written is left out or replaced, and noted."""
     plain = shown(text)
     if plain != text:
-        notes.append(
-            f"{what} has characters that Ollama drops (control characters, invisible ones): they are left out."
-        )
+        notes.append(f"{what} has control or invisible characters, which Ollama drops: they are left out.")
     if (found := quoted(plain)) is None:
         notes.append(f"{what} has lines that end in {_TRIPLE}, which would end it: ''' stands in their place.")
         found = quoted(plain.replace(_TRIPLE, "'''"))
@@ -108,7 +106,7 @@ def _quoted(text: str, what: str, notes: list[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """The text as Ollama's parser keeps it: what is not to be printed is dropped, but for spaces, tabs and line breaks."""
+    """The text as Ollama's parser keeps it: without what cannot be printed, but for tabs and line breaks."""
     return "".join(c for c in text if c.isprintable() or c in " \t\n\r")
 
 

@@ -35,7 +35,8 @@ class Placed:
 def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnStage) -> Placed:
     """Cut what a mask keeps into a file, unless it is there already. Raises ExportError, SurgeryError, EngineError and
     OSError; a file that was there is as it was then."""
-    assert specialist.mask is not None and roster.parent is not None, "a roster with masks and no parent does not load"
+    assert specialist.mask is not None
+    assert roster.parent is not None, "a roster with masks and no parent does not load"
     location = roster.parent.location(roster.models_path)
     if location.path is None:
         raise ExportError(f"The parent of {specialist.name} is not there. {location.reason} {location.remedy}")
@@ -99,8 +100,8 @@ def _copy(files: list[Path], targets: list[Path], progress: OnStage) -> None:
     total = sum(file.stat().st_size for file, _ in missing)
     if missing and (free := shutil.disk_usage(targets[0].parent).free) < total:
         raise ExportError(
-            f"{targets[0].parent} has {size_text(free)} free, and the copy needs {size_text(total)}. Make room, or leave "
-            "--copy out."
+            f"{targets[0].parent} has {size_text(free)} free, and the copy needs {size_text(total)}. "
+            "Make room, or leave --copy out."
         )
     done = 0
     for file, target in missing:

@@ -11,6 +11,7 @@ from coe.engine.spec import LoadSpec, Sampling, Thinking
 
 from ...roster.models import Specialist
 
+_GEMMA4 = ("<|turn>", "<|channel>")
 _SWITCH = "enable_thinking"  # the variable by which chat templates are told
 
 
@@ -24,6 +25,7 @@ class Card:
 
     file:     absolute; parts: how many files it is split into.
     experts:  whether it is a mixture of them.
+    gemma4:   whether its prompts have the form of Gemma 4's.
     switch:   whether its chat template has one that turns thinking off.
     licence, notice: for people to read.
     """
@@ -35,6 +37,7 @@ class Card:
     thinking: Thinking
     architecture: str
     experts: bool
+    gemma4: bool
     switch: bool
     parts: int = 1
     title: str = ""
@@ -48,6 +51,7 @@ class Card:
     def of(cls, specialist: Specialist, file: Path, parts: int, records: Records, notice: str | None) -> Card:
         """By its entry of the roster, and the keys of its file's header."""
         architecture = text(records.get("general.architecture")) or ""
+        template = text(records.get("tokenizer.chat_template")) or ""
         return cls(
             name=specialist.name,
             file=file,
@@ -56,7 +60,8 @@ class Card:
             thinking=specialist.thinking_policy(),
             architecture=architecture,
             experts=f"{architecture}.expert_count" in records,
-            switch=_SWITCH in (text(records.get("tokenizer.chat_template")) or ""),
+            gemma4=all(token in template for token in _GEMMA4),
+            switch=_SWITCH in template,
             parts=parts,
             title=specialist.description or "",
             system_prompt=specialist.system_prompt,
