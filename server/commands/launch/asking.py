@@ -30,6 +30,8 @@ def ask_server(url: str, key: str, model: str, transport: httpx.BaseTransport | 
         url = server_url(url)
     except ValueError as error:
         raise LaunchError(str(error)) from error
+    if not (key.isascii() and key.isprintable()):
+        raise LaunchError("That is no key of a server: it has line breaks, or characters that no header can hold.")
     try:
         client = httpx.Client(
             base_url=url,
@@ -38,8 +40,8 @@ def ask_server(url: str, key: str, model: str, transport: httpx.BaseTransport | 
             transport=transport,
             trust_env=not is_here(url),
         )
-    except (ImportError, ValueError) as error:  # a key that no header can hold, a proxy that is none
-        raise LaunchError(f"{url} cannot be asked with this key or proxy: {error}") from error
+    except (ImportError, ValueError) as error:  # a proxy that is none
+        raise LaunchError(f"{url} cannot be asked through this proxy: {error}") from error
     try:
         with client:
             response = client.get("/v1/models")

@@ -73,40 +73,43 @@ def test_what_is_no_yaml_of_keys_is_not_touched(text: str) -> None:
         merge_yaml(text, {"model": "auto"})
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# nothing\n",
-        "model: other",
-        "model: other # why\nz: 1\n",
-        "model:\n  nested: 1\nz: 1\n",
-        "model: |\n  a\n  b\nz: 1\n",
-        "{model: other, z: 1}",
-        "list: [a, b]\n",
-        "list: []\n",
-        "list: null\n",
-        "list:\n- a\n- b\n",
-        "list:\n    - a: 1   # one\n\n    - b\nz: 1\n",
-        "&x model: other\n",
-        "'model': \"other\"\n",
-        "model: other\n...\n",
-        "model: other\r\nz: 1\r\n",
-    ],
+AS_WRITTEN = (
+    "",
+    "# nothing\n",
+    "model: other",
+    "model: other # why\nz: 1\n",
+    "model:\n  nested: 1\nz: 1\n",
+    "model: |\n  a\n  b\nz: 1\n",
+    "list: [a, b]\n",
+    "list: []\n",
+    "list: null\n",
+    "list:\n- a\n- b\n",
+    "list:\n    - a: 1   # one\n\n    - b\nz: 1\n",
+    "&x model: other\n",
+    "'model': \"other\"\n",
+    "model: other\r\nz: 1\r\n",
 )
-def test_any_way_of_writing_yaml_is_merged_or_refused(text: str) -> None:
-    ours: dict[str, Any] = {"model": "auto", "list": [{"name": "x", "b": [1, "ü"]}]}
-    before = yaml.safe_load(text) or {}
-    try:
-        found = merge_yaml(text, ours)
-    except MergeError:
-        return
-    assert yaml.safe_load(found) == merged(before, ours)
+SOUGHT: dict[str, Any] = {"model": "auto", "list": [{"name": "x", "b": [1, "ü"]}]}
+
+
+@pytest.mark.parametrize("text", AS_WRITTEN)
+def test_yaml_is_merged_however_it_is_written(text: str) -> None:
+    found = merge_yaml(text, SOUGHT)
+    assert yaml.safe_load(found) == merged(yaml.safe_load(text) or {}, SOUGHT)
+    assert [line for line in text.splitlines() if "#" in line and line not in found and "why" not in line] == []
+
+
+@pytest.mark.parametrize("text", ["{model: other, z: 1}", "model: other\n...\n"])
+def test_yaml_that_text_cannot_be_put_into_is_refused(text: str) -> None:
+    with pytest.raises(MergeError, match="cannot be put into"):
+        merge_yaml(text, SOUGHT)
 
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8", categories=["L", "P", "Zs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "name", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "name", "x"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KEYS = st.dictionaries(st.sampled_from(["a", "b", "models"]), VALUES, max_size=3)

@@ -49,7 +49,7 @@ class TestEveryClient:
         everything = json.dumps([settings.argv, dict(settings.environment), list(settings.files.values())])
         assert "http://127.0.0.1:8000" in everything
         assert "auto" in everything
-        assert "ey" in everything.replace('\\', "")
+        assert "ey" in everything.replace("\\", "")
         assert 'k"ey' in everything.replace("\\", "")
 
     def test_is_told_the_context_where_it_asks_for_one(self, client: Client) -> None:
