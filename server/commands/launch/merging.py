@@ -58,21 +58,25 @@ def merge_yaml(text: str, values: Mapping[str, Any]) -> str:
     both = merged(theirs, values)
     if both == theirs:
         return text
-    changed = text
-    for key in values:
-        if key not in theirs:
-            between = "\n" if changed and not changed.endswith("\n") else ""
-            changed = f"{changed}{between}{key}: {_flow(both[key])}\n"
-        elif both[key] != theirs[key]:
-            changed = _replaced(changed, key, theirs[key], both[key])
-    # Text was put into text: whether it says what it should is for the parser to tell.
+    # Text is put into text: whether it says then what it should is for the parser to tell.
     try:
+        changed = _changed(text, theirs, both, list(values))
         holds = _loaded(changed) == both
-    except MergeError:
+    except (MergeError, yaml.YAMLError):
         holds = False
     if not holds:
         raise MergeError("is written in a way that the settings cannot be put into")
     return changed
+
+
+def _changed(text: str, theirs: Mapping[str, Any], both: Mapping[str, Any], keys: Sequence[str]) -> str:
+    for key in keys:
+        if key not in theirs:
+            between = "\n" if text and not text.endswith("\n") else ""
+            text = f"{text}{between}{key}: {_flow(both[key])}\n"
+        elif both[key] != theirs[key]:
+            text = _replaced(text, key, theirs[key], both[key])
+    return text
 
 
 def _loaded(text: str) -> dict[str, Any]:
@@ -95,8 +99,10 @@ def _flow(value: Any) -> str:
 def _replaced(text: str, key: str, old: Any, new: Any) -> str:
     """The text with another value for one of its keys."""
     document = yaml.compose(text, Loader=yaml.SafeLoader)
-    assert isinstance(document, yaml.MappingNode), "it was loaded as keys"
-    at, node = next((at, node) for at, node in document.value if at.value == key)
+    found = [(at, node) for at, node in getattr(document, "value", ()) if at.value == key]
+    if len(found) != 1:
+        raise MergeError(f"has {key} in another place")  # taken in from an anchor, or twice
+    [(at, node)] = found
     if not (isinstance(node, yaml.SequenceNode) and isinstance(new, list) and node.value):
         # What there was is a value on the key's line, or a block below it.
         return f"{text[: at.end_mark.index]}: {_flow(new)}{_rest(text, node)}"
