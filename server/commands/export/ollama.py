@@ -111,18 +111,11 @@ def shown(text: str) -> str:
 
 
 def quoted(text: str) -> str | None:
-    """A value of a Modelfile in the quotes that no line of it ends too early; None where either kind would be."""
-    for quote in (_TRIPLE, '"'):
-        if not _ends_early(text, quote):
-            return f"{quote}{text}{quote}"
-    return None
+    """A value of a Modelfile, in the quotes that may hold line breaks; None where one of its own would end it.
 
-
-def _ends_early(text: str, quote: str) -> bool:
-    """Whether the parser would take a line's end for the value's. It looks at each line break whether what it has read,
-    without spaces around it, begins and ends with the quotes."""
-    if quote == '"' and text.startswith('""'):
-        return True  # it would be taken for three
+    The parser looks at each line break whether what it has read, without spaces around it, ends with the quotes.
+    """
     breaks = (at for at, character in enumerate(text) if character in "\n\r")
-    read = (f"{quote}{text[:at]}".strip() for at in breaks)
-    return any(len(one) >= 2 * len(quote) and one.endswith(quote) for one in read)
+    read = (f"{_TRIPLE}{text[:at]}".strip() for at in breaks)
+    early = any(len(one) >= 2 * len(_TRIPLE) and one.endswith(_TRIPLE) for one in read)
+    return None if early else f"{_TRIPLE}{text}{_TRIPLE}"

@@ -193,7 +193,7 @@ def test_any_system_prompt_is_read_back(text: str) -> None:
 
 
 ONE_LINE = ('say """now""" please', '"""begins', 'ends"', 'ends"""', "no quotes", "", '"', '""')
-LINES = ('a\n"b" is\n"c"', 'a"""\nx "y" z', '"\n"', "\n", 'x\r"""y')
+LINES = ('a\n"b" is\n"c"', 'a""\nx "y" z', '"\n"', "\n", 'x\r"""y')
 
 
 @pytest.mark.parametrize("text", ONE_LINE + LINES)
@@ -203,5 +203,6 @@ def test_quotes_within_a_text_stay_as_they_are_where_they_can(text: str) -> None
     assert read_modelfile(f"SYSTEM {written}\nFROM x\n") == [("system", text), ("from", "x")]
 
 
-def test_a_text_that_either_kind_of_quotes_would_end_early_is_none_that_can_be_quoted() -> None:
-    assert quoted('a"""\nb"\nc') is None
+@pytest.mark.parametrize("text", ['a"""\nb', '"""\n', 'a"""  \r\nb'])
+def test_a_line_that_ends_in_the_quotes_can_stand_in_none(text: str) -> None:
+    assert quoted(text) is None
