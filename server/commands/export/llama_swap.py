@@ -27,9 +27,10 @@ def swap_entry(card: Card, folder: Path) -> Sheet:
             f"llama-swap takes what follows {_MACRO} in {card.file} for a macro. Give the file another name."
         )
     entry: dict[str, Any] = {"cmd": _Block(_command(card)), "name": card.name}
-    if card.title:
+    if card.title and _MACRO not in card.title:
         entry["description"] = card.title
     about = {"system_prompt": card.system_prompt, "licence": card.licence, "notice": card.notice}
+    # What looks like a macro, and is none, would stop llama-swap at its start.
     if told := {key: value for key, value in about.items() if value and _MACRO not in value}:
         entry["metadata"] = told
     text = yaml.dump({"models": {card.name: entry}}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
@@ -86,7 +87,8 @@ def _command(card: Card) -> str:
 def _notes(card: Card) -> list[str]:
     found = []
     if card.system_prompt:
-        found.append("llama-server has no system prompt of its own: clients send it (it stands under `metadata`).")
+        where = "the roster has it" if _MACRO in card.system_prompt else "it stands under `metadata`"
+        found.append(f"llama-server has no system prompt of its own: clients send it ({where}).")
     if card.thinking.budget_tokens is not None:
         found.append("A budget for thinking needs a llama-server of 2026 or newer.")
     if card.thinking.prefill is not None:

@@ -73,9 +73,17 @@ def served_of(
         raise LaunchError(f"There is no model {model!r} at {url}. Served are: {known}.")
     if chosen.context_tokens == 0:
         raise LaunchError(f"No specialist can be served at {url} yet. Its /v1/models says why of each.")
-    named = [one for name, one in models.items() if "root" not in cards[name] and name != model]
+    if not _chats(cards[model]):
+        raise LaunchError(
+            f"{model} has no chat template that can be used, and a client chats. Name another with --model."
+        )
+    named = [one for name, one in models.items() if name != model and "root" not in cards[name] and _chats(cards[name])]
     # `auto` first, where it is not what was chosen.
     return Served(url, key, chosen, tuple(sorted(named, key=lambda one: one.name != AUTO)))
+
+
+def _chats(card: Mapping[str, Any]) -> bool:
+    return "chat" in card["capabilities"]
 
 
 def _model(name: str, card: Mapping[str, Any]) -> Model:

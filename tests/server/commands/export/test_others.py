@@ -97,6 +97,13 @@ def test_a_system_prompt_is_kept_for_clients_and_noted() -> None:
     assert "clients send it" in " ".join(swap_entry(CARD, FOLDER).notes)
 
 
+def test_texts_that_look_like_macros_are_left_out() -> None:
+    card = replace(CARD, title="Knows ${HOME}", system_prompt="Say ${x}.")
+    assert entry(card)["metadata"] == {"licence": CARD.licence}
+    assert "description" not in entry(card)
+    assert "the roster has it" in " ".join(swap_entry(card, FOLDER).notes)
+
+
 def test_a_path_that_is_a_macro_is_refused() -> None:
     with pytest.raises(ExportError, match="macro"):
         swap_entry(replace(CARD, file=Path("/a${PORT}/x.gguf")), FOLDER)

@@ -62,6 +62,13 @@ def test_another_model_is_refused_with_what_to_do(model: str, told: str) -> None
         ask(AUTO, MATH, MATHS, LAW, model=model)
 
 
+def test_what_only_completes_is_not_offered() -> None:
+    completes = {**card("base"), "capabilities": ["completion"]}
+    assert ask(AUTO, completes).others == ()
+    with pytest.raises(LaunchError, match=r"base has no chat template.*--model"):
+        ask(AUTO, completes, model="base")
+
+
 def test_where_nothing_can_be_served_there_is_nothing_to_launch() -> None:
     with pytest.raises(LaunchError, match="No specialist can be served"):
         ask(card("auto", 0), LAW)
