@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-clients test-open-webui lint format bench soak fuzz clean types
+.PHONY: help install serve test test-fast test-clients test-agents test-open-webui lint format bench soak fuzz clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -32,7 +32,8 @@ help:
 	@echo "make bench      the benchmarks, each with the figure it is to reach"
 	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
 	@echo "make fuzz       mutated files through every command that reads them, hostile requests to a server: 20 minutes"
-	@echo "make test-clients  six clients of others (instructor, pydantic-ai, LangChain ...) against a running server"
+	@echo "make test-agents  coding agents of others (opencode, Continue, Qwen Code) do a task with their tools, on a model that plays a script"
+	@echo "make test-clients  seven clients of others (instructor, pydantic-ai, LangChain, lm-eval ...) against a running server"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -97,6 +98,11 @@ fuzz: install
 test-clients: EXTRAS = all,demo,dev,clients
 test-clients: install
 	$(BIN)/python -m pytest -m clients tests/clients $(PYTEST_ARGS)
+
+# Coding agents of others in their default settings against a running server, on a model that plays a script: some
+# minutes, after npm has installed them (800 MB). AGENTS='opencode' for some.
+test-agents: install
+	PYTHONPATH=tests:benchmarks $(BIN)/python tools/agents.py $(AGENTS)
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -139,6 +139,43 @@ class PromptTooLongError(EngineError):
         self.at_least = at_least
 
 
+class UnknownTokenError(EngineError):
+    """A prompt has a token id that the vocabulary does not know."""
+
+
+class InfillError(EngineError):
+    """A model cannot fill in the middle: its vocabulary has no tokens for it."""
+
+
+class InputError(EngineError):
+    """A text cannot be embedded. index: of the texts that came with it."""
+
+    index: int
+
+
+class EmptyInputError(InputError):
+    """A text to be embedded has no tokens: there is nothing in it that the model's vocabulary knows."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__("The text has nothing in it that the model reads.", "Leave it out.")
+        self.index = index
+
+
+class InputTooLongError(InputError):
+    """A text to be embedded has more tokens than the model reads. at_least: tokens is a lower bound."""
+
+    def __init__(self, index: int, tokens: int, limit_tokens: int, *, at_least: bool = False) -> None:
+        count = f"{'at least ' if at_least else ''}{tokens} tokens"
+        super().__init__(
+            f"The text has {count}; the maximum context length is {limit_tokens} tokens.",
+            "Split it, or let it be cut with truncate: true.",
+        )
+        self.index = index
+        self.tokens = tokens
+        self.limit_tokens = limit_tokens
+        self.at_least = at_least
+
+
 class TemplateError(EngineError):
     """A chat template refuses a conversation, or fails on it."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final
@@ -25,15 +25,24 @@ WORKER_LOGGER: Final = "coe.engine.worker"  # decisions of workers, which send t
 REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 
+# A traceback of Python's, and the stack that faulthandler prints at a signal.
+_STACK_BEGINS: Final = ("Traceback (most recent call last):", "Fatal Python error:")
+
+
 def one_line(text: str) -> str:
     """A text as one line that steers no terminal: what could is written as Python writes it, `\\n`, `\\x1b`."""
     return printable(text, len(text))
+
+
+class RemoteTraceback(Exception):
+    """The traceback of another process, as `traceback_of` wrote it there: for `exc_info` of a log call here."""
 
 
 # Errors whose text speaks of files, code or the machine. That of others may be what a request held: KeyError and
 # ValueError are made of the value that they met, pydantic's errors quote the input.
 _TEXT_SHOWN: Final = (
     EngineError,
+    RemoteTraceback,
     OSError,
     AttributeError,
     NameError,
@@ -66,9 +75,15 @@ def _traceback_lines(error: BaseException, seen: set[int]) -> Iterator[str]:
             yield from _traceback_lines(one, seen)
 
 
-def print_uncaught(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+def print_uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
     """A `sys.excepthook` for a process that holds requests: its last words reach the log, and whoever waits for it."""
-    print(traceback_of(error), file=sys.stderr)
+    print(traceback_of(error) if error is not None else kind.__name__, file=sys.stderr, flush=True)
+
+
+def stack_in(lines: Sequence[str]) -> str:
+    """What a process that died printed of its stack, from its first traceback on; "" where it printed none."""
+    begins = next((at for at, line in enumerate(lines) if line.startswith(_STACK_BEGINS)), None)
+    return "\n".join(lines[begins:]) if begins is not None else ""
 
 
 def for_request(request_id: str) -> dict[str, Any]:

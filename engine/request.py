@@ -44,6 +44,7 @@ class ToolUse:
     """How tools may be called.
 
     required: the answer must be a call. only: names of those that may be called, all when it is empty.
+    forbidden: the model is told of the tools, so that its prompt stays as it was, and may call none.
     parallel: an answer may have several calls. generic: in the form for models whose template knows no tools.
     """
 
@@ -51,6 +52,7 @@ class ToolUse:
     only: Sequence[str] = ()
     parallel: bool = True
     generic: bool = False
+    forbidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,17 @@ class GenerateRequest:
     messages or prompt: a conversation for the chat template, or a text to be continued as it is. An assistant's message
                 may have `tool_calls`, each {"id", "name", "arguments": an object}, and its `reasoning`; a tool's has
                 `tool_call_id` and `name`.
+    prompt_ids: a text's token ids in place of `prompt`, read as they are: control tokens included, none added.
+    suffix:     the text that follows the answer (fill in the middle); `prompt` is the one before it.
+    snippets:   other texts for fill in the middle, each {"filename", "text"}; those that do not fit are left out, the
+                first ones first.
     tools:      functions that the model may call.
     raw_prompt: control tokens that are spelt in `prompt` are read as such; else they are text, as in messages.
     max_tokens: None for what the context leaves. max_answer_tokens: the same, without those of thinking.
     top_logprobs: None for no log-probabilities, else how many alternatives a token.
+    echo:       the prompt's own text comes before the answer's. With top_logprobs each of its tokens is scored, and of
+                the answer each token that was drawn is listed, the one that ended it too.
+    ranked:     the end says how likely the answer was.
     loop_guard: None for none.
     tells_reading: events say how far the prompt has been read.
     """
@@ -72,6 +81,9 @@ class GenerateRequest:
     specialist: str
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
+    prompt_ids: Sequence[int] | None = None
+    suffix: str | None = None
+    snippets: Sequence[Mapping[str, str]] = ()
     tools: Sequence[Tool] = ()
     tool_use: ToolUse = field(default_factory=ToolUse)
     raw_prompt: bool = False
@@ -85,8 +97,21 @@ class GenerateRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     response_format: Mapping[str, Any] | None = None
     top_logprobs: int | None = None
+    echo: bool = False
+    ranked: bool = False
     loop_guard: Patience | None = Patience.NORMAL
     tells_reading: bool = False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are wanted."""
+        return self.echo and self.top_logprobs is not None
+
+    @property
+    def prompt_chars(self) -> int:
+        """How long a plain prompt is, about: what there is to read before it can be evaluated."""
+        texts = (self.prompt or "", self.suffix or "", *(snippet["text"] for snippet in self.snippets))
+        return sum(map(len, texts)) + len(self.prompt_ids or ())
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -106,6 +131,7 @@ class GenerateRequest:
         values["thinking"] = Thinking(**{**thinking, "mode": ThinkingMode(thinking["mode"])})
         values["sampling"] = Sampling(**values["sampling"])
         values["tools"] = tuple(Tool(**tool) for tool in values["tools"])
+        values["snippets"] = tuple(values["snippets"])
         use = values["tool_use"]
         values["tool_use"] = ToolUse(**{**use, "only": tuple(use["only"])})
         values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
@@ -119,7 +145,7 @@ class ReadRequest:
 
     prompt: a conversation or a text as for an answer; of a text its control tokens are read only with raw_prompt.
     tokens: to be written as text, in place of reading a prompt. bos: whether the text begins as prompts do.
-    pieces: whether the bytes of each token are wanted.
+    pieces: whether the bytes of each token are wanted. vocabulary: whether the facts of the vocabulary are.
     """
 
     id: str
@@ -127,6 +153,7 @@ class ReadRequest:
     tokens: Sequence[int] | None = None
     bos: bool = False
     pieces: bool = False
+    vocabulary: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the wire."""
@@ -140,25 +167,66 @@ class ReadRequest:
 
 @dataclass(frozen=True)
 class Told:
-    """What a model makes of a text: the text as it is continued, and its tokens. pieces: None where not asked for."""
+    """What a model makes of a text: the text as it is continued, and its tokens.
+
+    pieces: None where not asked for. vocabulary: the texts `bos_token` and `eos_token`, and the `chat_template`'s
+    source, each None where there is none; None where not asked for.
+    """
 
     id: str
     text: str
     tokens: list[int]
     pieces: list[list[int]] | None = None
+    vocabulary: dict[str, str | None] | None = None
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """Texts whose embeddings are wanted; an Embedded comes of it.
+
+    cut_to: tokens that each text is cut to, at most as many as the model reads; None: a longer text is refused.
+    """
+
+    id: str
+    texts: Sequence[str]
+    cut_to: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the wire."""
+        return {**vars(self), "texts": list(self.texts)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From the wire."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of texts, in their order.
+
+    vectors: float32, little-endian, row by row, as base64. tokens: that were read of each text. cut: indexes of the
+    texts of which the end was left out.
+    """
+
+    id: str
+    vectors: str
+    tokens: list[int]
+    cut: list[int]
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
     """One token's log-probability under the model's distribution before sampling, and its best rivals'.
 
+    logprob: None of a prompt's first token, before which nothing stands.
     top:    text, bytes and log-probability of each, the likeliest first.
-    offset: characters of the answer's text before the first one that the token has a byte of.
+    offset: characters of the text, an echoed prompt's included, before the first one that the token has a byte of.
     """
 
     token: str
     bytes: list[int]
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, list[int], float]]
     offset: int = 0
 
@@ -213,7 +281,10 @@ class Finished:
     violation: what the answer breaks of its schema, when it is invalid.
     conforms: whether it was checked against its schema, and keeps to it; None where none was asked for.
     queued_s: seconds in the worker before it was begun: for a slot, for its specialist's time slice, for the change.
-    malformed_calls: what began as a call and was none; it came as text.
+    malformed_calls: what began as a call and was none; it came as text, but for what was cut before its name.
+    forbidden_calls: those that were made although none might be; they were left out.
+    mean_logprob: log-probability a drawn token, the one that ended it included; None where it was not asked for, or
+               none was drawn.
     """
 
     id: str
@@ -228,6 +299,8 @@ class Finished:
     violation: str | None = None
     conforms: bool | None = None
     malformed_calls: int = 0
+    mean_logprob: float | None = None
+    forbidden_calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,8 +314,10 @@ class Rejected:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Accepted | Reading | Delta | Finished | Rejected | Told
-EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told)}
+Event = Accepted | Reading | Delta | Finished | Rejected | Told | Embedded
+EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Accepted, Reading, Delta, Finished, Rejected, Told, Embedded)
+}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class LoadSpec:
     parallel:       sequences that are decoded together.
     gpu_layers:     layers on the GPU, -1 for all; 0 keeps the model on the CPU.
     cpu_expert_layers: layers, from the first, whose experts stay in host memory; -1 for all of them.
+    embeddings:     it embeds texts of up to context_tokens, and answers nothing.
     """
 
     path: Path
@@ -134,6 +135,7 @@ class LoadSpec:
     threads: int = 0  # 0: one a physical core
     sharing: Sharing | None = None
     ram_budget_bytes: int = 0
+    embeddings: bool = False
 
     @property
     def cells(self) -> int:
@@ -222,6 +224,14 @@ class ToolForm:
 
     family: str | None = None
     fault: str = ""
+
+
+@dataclass(frozen=True)
+class EmbeddingForm:
+    """What a model made for embeddings gives, and takes: numbers of a vector, and tokens of the longest text."""
+
+    dimensions: int
+    input_tokens: int
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _QUOTE_CHARS = 20_000  # in which the quoted chat is looked for
 
 # By the instruction's own wording, since people do ask for titles and tags of their own. Written from the default
 # prompts of Open WebUI, LibreChat, LobeChat, NextChat, Chatbox, Cherry Studio, big-AGI, HuggingChat, Continue, Zed,
-# Copilot, opencode, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
+# Copilot, opencode, Qwen Code, Crush, Goose, Cline, Roo Code, Aider and Claude Code.
 _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, re.IGNORECASE))
     for name, pattern in (
@@ -68,7 +68,18 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("title", r"^\W*you\s+are\s+an\s+ai\s+conversation\s+titles\s+assistant\b"),
         ("title", r"^\W*summari[sz]e\s+the\s+given\s+session\s+as\s+a\s+\d+-word\s+title\b"),
         ("summary", r"^\W*provide\s+a\s+detailed\s+prompt\s+for\s+continuing\s+(?:our|this|the)\s+conversation\b"),
-        ("summary", r"\byou\s+are\s+the\s+component\s+that\s+summari[sz]es\s+internal\s+chat\s+history\b"),
+        (
+            "summary",
+            r"\byou\s+are\s+the\s+component\s+that\s+summari[sz]es\s+(?:internal\s+chat\s+history|a\s+conversation)\b",
+        ),
+        ("summary", r"^\W*you\s+are\s+a\s+(?:\w+\s+)?context\s+summari[sz](?:ation\s+agent|er)\b"),
+        ("summary", r"^\W*generate\s+a\s+one-line\s+session\s+recap\b"),
+        ("title", r"^\W*generate\s+a\s+concise,?\s+[\w-]+\s+title\s+\(\d+(?:\s*-\s*\d+)?\s+words\)"),
+        ("follow-ups", r"^\W*suggestion\s+mode:\s+suggest\s+what\s+the\s+user\s+might\b"),
+        (
+            "next speaker",
+            r"^\W*analy[sz]e\W+only\W+the\s+content\s+and\s+structure\s+of\s+your\s+immediately\s+preceding\s+response\b",
+        ),
         (
             "summary",
             r"^\W*you\s+are\s+(?:an?|the)\s+(?:\S+\s+){0,4}(?:conversation|chat|context|history|session)\s+(?:history\s+)?"
@@ -92,6 +103,8 @@ _TASKS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"^\W*your\s+task\s+is\s+to\s+create\s+a\s+detailed\s+summary\s+of\s+the\s+conversation\s+so\s+far\b",
         ),
         ("commit message", r"\bengineer\s+that\s+generates\s+concise,\s+one-line\s+git\s+commit\s+messages\b"),
+        ("memory", r"^\W*managed\s+memory\s+has\s+two\s+directories\.\s+choose\s+which\s+one\s+to\s+write\b"),
+        ("commit message", r"^\W*generate\s+a\s+concise\s+git\s+commit\s+message\s+for\s+these\s+changes\b"),
         ("prompt rewriting", r"^\W*generate\s+an\s+enhanced\s+version\s+of\s+this\s+prompt\s+\(reply\s+with\s+only\b"),
     )
 )
@@ -122,8 +135,10 @@ _ASKS_FOR: Final = (
 _SHAPES: Final = tuple((task, re.compile(pattern, re.IGNORECASE)) for task, pattern in _ASKS_FOR)
 _OF_A_CONVERSATION: Final = re.compile(rf"\b{_CONVERSATION}\b", re.IGNORECASE)
 # A conversation that is quoted: in a tag of its own, as turns, of which the human's may be the only ones, or as JSON.
+_TAG: Final = rf"(?:chat_?|conversation_?|message_?)?{_CONVERSATION}"
+_OPENED: Final = re.compile(rf"<({_TAG})>", re.IGNORECASE)
 _QUOTED: Final = re.compile(
-    rf"<(?:chat_?|conversation_?|message_?)?{_CONVERSATION}>"
+    rf"<{_TAG}>"
     r"|^\W{0,4}(?:user|human)\W{0,3}:"
     r"|\"role\"\s*:\s*\"(?:user|assistant)\"",
     re.IGNORECASE | re.MULTILINE,
@@ -157,6 +172,7 @@ ANSWER_TOKENS: Final[Mapping[str, int]] = MappingProxyType(
         "commit message": 256,
         "autocompletion": 256,
         "follow-ups": 512,
+        "next speaker": 512,
         "search queries": 512,
         "image prompt": 512,
         "tool choice": 2048,
@@ -220,7 +236,10 @@ class ClientTasks:
 
 
 def _by_shape(text: str) -> str | None:
-    """An instruction, and the conversation that it is about, quoted below it or standing above."""
+    """An instruction, and the conversation that it is about, quoted below it, in tags above it, or standing above."""
+    below = _below_quotation(text)
+    if below and (task := _asked_for(below)):
+        return task
     start = text[:_SHAPE_CHARS]
     if all(part.search(start) for part in (_CONDENSES, _OF_THE_PAST, _FOR_THE_NEXT)):
         return "summary"
@@ -229,10 +248,22 @@ def _by_shape(text: str) -> str | None:
     quoted = _QUOTED.search(text[:_QUOTE_CHARS])
     if quoted is None or quoted.start() == 0:
         return None
-    asked = text[: min(quoted.start(), _SHAPE_CHARS)]
+    return _asked_for(text[: min(quoted.start(), _SHAPE_CHARS)])
+
+
+def _below_quotation(text: str) -> str:
+    """What follows a conversation that is quoted in tags; "" where nothing does, or there is none."""
+    opened = _OPENED.search(text[:_SHAPE_CHARS])
+    _, closed, below = text.rpartition(f"</{opened[1]}>") if opened else ("", "", "")
+    return below[:_SHAPE_CHARS] if closed else ""
+
+
+def _asked_for(asked: str) -> str | None:
     if not _OF_A_CONVERSATION.search(asked):
         return None
-    return next((task for task, shape in _SHAPES if shape.search(asked)), None)
+    # What is named first: "a summary of the conversation in the tags above" asks for no tags.
+    found = [(match.end(), task) for task, shape in _SHAPES if (match := shape.search(asked))]
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 DEFAULT: Final = ClientTasks()

@@ -45,6 +45,8 @@ EARLIER_LAYER = 3
 EARLIER_OUTPUT = "layer_norm_6"  # what the int8 file calls the third layer's states
 DIMENSIONS = 2 * STATES
 MAX_TOKENS = 128
+NAME = "all-MiniLM-L6-v2"  # as its authors call it
+POSITIONS = 512  # tokens that it has positions for; its authors read 256 of a text, and trained it on 128
 BATCH = 32  # texts that torch reads at once
 
 
@@ -92,6 +94,31 @@ class Encodes(Protocol):
         ...
 
 
+class Embeds(Protocol):
+    """An encoder as clients ask for it: plain sentence embeddings of texts as they are, by the last layer alone.
+
+    Another thread than the supervisor's may call it once it is loaded.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its authors, or the roster's folder, call it."""
+        ...
+
+    @property
+    def positions(self) -> int:
+        """The most tokens of one text that it can read."""
+        ...
+
+    def tokenizer(self) -> Any:
+        """A tokenizers.Tokenizer that neither cuts nor pads, and that no other thread changes."""
+        ...
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The embedding of one text's tokens, those around it included: (STATES,), of unit length."""
+        ...
+
+
 def find_encoder(setting: str = "auto") -> EncoderSource | None:
     """The encoder that a setting asks for, or None when there is none.
 
@@ -122,6 +149,11 @@ def _packaged(package: str, name: str) -> Path | None:
         if (path := Path(place) / name).is_file():
             return path
     return None
+
+
+def memory_bytes(source: EncoderSource) -> int:
+    """About what the fastest form of an encoder takes of host memory, libraries and its longest text included."""
+    return 300 * 2**20 if source.quantised is not None else 500 * 2**20  # as measured, x86-64
 
 
 def load_encoder(source: EncoderSource, *, n_threads: int = 1) -> tuple[Encodes, str]:
@@ -176,6 +208,22 @@ def _check_file(path: Path, expected: str, distribution: str) -> None:
 def _joined(last: NDArray[np.float32], earlier: NDArray[np.float32]) -> NDArray[np.float32]:
     """Both layers' means (n, STATES), each to unit length, beside one another."""
     return np.hstack([mean / np.linalg.norm(mean, axis=1, keepdims=True) for mean in (last, earlier)])
+
+
+def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
+
+
+def _inputs(ids: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """Of the int8 model, for one text's tokens: (1, n_tokens) each."""
+    read = np.array([ids], np.int64)
+    return {"input_ids": read, "attention_mask": np.ones_like(read), "token_type_ids": np.zeros_like(read)}
+
+
+def _untruncated(tokenizer: Any) -> Any:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def further_output(name: str) -> bytes:
@@ -242,8 +290,7 @@ class QuantisedEncoder(_Reader):
 
             tokenizer = Tokenizer.from_file(str(TOKENIZER))
             speller = Speller(tokenizer.get_vocab())
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(MAX_TOKENS)
+            _untruncated(tokenizer)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self.n_threads
             options.inter_op_num_threads = 1
@@ -253,13 +300,25 @@ class QuantisedEncoder(_Reader):
             raise EncoderError(f"the int8 sentence encoder {path} cannot be loaded: {error}") from error
         self._session, self._tokenizer, self._speller = session, tokenizer, speller
 
+    name = NAME
+    positions = POSITIONS
+
+    def tokenizer(self) -> Any:
+        """See Embeds. One for all: it is never changed, so any thread may read with it."""
+        return self._tokenizer
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See Embeds. onnxruntime's sessions may be run by several threads at once."""
+        (states,) = self._session.run(["last_hidden_state"], _inputs(ids))  # (1, n_tokens, STATES)
+        return _unit(states.mean(axis=1)[0])
+
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""
         self.load()
         rows = np.zeros((len(texts), DIMENSIONS), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            ids = np.array([self._tokenizer.encode(self.read(text)).ids], np.int64)  # (1, n_tokens)
-            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            ids = self._tokenizer.encode(self.read(text)).ids
+            inputs = _inputs(ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]])
             last, earlier = self._session.run(["last_hidden_state", EARLIER_OUTPUT], inputs)  # (1, n_tokens, STATES)
             row[:] = _joined(last.mean(axis=1), earlier.mean(axis=1))[0]
         return rows
@@ -272,7 +331,31 @@ class SentenceEncoder(_Reader):
         self.source = source
         self.n_threads = n_threads
         self._model: Any = None
+        self._tokenizer: Any = None
         self._weights = source.sha256 or ""
+
+    @property
+    def name(self) -> str:
+        """See Embeds."""
+        folder = self.source.folder
+        return NAME if self.source.origin == "package" or folder is None else folder.name
+
+    @property
+    def positions(self) -> int:
+        """See Embeds."""
+        return int(self._model[0].auto_model.config.max_position_embeddings)
+
+    def tokenizer(self) -> Any:
+        """See Embeds. Not the model's own, which transformers sets up anew for each reading."""
+        return self._tokenizer
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See Embeds. By the model's own pooling."""
+        import torch
+
+        read = {"input_ids": torch.tensor([list(ids)]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        with torch.no_grad():
+            return _unit(self._model(read)["sentence_embedding"][0].numpy())
 
     @property
     def weights(self) -> str:
@@ -291,6 +374,7 @@ class SentenceEncoder(_Reader):
         try:
             import torch
             from sentence_transformers import SentenceTransformer
+            from tokenizers import Tokenizer
         except ImportError as error:
             raise EncoderError(
                 f"the sentence encoder in {folder} needs sentence-transformers and torch ({error}): {TORCH_REMEDY}"
@@ -301,6 +385,7 @@ class SentenceEncoder(_Reader):
                 model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
             layers = _layers(model, ["a"])  # the first call is slow: not for a request
             speller = Speller(model.tokenizer.get_vocab())
+            tokenizer = _untruncated(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()))
             weights = self._weights or _digest_of_weights(folder)
         except Exception as error:  # any error of torch, transformers or the files: n-grams must still serve
             raise EncoderError(f"the sentence encoder in {folder} cannot be loaded: {error}") from error
@@ -310,7 +395,7 @@ class SentenceEncoder(_Reader):
                 f"the encoder in {folder} has {found[0]} layers of {found[1]} numbers a token; the head "
                 f"reads one of more than {EARLIER_LAYER} layers of {STATES}, such as all-MiniLM-L6-v2"
             )
-        self._model, self._speller, self._weights = model, speller, weights
+        self._model, self._tokenizer, self._speller, self._weights = model, tokenizer, speller, weights
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, of any length and content. Returns (n, DIMENSIONS), each half of a row of unit length."""

@@ -68,6 +68,11 @@ class Supervisor:
         """What is not as it should be, a sentence each: for /ready and for `coe doctor`."""
         return tuple(self._warnings)
 
+    @property
+    def encoder(self) -> Encodes | None:
+        """What texts are read with; None before `start`, and where n-grams serve alone."""
+        return self._encoder
+
     async def start(self) -> None:
         """Load the encoder and the head in the background thread; any number of callers share one load.
 

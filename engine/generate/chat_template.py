@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ..errors import TemplateError, ThinkingPolicyError
 from ..spec import Thinking, ThinkingMode
+from .echo import Echo
 from .origin import Own, Spans, is_own, joined, spans_of
 from .renderer import Message, Renderer
 
@@ -55,6 +56,7 @@ class Prompt:
     closed_by_ban: the answer goes on in a turn that has begun, where the template has no closed thinking block: to keep
           it closed, its opening is not to be drawn.
     tokens, history_tokens: the text, and its first history_chars, once they have been read; see PromptReader.
+    echo: how it is given back before the answer, where that is wanted.
     """
 
     text: str
@@ -65,6 +67,7 @@ class Prompt:
     closed_by_ban: bool = False
     tokens: tuple[int, ...] = ()
     history_tokens: tuple[int, ...] = ()
+    echo: Echo | None = None
 
 
 class ChatTemplate:

@@ -7,13 +7,11 @@ minutes, deep repetitions overflowed its stack. llguidance counts what it spends
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import llama_cpp.llama_cpp as lib
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from ..errors import GrammarError
 from ..llama.vocab import Vocab
 from .conformity import Conformity
 from .digits import NumberEnd
+from .exact_tokens import ExactTokens
 from .json_schema import SIMPLIFY, JsonSchema, needs_escapes
 from .wide_numbers import has_wide_numbers, rules_of
 
@@ -77,10 +76,12 @@ def tokenizer_of(vocab: Vocab, tags: Collection[int] = ()) -> LLTokenizer:
         for token, piece in enumerate(vocab.pieces())
     ]
     ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
+    exact = ExactTokens(vocab, tokens)
+    vocab.keep(exact)
     made: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # missing in its type stub
         tokens=tokens,
         vocab_ptr=vocab.handle,
-        tokenize_fptr=ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value,
+        tokenize_fptr=exact.address,
         eos_token=ends or None,
         slices=LLTokenizer.json_slices(),
     )

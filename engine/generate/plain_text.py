@@ -104,12 +104,14 @@ def pieces(text: str, own: Spans, markers: Markers) -> list[str]:
     return whole
 
 
-def tokens_of(text: str, own: Spans, vocab: Vocab, markers: Markers, *, bos: bool = False) -> list[int]:
-    """Tokens of a text in which the spans of `own` alone may hold control tokens."""
+def tokens_of(
+    text: str, own: Spans, vocab: Vocab, markers: Markers, *, bos: bool = False, goes_on: bool = False
+) -> list[int]:
+    """Tokens of a text in which the spans of `own` alone may hold control tokens. goes_on: other text stands before."""
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # as llama.cpp will get it: half a surrogate pair is a "?"
     found = pieces(text, own, markers)
-    tokens = vocab.tokenize(found[0], bos=bos)
+    tokens = vocab.tokenize_on(found[0]) if goes_on else vocab.tokenize(found[0], bos=bos)
     for piece in found[1:]:
         tokens += vocab.tokenize_on(piece)
     return tokens

@@ -11,12 +11,14 @@ from typing import Any, Final
 
 from llguidance import LLTokenizer
 
-from ..errors import EngineError, ModelTemplateError, PromptTooLongError, TemplateError
+from ..errors import EngineError, ModelTemplateError, PromptTooLongError, TemplateError, UnknownTokenError
 from ..llama.model import Model
-from ..request import GenerateRequest, ReadRequest, Told
+from ..request import GenerateRequest, ReadRequest, Told, Tool
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from .chat_template import ChatTemplate, Prompt
+from .echo import Echo
 from .grammar import Grammar, schema_of, tokenizer_of
+from .infill import infill_tokens
 from .origin import within
 from .plain_text import markers_of, tokens_of
 from .renderer import HONEST, Limits, Message, RenderProcess
@@ -58,6 +60,7 @@ class PromptReader:
         self._vocab = model.vocab
         self._context_tokens = spec.context_tokens
         source, text = model.chat_template(), model.vocab.text
+        self._template_source = source
         self._markers = markers_of(model.vocab, source or "")
         self._renderer = RenderProcess(source, limits) if source else None
         self.template: ChatTemplate | None = None
@@ -129,10 +132,10 @@ class PromptReader:
         Takes up to seconds for large schemas, and may run on a thread of its own. Raises GrammarError.
         """
         schema = schema_of(request.response_format)
-        if request.tools and request.messages is not None:
+        if request.messages is not None and request.tools and not request.tool_use.forbidden:
             return self._toolbox_of(request, schema)
-        if schema is None and request.messages is not None and self.family_of(request).frames:
-            return self._toolbox_of(request, None)  # without a tool: what stands around the text is no part of it
+        if request.messages is not None and schema is None:
+            return self._closed_toolbox(request)
         return Grammar.of_schema(self._grammar_tokens, schema) if schema is not None else None
 
     def _toolbox_of(self, request: GenerateRequest, schema: Any | None) -> Toolbox:
@@ -149,10 +152,29 @@ class PromptReader:
         family, use = self.family_of(request), request.tool_use
         tools = {tool.name: tool for tool in request.tools if not use.only or tool.name in use.only}
         tags = self._tags_of(family)
-        ends = {tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1}
         tokenizer = self._grammar_tokens if tools else None
         constraint = CallConstraint(tokenizer, family, tuple(tools.values()), use, tags, schema)
-        return Toolbox(family, tools, tags, frozenset(ends), constraint, use.parallel)
+        return Toolbox(family, tools, tags, self._ends_of(family), constraint, use.parallel)
+
+    def _closed_toolbox(self, request: GenerateRequest) -> Toolbox | None:
+        """For an answer that may call nothing. A model that does so all the same calls what it was told of, or called
+        before; None where there is neither, and nothing stands around a text that is no part of it."""
+        names = [call["name"] for message in request.messages or () for call in message.get("tool_calls") or ()]
+        tools = {**{name: Tool(name) for name in names}, **{tool.name: tool for tool in request.tools}}
+        family = self.family_of(request)
+        if not tools and not family.frames:
+            return None
+        tags = self._tags_of(family)
+        constraint = CallConstraint(None, family, (), request.tool_use, tags)
+        return Toolbox(family, tools, tags, self._ends_of(family), constraint, forbidden=True)
+
+    def _ends_of(self, family: Family) -> frozenset[int]:
+        return frozenset(tokens[0] for end in family.ends if len(tokens := self._vocab.tokenize_on(end)) == 1)
+
+    def _banned_of(self, box: Toolbox) -> list[int]:
+        """The tokens that begin a call and nothing else, where none may be made."""
+        openings = box.family.openings if box.forbidden else ()
+        return [box.tags[opening] for opening in openings if opening in box.tags]
 
     @functools.cached_property
     def _grammar_tokens(self) -> LLTokenizer:
@@ -163,16 +185,53 @@ class PromptReader:
         """What a request is to be continued from, read into tokens.
 
         Takes as long as the chat template does, within its bounds, and seconds for a text that some vocabularies are
-        slow to read; may run on a thread of its own. Raises TemplateError, ModelTemplateError, ThinkingPolicyError and
-        PromptTooLongError.
+        slow to read; may run on a thread of its own. Raises TemplateError, ModelTemplateError, ThinkingPolicyError,
+        PromptTooLongError, UnknownTokenError and InfillError.
         """
+        if request.prompt_ids is not None:
+            return self._with_echo(request, self._given(request.prompt_ids))
         # Of a conversation templates may leave out anything but what its user says, its margins aside.
         said = (str(m.get("content") or "").strip() for m in request.messages or () if m["role"] == "user")
         self._refuse_long(sum(map(len, said)))
         prompt = self._rendered(request)
-        self._refuse_long(len(prompt.text.encode("utf-8", "replace")))
+        self._refuse_long(
+            len(prompt.text.encode("utf-8", "replace")) + len((request.suffix or "").encode("utf-8", "replace"))
+        )
+        if request.suffix is not None:
+            return replace(prompt, tokens=tuple(self._infill(prompt, request)))
         history = self._tokens(prompt, prompt.history_chars) if prompt.history_chars else []
-        return replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+        read = replace(prompt, tokens=tuple(self._tokens(prompt)), history_tokens=tuple(history))
+        return self._with_echo(request, read)
+
+    def _given(self, ids: Sequence[int]) -> Prompt:
+        """A prompt of token ids, which are nobody's text: control tokens are what they are."""
+        vocab = self._vocab
+        unknown = next((token for token in ids if not 0 <= token < vocab.n_tokens), None)
+        if unknown is not None:
+            raise UnknownTokenError(
+                f"The prompt has the token id {unknown}; the model's vocabulary has 0 to {vocab.n_tokens - 1}.",
+                "Make the ids with this model's tokenizer, such as POST /tokenize, or send texts.",
+            )
+        return Prompt("", 0, self.template.tags if self.template else (), tokens=tuple(ids))
+
+    def _infill(self, prompt: Prompt, request: GenerateRequest) -> list[int]:
+        vocab = self._vocab
+
+        def read(text: str) -> list[int]:
+            own = ((0, len(text)),) if request.raw_prompt and text else ()
+            # Neither begins a text: the model has seen such parts in the middle of one.
+            return tokens_of(text, own, vocab, self._markers, goes_on=True) if text else []
+
+        return infill_tokens(
+            prompt.text,
+            request.suffix or "",
+            request.snippets,
+            vocab.infill,
+            read,
+            bos=[vocab.bos] if vocab.adds_bos and vocab.bos >= 0 else [],
+            room=self._context_tokens - (request.max_tokens or 0) - 1,
+            longest_bytes=vocab.longest_piece_bytes,
+        )
 
     def told(self, request: ReadRequest) -> Told:
         """A text's tokens, or the text of tokens. Raises what `prompt_of` raises, but for a text that is too long."""
@@ -188,7 +247,33 @@ class PromptReader:
             bos = request.bos if is_text else self._adds_bos(written)
             tokens = tokens_of(written, own, vocab, self._markers, bos=bos and self._adds_bos(written))
         pieces = [list(vocab.piece(token, special=True)) for token in tokens] if request.pieces else None
-        return Told(request.id, written, tokens, pieces)
+        return Told(request.id, written, tokens, pieces, self._facts() if request.vocabulary else None)
+
+    def _facts(self) -> dict[str, str | None]:
+        vocab = self._vocab
+        return {
+            "bos_token": vocab.text(vocab.bos) or None,
+            "eos_token": vocab.text(vocab.eos) or None,
+            "chat_template": self._template_source,
+        }
+
+    def _with_echo(self, request: GenerateRequest, prompt: Prompt) -> Prompt:
+        """One of ids comes back as /detokenize has it; the start that a text's tokens were given is no part of it."""
+        if not request.echo:
+            return prompt
+        tokens = prompt.tokens or self._of_nothing
+        pieces = [self._vocab.piece(token, special=True) for token in tokens]
+        if request.prompt_ids is not None:
+            return replace(prompt, echo=Echo(pieces))
+        if tokens[0] == self._vocab.bos and self._adds_bos(prompt.text):
+            pieces[0] = b""
+        return replace(prompt, echo=Echo(pieces, prompt.text.encode("utf-8", "replace").decode()))
+
+    @property
+    def _of_nothing(self) -> tuple[int, ...]:
+        """What an empty prompt is evaluated as."""
+        vocab = self._vocab
+        return (vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0),)
 
     def _rendered(self, request: GenerateRequest) -> Prompt:
         if request.prompt is not None:
@@ -224,10 +309,10 @@ class PromptReader:
         Raises PromptTooLongError, and what `prompt_of` raises.
         """
         prompt = prompt if prompt is not None else self.prompt_of(request)
+        banned = self._openings_of_thinking() if prompt.closed_by_ban else []
+        banned += self._banned_of(held_to) if isinstance(held_to, Toolbox) else []
         vocab, context_tokens = self._vocab, self._context_tokens
-        tokens = list(prompt.tokens)
-        if not tokens:
-            tokens = [vocab.bos if vocab.bos >= 0 else max(vocab.eos, 0)]
+        tokens = list(prompt.tokens or self._of_nothing)
         if request.max_prompt_tokens is not None and len(tokens) > request.max_prompt_tokens:
             raise PromptTooLongError(len(tokens), request.max_prompt_tokens, by_roster=True)
         if len(tokens) >= context_tokens:
@@ -246,7 +331,8 @@ class PromptReader:
             grammar=held_to if isinstance(held_to, Grammar) else None,
             toolbox=held_to if isinstance(held_to, Toolbox) else None,
             specialist_id=specialist_id,
-            banned=self._openings_of_thinking() if prompt.closed_by_ban else (),
+            banned=banned,
+            echo=prompt.echo,
         )
 
     def _openings_of_thinking(self) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +13,7 @@ from ..llama.context import Context
 from ..llama.vocab import Vocab
 from ..request import CallPiece, Delta, Finish, Finished, GenerateRequest, Reading, TokenLogprob
 from ..spec import ThinkingMode
+from .echo import Echo
 from .grammar import Grammar
 from .loop_exits import GrammarLoops
 from .loops import Loop, LoopGuard
@@ -60,9 +61,11 @@ class ActiveSequence:
         toolbox: Toolbox | None = None,
         specialist_id: int = 0,
         banned: Collection[int] = (),
+        echo: Echo | None = None,
     ) -> None:
         """limit: tokens the answer may have. grammar: what the answer, without its thinking, has to keep to.
         toolbox: what it may call; then the grammar is the toolbox's. banned: tokens that are not drawn.
+        echo: the prompt, where it comes before the answer.
         """
         self.request = request
         self.specialist_id = specialist_id
@@ -101,7 +104,10 @@ class ActiveSequence:
         self._forced: deque[int] = deque()
         self._closing = tags[0][1] if tags else ""
         self._reasoning_tokens = 0
-        self._logprobs = TextLogprobs()
+        self._echo = echo
+        self._told = 0  # tokens of the prompt whose echo has gone out
+        self._logprobs = TextLogprobs(len(echo.text) if echo else 0, every=echo is not None)
+        self._sum_logprobs, self._drawn = 0.0, 0
         self._places: deque[range] = deque()  # of the answer that the reading of calls still holds back
         self._decoded = 0  # characters
         self._grammar = grammar
@@ -138,6 +144,63 @@ class ActiveSequence:
         """Tokens to evaluate up to the end of the shared history, 0 when that is passed."""
         return max(0, self.history_tokens - self.evaluated)
 
+    @property
+    def _first_unscored(self) -> int:
+        """The first position whose logits say something of the prompt that is not known; n_prompt for none.
+
+        The logits of a position are for the token after it; the prompt's first token has none.
+        """
+        scored = self.n_prompt if self._echo is None or not self.request.scores_prompt else self._told
+        return max(0, scored - 1) if scored < self.n_prompt else self.n_prompt
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that may come from the cache: those whose logits are wanted have to be evaluated."""
+        return min(self._first_unscored, len(self.tokens))
+
+    @property
+    def pending_unscored(self) -> int:
+        """Tokens to evaluate up to those that are scored, 0 when there are none, or none that are scored."""
+        first = self._first_unscored
+        return max(0, first - self.evaluated) if first < self.n_prompt else 0
+
+    @property
+    def scores(self) -> bool:
+        """Whether the tokens that wait to be evaluated are scored, each of them."""
+        return self._first_unscored <= self.evaluated < self.n_prompt
+
+    def wants_logits(self, position: int) -> bool:
+        """Whether the logits of a position will be looked at."""
+        return position == len(self.tokens) - 1 or self._first_unscored <= position < self.n_prompt - 1
+
+    def echoed(
+        self,
+        context: Context,
+        base: int,
+        each: Callable[[Callable[[int], TokenLogprob], Sequence[int]], Iterable[TokenLogprob]] = map,
+    ) -> Delta | None:
+        """What the last decode makes known of the prompt, where it comes before the answer.
+
+        base: the batch entry of position p is base + p. each: applies a function to several positions.
+        """
+        known = min(self.evaluated + 1, self.n_prompt)
+        if self._echo is None or self._told >= known:
+            return None
+        start, self._told = self._told, known
+        logprobs: list[TokenLogprob] = []
+        if (top := self.request.top_logprobs) is not None:
+            offsets = self._echo.offsets
+            if start == 0:
+                logprobs.append(TokenLogprob(*self._written(self.tokens[0]), None, [], offsets[0]))
+
+            def score(position: int) -> TokenLogprob:
+                token = self.tokens[position + 1]
+                return self._logprob(context, base + position, token, top, offsets[position + 1])
+
+            logprobs += each(score, range(max(0, start - 1), known - 1))
+        text = self._echo.part(start, known)
+        return Delta(self.request.id, text, logprobs=tuple(logprobs)) if text or logprobs else None
+
     def reading(self, now_s: float) -> Reading | None:
         """How far the prompt has been read, where the request wants to know and was not told a moment ago."""
         if not self.request.tells_reading or not 0 < self.evaluated < self.n_prompt:
@@ -165,8 +228,15 @@ class ActiveSequence:
             return None
         constrained = not self._splitter.open
         token, forced = self._next_token(context, index)
+        entry = None
+        if self.request.top_logprobs is not None or self.request.ranked:
+            entry = self._logprob(context, index, token, self.request.top_logprobs or 0)
+            self._sum_logprobs += entry.logprob or 0.0
+            self._drawn += 1
         if self.vocab.ends_generation(token) or (self._calls is not None and self._calls.ends(token)):
             self.finish = Finish.STOP
+            if entry is not None and self.request.scores_prompt:
+                self._logprobs.add(entry, self._decoded, self._decoded)
             out = self._flush()
             self._check(out)
             return self._delta(out)
@@ -175,8 +245,7 @@ class ActiveSequence:
         piece = self.vocab.piece(token, special=token in self._shown)
         text = self._text(token, piece)
         start, self._decoded = self._decoded, self._decoded + len(text)
-        if self.request.top_logprobs is not None:
-            entry = self._logprob(context, index, token, self.request.top_logprobs)
+        if entry is not None and self.request.top_logprobs is not None:
             self._logprobs.add(entry, start, self._decoded + (not self._utf8.at_boundary))
         out = self._filter(text, token, piece, constrained=constrained)
         if self.finish is None and (self.n_generated >= self.limit or self._answer_is_full):
@@ -263,7 +332,7 @@ class ActiveSequence:
             self._read_text(out, rest.answer)
         else:
             self._read_parts(out, self._calls.feed(rest.answer))
-            self._read_parts(out, self._calls.flush())
+            self._read_parts(out, self._calls.flush(cut=self.finish is not Finish.STOP))
         out.say("" if self._stopped else self._stops.flush())
         return out
 
@@ -295,19 +364,20 @@ class ActiveSequence:
         if self.request.top_logprobs is not None:
             undecided = self._places[0].start if self._places else self._splitter.decided
             logprobs = self._logprobs.release(out.listed, undecided)
+            if self.finish is not None:
+                logprobs += self._logprobs.rest()
         text = out.text
         if self._is_checked:
             self._answer.append(text)
-        return Delta(self.request.id, text, out.reasoning, logprobs, tuple(out.calls)) if out else None
+        return Delta(self.request.id, text, out.reasoning, logprobs, tuple(out.calls)) if out or logprobs else None
 
-    def _logprob(self, context: Context, index: int, token: int, top: int) -> TokenLogprob:
+    def _logprob(self, context: Context, index: int, token: int, top: int, offset: int = 0) -> TokenLogprob:
         own, best = log_probabilities(context.logits(index), token, top)
+        return TokenLogprob(*self._written(token), own, [(*self._written(t), value) for t, value in best], offset)
 
-        def written(t: int) -> tuple[str, list[int]]:
-            piece = self.vocab.piece(t, special=True)
-            return piece.decode("utf-8", "replace"), list(piece)
-
-        return TokenLogprob(*written(token), own, [(*written(t), value) for t, value in best])
+    def _written(self, token: int) -> tuple[str, list[int]]:
+        piece = self.vocab.piece(token, special=True)
+        return piece.decode("utf-8", "replace"), list(piece)
 
     def finished(self, reason: Finish) -> Finished:
         """The closing event."""
@@ -325,6 +395,8 @@ class ActiveSequence:
             violation=self._violation,
             conforms=self._conforms,
             malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
+            mean_logprob=self._sum_logprobs / self._drawn if self.request.ranked and self._drawn else None,
+            forbidden_calls=self._calls.n_forbidden if self._calls is not None else 0,
         )
 
     def close(self) -> None:

@@ -13,11 +13,17 @@ from ..spec import LoadSpec
 from .devices import physical_cores
 from .log import start
 from .model import Model
+from .pooling import pooled_reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH_TOKENS: Final = 512  # tokens in one decode; also the compute buffer's size
+
+# Logits of one decode where prompts are scored. llama.cpp keeps them twice, in the compute and in the output buffer:
+# 32 rows of a vocabulary of 262,144 are 64 MiB together; a whole batch of 512 would be a GiB.
+_LOGITS_BYTES: Final = 32 * 2**20
+_MOST_OUTPUTS: Final = 64
 
 _KV_TYPES: Final = {"f16": 1, "q8_0": 8, "q4_0": 2, "bf16": 30, "f32": 0}  # ggml.h, enum ggml_type
 
@@ -44,12 +50,18 @@ class Context:
         self.model = model
         self.n_seq = spec.parallel
         params = lib.llama_context_default_params()
-        params.n_ctx = spec.cells
-        params.n_batch = params.n_ubatch = min(batch_tokens, spec.cells)
+        reading = pooled_reading(model, spec) if spec.embeddings else None
+        self.n_cells = reading.input_tokens if reading is not None else spec.cells
+        if reading is not None:
+            batch_tokens = reading.batch_tokens
+        params.n_ctx = self.n_cells
+        params.n_batch = params.n_ubatch = min(batch_tokens, self.n_cells)
         params.n_seq_max = spec.parallel
-        # Only the last token of a prompt and each newly generated one is looked at: with llama.cpp's default the
-        # logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
-        params.n_outputs_max = params.n_batch if all_logits else spec.parallel
+        # Of most prompts the last token alone is looked at, and those that are scored are read in small pieces: with
+        # llama.cpp's default the logits of a whole batch are reserved, half a GiB for a vocabulary of 262,144.
+        whole = all_logits or spec.embeddings
+        params.n_outputs_max = params.n_batch if whole else _outputs(model.vocab.n_tokens, spec.parallel)
+        params.embeddings = spec.embeddings  # pooled as the file says
         params.n_threads = params.n_threads_batch = spec.threads or physical_cores()
         params.type_k = params.type_v = _KV_TYPES[spec.kv_type]
         params.swa_full = False  # the binding's default keeps 3,520 MiB where 620 do (16k, Gemma 4 26B)
@@ -61,12 +73,25 @@ class Context:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise LoadError(
-                f"No memory for a context of {spec.cells} tokens: {log.reason('llama.cpp gives no reason')}.",
+                f"No memory for a context of {self.n_cells} tokens: {log.reason('llama.cpp gives no reason')}.",
                 "Lower context_tokens or parallel in the roster, or free memory.",
             )
         self.memory = lib.llama_get_memory(self.handle)
+        if not self.memory and not spec.embeddings:
+            lib.llama_free(self.handle)
+            raise LoadError(
+                f"{spec.path.name} reads texts and writes none (an encoder).",
+                "Write embeddings: true in its entry, and ask it at /v1/embeddings.",
+            )
         self.n_batch: int = lib.llama_n_batch(self.handle)
+        self.n_outputs = int(params.n_outputs_max)  # entries of one decode that may want logits
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+
+    @property
+    def unreserved_bytes(self) -> int:
+        """What the output buffer may still grow by: llama.cpp reserves logits for one output a sequence, and more when
+        a decode first wants them. Source: llama-context.cpp, llama_context::output_reserve."""
+        return 4 * self.model.vocab.n_tokens * max(0, self.n_outputs - self.n_seq)
 
     def decode(self, entries: Iterable[tuple[int, int, int, bool]]) -> int:
         """Evaluate (token, position, sequence, wants_logits) entries, at most n_batch of them, in one call.
@@ -91,8 +116,16 @@ class Context:
 
         return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.handle, index), (self.model.vocab.n_tokens,))
 
+    def embedding(self, sequence: int) -> Any:
+        """float32 array (n_embd,) of a sequence that the last decode ended, pooled: a view, valid until the next."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(lib.llama_get_embeddings_seq(self.handle, sequence), (self.model.n_embedding,))
+
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's cells from position `start`; False when this kind of cache cannot drop a part."""
+        if not self.memory:  # an encoder has no cache
+            return True
         return bool(lib.llama_memory_seq_rm(self.memory, sequence, start, -1))
 
     def copy_sequence(self, source: int, target: int, end: int) -> None:
@@ -136,3 +169,8 @@ class Context:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self.handle)
             self.handle = None
+
+
+def _outputs(n_vocab: int, parallel: int) -> int:
+    """Entries of one decode that may want logits: each sequence's newest, and as many more as scoring is worth."""
+    return max(parallel, min(_MOST_OUTPUTS, _LOGITS_BYTES // (4 * n_vocab)))

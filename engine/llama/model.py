@@ -87,6 +87,11 @@ class Model:
         """The context length the model was trained for."""
         return int(lib.llama_model_n_ctx_train(self.handle))
 
+    @property
+    def n_embedding(self) -> int:
+        """Numbers of an embedding."""
+        return int(getattr(lib, "llama_model_n_embd_out", lib.llama_model_n_embd)(self.handle))
+
     @functools.cached_property
     def sliding_window(self) -> int:
         """Positions a sliding-window layer sees; 0 for a model without such layers."""

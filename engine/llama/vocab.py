@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
 from ..errors import LoadError
+
+
+@dataclass(frozen=True)
+class Infill:
+    """The tokens of fill in the middle. file, repository: what a file and a project begin with; None for none."""
+
+    before: int
+    after: int
+    middle: int
+    file: int | None = None
+    repository: int | None = None
 
 
 class Vocab:
@@ -23,6 +35,7 @@ class Vocab:
         self.eos: int = lib.llama_vocab_eos(self._vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._kept: list[object] = []
 
     @functools.cached_property
     def longest_piece_bytes(self) -> int:
@@ -36,10 +49,25 @@ class Vocab:
             return self.eos
         return next((token for token in range(self.n_tokens) if self.ends_generation(token)), self.eos)
 
+    @functools.cached_property
+    def infill(self) -> Infill | None:
+        """The tokens of fill in the middle; None for a model that was not trained for it."""
+        needed = [
+            read(self._vocab) for read in (lib.llama_vocab_fim_pre, lib.llama_vocab_fim_suf, lib.llama_vocab_fim_mid)
+        ]
+        if min(needed) < 0:
+            return None
+        more = [read(self._vocab) for read in (lib.llama_vocab_fim_sep, lib.llama_vocab_fim_rep)]
+        return Infill(*needed, *(token if token >= 0 else None for token in more))
+
     @property
     def handle(self) -> Any:
         """llama_vocab pointer."""
         return self._vocab
+
+    def keep(self, made: object) -> None:
+        """Keep an object alive for as long: one that code holds a pointer to which is not Python's."""
+        self._kept.append(made)
 
     def tokenize(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
         """Tokens of text. special: control tokens written in the text are recognised as such."""
@@ -52,17 +80,17 @@ class Vocab:
             count = lib.llama_tokenize(self._vocab, data, len(data), buffer, -count, bos, special)
         return list(buffer[:count])
 
-    def tokenize_on(self, text: str) -> list[int]:
-        """Tokens of text that goes on where another one ended, control tokens recognised.
+    def tokenize_on(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of text that goes on where another one ended. special: as `tokenize`.
 
         Some vocabularies begin each text with a space of their own, which has no place within one. Source:
         llama-vocab.cpp, llama_vocab::impl::tokenize, add_space_prefix.
         """
         if not self._adds_space:
-            return self.tokenize(text)
+            return self.tokenize(text, special=special)
         lead = self.tokenize("\n")
-        tokens = self.tokenize(f"\n{text}")
-        return tokens[len(lead) :] if tokens[: len(lead)] == lead else self.tokenize(text)
+        tokens = self.tokenize(f"\n{text}", special=special)
+        return tokens[len(lead) :] if tokens[: len(lead)] == lead else self.tokenize(text, special=special)
 
     @functools.cached_property
     def _adds_space(self) -> bool:

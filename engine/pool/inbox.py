@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import EngineError, SlowReaderError
-from ..request import Delta, Event, Finished, Rejected, Told
+from ..request import Delta, Embedded, Event, Finished, Rejected, Told
+
+ENDS: Final = (Finished, Rejected, Told, Embedded)  # events after which a request has no other
 
 _BEHIND: Final = 16  # events that wait, from which on deltas are joined: a reader that keeps pace gets them one by one
 _JOINED_BYTES: Final = 1024  # of text, that one delta is joined up to
@@ -26,7 +28,22 @@ class Unread:
         """each_bytes: of one request. total_bytes: of all together."""
         self.each_bytes = each_bytes
         self.total_bytes = total_bytes
-        self.waiting_bytes = 0
+        self._waiting_bytes = [0]  # shared by those of `with_each`
+
+    def with_each(self, each_bytes: int) -> Unread:
+        """For requests of which each may leave so much unread; what all leave together counts here as there."""
+        other = Unread(each_bytes, self.total_bytes)
+        other._waiting_bytes = self._waiting_bytes
+        return other
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of all requests together."""
+        return self._waiting_bytes[0]
+
+    @waiting_bytes.setter
+    def waiting_bytes(self, waiting_bytes: int) -> None:
+        self._waiting_bytes[0] = waiting_bytes
 
     def fault(self, waiting_bytes: int, more_bytes: int) -> SlowReaderError | None:
         """Why a request, so much of which waits already, may not have more of it wait; None when it may."""
@@ -67,7 +84,8 @@ class Inbox:
         if self.ended:
             return
         size = _size(event)
-        if self._unread is not None and self._events and (fault := self._unread.fault(self._waiting_bytes, size)):
+        waits = self._waiting_bytes
+        if self._unread is not None and waits and (fault := self._unread.fault(waits, size)):
             self.fail(fault)
             return
         self._wait(size)
@@ -77,7 +95,7 @@ class Inbox:
         else:
             self._events.append(event)
         self._arrived.set()
-        if isinstance(event, Finished | Rejected | Told):
+        if isinstance(event, ENDS):
             self._end()
 
     def fail(self, error: EngineError) -> None:
@@ -118,20 +136,24 @@ def _size(event: Event) -> int:
     """About the bytes that an event adds to an answer; the same for two deltas as for what they are joined to."""
     if not isinstance(event, Delta):
         return 0
+    texts = [event.text, event.reasoning]
+    for piece in event.calls:
+        texts += [piece.name or "", piece.arguments]
     rivals = sum(1 + len(entry.top) for entry in event.logprobs)
-    return (
-        len(event.text.encode("utf-8", "surrogatepass"))
-        + len(event.reasoning.encode("utf-8", "surrogatepass"))
-        + (_LOGPROB_BYTES * rivals)
-    )
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + _LOGPROB_BYTES * rivals
 
 
 def _joinable(first: Delta, second: Delta) -> bool:
-    """Reasoning comes before text: one delta cannot say that it came after."""
-    return not (first.text and second.reasoning) and _size(first) + _size(second) <= _JOINED_BYTES
+    """Reasoning comes before text, and both before calls: one delta cannot say that they came after."""
+    turns_back = (second.reasoning and (first.text or first.calls)) or (second.text and first.calls)
+    return not turns_back and _size(first) + _size(second) <= _JOINED_BYTES
 
 
 def _joined(first: Delta, second: Delta) -> Delta:
     return Delta(
-        first.id, first.text + second.text, first.reasoning + second.reasoning, (*first.logprobs, *second.logprobs)
+        first.id,
+        first.text + second.text,
+        first.reasoning + second.reasoning,
+        (*first.logprobs, *second.logprobs),
+        (*first.calls, *second.calls),
     )

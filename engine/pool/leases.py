@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..errors import EngineError
-from ..request import Event, GenerateRequest, ReadRequest, Told
+from ..request import Embedded, EmbedRequest, Event, GenerateRequest, ReadRequest, Told
 from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
 from .inbox import Unread
@@ -64,6 +64,12 @@ class Lease:
         assert self._booking is not None, "the lease was released"
         assert self._booking.resident is not None
         return await self._booking.resident.read(request)
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """See Resident.embed."""
+        assert self._booking is not None, "the lease was released"
+        assert self._booking.resident is not None
+        return await self._booking.resident.embed(request)
 
     def release(self) -> None:
         """End the hold; a second call does nothing."""

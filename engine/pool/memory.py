@@ -12,7 +12,7 @@ from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..request import GenerateRequest
-from ..spec import Device, Footprint, LoadSpec, Thinking, ToolForm
+from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, Thinking, ToolForm
 from ..units import size_text
 
 _PROBE: Final = "coe.engine.worker.probe"
@@ -29,12 +29,14 @@ class Prediction:
     refused:    specialists whose thinking policy or system prompt the model cannot carry out, name -> why.
     chat_fault: why the model cannot answer chats, with a remedy; None when it can.
     tools:      how its chat template writes calls of tools.
+    embedding:  what a model that is loaded for embeddings gives.
     """
 
     footprint: Footprint
     refused: Mapping[str, str]
     chat_fault: ModelTemplateError | None = None
     tools: ToolForm = field(default_factory=ToolForm)
+    embedding: EmbeddingForm | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ async def predict(
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
     fault = answer.get("chat_fault")
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]))
+    form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]), form)
 
 
 async def hardware() -> Hardware:
@@ -100,12 +103,29 @@ def available_host_bytes() -> int:
     raise EngineError("This system does not say how much memory it has.", "Set pool.vram_budget in the roster.")
 
 
-async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
-    """The budget and where it comes from: the roster's figure, or what is free now less a margin."""
+@dataclass(frozen=True)
+class Budget:
+    """What residents may take. note: where it comes from. of_host: it is what this machine had free of host memory, of
+    which the server itself will take a part."""
+
+    bytes: int
+    note: str
+    of_host: bool = False
+
+
+async def find_budget(asked: int | None, margin_bytes: int) -> Budget:
+    """The budget: the roster's figure, or what is free now less a margin."""
     if asked is not None:
-        return asked, "set in the roster"
+        return Budget(asked, "set in the roster")
     free = await free_device_bytes()
     if free is not None:
-        return max(0, free - margin_bytes), "free GPU memory less the margin"
+        return Budget(max(0, free - margin_bytes), "free GPU memory less the margin")
     host = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
-    return max(0, host - margin_bytes), "available host memory less the margin; no GPU was found"
+    note = "available host memory less the margin; no GPU was found"
+    return Budget(max(0, host - margin_bytes), note, of_host=True)
+
+
+async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
+    """The bytes of `find_budget` and where they come from."""
+    budget = await find_budget(asked, margin_bytes)
+    return budget.bytes, budget.note

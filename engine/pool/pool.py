@@ -22,7 +22,7 @@ from ..errors import (
     WaitTimeoutError,
     WorkerDiedError,
 )
-from ..logs import REQUEST_ID, for_request
+from ..logs import REQUEST_ID, RemoteTraceback, for_request
 from ..spec import LoadSpec
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
@@ -50,9 +50,11 @@ class Pool:
         *,
         clock: Callable[[], float] = time.monotonic,
         free_bytes: Callable[[], Awaitable[int | None]] | None = None,
+        held: Mapping[str, int] | None = None,
     ) -> None:
         """free_bytes: the device's own free memory, asked before and after the first load of each group, since asking
         takes as long as a swap; None, or an answer of None, leaves it to the worker.
+        held: what of the budget the server itself holds for good, title -> bytes.
         """
         self.limits = limits
         self._set_entries(entries)
@@ -60,6 +62,9 @@ class Pool:
         self._estimates = Estimates(limits.budget_bytes)
         self._loader = Loader(start, limits, self._estimates, clock, free_bytes)
         self._bookings = Bookings()
+        for title, n_bytes in (held or {}).items():
+            self._bookings.add(ReservationBooking(title, n_bytes, on_stop=None))
+        self.room_bytes = max(0, limits.budget_bytes - sum((held or {}).values()))  # for residents and builds
         self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -500,7 +505,8 @@ class Pool:
         if booking.state is not State.DRAINING and not self._closed:
             self.deaths[loss.cause] += 1
             with_it = f"; requests that failed with it: {', '.join(loss.requests)}" if loss.requests else ""
-            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it)
+            stack = RemoteTraceback(loss.stack) if loss.stack else None
+            _log.error("the worker of %s %s%s", booking.title, loss.how, with_it, exc_info=stack)
             booking.state = State.DRAINING
             self._replan()
             await booking.resident.wait_gone()

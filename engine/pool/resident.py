@@ -20,13 +20,23 @@ from typing import Any, Protocol
 from .. import errors, frames
 from ..child import telling_line
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
-from ..logs import LLAMA_LOGGER, WORKER_LOGGER, for_request
+from ..logs import LLAMA_LOGGER, WORKER_LOGGER, RemoteTraceback, for_request, stack_in
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
-from ..request import Event, Finished, GenerateRequest, ReadRequest, Rejected, Told, event_from_json
+from ..request import (
+    Embedded,
+    EmbedRequest,
+    Event,
+    Finished,
+    GenerateRequest,
+    ReadRequest,
+    Rejected,
+    Told,
+    event_from_json,
+)
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S, Beat, Lookout, Vitals
-from .inbox import Inbox, Unread
+from .inbox import ENDS, Inbox, Unread
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -40,11 +50,13 @@ class Loss:
     """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had.
 
     cause: a word or two of few that there are, for counting: "hung", "SIGKILL", "exit 1".
+    stack: where in its code it died, without any text of a request; "" where it could not say.
     """
 
     how: str
     requests: tuple[str, ...] = ()
     cause: str = "unknown"
+    stack: str = ""
 
 
 class Resident(Protocol):
@@ -69,6 +81,10 @@ class Resident(Protocol):
 
     async def read(self, request: ReadRequest) -> Told:
         """What the model makes of a text. Raises PromptTooLongError, TemplateError and WorkerDiedError."""
+        ...
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """Embeddings of texts, of a resident that was loaded for them. Raises InputTooLongError and WorkerDiedError."""
         ...
 
     def refuse(self, error: EngineError) -> None:
@@ -241,7 +257,7 @@ class WorkerResident:
         if self._lost.done():
             return
         requests = tuple(name for name, inbox in self._inboxes.items() if not inbox.ended)
-        self._lost.set_result(Loss(self._how(), requests, self._cause()))
+        self._lost.set_result(Loss(self._how(), requests, self._cause(), stack_in(list(self._tail))))
         death = self._death()
         self._settle(death)
         for inbox in list(self._inboxes.values()):
@@ -287,7 +303,8 @@ class WorkerResident:
                     name, slash, choice = message["request"].rpartition("/")
                     name, of = (name, f" {choice[:6]}{choice[32:]}") if slash else (choice, "")
                     line = f"worker {self._process.pid}{of}: {message['message']}"
-                    _worker_log.log(level, "%s", line, extra=for_request(name))
+                    trace = RemoteTraceback(message["traceback"]) if message["traceback"] else None
+                    _worker_log.log(level, "%s", line, exc_info=trace, extra=for_request(name))
                 case _:
                     self._vitals.progress(now)
                     if (inbox := self._inboxes.get(message["id"])) is not None:
@@ -295,7 +312,7 @@ class WorkerResident:
 
     def _deliver(self, inbox: Inbox, event: Event) -> None:
         inbox.put(event)
-        if inbox.ended and not isinstance(event, Finished | Rejected | Told):  # its reader is too far behind
+        if inbox.ended and not isinstance(event, ENDS):  # its reader is too far behind
             self._send({"op": "cancel", "id": event.id})
 
     def _settle(self, result: dict[str, Any] | EngineError) -> None:
@@ -372,19 +389,32 @@ class WorkerResident:
 
     async def read(self, request: ReadRequest) -> Told:
         """See Resident.read."""
+        event = await self._asked("read", request)
+        assert isinstance(event, Told), "a reading is answered by one event"
+        return event
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """See Resident.embed."""
+        event = await self._asked("embed", request)
+        assert isinstance(event, Embedded), "embeddings come in one event"
+        return event
+
+    async def _asked(self, op: str, request: ReadRequest | EmbedRequest) -> Event:
+        """The one event that answers a request."""
         if self._lost.done():
             raise self._death()
         self._inboxes[request.id] = inbox = Inbox()
         self._vitals.work(time.monotonic(), True)
-        self._send({"op": "read", "request": request.to_json()})
+        self._send({"op": op, "request": request.to_json()})
         try:
             event = await inbox.take()
         finally:
             del self._inboxes[request.id]
             inbox.close()
+            if not inbox.ended:
+                self._send({"op": "cancel", "id": request.id})
         if isinstance(event, Rejected):
             raise _rejection(event)
-        assert isinstance(event, Told), "a reading is answered by one event"
         return event
 
     def refuse(self, error: EngineError) -> None:
@@ -460,7 +490,8 @@ class WorkerResident:
 
 def _rejection(event: Rejected) -> EngineError:
     error = getattr(errors, event.error, EngineError)
-    if error is errors.PromptTooLongError:
-        return errors.PromptTooLongError(**event.facts)
+    if error in (errors.PromptTooLongError, errors.InputTooLongError, errors.EmptyInputError):
+        told: EngineError = error(**event.facts)
+        return told
     rejection: EngineError = error(event.message, event.remedy)
     return rejection

@@ -19,7 +19,7 @@ from ..generate.tools.reading import Toolbox
 from ..llama.context import Context
 from ..llama.model import Model
 from ..logs import for_request
-from ..request import Accepted, Delta, Event, Finish, GenerateRequest, ReadRequest, Rejected, Told
+from ..request import Accepted, Delta, Event, Finish, GenerateRequest, ReadRequest, Rejected, TokenLogprob, Told
 from ..spec import LoadSpec
 from ..swap.swapper import Swapper
 from .prompt_speed import PromptSpeed
@@ -141,7 +141,7 @@ class BatchLoop:
         except EngineError as error:
             self.reject(request.id, error)
             return
-        except Exception as error:  # one request of an unforeseen kind must not take the others' worker down
+        except BaseException as error:  # one request of an unforeseen kind must not take the others' worker down
             self.reject(request.id, unforeseen("The request cannot be prepared", request.id, error))
             return
         swap = specialist_id != self._slices.current
@@ -230,7 +230,9 @@ class BatchLoop:
         self._sample(outputs)
         seconds = self._now() - started
         self._slices.add_step(seconds)
-        self._prompt_speed.add(sum(n for _, n in plan if n > 1), seconds, ended=bool(outputs))
+        # Scoring says nothing of how fast prompts are read.
+        read = sum(n for slot, n in plan if n > 1 and not slot.sequence.request.scores_prompt)
+        self._prompt_speed.add(read, seconds, ended=bool(outputs))
         return True
 
     def _change_specialist(self) -> None:
@@ -254,13 +256,20 @@ class BatchLoop:
         running = [slot for slot in self._slots.busy if slot.sequence.specialist_id == specialist_id]
         running.sort(key=lambda slot: slot.sequence.started)
         works = [
-            Work(at, slot.sequence.pending, slot.sequence.pending_history if self._checkpoints else 0)
+            Work(
+                at,
+                slot.sequence.pending,
+                slot.sequence.pending_unscored or (slot.sequence.pending_history if self._checkpoints else 0),
+                scored=slot.sequence.scores,
+            )
             for at, slot in enumerate(running)
         ]
-        return [(running[at], count) for at, count in plan_step(works, self._context.n_batch)]
+        planned = plan_step(works, self._context.n_batch, self._context.n_outputs)
+        return [(running[at], count) for at, count in planned]
 
     def _evaluate(self, plan: Sequence[tuple[BusySlot, int]]) -> list[tuple[BusySlot, int]] | None:
-        """Decode the planned tokens; gives (slot, batch index) of those whose next token can be drawn.
+        """Decode the planned tokens, and emit what is known of the prompts; gives (slot, batch index) of those whose
+        next token can be drawn.
 
         None when nothing was decoded, because a sequence had to give way.
         """
@@ -271,8 +280,7 @@ class BatchLoop:
             start = sequence.evaluated
             last = start + count == len(sequence.tokens)
             for position in range(start, start + count):
-                wanted = last and position == start + count - 1
-                entries.append((sequence.tokens[position], position, slot.index, wanted))
+                entries.append((sequence.tokens[position], position, slot.index, sequence.wants_logits(position)))
             if last:
                 outputs.append((slot, len(entries) - 1))
         while (result := self._context.decode(entries)) == 1:
@@ -282,11 +290,23 @@ class BatchLoop:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1
         now = self._now()
+        first = 0  # the slot's first entry in the batch
         for slot, count in plan:
+            start = slot.sequence.evaluated
             self._slots.book(slot, count)
+            if (echoed := slot.sequence.echoed(self._context, first - start, self._each)) is not None:
+                self._emit(echoed)
+            first += count
             if (reading := slot.sequence.reading(now)) is not None:
                 self._emit(reading)
         return outputs
+
+    def _each(self, score: Callable[[int], TokenLogprob], positions: Sequence[int]) -> Iterable[TokenLogprob]:
+        """Look at the logits of several outputs, on several threads where they are long."""
+        if self._samplers is None or len(positions) < 2:
+            return map(score, positions)
+        first = score(positions[0])  # puts the outputs in order, which no two threads may do
+        return [first, *self._samplers.map(score, positions[1:])]
 
     def _sample(self, outputs: Sequence[tuple[BusySlot, int]]) -> None:
         """Draw the next token of each output, emit the text, end what has ended."""
@@ -297,6 +317,8 @@ class BatchLoop:
                 return slot.sequence.advance(self._context, index)
             except EngineError as error:  # one request's trouble is not the others'
                 return error
+            except BaseException as error:  # nor is a fault of ours
+                return unforeseen("The answer cannot be gone on with", slot.sequence.request.id, error)
 
         results: Iterable[Delta | EngineError | None] = map(advance, outputs)  # each goes out before the next is drawn
         if self._samplers is not None and len(outputs) > 1:
@@ -350,7 +372,12 @@ def rejected(request_id: str, error: EngineError) -> Rejected:
     return Rejected(request_id, type(error).__name__, error.message, error.remedy, facts)
 
 
-def unforeseen(what: str, request_id: str, error: Exception) -> EngineError:
-    """What a client is told of a bug of ours: its kind alone, since an error's own text may quote anybody."""
+def unforeseen(what: str, request_id: str, error: BaseException) -> EngineError:
+    """What a client is told of a bug of ours: its kind alone, since an error's own text may quote anybody.
+
+    A panic of a library that is written in Rust is no Exception; what ends a process is given on.
+    """
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        raise error
     _log.error("request %s: %s", request_id, what, exc_info=error, extra=for_request(request_id))
     return EngineError(f"{what}: {type(error).__name__}.", "It is a fault of the server, whose log tells more.")

@@ -27,7 +27,7 @@ from ..llama.log import start
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
-from ..spec import Device, Footprint, LoadSpec, Thinking, ThinkingMode, ToolForm
+from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, Thinking, ThinkingMode, ToolForm
 from .batch import BatchLoop
 
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
@@ -117,12 +117,14 @@ class DryRun:
     refused:    specialists whose thinking policy or system prompt the model cannot carry out: name -> why.
     chat_fault: why the model cannot answer chats; None when it can.
     tools:      how its chat template writes calls of tools.
+    embedding:  what it gives, where it is loaded for embeddings.
     """
 
     footprint: Footprint
     refused: dict[str, str]
     chat_fault: EngineError | None
     tools: ToolForm
+    embedding: EmbeddingForm | None = None
 
 
 def dry_run(
@@ -143,6 +145,15 @@ def dry_run(
     log.lines.clear()
     context = Context(model, spec)
     kv, compute, host = buffers(log.lines)
+    if spec.embeddings:
+        form = EmbeddingForm(model.n_embedding, context.n_cells)
+        overhead = rss_bytes()
+        context.close()
+        sizes = _footprint(
+            model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
+        )
+        return DryRun(sizes, {}, None, ToolForm(), form)
+    host += context.unreserved_bytes
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
     prompts = PromptReader(model, spec, limits=_TRIAL)
     loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)
@@ -184,7 +195,7 @@ def _footprint(
         if spec.mmap:
             notes.append(f"the processor's own copies of weights take {extra / _MIB:.0f} MiB; mmap: false avoids most")
     trained = model.trained_context_tokens
-    if trained and spec.context_tokens > trained:
+    if trained and spec.context_tokens > trained and not spec.embeddings:  # which reads no more than that
         notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")
     if not has_gpu:
         return Footprint(device_weights, kv, compute + host, overhead, 0, tuple(notes))
@@ -247,6 +258,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         answer["footprint"] = vars(tried.footprint)
         answer["refused"] = tried.refused
         answer["tools"] = vars(tried.tools)
+        answer["embedding"] = vars(tried.embedding) if tried.embedding is not None else None
         if (fault := tried.chat_fault) is not None:
             answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
     return answer

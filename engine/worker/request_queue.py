@@ -165,7 +165,10 @@ class RequestQueue:
             reason = "its own cells are restored from host memory"
             return Placement(target.slot, sequence.evaluated, from_offload=number, reason=reason)
         offloaded = self._slots.offloaded_views(sequence.specialist_id)
-        placement = choose_slot(sequence.tokens, views, share=sequence.shares, offloaded=offloaded)
+        prompt = sequence.tokens
+        if sequence.reusable < len(prompt):
+            prompt = prompt[: sequence.reusable + 1]  # of what is placed the last token is always evaluated
+        placement = choose_slot(prompt, views, share=sequence.shares, offloaded=offloaded)
         assert placement is not None, "a slot is idle, or will be"
         return placement
 

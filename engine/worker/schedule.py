@@ -17,33 +17,45 @@ class Work:
     """What one sequence has to evaluate: `pending` tokens, more than one while its prompt is being read.
 
     boundary: evaluate at most so many in this step, so that a checkpoint can be taken there; 0 for none.
+    scored:   each of the tokens wants logits, not the last one alone.
     """
 
     sequence: int
     pending: int
     boundary: int = 0
+    scored: bool = False
 
 
 _OLDEST_SHARE: Final = 0.25  # of the room for prompts, which the oldest has whoever comes after it
 
 
-def plan_step(works: Sequence[Work], n_batch: int) -> list[tuple[int, int]]:
+def plan_step(works: Sequence[Work], n_batch: int, n_outputs: int | None = None) -> list[tuple[int, int]]:
     """(sequence, tokens) for one decode of at most n_batch tokens. works: the oldest first.
 
     Every sequence that generates gets its one token first, so no stream stalls while a prompt is read. Of the room that
     is left a share goes to the oldest prompt, so that it ends however many come after it; the rest to the prompts that
     are nearest to their ends: a short one does not wait for a long one that is being read.
+
+    n_outputs: tokens that may want logits, one a sequence at least; None for as many as there are. What the others
+    leave of them is the room of the prompts that are scored.
     """
     plan = [(work.sequence, 1) for work in works if work.pending == 1][:n_batch]
     room = n_batch - len(plan)
     prompts = [work for work in works if work.pending > 1]
     if not prompts or not room:
         return plan
+    # Each of the prompts that are merely read may come to its end, and want one.
+    outputs = room if n_outputs is None else n_outputs - len(plan) - sum(not work.scored for work in prompts)
     wanted = {work.sequence: min(work.pending, work.boundary or work.pending) for work in prompts}
     taken = dict.fromkeys(wanted, 0)
     nearest = sorted(prompts, key=lambda work: work.pending)  # the older of equals first
-    for work, most in [(prompts[0], math.ceil(room * _OLDEST_SHARE)), *((work, room) for work in nearest)]:
+    oldest = prompts[0]
+    share = math.ceil((min(room, outputs) if oldest.scored else room) * _OLDEST_SHARE)
+    for work, most in [(oldest, share), *((work, room) for work in nearest)]:
         take = min(wanted[work.sequence] - taken[work.sequence], most, room)
+        if work.scored:
+            take = min(take, outputs)
+            outputs -= take
         taken[work.sequence] += take
         room -= take
     return plan + [(sequence, count) for sequence, count in taken.items() if count]

@@ -9,6 +9,8 @@ Operations that the server sends:
     {"op": "load", "spec": ..., "policies": ..., "log_decisions": ...}   first and once; `ready` or `failed` answers it
     {"op": "generate", "request": ...}                                   events of request.py answer it
     {"op": "read", "request": ...}                                       a Told or a Rejected answers it
+    {"op": "embed", "request": ...}                                      an Embedded or a Rejected answers it; for a
+                                                                         load with `embeddings`, and no other
     {"op": "cancel", "id": ...}
     {"op": "stop"}
 
@@ -50,13 +52,15 @@ from ..gguf.check import checked
 from ..llama.context import Context
 from ..llama.devices import gpu_free_bytes
 from ..llama.model import Model
-from ..logs import WORKER_LOGGER, print_uncaught
+from ..llama.pooling import pooled_reading
+from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
 from ..private import keep_private, make_files_private
-from ..request import Event, GenerateRequest, ReadRequest, event_to_json
+from ..request import EmbedRequest, Event, GenerateRequest, ReadRequest, event_to_json
 from ..spec import LoadSpec, Thinking, ThinkingMode
 from ..swap.fingerprints import SKELETON
 from ..swap.swapper import Swapper
 from .batch import BatchLoop, rejected, unforeseen
+from .embed_loop import EmbedLoop
 
 _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
@@ -89,12 +93,14 @@ class FrameHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
+        error = record.exc_info[1] if record.exc_info else None
         self._send(
             {
                 "event": "log",
                 "level": record.levelname.lower(),
-                "message": self.format(record),
+                "message": record.getMessage(),
                 "request": getattr(record, "request_id", ""),
+                "traceback": traceback_of(error) if error is not None else "",
             }
         )
 
@@ -112,7 +118,7 @@ class Worker:
         self._renderer = ThreadPoolExecutor(1, "render")  # of all other chats, in their order
         self._last_beat = 0.0
         self._last_progress = -1.0
-        self._loop: BatchLoop | None = None
+        self._loop: BatchLoop | EmbedLoop | None = None
 
     def run(self) -> None:
         """Load what the first command names, then serve until told to stop or until the server is gone."""
@@ -164,7 +170,7 @@ class Worker:
         except OSError:
             os._exit(0)
 
-    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop:
+    def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
         self._free_before = gpu_free_bytes()
         try:
@@ -176,6 +182,10 @@ class Worker:
             raise LoadError(f"{spec.path.name} is a skeleton without weights.", "Name its parent in the roster.")
         swapper = Swapper(model, spec) if spec.sharing is not None else None
         context = Context(model, spec)
+        if spec.embeddings:
+            if self._free_before is not None:
+                self._warm_up(context)
+            return EmbedLoop(model, context, pooled_reading(model, spec), self._emit)
         loop = BatchLoop(model, context, spec, self._emit, swapper=swapper)
         if loop.template is not None:
             for policy in policies.values():
@@ -196,7 +206,7 @@ class Worker:
         context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
         context.forget(0)
 
-    def _memory(self, loop: BatchLoop) -> Memory:
+    def _memory(self, loop: BatchLoop | EmbedLoop) -> Memory:
         """What this process takes now."""
         free = gpu_free_bytes()
         went = self._free_before - free if free is not None and self._free_before is not None else None
@@ -205,7 +215,7 @@ class Worker:
     def _emit(self, event: Event) -> None:
         self._send(event_to_json(event))
 
-    def _serve(self, loop: BatchLoop) -> None:
+    def _serve(self, loop: BatchLoop | EmbedLoop) -> None:
         busy = False
         while True:
             # Between steps take every command there is; wait for one only when there is nothing to decode.
@@ -214,7 +224,13 @@ class Worker:
                 if command["op"] == "stop":
                     loop.close()
                     return
-                self._handle(loop, command)
+                try:
+                    if isinstance(loop, EmbedLoop):
+                        self._handle_texts(loop, command)
+                    else:
+                        self._handle(loop, command)
+                except BaseException as error:
+                    self._refuse(command, error)
                 busy = True
             try:
                 busy = loop.step()
@@ -223,11 +239,19 @@ class Worker:
                 os._exit(1)
             self._beat(loop, busy)
 
+    def _handle_texts(self, loop: EmbedLoop, command: dict[str, Any]) -> None:
+        if command["op"] == "embed":
+            loop.submit(EmbedRequest.from_json(command["request"]))
+        elif command["op"] == "cancel":
+            loop.cancel(command["id"])
+        else:  # the server asks only what the entry says that it answers
+            self._emit(rejected(command["request"]["id"], EngineError("This model gives embeddings alone.")))
+
     def _handle(self, loop: BatchLoop, command: dict[str, Any]) -> None:
         if command["op"] == "generate":
             request = GenerateRequest.from_json(command["request"])
             plain = request.response_format is None and request.messages is None
-            if plain and len(request.prompt or "") < _AT_ONCE_CHARS:
+            if plain and request.prompt_chars < _AT_ONCE_CHARS:
                 loop.submit(request)
                 return
             self._preparing.add(request.id)
@@ -252,13 +276,21 @@ class Worker:
             self._preparing.discard(command["id"])
             loop.cancel(command["id"])
 
+    def _refuse(self, command: dict[str, Any], error: BaseException) -> None:
+        """What one request holds must not take the others' worker down."""
+        request = command.get("request")
+        if request is None:
+            raise error
+        request_id = request["id"] if isinstance(request, dict) else request.id
+        self._emit(rejected(request_id, unforeseen("The request cannot be read", request_id, error)))
+
     def _told(self, loop: BatchLoop, request: ReadRequest) -> Event:
         """On a thread of its own, as `_prepare`."""
         try:
             return loop.told(request)
         except EngineError as error:
             return rejected(request.id, error)
-        except Exception as error:
+        except BaseException as error:
             return rejected(request.id, unforeseen("The text cannot be read", request.id, error))
 
     def _prepare(self, loop: BatchLoop, request: GenerateRequest) -> Prepared | EngineError:
@@ -267,7 +299,7 @@ class Worker:
             return Prepared(loop.prompt_of(request), loop.held_to(request))
         except EngineError as error:
             return error
-        except Exception as error:  # a request of an unforeseen kind must get an answer too
+        except BaseException as error:  # a request of an unforeseen kind must get an answer too
             return unforeseen("The request cannot be prepared", request.id, error)
 
     def _submit_prepared(self, loop: BatchLoop, request: GenerateRequest, prepared: Prepared | EngineError) -> None:
@@ -279,7 +311,7 @@ class Worker:
         else:
             loop.submit(request, prepared.held_to, prepared.prompt)
 
-    def _beat(self, loop: BatchLoop, busy: bool) -> None:
+    def _beat(self, loop: BatchLoop | EmbedLoop, busy: bool) -> None:
         now = time.monotonic()
         if not busy or now - self._last_beat >= _BEAT_S:
             self._last_beat = now
@@ -293,6 +325,7 @@ def main() -> None:
     keep_private()
     make_files_private()
     sys.excepthook = print_uncaught
+    threading.excepthook = lambda ended: print_uncaught(ended.exc_type, ended.exc_value, ended.exc_traceback)
     call_process(SPARE)
     # Ctrl-C in a terminal reaches the whole group: the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,6 +19,7 @@ from ..runtime.answer import Answer
 from ..runtime.choice import Choice
 from ..runtime.college import College
 from ..runtime.errors import RequestError
+from ..runtime.many import ManyAnswers
 from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
@@ -31,6 +32,7 @@ from .openapi import gives, of_dialect, takes
 from .sse import EventStream, until_gone
 
 ROUTE_PATH: Final = "/v1/route"
+_MANY_LOGPROBS: Final = 1000
 _TELL_EVERY_S: Final = 2.0  # what a stream waits for
 
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
@@ -57,6 +59,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             metrics.routed(choice.specialist.name, choice.decision.path, choice.decided_in_ms / 1000)
         return choice
 
+    def make(request: InternalRequest, choice: Choice) -> Answer:
+        return Answer(college, request, choice, metrics)
+
     def known(model: str) -> str:
         """A client's word for a model as the roster has it: the journal and the metrics hold no other."""
         specialist = college.roster.find(model)
@@ -75,8 +80,9 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
             call = await read_json(request, settings, parse)
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)
-            answer = Answer(college, call.request, choice, metrics)
-            envelope = call.envelope(answer)
+            first = Answer(college, call.request, choice, metrics)
+            envelope = call.envelope(first)
+            answer = ManyAnswers(first, call.others, make) if call.others else first
             if not call.request.stream:
                 return await until_gone(request, _whole(request, answer, envelope))
             return await _stream(request, answer, envelope, dialect, metrics, started_s, settings.first_byte_s)
@@ -120,21 +126,24 @@ def _decision(choice: Choice) -> dict[str, Any]:
     }
 
 
-async def _whole(request: Request, answer: Answer, envelope: Envelope) -> Response:
+async def _whole(request: Request, answer: Answer | ManyAnswers, envelope: Envelope) -> Response:
     try:
         await answer.open()
         outcomes = await answer.whole()
         for outcome in outcomes:
             _note_loop(request, outcome.end)
-        ends = [outcome.end for outcome in outcomes]
-        return JSONResponse(envelope.body(outcomes), headers=answer.provenance.headers(ends))
+        headers = answer.provenance.headers([outcome.end for outcome in outcomes])
+        if sum(len(outcome.logprobs) for outcome in outcomes) < _MANY_LOGPROBS:
+            return JSONResponse(envelope.body(outcomes), headers=headers)
+        # Megabytes, which take a while to write: not in the event loop.
+        return await asyncio.to_thread(lambda: JSONResponse(envelope.body(outcomes), headers=headers))
     finally:
         await answer.close()
 
 
 async def _stream(
     request: Request,
-    answer: Answer,
+    answer: Answer | ManyAnswers,
     envelope: Envelope,
     dialect: Dialect,
     metrics: Metrics,
@@ -173,7 +182,7 @@ async def _wait(task: asyncio.Task[None], seconds: float) -> None:
 
 async def _frames(
     request: Request,
-    answer: Answer,
+    answer: Answer | ManyAnswers,
     opening: asyncio.Task[None],
     envelope: Envelope,
     keep_alive: bytes | None,

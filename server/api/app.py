@@ -23,8 +23,10 @@ from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect, error_response
+from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
+from .llama_server.dialect import INFILL
 from .middleware import REQUEST_ID_HEADER, NameRequests
 from .models import add_models
 from .openai.described import ERROR
@@ -45,7 +47,11 @@ _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "lo
 NO_KEYS: Final = Keys()
 
 # Where each dialect is served. Errors outside these paths are written as the first dialect writes them.
-DIALECTS: Final[Mapping[str, Dialect]] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/infill": INFILL,
+}
 
 
 def make_app(
@@ -90,6 +96,7 @@ def make_app(
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)
+    add_embeddings(app, college, metrics)
     openapi.add_openapi(app, needs_key=bool(keys))
 
     @app.get("/", responses=gives({"type": "object"}, ERROR))
@@ -101,7 +108,10 @@ def make_app(
     _add_errors(app, dialect_at, metrics, paths)
     if keys:
         app.add_middleware(
-            RequireKey, keys=keys, answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS), dialect_at=dialect_at
+            RequireKey,
+            keys=keys,
+            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *EMBEDDING_PATHS),
+            dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)
     app.add_middleware(GuardDoors, doors=doors, served=app.router, dialect_at=dialect_at)

@@ -48,10 +48,15 @@ class Envelope(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """A parsed body: the request, and how its answer is written."""
+    """A parsed body: the request, and how its answer is written.
+
+    others: further requests that differ from the first in their prompts alone. They are answered by its specialist, in
+    one envelope with it: its choices come first, then theirs, numbered on.
+    """
 
     request: Request
     envelope: Callable[[Answer], Envelope]
+    others: tuple[Request, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from coe.router.encoder import STATES, Embeds
+
 from ..roster.models import Specialist
 from ..roster.values import AUTO
 from ..runtime.availability import Servable, Unavailable
@@ -17,6 +19,7 @@ from .openai.described import ERROR
 from .openapi import gives
 
 _OBJECT: Final = {"type": "object"}
+_EMBEDS: Final = ("embedding", "rerank")
 _LIST: Final = {
     "type": "object",
     "required": ["object", "data"],
@@ -43,6 +46,10 @@ def add_models(app: FastAPI, college: College) -> None:
         entries = [college.catalog.availability[name].entry for name in college.roster.names]
         ids = [(name, entry) for entry in entries for name in (entry.name, *entry.aliases)]
         cards = [described(AUTO, None), *(described(name, entry) for name, entry in ids)]
+        if (encoder := college.embeddings.encoder) is not None:
+            names = [encoder.name, *college.roster.router.encoder_aliases]
+            free = [name for name in names if college.embeddings.is_encoder(name)]
+            cards += [{**card(name), **_of_encoder(college, encoder, name)} for name in free]
         return {"object": "list", "data": cards}
 
     @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
@@ -51,6 +58,9 @@ def add_models(app: FastAPI, college: College) -> None:
         if not name.strip("/"):
             raise HTTPException(404)  # /v1/models with a slash too many
         specialist = college.roster.find(name)
+        encoder = college.embeddings.encoder
+        if encoder is not None and college.embeddings.is_encoder(name):
+            return {**card(name), **_of_encoder(college, encoder, name)}
         if specialist is None and name != AUTO:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
@@ -66,6 +76,8 @@ def _capabilities(item: Servable | Unavailable) -> list[str]:
     """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
     if isinstance(item, Unavailable):
         return []
+    if item.entry.embeddings:
+        return list(_EMBEDS)
     found = ["completion", "structured"]
     if item.chat_fault is None:
         found.append("chat")
@@ -74,9 +86,26 @@ def _capabilities(item: Servable | Unavailable) -> list[str]:
     return found
 
 
+def _of_encoder(college: College, encoder: Embeds, name: str) -> dict[str, Any]:
+    """The sentence encoder that is on board."""
+    root = {} if name == encoder.name else {"root": encoder.name}
+    return {
+        **root,
+        "display_name": encoder.name,
+        **_sizes(encoder.positions),
+        "capabilities": list(_EMBEDS),
+        "coe": {
+            "description": "The sentence encoder that the supervisor reads questions with.",
+            "aliases": list(college.roster.router.encoder_aliases),
+            "dimensions": STATES,
+            "available": True,
+        },
+    }
+
+
 def _of_auto(college: College) -> dict[str, Any]:
     """It passes over who cannot hold a prompt or takes no tools: what any of them can, it can."""
-    items = [college.catalog.availability[name] for name in college.catalog.available]
+    items = [college.catalog.availability[name] for name in college.catalog.answering(chats=False)]
     most = max((item.entry.context_tokens for item in items), default=0)
     able = dict.fromkeys(word for item in items for word in _capabilities(item))
     about = "The supervisor chooses a specialist."
@@ -108,18 +137,23 @@ def _of_specialist(college: College, name: str) -> dict[str, Any]:
         facts |= {"reason": item.reason, "remedy": item.remedy}
     else:
         facts["warm"] = college.pool.is_warm(name)
-        facts["chats"] = item.chat_fault is None
-        facts["tools"] = item.tools
+        facts["chats"] = item.chat_fault is None and not specialist.embeddings
+        if not specialist.embeddings:
+            facts["tools"] = item.tools
         if item.doubts:
             facts["warnings"] = list(item.doubts)
     if name in college.builds:
         facts["build"] = college.builds.progress(name).line()
+    context_tokens = specialist.context_tokens
+    if not isinstance(item, Unavailable) and item.embedding is not None:
+        facts |= {"dimensions": item.embedding.dimensions, "shorter": list(specialist.dimensions)}
+        facts["context_tokens"] = context_tokens = item.embedding.input_tokens
     if item.footprint is not None:
         facts["vram_bytes"] = item.footprint.total_bytes
     shown = name.replace("-", " ").replace("_", " ")
     return {
         "display_name": shown[:1].upper() + shown[1:],
-        **_sizes(specialist.context_tokens),
+        **_sizes(context_tokens),
         "capabilities": _capabilities(item),
         "coe": facts,
     }

@@ -30,7 +30,7 @@ from .openai.requests import parse_chat
 from .openapi import gives, takes
 from .sse import until_gone
 
-TOKEN_PATHS: Final = ("/tokenize", "/detokenize", "/apply-template", "/props")
+TOKEN_PATHS: Final = ("/tokenize", "/detokenize", "/apply-template", "/props", "/tokenizer_info")
 _MAX_CHARS: Final = 1_000_000
 _MAX_TOKENS: Final = 1_000_000
 _TEXT: Final = {"type": "string"}
@@ -49,6 +49,7 @@ _TOKENIZE: Final[Mapping[str, Any]] = {
         "messages": _MESSAGES,
         "tools": _TOOLS,
         "add_special": _FLAG,
+        "add_special_tokens": _FLAG,
         "parse_special": _FLAG,
         "with_pieces": _FLAG,
     },
@@ -81,16 +82,11 @@ def add_tokens(app: FastAPI, college: College) -> None:
         wanted, reading, written = await read_json(request, settings, parse)
         choice = await _choice(college, wanted)
         about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
-        asked = reading(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0", _prompt(wanted, choice.specialist))
 
-        async def ask() -> Told:
-            lease = await college.lease(choice.specialist)
-            try:
-                return await lease.read(asked)
-            finally:
-                lease.release()
+        def asked(name: str) -> ReadRequest:
+            return reading(name, _prompt(wanted, choice.specialist))
 
-        return written(await until_gone(request, ask()), choice.specialist)
+        return written(await until_gone(request, _told(college, choice, asked)), choice.specialist)
 
     @app.post("/tokenize", openapi_extra=takes(_TOKENIZE), responses=gives(_OBJECT, ERROR))
     async def tokenize(request: Request) -> Any:
@@ -107,11 +103,37 @@ def add_tokens(app: FastAPI, college: College) -> None:
         """The prompt that a chat becomes."""
         return await told(request, _to_template)
 
+    @app.get("/tokenizer_info", responses=gives(_OBJECT, ERROR))
+    async def tokenizer_info(request: Request, model: str = AUTO) -> Any:
+        """What clients of vLLM ask before they make token ids of texts themselves."""
+        choice = await _choice(college, InternalRequest(model, prompt=""))
+        about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
+        told = await until_gone(request, _told(college, choice, _facts_wanted))
+        return {
+            "tokenizer_class": "GGUF",
+            "model_max_length": choice.specialist.context_tokens,
+            "model": choice.specialist.name,
+            **(told.vocabulary or {}),
+        }
+
     @app.get("/props", responses=gives(_OBJECT, ERROR))
     async def props(model: str = AUTO) -> Any:
         """What clients of llama-server ask before they chat: the context, and how many at once."""
         specialist = (await _choice(college, InternalRequest(model, prompt=""))).specialist
         return _props(specialist)
+
+
+async def _told(college: College, choice: Choice, asked: Callable[[str], ReadRequest]) -> Told:
+    """What the specialist says. asked: by a name for the request."""
+    lease = await college.lease(choice.specialist)
+    try:
+        return await lease.read(asked(f"{REQUEST_ID.get()}/{uuid.uuid4().hex}-0-0"))
+    finally:
+        lease.release()
+
+
+def _facts_wanted(name: str) -> ReadRequest:
+    return ReadRequest(name, GenerateRequest("", "", prompt=""), vocabulary=True)
 
 
 async def _choice(college: College, wanted: InternalRequest) -> Choice:
@@ -143,6 +165,8 @@ def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
 
 def _to_tokenize(body: dict[str, Any]) -> _Parsed:
     flags = {name: _flag(body, name) for name in ("add_special", "parse_special", "with_pieces")}
+    if flags["add_special"] is None:
+        flags["add_special"] = _flag(body, "add_special_tokens")  # vLLM's name for it
     if body.get("messages") is not None:
         wanted, bos = _chat(body), True
     else:

@@ -114,14 +114,16 @@ class Server:
         self._client.close()
 
     def cards(self) -> list[Card]:
-        """Its specialists, in the roster's order. Raises BenchError where no server of ours answers."""
+        """Its specialists that answer, in the roster's order. Raises BenchError where no server of ours answers."""
         try:
             response = self._client.get("/v1/models")
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 raise BenchError(f"{self.url} wants a key: give one with --key, or in OPENAI_API_KEY.")
             models = response.raise_for_status().json()["data"]
             return [
-                _card(model["id"], model["coe"]) for model in models if model["id"] != "auto" and "root" not in model
+                _card(model["id"], model["coe"])
+                for model in models
+                if model["id"] != "auto" and "root" not in model and "embedding" not in model["capabilities"]
             ]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
             raise BenchError(why_none(self.url, error)) from error

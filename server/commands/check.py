@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coe.engine.pool.memory import budget_bytes
 from coe.engine.units import size_text
 from coe.router.encoder import EncoderError, find_encoder
 from coe.router.errors import RouterError
@@ -40,7 +39,8 @@ from ..runtime.availability import (
     page_cache_bytes,
     residents,
 )
-from ..runtime.college import encoder_of, head_of, supervisor_of
+from ..runtime.budget import Room, encoder_of, find_room
+from ..runtime.college import head_of, supervisor_of
 from ..runtime.resolve import Resolved, resolve
 from ._lines import print_line
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
@@ -70,17 +70,16 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         to_build = asyncio.run(sizes_to_come(roster, dry_run=False))
         return print_report(roster, availability(locate(roster), None, None), None, out, to_build, doubts=doubts)
 
-    async def facts(scratch: Path) -> tuple[Resolved, int, dict[str, ToBuild]]:
-        asked = roster.pool.vram_budget
-        budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        resolved = await resolve(roster, budget, scratch=scratch)
+    async def facts(scratch: Path) -> tuple[Resolved, Room, dict[str, ToBuild]]:
+        room = await find_room(roster)
+        resolved = await resolve(roster, room.resident_bytes, scratch=scratch)
         entries = resolved.availability
         there = [name for name in entries if isinstance(entries[name], Servable)]
         to_build = await sizes_to_come(roster, dry_run=True)
-        return resolved, budget, {name: plan for name, plan in to_build.items() if name not in there}
+        return resolved, room, {name: plan for name, plan in to_build.items() if name not in there}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
-        resolved, budget, to_build = asyncio.run(facts(Path(scratch)))
+        resolved, room, to_build = asyncio.run(facts(Path(scratch)))
     pool, groups = roster.pool, resolved.groups
     waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_slice_wait_s)
     unshared = [f"{name} shares with no other: {why.rstrip('.')}." for name, why in resolved.unshared.items()]
@@ -90,8 +89,9 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
             f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
             "it does while no request is served, a swap to or from them moves everything."
         )
-    sharing = [*pair_lines(groups), *(waits if groups else []), *unshared]
-    return print_report(roster, resolved.availability, budget, out, to_build, sharing, doubts)
+    held = [f"Beside the budget, {title} takes {size_text(size)} of host memory." for title, size in room.held.items()]
+    sharing = [*held, *pair_lines(groups), *(waits if groups else []), *unshared]
+    return print_report(roster, resolved.availability, room.resident_bytes, out, to_build, sharing, doubts)
 
 
 def print_errors(error: RosterError, out: Console) -> int:
@@ -123,7 +123,7 @@ def print_report(
     servable = [name for name, item in entries.items() if isinstance(item, Servable)]
     for names, why in _reasons(entries, to_build).items():
         print_line(out, f"{', '.join(names)}: {why}")
-    for line in _tool_lines(entries):
+    for line in (*_tool_lines(entries), *_embedding_lines(entries)):
         print_line(out, line)
     _print_what_fits(residents(entries), budget_bytes, out)
     for line in sharing:
@@ -212,9 +212,22 @@ def _tool_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
     """What becomes of tools, each form once with all names that it is said of."""
     forms: dict[str, list[str]] = {}
     for name, item in entries.items():
-        if isinstance(item, Servable) and item.footprint is not None:
+        if isinstance(item, Servable) and item.footprint is not None and not item.entry.embeddings:
             forms.setdefault(item.tools, []).append(name)
     return [f"tools: {form}: {', '.join(names)}" for form, names in forms.items()]
+
+
+def _embedding_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
+    """What models made for embeddings give and take."""
+    given = {
+        name: item.embedding
+        for name, item in entries.items()
+        if isinstance(item, Servable) and item.embedding is not None
+    }
+    return [
+        f"embeddings: {name}: {form.dimensions} dimensions, texts of up to {form.input_tokens} tokens"
+        for name, form in given.items()
+    ]
 
 
 def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
@@ -243,6 +256,8 @@ def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str,
 
 def _verdict(item: Servable | Unavailable) -> str:
     if isinstance(item, Servable):
+        if item.entry.embeddings:
+            return "embeddings"
         if item.chat_fault is not None:
             return "completions only"
         return "yes" if item.footprint is not None else "yes, size not predicted"

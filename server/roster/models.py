@@ -70,6 +70,7 @@ from .values import (
     ShareSwitch,
     Size,
     SizeOrZero,
+    Sizes,
     Switch,
     Text,
     Texts,
@@ -200,6 +201,8 @@ class RouterSection(Section):
     """a conversation changes its specialist only for one that is better by this much"""
     encoder: Text = "auto"
     """what turns text into vectors: auto (the packaged MiniLM), a folder, or none (word features only)"""
+    encoder_aliases: Aliases = ()
+    """further names by which clients ask the encoder for embeddings, such as text-embedding-3-small"""
     head: Text | None = None
     """a head fitted by `coe train-router -o`, in place of the shipped one"""
     client_tasks: dict[Text, Texts] = {}
@@ -207,8 +210,8 @@ class RouterSection(Section):
     in the first 400 characters, by a name; whichever specialist is warm does these"""
     client_task_tokens: dict[Text, CountOrZero] = {}
     """the longest answers to these, thinking aside, by name, where a request does not want less: in place of title,
-    topic 128; emoji 32; tags, commit message, autocompletion 256; follow-ups, search queries, image prompt 512; tool
-    choice, prompt rewriting 2048; summary 8192; 0: no bound"""
+    topic 128; emoji 32; tags, commit message, autocompletion 256; follow-ups, search queries, image prompt,
+    next speaker 512; tool choice, prompt rewriting 2048; summary 8192; memory none; 0: no bound"""
 
     @field_validator("client_tasks")
     @classmethod
@@ -528,6 +531,12 @@ class Specialist(SpecialistSettings, ModelSource):
     psychology computer_science law medicine coding python general"""
     examples: Texts = ()
     """texts such as users send, at least ten; the supervisor learns from them where domains do not say enough"""
+    embeddings: Switch = False
+    """true: a model made for embeddings, which answers /v1/embeddings and /v1/rerank, and no chats. It reads texts of
+    up to context_tokens, and needs memory for as many at once; how vectors are pooled is the file's"""
+    dimensions: Sizes = ()
+    """shorter vectors that requests may ask for, of a model whose first numbers were trained to be vectors themselves
+    (Matryoshka); its own length need not be listed"""
     mask: Text | None = None
     """in place of a file: a mask of `parent`, as `coe plan` writes it, or another tool's drop map, list or matrix
     (.json or .npy; `coe mask` converts one that could be read two ways); relative to this file. The server cuts it
@@ -568,6 +577,7 @@ class Specialist(SpecialistSettings, ModelSource):
             kv_type=self.kv_type,
             mmap=self.mmap,
             threads=self.threads,
+            embeddings=self.embeddings,
         )
 
     def thinking_policy(self) -> Thinking:

@@ -89,6 +89,8 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
                 f"{SamplingBounds().max_temperature:g} is the default.",
                 fatal=False,
             )
+    if not bad & {"embeddings", "dimensions"}:
+        yield from _embedding_findings(specialist, at, sources)
     if not bad & {"context_tokens", "cache_tokens"} and 0 < specialist.cache_tokens < specialist.context_tokens:
         yield Finding(
             (*at, "cache_tokens"),
@@ -123,13 +125,34 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
             f"{len(specialist.examples)} examples teach the supervisor too little.",
             f"Write at least {LEAST_EXAMPLES}, or none.",
         )
-    if not bad & {"domains", "examples"} and not specialist.domains and not specialist.examples:
+    never_chosen = not bad & {"domains", "examples"} and not specialist.domains and not specialist.examples
+    if never_chosen and not specialist.embeddings:
         yield Finding(
             (*at, "domains"),
             "Without `domains` or `examples` the supervisor never chooses this specialist.",
             "Add one of them, or call it by name.",
             fatal=False,
         )
+
+
+def _embedding_findings(specialist: Specialist, at: KeyPath, sources: Sequence[str]) -> Iterator[Finding]:
+    """A model made for embeddings is a file of its own, and nothing that a question is sent to."""
+    if not specialist.embeddings:
+        if specialist.dimensions:
+            yield Finding(
+                (*at, "dimensions"), "Without `embeddings: true` nothing reads `dimensions`.", "Remove it.", fatal=False
+            )
+        return
+    for key in ("mask", "build"):
+        if key in sources:
+            yield Finding((*at, key), "A specialist that is cut answers chats; it gives no embeddings.", "Remove one.")
+    if specialist.share is True:
+        yield Finding((*at, "share"), "A model for embeddings shares its resident with no other.", "Remove it.")
+    for key in ("domains", "examples"):
+        if getattr(specialist, key):
+            yield Finding(
+                (*at, key), "The supervisor sends no question to a model for embeddings.", "Remove it.", fatal=False
+            )
 
 
 def _pin_findings(source: ModelSource, at: KeyPath, sources: Sequence[str]) -> Iterator[Finding]:
@@ -180,6 +203,15 @@ def roster_findings(
 
     if draft.fallback is not None:
         yield from known(("fallback",), draft.fallback)
+        if any(one.embeddings and one.name == draft.fallback for one, bad in specialists if "name" not in bad):
+            yield Finding(
+                ("fallback",), f"{draft.fallback} gives embeddings and answers no question.", "Name another, or null."
+            )
+    for index, alias in enumerate(draft.router.encoder_aliases if "router" not in wrong_keys else ()):
+        if alias in taken:
+            yield Finding(
+                ("router", "encoder_aliases", index), f"{alias!r} already calls {taken[alias]}.", "Choose another."
+            )
     for index, name in enumerate(draft.pool.preload):
         yield from known(("pool", "preload", index), name)
     if "notices" not in wrong_keys:
@@ -262,7 +294,7 @@ def _example_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
     candidates = [
         Candidate(specialist.name, specialist.domains, examples=specialist.examples)
         for specialist, bad in specialists
-        if not bad & {"domains", "examples"}
+        if not bad & {"domains", "examples"} and not specialist.embeddings
     ]
     examples = examples_of(candidates)
     known = {*DOMAINS, *(domain for domain, texts in examples.items() if texts)}
@@ -332,7 +364,7 @@ def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
         differing = [
             field.name for field in fields(LoadSpec) if getattr(mine, field.name) != getattr(theirs, field.name)
         ]
-        if differing:
+        if differing and "embeddings" not in differing:
             yield Finding(
                 ("specialists", index),
                 f"It loads the same model as {other.name} with another {' and '.join(differing)}: two residents.",

@@ -252,5 +252,6 @@ Digests = Annotated[
         }
     ),
 ]
+Sizes = Annotated[tuple[Count, ...], BeforeValidator(sequence)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(sequence)]
 Aliases = Annotated[tuple[Alias, ...], BeforeValidator(sequence)]

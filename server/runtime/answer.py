@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import uuid
 from collections import Counter
@@ -34,12 +35,16 @@ _log = logging.getLogger(__name__)
 
 # How often an answer that breaks its schema is begun again: what comes out is the sampler's draw, not a matter of time.
 _SCHEMA_RETRIES: Final = 2
+# Log-probabilities of prompts that one call may ask for, rivals counted: each takes some hundred bytes of this process
+# until the answer is whole.
+MAX_SCORES: Final = 500_000
+_UNREAD_SCORES_BYTES: Final = 8 * 2**20  # of one choice's
 _FORMAT: Final = "response_format.json_schema"  # as errors of the engine have it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One choice of an answer, whole."""
+    """One choice of an answer, whole. discarded: ends of answers that the choices were preferred to, in the first."""
 
     index: int
     text: str
@@ -47,6 +52,7 @@ class Outcome:
     reasoning: str = ""
     logprobs: Sequence[TokenLogprob] = ()
     calls: Sequence[ToolCall] = ()
+    discarded: Sequence[Finished] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ class Answer:
     def thinks(self) -> bool:
         """Whether reasoning text may come."""
         return self.rules.thinking.mode is not ThinkingMode.OFF
+
+    @property
+    def must_call(self) -> bool:
+        """Whether it is to be calls, and no text."""
+        return self.rules.must_call
 
     @property
     def tells_waiting(self) -> bool:
@@ -157,11 +168,12 @@ class Answer:
     async def _open(self) -> None:
         self.lease = await self._college.lease(self.choice.specialist, self.choice.key)
         self.residency = self.lease.residency
+        indices = range(self.request.n_made)
         if self.request.stream:
-            self._running = self.request.n
-            self._streams = [self._generate_streamed(self.lease, index) for index in range(self.request.n)]
+            self._running = len(indices)
+            self._streams = [self._generate_streamed(self.lease, index) for index in indices]
         else:
-            self._streams = [self._generate(self.lease, index) for index in range(self.request.n)]
+            self._streams = [self._generate(self.lease, index) for index in indices]
         for stream in self._streams:
             self._unended += 1
             try:
@@ -176,7 +188,13 @@ class Answer:
             self._college.chooser.measured(self.choice.specialist.name, self.request, first.prompt_tokens)
             if first.swap and self.residency == "warm":  # the resident is another specialist just now
                 self.residency = "swapped"
+        bound_scores(self.n_scores)
         self._metrics.waited(self.choice.specialist.name, self.residency, self.lease.waited_s)
+
+    @property
+    def n_scores(self) -> int:
+        """Log-probabilities of the prompt that will come, rivals counted; 0 before `open`."""
+        return n_scores(self.request, self.prompt_tokens)
 
     def _generate(self, lease: Lease, index: int, *, seed: int | None = None) -> AsyncGenerator[Event, None]:
         return lease.generate(self._generate_request(self.answered_by, self.rules, index, seed=seed))
@@ -190,7 +208,10 @@ class Answer:
                 lease.release()
 
         request = self._generate_request(self.answered_by, self.rules, index)
-        return lease.generate(request, on_end=end, unread=self._college.unread)
+        unread = self._college.unread
+        if self.request.scores_prompt:  # it comes in pieces of many KB, however well the client keeps pace
+            unread = unread.with_each(max(unread.each_bytes, _UNREAD_SCORES_BYTES))
+        return lease.generate(request, on_end=end, unread=unread)
 
     def _generate_request(
         self, specialist: Specialist, rules: Rules, index: int, *, seed: int | None = None
@@ -209,6 +230,9 @@ class Answer:
             specialist=specialist.name,
             messages=messages,
             prompt=request.prompt,
+            prompt_ids=request.prompt_ids,
+            suffix=request.suffix,
+            snippets=request.snippets,
             tools=rules.tools,
             tool_use=rules.tool_use,
             raw_prompt=specialist.raw_prompts,
@@ -222,6 +246,8 @@ class Answer:
             logit_bias=dict(request.logit_bias),
             response_format=request.response_format,
             top_logprobs=request.top_logprobs,
+            echo=request.echo,
+            ranked=request.n_made > request.n,
             loop_guard=rules.loop_guard,
             tells_reading=request.stream and self.tells_waiting,
         )
@@ -252,7 +278,8 @@ class Answer:
     # --- whole --------------------------------------------------------------------------------------------------
 
     async def whole(self) -> list[Outcome]:
-        """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback.
+        """All choices, complete. One that looped is tried again with a fresh seed, then answered by the fallback. Of
+        more answers than choices they are the likeliest.
 
         Raises SchemaViolationError when a choice breaks its schema each time.
         """
@@ -260,7 +287,7 @@ class Answer:
         try:
             outcomes = await self._collect(dict(enumerate(self._streams)))
             outcomes = await self._without_violations(self.lease, outcomes)
-            outcomes = await self._without_loops(self.lease, outcomes)
+            outcomes = likeliest(await self._without_loops(self.lease, outcomes), self.request.n)
             for outcome in outcomes:
                 self._require_valid(outcome.end)
             return outcomes
@@ -381,7 +408,7 @@ class Answer:
     def _require_valid(self, end: Finished) -> None:
         """Raises SchemaViolationError for an answer that breaks its schema: no success, whatever has gone out of it."""
         if end.reason is Finish.INVALID:
-            what = "what it and its calls are held to" if self.rules.tools else "its JSON schema"
+            what = "what it and its calls are held to" if self.rules.may_call else "its JSON schema"
             raise SchemaViolationError(
                 f"The answer breaks {what}: {end.violation}.",
                 "Ask again, with another seed or a higher temperature, or simplify the schema.",
@@ -389,7 +416,7 @@ class Answer:
 
     def _named(self, error: GrammarError) -> Exception:
         """The error that names the field at fault: an engine does not know which of two schemas a client sent."""
-        if not self.rules.tools or (self.request.response_format is not None and "tool" not in error.message):
+        if not self.rules.may_call or (self.request.response_format is not None and "tool" not in error.message):
             return error
         message = str(error).replace(_FORMAT, "a tool's parameters")
         return RequestError(message, param=Part.TOOLS, code="invalid_schema")
@@ -445,6 +472,38 @@ async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenera
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def n_scores(request: Request, prompt_tokens: int) -> int:
+    """Log-probabilities that a request asks for of a prompt of so many tokens, rivals counted."""
+    return prompt_tokens * (1 + (request.top_logprobs or 0)) * request.n_made if request.scores_prompt else 0
+
+
+def bound_scores(asked: int) -> None:
+    """Raises RequestError where one call asks for too many log-probabilities of prompts."""
+    if asked > MAX_SCORES:
+        raise RequestError(
+            f"logprobs: echo asks for {asked:,} log-probabilities of prompts; a request may have {MAX_SCORES:,}. "
+            "Send fewer or shorter prompts a request, or lower logprobs.",
+            param="logprobs",
+        )
+
+
+def likeliest(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
+    """The n outcomes of the highest log-probability a token, the likeliest first, numbered anew.
+
+    One that says nothing of it is the last resort, as is one that breaks its schema.
+    """
+    if len(outcomes) <= n:
+        return list(outcomes)
+
+    def rank(outcome: Outcome) -> tuple[bool, float]:
+        mean = outcome.end.mean_logprob
+        return outcome.end.reason is not Finish.INVALID, -math.inf if mean is None else mean
+
+    ordered = sorted(outcomes, key=rank, reverse=True)
+    chosen = [replace(outcome, index=index) for index, outcome in enumerate(ordered[:n])]
+    return [replace(chosen[0], discarded=[outcome.end for outcome in ordered[n:]]), *chosen[1:]]
 
 
 def _looped(outcomes: Sequence[Outcome]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError
 from coe.engine.files import stamp
-from coe.engine.spec import Footprint, LoadSpec, ToolForm
+from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ToolForm
 from coe.engine.units import size_text
 
 from ..roster.model_files import Location
@@ -21,6 +21,7 @@ Footprints = Callable[[LoadSpec], Footprint]
 Refusals = Callable[[LoadSpec], Mapping[str, str]]
 ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
 ToolForms = Callable[[LoadSpec], ToolForm | None]
+EmbeddingForms = Callable[[LoadSpec], EmbeddingForm | None]
 
 _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 
@@ -44,6 +45,7 @@ class Servable:
     footprint:  None unpredicted.
     chat_fault: why its model answers plain completions only; None where it answers chats too.
     tool_form:  how its chat template writes calls of tools; None where no dry run said so.
+    embedding:  what a model made for embeddings gives; None for others, and where no dry run said so.
     """
 
     entry: Specialist
@@ -52,6 +54,7 @@ class Servable:
     footprint: Footprint | None
     chat_fault: ModelTemplateError | None = None
     tool_form: ToolForm | None = None
+    embedding: EmbeddingForm | None = None
 
     @property
     def tools(self) -> str:
@@ -151,6 +154,7 @@ def availability(
     missing: Mapping[str, tuple[str, str]] | None = None,
     chat_faults: ChatFaults = lambda spec: None,
     tool_forms: ToolForms = lambda spec: None,
+    embedding_forms: EmbeddingForms = lambda spec: None,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -161,6 +165,7 @@ def availability(
     missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
     chat_faults:  why the loaded model answers no chats; None where it does.
     tool_forms:   how its chat template writes calls of tools; None where it is not known.
+    embedding_forms: what a model made for embeddings gives; None where it is not known.
     """
     loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
@@ -182,6 +187,15 @@ def availability(
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
             return Unavailable(one.entry, why, "", one.location, result, Hindrance.REFUSED)
+        if one.entry.embeddings:
+            given = embedding_forms(spec)
+            if given is not None and max(one.entry.dimensions, default=0) > given.dimensions:
+                reason = (
+                    f"`dimensions` has {max(one.entry.dimensions)}, and its vectors have {given.dimensions} numbers."
+                )
+                remedy = f"Write numbers below {given.dimensions}."
+                return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.REFUSED)
+            return Servable(one.entry, one.location, spec, result, embedding=given)
         fault, form = chat_faults(spec), tool_forms(spec)
         if one.entry.tools == "native" and fault is None and form is not None and form.family is None:
             reason = f"`tools: native` cannot be: {form.fault.rstrip('.')}."

@@ -39,9 +39,13 @@ class Catalog:
         return [name for name, item in self.availability.items() if isinstance(item, Servable)]
 
     def answering(self, *, chats: bool) -> list[str]:
-        """Those of them that answer chats, or plain completions, which all do."""
-        items = ((name, self.availability[name]) for name in self.available)
-        return [name for name, item in items if not (chats and isinstance(item, Servable) and item.chat_fault)]
+        """Those of them that answer chats, or plain completions, which all do but models made for embeddings."""
+        items = [(name, self.availability[name]) for name in self.available]
+        return [
+            name
+            for name, item in items
+            if not item.entry.embeddings and not (chats and isinstance(item, Servable) and item.chat_fault)
+        ]
 
     @property
     def doubts(self) -> list[str]:
@@ -88,7 +92,7 @@ class Catalog:
 
     async def _resolve(self) -> None:
         """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
-        budget_bytes, known = self._pool.limits.budget_bytes, self.doubts
+        budget_bytes, known = self._pool.room_bytes, self.doubts
         self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
         self._pool.serve(self._resolved.entries())
         for doubt in self.doubts:

@@ -22,7 +22,8 @@ from .builds.owner import Builds
 from .catalog import Catalog
 from .choice import Choice
 from .context_fit import ContextFit, Room, next_room
-from .errors import BuildingError, Part, RuleError, UnknownModelError
+from .encoder_thread import is_of_encoder
+from .errors import BuildingError, Part, RequestError, RuleError, UnknownModelError
 from .policy import refusal_of
 from .request import Request
 
@@ -199,10 +200,14 @@ class Chooser:
     async def _named(self, request: Request, *, begin: bool) -> Choice:
         chats = request.messages is not None
         entry = self._roster.find(request.model)
+        if entry is None and is_of_encoder(request.model, self._roster, self._supervisor.encoder):
+            raise _embeds(request.model)
         if entry is None:
             known = ", ".join([AUTO, *self._roster.names])
             raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param=Part.MODEL)
         name = entry.name
+        if entry.embeddings:
+            raise _embeds(name)
         await self._catalog.recheck(name, being_built=self._builds)
         item = self._catalog.availability[name]
         if not isinstance(item, Unavailable):
@@ -262,6 +267,13 @@ class Chooser:
         return self._catalog.availability[name].entry
 
 
+def _embeds(name: str) -> RequestError:
+    return RequestError(
+        f"model: {name} gives embeddings and answers no chats. Ask it at /v1/embeddings or /v1/rerank.",
+        param=Part.MODEL,
+    )
+
+
 def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) -> dict[str, float]:
     """Tokens a second at which prompts for each are read. measured: None of those that have read none.
 
@@ -275,7 +287,7 @@ def prompt_speeds(names: Sequence[str], measured: Mapping[str, float | None]) ->
 
 def _reads_tools(specialist: Specialist) -> bool:
     """Whether the tools that a chat offers stand in a specialist's prompt."""
-    return specialist.tools != "ignore"
+    return specialist.tools not in ("ignore", "refuse")
 
 
 def _n_chars(request: Request, specialist: Specialist) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
 from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
-from coe.engine.pool.memory import budget_bytes, free_device_bytes
+from coe.engine.pool.memory import free_device_bytes
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
@@ -27,9 +27,11 @@ from coe.router.thresholds import load_thresholds
 from ..roster.models import Roster, Specialist
 from .affinity import Affinity
 from .availability import Unavailable
+from .budget import encoder_of, find_room
 from .builds.owner import Builds
 from .catalog import Catalog
 from .chooser import Chooser
+from .embedding import Embeddings
 from .resolve import Resolved, resolve
 
 _log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class College:
     """Owns the parts of a running server.
 
     catalog: what can be served. chooser: which specialist answers. pool: residents. builds: specialists to come.
-    unread: how much text of streams may wait for their clients.
+    embeddings: what embeds texts. unread: how much text of streams may wait for their clients.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class College:
         self.catalog = Catalog(roster, resolved, pool)
         self.builds = Builds(roster, pool, self.catalog.adopt)
         self.chooser = Chooser(roster, self.catalog, pool, supervisor, self.builds)
+        self.embeddings = Embeddings(roster, self.catalog, supervisor, self.lease)
         self.unread = Unread(_UNREAD_BYTES, roster.server.max_unread_bytes)
         self._spare = spare
         self._affinity = Affinity()
@@ -71,9 +74,8 @@ class College:
 
         Raises UnavailableError when nothing of the roster can be served.
         """
-        asked = roster.pool.vram_budget
-        budget, note = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
-        resolved = await resolve(roster, budget)
+        room = await find_room(roster)
+        resolved = await resolve(roster, room.resident_bytes)
         entries = resolved.entries()
         if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [
@@ -83,8 +85,9 @@ class College:
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:", lines=lines)
         spare = SpareWorker(partial(WorkerResident.spawn, roster.pool.stall_s))
-        pool = Pool(entries, _pool_limits(roster, budget), spare.start, free_bytes=free_device_bytes)
-        return cls(roster, resolved, pool, spare, supervisor_of(roster), note)
+        limits = _pool_limits(roster, room.budget.bytes)
+        pool = Pool(entries, limits, spare.start, free_bytes=free_device_bytes, held=room.held)
+        return cls(roster, resolved, pool, spare, supervisor_of(roster), room.budget.note)
 
     async def start(self) -> None:
         """Load the supervisor, and begin to load what the roster wants loaded beforehand."""
@@ -112,6 +115,7 @@ class College:
             await asyncio.gather(self._preloading, return_exceptions=True)
         await self._spare.close()  # first: no load that the pool ends spawns another
         await self.pool.close()
+        self.embeddings.close()
         self.supervisor.close()
 
     async def lease(
@@ -154,7 +158,9 @@ def supervisor_of(roster: Roster) -> Supervisor:
         hysteresis=roster.router.hysteresis,
     )
     candidates = [
-        Candidate(s.name, s.domains, examples=s.examples, order=order) for order, s in enumerate(roster.specialists)
+        Candidate(s.name, s.domains, examples=s.examples, order=order)
+        for order, s in enumerate(roster.specialists)
+        if not s.embeddings
     ]
     return Supervisor(
         candidates,
@@ -164,12 +170,6 @@ def supervisor_of(roster: Roster) -> Supervisor:
         head=head,
         tasks=ClientTasks(roster.router.client_tasks, roster.router.client_task_tokens),
     )
-
-
-def encoder_of(roster: Roster) -> str:
-    """The sentence encoder that a roster asks for: "auto", "none", or an absolute folder."""
-    encoder = roster.router.encoder
-    return encoder if encoder in ("auto", "none") else str(roster.resolve(encoder))
 
 
 def head_of(roster: Roster) -> Path:

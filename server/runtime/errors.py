@@ -18,6 +18,7 @@ class Part(StrEnum):
     TOOLS = "tools"
     TOOL_CHOICE = "tool choice"  # which of them must be called
     MODEL = "model"
+    SUFFIX = "suffix"  # what follows an answer that fills the middle
 
 
 class RequestError(Exception):
@@ -185,6 +186,10 @@ class Failure:
 # The most specific class first. Source of the codes: OpenAI's API reference, where it has one.
 _ENGINE_FAILURES: tuple[tuple[type[engine.EngineError], int, str, Part | None], ...] = (
     (engine.PromptTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.UnknownTokenError, 400, "unknown_token", Part.INPUT),
+    (engine.InfillError, 400, "infill_unsupported", Part.SUFFIX),
+    (engine.InputTooLongError, 400, "context_length_exceeded", Part.INPUT),
+    (engine.InputError, 400, "invalid_input", Part.INPUT),
     (engine.TemplateError, 400, "template_refused", Part.INPUT),
     (engine.ModelTemplateError, 503, "chat_template", Part.MODEL),
     (engine.GrammarError, 400, "invalid_schema", Part.FORMAT),

@@ -63,6 +63,12 @@ class Metrics:
         self._malformed = Counter(
             "coe_malformed_tool_calls", "What began as a call and was none", ["specialist"], registry=registry
         )
+        self._forbidden = Counter(
+            "coe_forbidden_tool_calls",
+            "Calls that were made although the request forbids them, and were left out",
+            ["specialist"],
+            registry=registry,
+        )
 
     def requested(self, route: str, status: int) -> None:
         """A request was answered with a status."""
@@ -94,6 +100,11 @@ class Metrics:
         self._leaked.labels(specialist).inc(end.leaked_blocks)
         self._calls.labels(specialist).inc(calls)
         self._malformed.labels(specialist).inc(end.malformed_calls)
+        self._forbidden.labels(specialist).inc(end.forbidden_calls)
+
+    def embedded(self, model: str, tokens: int) -> None:
+        """Texts of so many tokens were embedded."""
+        self._prompt.labels(model).inc(tokens)
 
     def unfinished(self, specialist: str, reason: str, count: int) -> None:
         """Answers ended before their models were done: cancelled when the client left, failed when something broke."""

@@ -32,6 +32,16 @@ class Rules:
     tool_use: ToolUse = field(default_factory=ToolUse)
     task: ClientTask | None = None
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may call a tool."""
+        return bool(self.tools) and not self.tool_use.forbidden
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is to be calls, and no text."""
+        return bool(self.tools) and self.tool_use.required
+
 
 def rules_for(request: Request, specialist: Specialist, task: ClientTask | None = None) -> Rules:
     """The specialist's defaults, the request's wishes within the bounds. task: what the request is, if a client's own.
@@ -86,9 +96,9 @@ def refusal_of(request: Request, specialist: Specialist) -> RuleError | None:
 
 
 def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[Tool, ...]:
-    if request.tools and specialist.tools == "refuse":
+    if request.may_call and specialist.tools == "refuse":
         raise RuleError("tools", specialist.name, "takes none", "Send none.", param=Part.TOOLS)
-    if request.tools and specialist.tools == "ignore":
+    if request.may_call and specialist.tools == "ignore":
         if request.tool_use.required:  # an answer in words would break the client that counts on a call
             raise RuleError(
                 "tool_choice",
@@ -98,8 +108,7 @@ def _tools(request: Request, specialist: Specialist, notes: list[str]) -> tuple[
                 param=Part.TOOL_CHOICE,
             )
         notes.append(f"{specialist.name} calls no tools: it answers without them")
-        return ()
-    return request.tools
+    return () if specialist.tools in ("refuse", "ignore") else request.tools
 
 
 # From the one that ends an answer first to none at all.

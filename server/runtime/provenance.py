@@ -45,13 +45,17 @@ class AnswerProvenance:
         return headers
 
     def _notes(self, ends: Sequence[Finished]) -> list[str]:
-        """What the rules say, and that the bound of a client's own task has ended an answer."""
+        """What the rules say, that calls were left out, and that the bound of a client's own task ended an answer."""
+        notes, forbidden = [*self.rules.notes], sum(end.forbidden_calls for end in ends)
+        if forbidden:
+            calls = "a call was" if forbidden == 1 else f"{forbidden} calls were"
+            notes.append(f"{calls} left out: the request lets none be made")
         task = self.rules.task
         most = task.answer_tokens if task is not None else None
         if task is None or most is None or not any(_is_full(end, most) for end in ends):
-            return [*self.rules.notes]
+            return notes
         ended = f"the answer was ended: {most} tokens are enough for a chat client's own task ({task.name})"
-        return [*self.rules.notes, ended]
+        return [*notes, ended]
 
     def facts(self, ends: Sequence[Finished]) -> dict[str, Any]:
         """The `coe` object of a body, or of a stream's last chunk. ends: of the choices that have finished."""
@@ -78,6 +82,8 @@ class AnswerProvenance:
         malformed = sum(end.malformed_calls for end in ends)
         if malformed:
             facts["malformed_calls"] = malformed
+        if forbidden := sum(end.forbidden_calls for end in ends):
+            facts["forbidden_calls"] = forbidden
         checked = [end.conforms for end in ends if end.conforms is not None]
         if checked:
             facts["schema"] = "kept" if all(checked) else "cut"

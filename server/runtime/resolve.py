@@ -13,7 +13,7 @@ from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import Footprint, LoadSpec, Sharing, Thinking, ToolForm
+from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, Sharing, Thinking, ToolForm
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
 
@@ -75,8 +75,10 @@ class Predictions:
         policies: dict[LoadSpec, dict[str, Thinking]] = {}
         chats: dict[LoadSpec, list[GenerateRequest]] = {}
         for entry, spec in loads:
-            policies.setdefault(spec, {})[entry.name] = entry.thinking_policy()
-            chats.setdefault(spec, []).append(self._shortest_chat(entry))
+            told, asked = policies.setdefault(spec, {}), chats.setdefault(spec, [])
+            if not entry.embeddings:
+                told[entry.name] = entry.thinking_policy()
+                asked.append(self._shortest_chat(entry))
 
         async def one(spec: LoadSpec) -> None:
             async with self._gate:
@@ -118,6 +120,11 @@ class Predictions:
         result = self._results.get(spec)
         return result.tools if isinstance(result, Prediction) else None
 
+    def embedding_form(self, spec: LoadSpec) -> EmbeddingForm | None:
+        """What this model for embeddings gives; None for others, and where it is not known."""
+        result = self._results.get(spec)
+        return result.embedding if isinstance(result, Prediction) else None
+
 
 async def resolve(
     roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
@@ -129,6 +136,7 @@ async def resolve(
     """
     located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
     sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
+    sharers = [one for one in sharers if not one.entry.embeddings]
     prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
@@ -169,6 +177,7 @@ async def resolve(
         missing,
         predictions.chat_fault,
         predictions.tool_form,
+        predictions.embedding_form,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps)

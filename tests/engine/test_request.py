@@ -33,6 +33,17 @@ def over_the_wire(data: object) -> dict[str, object]:
     [
         GenerateRequest("1", "math", prompt="2 + 2 =", stop=[]),
         GenerateRequest(
+            "3",
+            "code",
+            prompt_ids=[1, 2],
+            suffix="}",
+            snippets=({"filename": "a.c", "text": "int a;"},),
+            stop=[],
+            echo=True,
+            ranked=True,
+            top_logprobs=0,
+        ),
+        GenerateRequest(
             "2",
             "math",
             messages=[
@@ -54,7 +65,7 @@ def over_the_wire(data: object) -> dict[str, object]:
             loop_guard=None,
         ),
     ],
-    ids=["least", "all fields"],
+    ids=["least", "a text to be scored", "all fields"],
 )
 def test_a_request_arrives_as_it_was_sent(request_: GenerateRequest) -> None:
     assert GenerateRequest.from_json(over_the_wire(request_.to_json())) == request_

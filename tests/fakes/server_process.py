@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import openai
 import yaml
+from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.engine.process import SPARE
@@ -124,15 +124,15 @@ class ServerProcess:
 
     # --- clients ----------------------------------------------------------------------------------------------
 
-    def openai(self, **options: Any) -> openai.OpenAI:
+    def openai(self, **options: Any) -> OpenAI:
         """The openai package's client of this server; it does not try again by itself."""
-        return openai.OpenAI(
+        return OpenAI(
             base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": GIVE_UP_S, **options}
         )
 
-    def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
+    def async_openai(self, **options: Any) -> AsyncOpenAI:
         """The same, for asyncio."""
-        return openai.AsyncOpenAI(
+        return AsyncOpenAI(
             base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": GIVE_UP_S, **options}
         )
 

@@ -322,6 +322,13 @@ CHAT = "USER: how do tides work?\nASSISTANT: The moon pulls the water.\nUSER: an
         ("Provide a detailed prompt for continuing our conversation above. Focus on what we did.", "summary"),
         ("You are the component that summarizes internal chat history into a given structure.\n", "summary"),
         ("You are a specialized conversation history compressor. Your task is to distil the chat", "summary"),
+        (
+            f"Here it is so far:\n\n<conversation>\n{CHAT}\n</conversation>\n\nCreate a new anchored summary from the "
+            "conversation history in the <conversation> tags above, so that another agent can go on.",
+            "summary",
+        ),
+        (f"Summarize the chat below.\n<chat_history>\n{CHAT}\n</chat_history>\nBe brief.", "summary"),
+        (f"<chat_history>\n{CHAT}\n</chat_history>\nSuggest two titles for this chat.", "title"),
     ],
 )
 def test_tasks_of_clients_are_recognised_by_their_shape(text, task):
@@ -334,6 +341,9 @@ def test_tasks_of_clients_are_recognised_by_their_shape(text, task):
         "Write a title for my essay on how conversations begin in novels.",
         "What does this chat log say about the bug?\nUSER: it crashes\nASSISTANT: where?",
         f"{CHAT}\nWho of the two is right?",
+        f"<conversation>\n{CHAT}\n</conversation>\nWho of the two is right?",
+        f"<conversation>\n{CHAT}\n</conversation>\nGenerate a summary of how tides work from other sources.",
+        "Write a title. My template says <conversation> and </conversation>.",
         "Summarize the history of Rome in three messages.",
         "Write a dialogue.\nUSER: hello\nshould be its first line.",
         'My API gets {"role": "user", "content": "Hi"} and answers 400. Why?',
@@ -443,6 +453,15 @@ def test_an_operators_patterns_tell_tasks_as_well():
         ("You are an expert software engineer that generates concise, one-line Git commit messages", "commit message"),
         ("Generate an enhanced version of this prompt (reply with only the enhanced prompt):\n", "prompt rewriting"),
         ("Your task is to choose and return the correct tool(s) from the list of available tools", "tool choice"),
+        ("You are a context summarization agent. You are given a conversation between a user and an agent", "summary"),
+        ("You are the component that summarizes a conversation when its context window is about to", "summary"),
+        ("You are a specialized context summarizer that creates a comprehensive markdown summary", "summary"),
+        ("Generate a one-line session recap now", "summary"),
+        ("Generate a concise, sentence-case title (3-7 words) that captures what this session is", "title"),
+        ("[SUGGESTION MODE: Suggest what the user might naturally type next.]\n\nFIRST: Look at", "follow-ups"),
+        ("Analyze *only* the content and structure of your immediately preceding response (your last", "next speaker"),
+        ("Managed memory has TWO directories. Choose which one to write each memory into", "memory"),
+        ("Generate a concise git commit message for these changes. Reply with ONLY the commit", "commit message"),
     ],
 )
 def test_tasks_of_chat_clients_are_recognised(text, task):
@@ -473,6 +492,10 @@ def test_tasks_of_chat_clients_are_recognised(text, task):
         "Summarize the progress of fusion research above all in Europe",
         "Analyze this conversation and provide feedback on how I negotiated",
         "You are a professional conversation summarizer. Summarize the minutes of our meeting",
+        "Generate a concise, funny title (3 words or so) for my cat video",
+        "Generate a concise explanation of git commit messages",
+        "Managed memory has two costs in .NET. Which?",
+        "Suggest what the user of a login form might type next",
     ],
 )
 def test_people_who_ask_for_titles_and_tags_are_not_taken_for_a_client(text):
@@ -616,3 +639,21 @@ def test_strange_and_enormous_texts_are_read_without_harm(text):
 def test_text_parts_are_read_in_order():
     parts = [{"type": "text", "text": "Which court"}, {"type": "text", "text": "hears appeals?"}]
     assert Conversation.from_messages([user(parts)]).passages[0].text == "Which court\nhears appeals?"
+
+
+@pytest.mark.parametrize(
+    "before", ["", "The previous request exceeded the provider's size limit due to large media.\n\n"]
+)
+def test_a_client_that_goes_on_in_the_users_name_says_nothing_of_a_subject(before):
+    goes_on = "Continue if you have next steps, or stop and ask for clarification if you are unsure how to proceed."
+    messages = [user("Mend the parser of my Python project"), assistant("It is mended."), user(before + goes_on)]
+    conversation = Conversation.from_messages(messages)
+    assert conversation.follow_up
+    assert conversation.passages[0].text == "Continue."
+
+
+def test_of_a_conversation_that_a_client_has_shortened_the_summary_is_read():
+    resumed = "Mending the parser.\n\nResume the prior task using the summary above. Do not acknowledge the summary."
+    files = "The following files were recently accessed before context was compacted. They are listed:\n- law.txt"
+    passages = Conversation.from_messages([user(resumed), assistant("Got it."), user(files)]).passages
+    assert [passage.text for passage in passages] == ["Mending the parser."]

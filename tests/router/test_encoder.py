@@ -241,3 +241,25 @@ def test_clipping_keeps_both_ends():
     assert clip("a" * 50 + "b" * 50, 10) == "aaaaaa bbbb"
     assert len(excerpt("word " * 100_000)) <= 481
     assert scrub("a\ud800\0b") == "a? b"
+
+
+CLIENTS_TEXTS = ["red", "How do I reverse a list in Python?", "Paris is the capital of France.", "word " * 400]
+
+
+@pytest.mark.slow
+def test_what_clients_get_is_the_sentence_embedding_of_the_published_model():
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    int8, _ = load_encoder(packaged())
+    torch = SentenceEncoder(packaged())
+    torch.load()
+    model = sentence_transformers.SentenceTransformer(str(packaged().folder), device="cpu", local_files_only=True)
+    model.max_seq_length = torch.positions
+    expected = model.encode(CLIENTS_TEXTS, normalize_embeddings=True)
+    for one, close in ((torch, 0.99999), (int8, 0.97)):
+        assert (one.name, one.positions) == ("all-MiniLM-L6-v2", 512)
+        read = [text.ids for text in one.tokenizer().encode_batch(CLIENTS_TEXTS)]
+        assert len(read[3]) == 402, "neither cut nor padded"
+        found = np.array([one.embed(ids) for ids in read])
+        assert found.shape == (4, STATES)
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        assert (found * expected).sum(axis=1).min() > close

@@ -48,7 +48,7 @@ def says(response: httpx.Response) -> str:
 
 def lost(server: ServerProcess, model: str, act: Act) -> httpx.Response:
     """The answer to a request whose worker is lost. One that stands still makes the server unready until it is gone."""
-    if act == "SIGKILL":
+    if act != "SIGSTOP":
         return ask(server, model)
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(ask(server, model)))
@@ -109,3 +109,16 @@ def test_a_worker_that_is_lost_while_a_conversation_comes_back(server: ServerPro
     require_said(server, response, act)
     assert says(ask(server, "math")) == whole, "evaluated anew"
     assert server.leases() == 0
+
+
+def test_a_worker_that_dies_of_a_fault_of_ours_says_where(server: ServerProcess, faults: Faults) -> None:
+    says(ask(server, "math"))
+    faults.arm("decode", "FAULT")
+    response = lost(server, "math", "FAULT")
+    assert faults.struck("decode")
+    assert response.json()["error"]["code"] == "worker_died"
+    log = server.log()
+    assert "Traceback (most recent call last):" in log
+    assert "in _evaluate" in log, "where it was in our own code"
+    assert "what a user said" not in log, "an error's text may be a request's"
+    assert says(ask(server, "math"))

@@ -84,3 +84,19 @@ def test_bad_input_is_refused_by_its_name(college: ServerProcess) -> None:
         assert reply.json()["error"]["param"] == param, reply.text
     assert got(college, "/detokenize", tokens=[2**31 - 1])["content"] == ""
     assert got(college, "/tokenize", content="")["tokens"] == []
+
+
+def test_a_start_is_put_first_as_clients_of_vllm_say(demo_college: ServerProcess) -> None:
+    def counted(**fields: Any) -> int:
+        return int(got(demo_college, "/tokenize", model="math", **fields)["count"])
+
+    assert counted(prompt="2 + 2") == counted(prompt="2 + 2", add_special_tokens=False) + 1
+    assert counted(content="2 + 2") == counted(content="2 + 2", add_special_tokens=True) - 1
+    assert post(demo_college, "/tokenize", model="math", prompt="2", add_special_tokens=1).status_code == 400
+
+
+def test_the_special_tokens_and_the_template_are_told(demo_college: ServerProcess) -> None:
+    facts = httpx.get(f"{demo_college.url}/tokenizer_info", params={"model": "math"}, timeout=120).json()
+    assert (facts["bos_token"], facts["model"]) == ("<bos>", "math")
+    assert facts["chat_template"]
+    assert httpx.get(f"{demo_college.url}/tokenizer_info", params={"model": "nobody"}, timeout=60).status_code == 404

@@ -93,15 +93,13 @@ def test_with_auto_a_model_may_just_answer(agents: ServerProcess) -> None:
     assert bool(choice.message.content) or bool(choice.message.tool_calls)
 
 
-def test_none_tells_the_model_of_no_tools(agents: ServerProcess) -> None:
+def test_none_leaves_the_prompt_as_it_was(agents: ServerProcess) -> None:
     def prompt_tokens(**fields: Any) -> int:
         answer = agents.openai().chat.completions.create(**{**GREEDILY, "max_tokens": 1}, **fields)
         assert answer.usage is not None
         return answer.usage.prompt_tokens
 
-    bare = prompt_tokens()
-    assert prompt_tokens(tools=[WEATHER], tool_choice="none") == bare
-    assert prompt_tokens(tools=[WEATHER]) > bare
+    assert prompt_tokens(tools=[WEATHER], tool_choice="none") == prompt_tokens(tools=[WEATHER]) > prompt_tokens()
 
 
 def test_the_openai_package_puts_streamed_calls_together(agents: ServerProcess) -> None:
@@ -212,15 +210,18 @@ def test_an_answer_keeps_to_its_format_where_it_calls_no_tool(agents: ServerProc
             Draft202012Validator(PARAMETERS).validate(json.loads(call["function"]["arguments"]))
 
 
-def test_a_strict_schema_that_cannot_be_followed_is_a_400_that_names_the_tools(agents: ServerProcess) -> None:
-    parameters = {"type": "object", "properties": {"x": {"not": {"type": "string"}}}, "required": ["x"]}
+def test_a_strict_schema_of_a_demanded_call_that_cannot_be_kept_is_a_400_that_names_the_tools(
+    agents: ServerProcess,
+) -> None:
+    parameters = {"type": "object", "properties": {"x": {"$ref": "#/nowhere"}}, "required": ["x"]}
     tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
-    response = agents.chat(tools=[tool])
+    response = agents.chat(tools=[tool], tool_choice="required")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tools"
     assert response.json()["error"]["code"] == "invalid_schema"
-    tool["function"]["strict"] = False  # type: ignore[index]
     assert agents.chat(tools=[tool]).status_code == 200
+    tool["function"]["strict"] = False  # type: ignore[index]
+    assert agents.chat(tools=[tool], tool_choice="required", max_tokens=5).status_code == 200
 
 
 def test_the_roster_decides_what_becomes_of_tools(agents: ServerProcess) -> None:
@@ -278,3 +279,59 @@ def test_an_agents_prompt_is_read_once(agents: ServerProcess) -> None:
         before = prompt
     assert n_requests >= 14
     assert read <= before + 2 * n_requests, "all requests together read the last prompt once"
+
+
+def test_an_agents_last_step_without_calls_finds_its_prompt_in_the_cache(agents: ServerProcess) -> None:
+    before = 0
+    for turn, messages in zip(range(4), agent_session.requests(), strict=False):
+        choice = "auto" if turn < 3 else "none"
+        body = agents.chat(messages=messages, tools=agent_session.TOOLS, tool_choice=choice, max_tokens=1).json()
+        cached = body["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= before - 1, f"turn {turn} read more than what is new"
+        before = body["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("tools", [[WEATHER], []])
+def test_a_call_that_may_not_come_is_left_out_and_said(agents: ServerProcess, tools: list[Any]) -> None:
+    history: list[Any] = []
+    for number, city in enumerate(("Rome", "Paris", "Rome", "Paris", "Rome", "Paris")):
+        function = {"name": "weather", "arguments": json.dumps({"city": city, "days": 1})}
+        call = {"id": f"c{number}", "type": "function", "function": function}
+        history += [
+            {"role": "user", "content": f"What is the weather in {city}?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": "sunny"},
+            {"role": "assistant", "content": "Sunny."},
+        ]
+    history.append({"role": "user", "content": "What is the weather in Rome?"})
+    fields: dict[str, Any] = {"messages": history, "max_tokens": 60, "temperature": 0}
+    called = agents.chat(**fields, tools=[WEATHER]).json()["choices"][0]
+    assert called["finish_reason"] == "tool_calls", "a small model does as it did before"
+    before = agents.metric("coe_forbidden_tool_calls_total", specialist="general")
+    body = agents.chat(**fields, tools=tools, tool_choice="none").json()
+    (choice,) = body["choices"]
+    assert "tool_calls" not in choice["message"]
+    assert "<tool_call>" not in choice["message"]["content"]
+    assert choice["finish_reason"] != "tool_calls"
+    if body["coe"].get("forbidden_calls"):
+        assert "left out" in body["coe"]["notes"][-1]
+        assert agents.metric("coe_forbidden_tool_calls_total", specialist="general") > before
+
+
+def test_a_required_call_that_is_cut_has_no_markup_for_text(agents: ServerProcess) -> None:
+    for max_tokens in range(1, 30, 4):
+        fields = {**GREEDILY, "max_tokens": max_tokens, "tools": [WEATHER], "tool_choice": "required"}
+        (choice,) = agents.chat(**fields).json()["choices"]
+        assert choice["message"]["content"] is None
+        assert choice["finish_reason"] in ("length", "tool_calls")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_conversation_that_ends_in_a_call_lacks_its_result(agents: ServerProcess, legacy: bool) -> None:
+    function = {"name": "weather", "arguments": "{}"}
+    calls = {"function_call": function} if legacy else {"tool_calls": [{"id": "call_7", "function": function}]}
+    response = agents.chat(messages=[*ASK, {"role": "assistant", "content": None, **calls}], tools=[WEATHER])
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "messages"
+    assert ("call_0" if legacy else "call_7") in error["message"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...request import CallPiece, Tool
 from ..grammar import Grammar
@@ -22,6 +22,7 @@ class Toolbox:
     ends:       tokens after which the results of calls are awaited.
     constraint: what the calls are held to.
     parallel:   whether an answer may have several.
+    forbidden:  none may be made: those that come all the same are left out of the answer, and counted.
     """
 
     family: Family
@@ -30,6 +31,7 @@ class Toolbox:
     ends: frozenset[int]
     constraint: CallConstraint
     parallel: bool = True
+    forbidden: bool = False
 
 
 @dataclass
@@ -45,15 +47,25 @@ class CallReading:
     """
 
     def __init__(self, box: Toolbox) -> None:
-        spelt = {tag: SENTINELS[number] for number, tag in enumerate(sorted(box.tags))}
+        # An opening that may not be drawn as a token is one where its text is spelt, too.
+        drawn = [tag for tag in sorted(box.tags) if not (box.forbidden and tag in box.family.openings)]
+        spelt = {tag: SENTINELS[number] for number, tag in enumerate(drawn)}
         self._box = box
         self._texts = {box.tags[tag]: sentinel for tag, sentinel in spelt.items()}
         whole = box.constraint.whole
         self.grammar: Grammar | None = whole.copy() if whole is not None else None
         self._whole = self.grammar
         self._spelt = {tag: spelt.get(tag, tag) for tag in box.family.tags}
-        self._splitter = CallSplitter(box.family, box.tools, self._spelt, live=self._whole is not None)
+        self._splitter = CallSplitter(
+            box.family,
+            box.tools,
+            self._spelt,
+            live=self._whole is not None,
+            forbidden=box.forbidden,
+            calls_only=self._whole is not None and box.constraint.answer_conformity is None,
+        )
         self._opening: str | None = None
+        self._n_begun = 0
         self._calls: dict[int, _Call] = {}
 
     def spelling(self, text: str) -> str:
@@ -75,12 +87,17 @@ class CallReading:
 
     def ends(self, token: int) -> bool:
         """Whether nothing more is to be generated after the token: results of calls are awaited."""
-        return token in self._box.ends and self.n_calls > 0
+        return token in self._box.ends and self._splitter.calls > 0
 
     @property
     def n_calls(self) -> int:
         """Whole calls so far."""
-        return self._splitter.calls
+        return 0 if self._box.forbidden else self._splitter.calls
+
+    @property
+    def n_forbidden(self) -> int:
+        """Whole calls that were left out."""
+        return self._splitter.calls if self._box.forbidden else 0
 
     @property
     def n_malformed(self) -> int:
@@ -104,10 +121,11 @@ class CallReading:
         Raises GrammarError when following it would cost too much.
         """
         parts = self._splitter.feed(text)
-        before, self._opening = self._opening, self._splitter.opening
-        if self._whole is None and self._opening != before:
+        before, now = (self._opening, self._n_begun), (self._splitter.opening, self._splitter.n_begun)
+        self._opening, self._n_begun = now
+        if self._whole is None and now != before:
             self.grammar = None
-            if self._opening is not None and at_boundary:
+            if self._opening is not None and at_boundary and not self._splitter.on_trial:
                 grammar = self._box.constraint.after(self._opening)
                 if grammar is not None and grammar.take_text(self._splitter.since_opening + held):
                     self.grammar = grammar
@@ -117,11 +135,13 @@ class CallReading:
             self.grammar = None
         return self._noted(parts)
 
-    def flush(self) -> list[Part]:
-        """What is left at the end of the answer."""
-        return self._noted(self._splitter.flush())
+    def flush(self, *, cut: bool = False) -> list[Part]:
+        """What is left at the end of the answer. cut: it would have gone on."""
+        return self._noted(self._splitter.flush(cut=cut))
 
     def _noted(self, parts: list[Part]) -> list[Part]:
+        if self._box.forbidden:
+            return [replace(part, pieces=()) for part in parts]
         for part in parts:
             for piece in part.pieces:
                 self._note(piece)

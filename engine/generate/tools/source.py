@@ -195,7 +195,7 @@ class Source:
         keep = write or taken.append
         while True:
             at = self._text.find(mark, self._at)
-            end = at if at >= 0 else len(self._text) - _overlap(self._text, self._at, mark)
+            end = at if at >= 0 else len(self._text) - overlap(self._text, self._at, mark)
             if end > self._at:
                 begin = self._at
                 self._pass(end - begin)
@@ -229,7 +229,7 @@ def plain(text: str, spelt: Mapping[str, str]) -> str:
     return text
 
 
-def _overlap(text: str, begin: int, mark: str) -> int:
+def overlap(text: str, begin: int, mark: str) -> int:
     """How many characters at the end of a text, after `begin`, may be the beginning of a mark."""
     most = min(len(mark) - 1, len(text) - begin)
     return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

@@ -3,8 +3,8 @@ errors that name the field."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -89,10 +89,17 @@ def _wire_names(kind: type[BaseModel]) -> set[str]:
     names: set[str] = set()
     for name, field in kind.model_fields.items():
         names.add(field.alias or name)
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                names |= _wire_names(inner)
+        for inner in _models_in(field.annotation):
+            names |= _wire_names(inner)
     return names
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a type is made of, such as that of `list[Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 # --- types --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ..json_body import MAX_VALUES, parse_json
 MAX_CALLS: Final = 1000  # of one message
 # The result of a call that the conversation does not have: its template still wants a name.
 _UNKNOWN: Final = "unknown"
+_MOST_NAMED: Final = 20  # calls in an error
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,16 @@ class History:
     def read(self) -> tuple[Message, ...]:
         """The conversation. Thinking counts between the calls of a turn, and is forgotten with it. Results come in the
         order of their calls: most templates write no ids, and a model knows them by their places.
+
+        Raises RequestError where it ends in calls: there is nothing that a model could go on with but their results.
         """
+        if self.messages and (calls := self.messages[-1].get("tool_calls")):
+            listed = ", ".join(call["id"][:80] for call in calls[:_MOST_NAMED])
+            raise RequestError(
+                f"{self.param}: the last one calls tools, and their results are missing. Send a message of the tool "
+                f"for each of these tool_call_ids: {listed}{', ...' if len(calls) > _MOST_NAMED else ''}.",
+                param=self.param,
+            )
         self.messages = _in_order(self.messages)
         last_user = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=-1)
         for index, message in enumerate(self.messages):

@@ -27,7 +27,7 @@ _CHOICE: Final = 'Write "auto", "none", "required" or {"type": "function", "func
 class ToolWish:
     """What a body says of tools.
 
-    tools:  those that the model is told of; none where the client forbids calls.
+    tools:  those that the model is told of, also where the client forbids calls.
     legacy: the client speaks of functions: its answer has a `function_call` in place of `tool_calls`.
     notes:  what was left out, for the client to know.
     """
@@ -65,7 +65,8 @@ def tool_wish(
     found, dropped = _tools(tools or (), schema)
     _bounded(found, "tools")
     wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped))
-    return _chosen(wish, tool_choice, "tool_choice", asked_for_one=parallel)
+    choice = function_call if tool_choice is None else tool_choice
+    return _chosen(wish, choice, "tool_choice", asked_for_one=parallel)
 
 
 # --- tools --------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def _chosen(wish: ToolWish, choice: Any, param: str, *, asked_for_one: bool | No
     if choice in (None, "", "auto"):
         return wish
     if choice == "none":
-        return replace(wish, tools=())
+        return _forbidden(wish)
     if choice in ("required", "any"):
         return _required(wish, (), param, wish.use.parallel)
     if not isinstance(choice, Mapping):
@@ -211,4 +212,9 @@ def _allowed(wish: ToolWish, choice: Mapping[str, Any], param: str) -> ToolWish:
         return _required(wish, names, param, wish.use.parallel)
     _known(names, [tool.name for tool in wish.tools], param)
     # The model is told of all of them all the same: so the prompt stays as it was, and its cache with it.
-    return replace(wish, use=replace(wish.use, only=names)) if names else replace(wish, tools=())
+    return replace(wish, use=replace(wish.use, only=names)) if names else _forbidden(wish)
+
+
+def _forbidden(wish: ToolWish) -> ToolWish:
+    """No call may come. The model is told of the tools all the same, for its prompt's sake."""
+    return replace(wish, use=replace(wish.use, forbidden=True))

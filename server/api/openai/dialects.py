@@ -39,8 +39,13 @@ class OpenAIDialect:
     def parse(self, body: Mapping[str, Any]) -> Call:
         """See Dialect."""
         parsed = self.read(body)
-        envelope = partial(self.envelope, include_usage=parsed.include_usage, legacy_calls=parsed.legacy_calls)
-        return Call(parsed.request, envelope)
+        envelope = partial(
+            self.envelope,
+            include_usage=parsed.include_usage,
+            legacy_calls=parsed.legacy_calls,
+            prompts=1 + len(parsed.others),
+        )
+        return Call(parsed.request, envelope, parsed.others)
 
     def error_body(self, failure: Failure) -> dict[str, Any]:
         """See Dialect."""

@@ -84,9 +84,6 @@ _CHAT: Final[_Table] = {
     "add_generation_prompt": (_nothing(True), "An answer is continued where the last message is the assistant's."),
 }
 _COMPLETIONS: Final[_Table] = {
-    "echo": (_nothing(False), _LATER),
-    "best_of": (_nothing(1), _LATER),
-    "suffix": (_nothing(""), _LATER),
     "max_completion_tokens": (_nothing(-1), "Write max_tokens."),
     "tools": (_EMPTY, "Use /v1/chat/completions."),
     "functions": (_EMPTY, "Use /v1/chat/completions."),
@@ -121,12 +118,7 @@ def refuse_in_chat(body: Mapping[str, Any], known: Collection[str]) -> None:
 
 def refuse_in_completions(body: Mapping[str, Any], known: Collection[str]) -> None:
     """The same for a plain completion's body."""
-    table = {**_SHARED, **_COMPLETIONS}
-    if (
-        isinstance(body.get("n"), int) and body.get("best_of") == body["n"]
-    ):  # as many as are wanted: none to choose from
-        table.pop("best_of")
-    _refuse(body, table, known)
+    _refuse(body, {**_SHARED, **_COMPLETIONS}, known)
 
 
 def _refuse(body: Mapping[str, Any], table: _Table, known: Collection[str]) -> None:

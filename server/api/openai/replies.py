@@ -21,6 +21,7 @@ CHAT_NAMES: Final[Mapping[Part, str]] = {
     Part.TOOLS: "tools",
     Part.TOOL_CHOICE: "tool_choice",
     Part.MODEL: "model",
+    Part.SUFFIX: "suffix",
 }
 COMPLETION_NAMES: Final[Mapping[Part, str]] = {**CHAT_NAMES, Part.INPUT: "prompt"}
 
@@ -35,17 +36,23 @@ _REASONS = {
 }
 
 
-def usage(ends: Sequence[Finished]) -> dict[str, Any]:
-    """Token counts of all choices; the prompt counts once."""
-    prompt = ends[0].prompt_tokens if ends else 0
+def usage(ends: Sequence[Finished], prompts: Sequence[Finished] | None = None) -> dict[str, Any]:
+    """Token counts of all choices; the prompt counts once. prompts: where there are several, an end of each."""
+    asked = ends[:1] if prompts is None else prompts
+    prompt = sum(end.prompt_tokens for end in asked)
+    cached = sum(end.cached_tokens for end in asked) if len(asked) > 1 else _most_cached(ends)
     completion = sum(end.completion_tokens for end in ends)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": max((end.cached_tokens for end in ends), default=0)},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(end.reasoning_tokens for end in ends)},
     }
+
+
+def _most_cached(ends: Sequence[Finished]) -> int:
+    return max((end.cached_tokens for end in ends), default=0)
 
 
 def error_body(failure: Failure, names: Mapping[Part, str] = CHAT_NAMES) -> dict[str, Any]:
@@ -62,13 +69,18 @@ class OpenAIEnvelope(ABC):
     whole: ClassVar[str]  # `object` of a whole answer
     chunk: ClassVar[str]  # `object` of a chunk of a stream
 
-    def __init__(self, answer: Answer, *, include_usage: bool = False, legacy_calls: bool = False) -> None:
-        """include_usage: the stream ends with a chunk of token counts. legacy_calls: function_call, not tool_calls."""
+    def __init__(
+        self, answer: Answer, *, include_usage: bool = False, legacy_calls: bool = False, prompts: int = 1
+    ) -> None:
+        """include_usage: the stream ends with a chunk of token counts. legacy_calls: function_call, not tool_calls.
+        prompts: how many there are, with as many choices each; the answer is the first's.
+        """
         self.answer = answer
+        self._n_choices = answer.request.n * prompts
         self._legacy = legacy_calls
         self._include_usage = include_usage
         self._created = int(time.time())
-        self._ends: list[Finished] = []  # of the choices of a stream that have finished
+        self._finished: dict[int, Finished] = {}  # the choices of a stream that have, by index
 
     @abstractmethod
     def choice(self, outcome: Outcome) -> dict[str, Any]:
@@ -103,7 +115,8 @@ class OpenAIEnvelope(ABC):
 
     def body(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """See api.dialect.Envelope."""
-        ends = [outcome.end for outcome in outcomes]
+        ends = {outcome.index: outcome.end for outcome in outcomes}
+        discarded = [end for outcome in outcomes for end in outcome.discarded]
         choices = [
             {
                 "index": outcome.index,
@@ -113,14 +126,18 @@ class OpenAIEnvelope(ABC):
             }
             for outcome in outcomes
         ]
-        facts = self.answer.provenance.facts(ends)
-        return {**self._head(self.whole), "choices": choices, "usage": usage(ends), "coe": facts}
+        facts = self.answer.provenance.facts(list(ends.values()))
+        return {**self._head(self.whole), "choices": choices, "usage": self._usage(ends, discarded), "coe": facts}
+
+    def _usage(self, ends: Mapping[int, Finished], discarded: Sequence[Finished] = ()) -> dict[str, Any]:
+        prompts = [end for index, end in sorted(ends.items()) if index % self.answer.request.n == 0]
+        return usage([*ends.values(), *discarded], prompts)
 
     def opening(self) -> Iterable[bytes]:
         """See api.dialect.Envelope."""
         first = self.first()
         if first is not None:
-            for index in range(self.answer.request.n):
+            for index in range(self._n_choices):
                 yield self._frame([{"index": index, **first, "finish_reason": None}])
 
     def frames(self, step: Step) -> Iterable[bytes]:
@@ -132,17 +149,17 @@ class OpenAIEnvelope(ABC):
                 yield self._frame([{"index": step.index, **piece, "finish_reason": None, "logprobs": logprobs}])
                 logprobs = None
         elif isinstance(event, Finished):
-            self._ends.append(event)
+            self._finished[step.index] = event
             reason = self._reason(event)
             choice = {"index": step.index, **self.last(), "finish_reason": reason, "logprobs": None}
             # The last choice's last chunk says how the answer came about.
-            yield self._frame([choice], with_facts=len(self._ends) == self.answer.request.n)
+            yield self._frame([choice], with_facts=len(self._finished) == self._n_choices)
 
     def waiting(self, text: str) -> Iterable[bytes]:
         """See api.dialect.Envelope."""
         told = self.told(text)
         if told is not None:
-            for index in range(self.answer.request.n):
+            for index in range(self._n_choices):
                 yield self._frame([{"index": index, **told, "finish_reason": None}])
 
     def told(self, text: str) -> dict[str, Any] | None:
@@ -152,11 +169,11 @@ class OpenAIEnvelope(ABC):
     def closing(self) -> Iterable[bytes]:
         """See api.dialect.Envelope."""
         if self._include_usage:
-            yield self._frame([], with_facts=True, usage=usage(self._ends))
+            yield self._frame([], with_facts=True, usage=self._usage(self._finished))
         yield b"data: [DONE]\n\n"
 
     def _frame(self, choices: list[dict[str, Any]], *, with_facts: bool = False, **more: Any) -> bytes:
-        facts = {"coe": self.answer.provenance.facts(self._ends)} if with_facts else {}
+        facts = {"coe": self.answer.provenance.facts(list(self._finished.values()))} if with_facts else {}
         return data_frame({**self._head(self.chunk), "choices": choices, **more, **facts})
 
 
@@ -168,7 +185,7 @@ class ChatEnvelope(OpenAIEnvelope):
     def choice(self, outcome: Outcome) -> dict[str, Any]:
         """See OpenAIEnvelope."""
         calls = outcome.calls[:1] if self._legacy else outcome.calls
-        content = outcome.text if outcome.text or not calls else None
+        content = outcome.text if outcome.text or not (calls or self.answer.must_call) else None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self.answer.thinks:
             message["reasoning_content"] = outcome.reasoning
@@ -253,7 +270,7 @@ class CompletionEnvelope(OpenAIEnvelope):
         return {
             "tokens": [_written(entry.token, entry.bytes) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [_by_text(entry) for entry in entries],
+            "top_logprobs": [None if entry.logprob is None else _by_text(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
         }
 
@@ -269,7 +286,8 @@ def _news(piece: CallPiece) -> dict[str, str]:
 def _by_text(entry: TokenLogprob) -> dict[str, float]:
     """The likeliest tokens and the one that was drawn; of two that are written alike, the likelier."""
     found: dict[str, float] = {}
-    for token, data, value in (*entry.top, (entry.token, entry.bytes, entry.logprob)):
+    own = [] if entry.logprob is None else [(entry.token, entry.bytes, entry.logprob)]
+    for token, data, value in (*entry.top, *own):
         found.setdefault(_written(token, data), value)
     return found
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema, model_validator
 
+from ...roster.values import AUTO
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
 from ..common.fields import (
@@ -35,10 +36,11 @@ from .messages import read_messages
 from .structure import STRUCTURED, response_format
 from .thinking import thinking_wish
 
+MAX_PROMPTS: Final = 256
+
 # Members of lists and objects: more than any client has a use for, and few enough to be checked in milliseconds.
 _MOST: Final = {
     "messages": 10_000,
-    "prompt": 10_000,
     "logit_bias": 4096,
     "modalities": 16,
     "chat_template_kwargs": 100,
@@ -110,8 +112,44 @@ class ChatBody(Shared):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """The prompts of a completion: a text, token ids, or a list of either."""
+    given = value if isinstance(value, list) and not _are_ids(value) else [value]
+    if not given:
+        raise ValueError("give a text, token ids, or a list of either")
+    if len(given) > MAX_PROMPTS:
+        raise ValueError(f"give at most {MAX_PROMPTS} prompts, not {len(given):,}")
+    wrong = next((at for at, prompt in enumerate(given) if not (isinstance(prompt, str) or _are_ids(prompt))), None)
+    if wrong is not None:
+        place = f"[{wrong}]" if len(given) > 1 else ""
+        raise ValueError(
+            f"give a text, token ids (whole numbers, one at least), or a list of either; {place or 'it'} is neither"
+        )
+    return tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in given)
+
+
+def _are_ids(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and all(type(token) is int and 0 <= token <= MAX_INT for token in value)
+    )
+
+
+_IDS: Final = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": MAX_INT}}
+_PROMPT: Final = {
+    "anyOf": [
+        {"type": "string"},
+        _IDS,
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string"}},
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _IDS},
+    ]
+}
+
+
 class CompletionBody(Shared):
-    prompt: str | list[str]
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT)]
+    suffix: str | None = None
+    echo: bool = False
+    best_of: Choices | None = None
     logprobs: Annotated[Alternatives | None, BeforeValidator(_no_logprobs)] = None
 
 
@@ -128,11 +166,13 @@ class Parsed:
 
     include_usage: its stream ends with a chunk of token counts (stream_options.include_usage).
     legacy_calls:  its answer has a function_call in place of tool_calls.
+    others:        the same with the other prompts of a list.
     """
 
     request: Request
     include_usage: bool
     legacy_calls: bool = False
+    others: tuple[Request, ...] = ()
 
 
 def parse_chat(body: Mapping[str, Any]) -> Parsed:
@@ -168,17 +208,40 @@ def parse_completion(body: Mapping[str, Any]) -> Parsed:
     """A body of POST /v1/completions. Raises RequestError naming the field."""
     refuse_in_completions(body, {*CompletionBody.model_fields, *STRUCTURED})
     parsed = validated(CompletionBody, body, _MOST)
-    prompts = [parsed.prompt] if isinstance(parsed.prompt, str) else parsed.prompt
-    if len(prompts) != 1:
-        raise RequestError("prompt: one text a request, please; send several requests at once.", param="prompt")
-    return _parsed(
+    n, best_of = parsed.n or 1, parsed.best_of or 0
+    if best_of and best_of < n:
+        raise RequestError(f"best_of: {n} choices cannot be the best of {best_of}; give n at least.", param="best_of")
+    if best_of > n and parsed.stream:
+        raise RequestError(
+            "best_of: which answer is the best is known at its end; ask without stream.", param="best_of"
+        )
+    suffix = parsed.suffix or None
+    if suffix is not None and parsed.echo:
+        raise RequestError("echo: not with suffix; the text before the gap is known to who sends it.", param="echo")
+    if suffix is not None and not all(isinstance(prompt, str) for prompt in parsed.prompt):
+        raise RequestError("prompt: with suffix give a text, not token ids.", param="prompt")
+    notes = ignored(body)
+    if len(parsed.prompt) > 1 and parsed.model == AUTO:
+        notes = (*notes, "the specialist was chosen by the first prompt")
+    found = _parsed(
         parsed,
-        prompt=prompts[0],
-        notes=ignored(body),
+        **_prompt(parsed.prompt[0]),
+        suffix=suffix,
+        echo=parsed.echo,
+        best_of=best_of,
+        notes=notes,
         max_tokens=parsed.max_tokens,
         response_format=response_format(body),
         top_logprobs=parsed.logprobs,
     )
+    unset: dict[str, Any] = {"prompt": None, "prompt_ids": None}
+    others = [replace(found.request, **{**unset, **_prompt(prompt)}) for prompt in parsed.prompt[1:]]
+    return replace(found, others=tuple(others))
+
+
+def _prompt(prompt: str | tuple[int, ...]) -> dict[str, Any]:
+    """The field of a request that a prompt stands in."""
+    return {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": prompt}
 
 
 def _parsed(body: Shared, **own: Any) -> Parsed:

@@ -241,8 +241,8 @@ class Builds:
         specialist = self._specialist(name)
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
-        limits = self._pool.limits
-        prepared = await prepare(job, order, machine_of(specialist), limits.budget_bytes, stall_s=limits.stall_s)
+        pool = self._pool
+        prepared = await prepare(job, order, machine_of(specialist), pool.room_bytes, stall_s=pool.limits.stall_s)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)

@@ -23,9 +23,12 @@ NewEngine = Callable[..., LocalEngine]
 JAPANESE = "日本語の文章です。😀終"
 
 
-def listed(data: bytes, places: Sequence[int], stops: Sequence[str] = ()) -> tuple[str, list[TokenLogprob]]:
+def listed(
+    data: bytes, places: Sequence[int], stops: Sequence[str] = (), ledger: TextLogprobs | None = None
+) -> tuple[str, list[TokenLogprob]]:
     """The answer of a stream of bytes cut into tokens at `places`, and the entries that came with it."""
-    utf8, splitter, matcher, ledger = Utf8Stream(), ThinkSplitter([("<t>", "</t>")]), StopMatcher(stops), TextLogprobs()
+    utf8, splitter, matcher = Utf8Stream(), ThinkSplitter([("<t>", "</t>")]), StopMatcher(stops)
+    ledger = ledger or TextLogprobs()
     out, found, decoded, met = "", [], 0, False
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     for a, b in itertools.pairwise(edges):
@@ -38,14 +41,31 @@ def listed(data: bytes, places: Sequence[int], stops: Sequence[str] = ()) -> tup
         found += ledger.release(len(released), splitter.decided)
         out += released
         if met:
-            return out, found
+            return out, [*found, *ledger.rest()]
     rest, met = matcher.feed(splitter.flush().answer)
     rest += "" if met else matcher.flush()
     ledger.classify(splitter.places())
-    return out + rest, [*found, *ledger.release(len(rest), splitter.decided)]
+    return out + rest, [*found, *ledger.release(len(rest), splitter.decided), *ledger.rest()]
 
 
 PLACES = st.lists(st.integers(0, 1000), max_size=40)
+
+
+@given(
+    st.text("ab日😀é<t>/", max_size=30), st.integers(0, 3), PLACES, st.lists(st.text("ab日", min_size=1, max_size=3))
+)
+def test_where_every_token_is_listed_each_is_once_and_in_order(
+    text: str, cut: int, places: list[int], stops: list[str]
+) -> None:
+    data = text.encode()
+    data = data[: len(data) - cut] if cut else data
+    out, found = listed(data, places, stops, TextLogprobs(7, every=True))
+    fed = b"".join(bytes(entry.bytes) for entry in found)
+    assert data.startswith(fed)
+    assert fed == data or stops, "all of it, up to the token that ended it"
+    offsets = [entry.offset for entry in found]
+    assert offsets == sorted(offsets)
+    assert all(7 <= offset <= 7 + len(out) for offset in offsets)
 
 
 @given(st.text("ab日😀é", max_size=20), st.integers(0, 3), PLACES, st.lists(st.text("ab日", min_size=1, max_size=3)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coe.engine.errors import SlowReaderError, WorkerDiedError
 from coe.engine.pool.inbox import Inbox, Unread
-from coe.engine.request import Accepted, Delta, Event, Finish, Finished, Rejected, TokenLogprob
+from coe.engine.request import Accepted, CallPiece, Delta, Event, Finish, Finished, Rejected, TokenLogprob
 
 END = Finished("r", Finish.STOP, 1, 0, 1)
 
@@ -63,6 +63,56 @@ async def test_reasoning_stays_before_the_text_it_led_to() -> None:
     *deltas, _ = await taken(inbox)
     in_order = "".join(d.reasoning + d.text for d in deltas if isinstance(d, Delta))
     assert in_order == "ab" * 50
+
+
+PARTS = st.sampled_from(
+    (
+        Delta("r", text="said "),
+        Delta("r", reasoning="thought "),
+        Delta("r", calls=(CallPiece(0, "read", ""), CallPiece(0, None, '{"path": '))),
+        Delta("r", calls=(CallPiece(1, None, "ünï"),)),
+        Delta("r", logprobs=(TokenLogprob("said", [], -1.0, []),)),
+        Delta("r", calls=(CallPiece(1, None, "x" * 300),)),
+    )
+)
+
+
+def _in_order(events: list[Event]) -> list[object]:
+    """What a client is told, a letter at a time, in the order within a delta in which it is told."""
+    found: list[object] = []
+    for event in events:
+        assert isinstance(event, Delta)
+        found += [("reasoning", letter) for letter in event.reasoning] + [("text", letter) for letter in event.text]
+        for piece in event.calls:
+            found += [(piece.index, piece.name)] if piece.name is not None else []
+            found += [(piece.index, letter) for letter in piece.arguments]
+    return found
+
+
+@given(st.lists(PARTS, min_size=1).map(lambda parts: parts * (60 // len(parts) + 1)))
+async def test_whatever_comes_a_reader_that_is_behind_gets_all_of_it_in_its_order(parts: list[Event]) -> None:
+    unread = Unread(2**30, 2**30)
+    inbox = Inbox(unread=unread)
+    for part in parts:
+        inbox.put(part)
+    inbox.put(END)
+    *got, _ = await taken(inbox)
+    assert _in_order(got) == _in_order(parts)
+    assert [entry for event in got if isinstance(event, Delta) for entry in event.logprobs] == [
+        entry for event in parts if isinstance(event, Delta) for entry in event.logprobs
+    ]
+    assert unread.waiting_bytes == 0
+
+
+async def test_calls_of_tools_that_wait_count_as_text_does() -> None:
+    inbox = Inbox(unread=Unread(1000, 2**30))
+    for _ in range(20):
+        inbox.put(Delta("r", calls=(CallPiece(0, None, "x" * 100),)))
+    assert inbox.ended
+    for _ in range(10):
+        await inbox.take()
+    with pytest.raises(SlowReaderError):
+        await inbox.take()
 
 
 async def test_beyond_the_limit_what_is_there_can_be_read_and_then_the_error_comes() -> None:
@@ -146,6 +196,21 @@ async def test_a_worker_that_dies_fails_a_reader_after_what_had_come() -> None:
         await inbox.take()
 
 
+async def test_what_each_may_leave_may_differ_and_all_together_count() -> None:
+    unread = Unread(10, 100)
+    small, large = Inbox(unread=unread), Inbox(unread=unread.with_each(90))
+    for _ in range(8):
+        large.put(Delta("r", "x" * 10))
+    assert not large.ended
+    assert unread.waiting_bytes == 80
+    small.put(Delta("r", "x" * 10))
+    large.put(Delta("r", "x" * 20))
+    assert large.ended
+    small.close()
+    large.close()
+    assert unread.waiting_bytes == 0
+
+
 @given(
     st.lists(st.one_of(st.builds(lambda t: Delta("r", t), st.text()), st.integers(1, 30)), max_size=200),
     st.integers(1, 500),
@@ -161,7 +226,7 @@ def test_whatever_the_reader_does_it_gets_a_beginning_of_the_text_and_no_more_wa
         n_waiting_bytes = 0
         for act in script:
             if isinstance(act, Delta):
-                alone = not len(inbox)
+                alone = not n_waiting_bytes
                 inbox.put(act)
                 if not inbox.ended:
                     sent += act.text

@@ -54,13 +54,14 @@ async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
         pinned: frozenset[str] | set[str] = frozenset(),
         free_bytes: Any = None,
         settings: Mapping[str, Any] | None = None,
+        held: Mapping[str, int] | None = None,
         **sizes: int,
     ) -> Pool:
         entries = {
             name: Entry(LoadSpec(Path(name), parallel=2), size, pinned=name in pinned) for name, size in sizes.items()
         }
         limits = PoolLimits(budget, **(settings or {}))
-        pools.append(Pool(entries, limits, loader, clock=clock, free_bytes=free_bytes))
+        pools.append(Pool(entries, limits, loader, clock=clock, free_bytes=free_bytes, held=held))
         return pools[-1]
 
     yield make
@@ -862,3 +863,13 @@ class TestReservations:
         pool.serve({name: Entry(LoadSpec(Path(name), parallel=2), 4) for name in ("a", "new")})
         (await pool.lease("new", max_wait_s=LONG_S)).release()
         assert states(pool) == {"a": State.WARM, "new": State.WARM}
+
+
+async def test_what_the_server_itself_holds_is_booked_for_good(new_pool: NewPool) -> None:
+    pool = new_pool(budget=8, a=4, b=6, held={"the encoder": 3})
+    assert pool.room_bytes == 5
+    assert booked(pool) == 3
+    with pytest.raises(UnavailableError, match=r"held by the encoder"):
+        await pool.lease("b", max_wait_s=LONG_S)
+    (await pool.lease("a", max_wait_s=LONG_S)).release()
+    assert booked(pool) == 7, "no request takes its room"

@@ -276,7 +276,11 @@ class TestLogging:
         await resident.stop()
         (record,) = [record for record in caplog.records if record.name == WORKER_LOGGER]
         assert (record.levelno, record.__dict__["request_id"]) == (logging.ERROR, "bad")
-        assert "A stop string must not be empty" in record.getMessage()
+        assert "cannot be prepared" in record.getMessage()
+        assert record.exc_info is not None
+        told = str(record.exc_info[1])
+        assert "self._stops = StopMatcher(request.stop)" in told, "where it was"
+        assert "ValueError: (its text is left out" in told, "it may be what a user said"
 
 
 class TestDying:

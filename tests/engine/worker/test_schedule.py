@@ -19,7 +19,13 @@ from coe.engine.worker.schedule import (
 )
 
 WORKS = st.lists(
-    st.builds(Work, sequence=st.integers(0, 99), pending=st.integers(1, 700), boundary=st.integers(0, 700)),
+    st.builds(
+        Work,
+        sequence=st.integers(0, 99),
+        pending=st.integers(1, 700),
+        boundary=st.integers(0, 700),
+        scored=st.booleans(),
+    ),
     max_size=8,
     unique_by=lambda work: work.sequence,
 )
@@ -49,11 +55,11 @@ def ids(text: str) -> list[int]:
 class TestPlanStep:
     def test_generating_sequences_go_before_prompts(self) -> None:
         works = [Work(0, pending=100), Work(1, pending=1), Work(2, pending=1)]
-        assert plan_step(works, 10) == [(1, 1), (2, 1), (0, 8)]
+        assert plan_step(works, 10, 10) == [(1, 1), (2, 1), (0, 8)]
 
     def test_prompts_share_what_is_left_in_order(self) -> None:
         works = [Work(0, pending=6), Work(1, pending=6), Work(2, pending=6)]
-        assert plan_step(works, 10) == [(0, 6), (1, 4)]
+        assert plan_step(works, 10, 10) == [(0, 6), (1, 4)]
 
     def test_a_short_prompt_does_not_wait_for_a_long_one_that_is_being_read(self) -> None:
         assert plan_step([Work(0, pending=20_000), Work(1, pending=50)], 512) == [(0, 462), (1, 50)]
@@ -68,14 +74,14 @@ class TestPlanStep:
         assert plan_step([Work(0, pending=40, boundary=3), Work(1, pending=900)], 100) == [(0, 3), (1, 97)]
 
     def test_a_prompt_stops_at_its_boundary(self) -> None:
-        assert plan_step([Work(0, pending=9, boundary=4)], 100) == [(0, 4)]
+        assert plan_step([Work(0, pending=9, boundary=4)], 100, 1) == [(0, 4)]
 
     def test_a_passed_boundary_is_none(self) -> None:
-        assert plan_step([Work(0, pending=9, boundary=0)], 100) == [(0, 9)]
+        assert plan_step([Work(0, pending=9, boundary=0)], 100, 1) == [(0, 9)]
 
     @given(WORKS, st.integers(1, 64))
     def test_a_plan_fits_the_batch_and_never_exceeds_what_is_pending(self, works: list[Work], n_batch: int) -> None:
-        plan = plan_step(works, n_batch)
+        plan = plan_step(works, n_batch, max(1, len(works)))
         pending = {work.sequence: work.pending for work in works}
         assert sum(count for _, count in plan) <= n_batch
         assert len({sequence for sequence, _ in plan}) == len(plan)
@@ -98,12 +104,29 @@ class TestPlanStep:
 
     @given(WORKS, st.integers(1, 64))
     def test_there_is_always_something_to_do_while_something_is_pending(self, works: list[Work], n_batch: int) -> None:
-        assert bool(plan_step(works, n_batch)) == bool(works)
+        assert bool(plan_step(works, n_batch, max(1, len(works)))) == bool(works)
 
     @given(WORKS, st.integers(8, 64))
     def test_no_stream_stalls_while_a_prompt_is_read(self, works: list[Work], n_batch: int) -> None:
-        planned = {sequence for sequence, _ in plan_step(works, n_batch)}
+        planned = {sequence for sequence, _ in plan_step(works, n_batch, max(1, len(works)))}
         assert {work.sequence for work in works if work.pending == 1} <= planned
+
+    def test_a_scored_prompt_goes_by_outputs_and_leaves_the_rest_of_the_batch_to_others(self) -> None:
+        works = [Work(0, pending=100, scored=True), Work(1, pending=1), Work(2, pending=50)]
+        assert plan_step(works, 64, 9) == [(1, 1), (0, 7), (2, 50)], "the last of 50 wants an output, too"
+        assert plan_step(works, 64, 200) == [(1, 1), (0, 16), (2, 47)]
+
+    def test_of_two_scored_prompts_the_oldest_has_a_share_and_the_nearest_the_rest(self) -> None:
+        works = [Work(0, pending=100, scored=True), Work(1, pending=40, scored=True)]
+        assert plan_step(works, 64, 32) == [(0, 8), (1, 24)]
+
+    @given(WORKS, st.integers(1, 64), st.integers(0, 64))
+    def test_no_more_logits_are_wanted_than_there_is_room_for(self, works: list[Work], n_batch: int, more: int) -> None:
+        n_outputs = max(1, len(works)) + more
+        by_sequence = {work.sequence: work for work in works}
+        plan = plan_step(works, n_batch, n_outputs)
+        outputs = [count if by_sequence[at].scored else int(count == by_sequence[at].pending) for at, count in plan]
+        assert sum(outputs) <= n_outputs
 
 
 class TestReusable:

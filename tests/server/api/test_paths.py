@@ -114,7 +114,7 @@ async def test_a_wrong_path_names_the_one_that_was_meant(wrong: str, meant: str)
         assert error(body)["message"] == f"Nothing is served at {wrong}. Did you mean {meant}"
 
 
-@pytest.mark.parametrize("wrong", ["/favicon.ico", "/v1/embeddings", "/v1/messages", "/admin", "/" + "x" * 100_000])
+@pytest.mark.parametrize("wrong", ["/favicon.ico", "/v1/audio/speech", "/v1/messages", "/admin", "/" + "x" * 100_000])
 async def test_a_path_like_no_other_is_told_where_the_list_is(wrong: str) -> None:
     status, _, body = await asked("GET", wrong)
     assert status == 404

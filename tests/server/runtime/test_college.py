@@ -47,6 +47,6 @@ async def test_a_load_that_is_ended_with_the_college_spawns_nobody() -> None:
     college.builds = cast(Any, SimpleNamespace(close=nothing))
     college.catalog = cast(Any, SimpleNamespace(close=nothing))
     college.pool = cast(Any, SimpleNamespace(close=close))
-    college.supervisor = cast(Any, SimpleNamespace(close=lambda: None))
+    college.supervisor = college.embeddings = cast(Any, SimpleNamespace(close=lambda: None))
     await college.close()
     assert len(spawned) == 1

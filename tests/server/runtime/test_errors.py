@@ -61,6 +61,8 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
     """An error of a class, with the facts that it wants."""
     facts: dict[type[engine.EngineError], tuple[object, ...]] = {
         engine.PromptTooLongError: (300, 256),
+        engine.InputTooLongError: (0, 300, 256),
+        engine.EmptyInputError: (0,),
         engine.ChildDiedError: ("A dry run", -9, "its last words"),
         engine.SlowReaderError: (64 * 1024,),
     }

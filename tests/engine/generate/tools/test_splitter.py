@@ -123,3 +123,56 @@ def test_of_calls_in_one_frame_those_that_are_whole_go_out_and_no_more() -> None
     parts = splitter.feed("nonsense") + splitter.flush()
     assert not [piece for part in parts for piece in part.pieces]
     assert "nonsense" in "".join(part.text for part in parts)
+
+
+BEHIND = [
+    ("Sure: " + call("add", a=1), "Sure:", [("add", {"a": 1})], 0),
+    ("Sure: " + call("add") + " " + call("add") + " done", "Sure: done", [("add", {}), ("add", {})], 0),
+    ("Use <tool_call> for it: " + call("add"), "Use <tool_call> for it:", [("add", {})], 0),
+    ("It is `" + call("add") + "`.", "It is `" + call("add") + "`.", [], 0),
+    ("```\nSo: " + call("add") + "\n```", "```\nSo: " + call("add") + "\n```", [], 0),
+    ("So: " + call("unknown"), "So: " + call("unknown"), [], 1),
+    ('So: <tool_call>{"name": "add", "arguments": 1}', 'So: <tool_call>{"name": "add", "arguments": 1}', [], 1),
+    ('So: <tool_call>{"name": "add", "argu', 'So: <tool_call>{"name": "add", "argu', [], 1),
+    ('So: <tool_call>{"name": ' + call("add"), 'So: <tool_call>{"name":', [("add", {})], 1),
+]
+
+
+@pytest.mark.parametrize(("answer", "text", "calls", "malformed"), BEHIND)
+def test_behind_text_a_call_is_one_if_it_is_whole(answer: str, text: str, calls: list[Any], malformed: int) -> None:
+    for pieces in ([answer], list(answer), [answer[i : i + 7] for i in range(0, len(answer), 7)]):
+        found = read(pieces)
+        assert (found.text, found.calls, found.malformed) == (text, calls, malformed)
+        assert found.taken == len(answer)
+
+
+def test_a_call_behind_text_goes_out_when_it_is_whole() -> None:
+    splitter = CallSplitter(Hermes(), TOOLS, AS_TEXT, live=True)
+    answer = "Sure: " + call("add", a=1)
+    parts = [part for char in answer[:-1] for part in splitter.feed(char)]
+    assert "".join(part.text for part in parts) == "Sure:"
+    assert not [part for part in parts if part.pieces]
+    assert splitter.feed(answer[-1])[-1].pieces
+
+
+def test_a_text_about_calls_is_held_back_no_longer_than_it_may_be_one() -> None:
+    splitter = CallSplitter(Hermes(), TOOLS, AS_TEXT, live=False)
+    assert "".join(part.text for part in splitter.feed("Write <tool_call> t")) == "Write <tool_call> t"
+
+
+@pytest.mark.parametrize("step", [1, 9, 1000])
+def test_behind_text_of_a_list_that_breaks_the_whole_calls_count(step: int) -> None:
+    family = next(family for family in FAMILIES if family.name == "mistral-list")
+    answer = 'So:  [TOOL_CALLS][{"name": "add", "arguments": {}}, {"name": "nobody", "arguments": {}}] then'
+    pieces = [answer[i : i + step] for i in range(0, len(answer), step)]
+    found = read(pieces, spelt={tag: tag for tag in family.tags}, family=family)
+    assert found.calls == [("add", {})]
+    assert found.text.startswith("So:")
+    assert "nobody" in found.text
+    assert (found.malformed, found.taken) == (1, len(answer))
+
+
+def test_an_empty_list_of_calls_is_none_and_comes_as_text() -> None:
+    family = next(family for family in FAMILIES if family.name == "mistral-list")
+    found = read(["[TOOL_CALLS][]"], spelt={tag: tag for tag in family.tags}, family=family)
+    assert (found.text, found.calls, found.malformed) == ("[TOOL_CALLS][]", [], 1)

@@ -127,8 +127,12 @@ def test_auto_leaves_the_choice_to_the_model(choice: Any) -> None:
 
 
 @pytest.mark.parametrize("choice", ["none", {"type": "none"}])
-def test_none_tells_the_model_of_no_tools(choice: Any) -> None:
-    assert asked(tools=TWO, tool_choice=choice).tools == ()
+def test_none_forbids_calls_and_leaves_the_prompt_as_it_was(choice: Any) -> None:
+    request = asked(tools=TWO, tool_choice=choice)
+    assert names(request) == ["weather", "now"]
+    assert request.tool_use == ToolUse(forbidden=True)
+    assert not request.may_call
+    assert asked(tools=TWO).may_call
 
 
 @pytest.mark.parametrize("choice", ["required", "any", {"type": "required"}, {"type": "any"}])
@@ -165,7 +169,7 @@ def test_allowed_tools_are_those_that_may_be_called(wrap: bool, mode: str) -> No
 
 def test_no_allowed_tool_is_none() -> None:
     choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "web_search"}]}}
-    assert asked(tools=TWO, tool_choice=choice).tools == ()
+    assert asked(tools=TWO, tool_choice=choice).tool_use.forbidden
     choice["allowed_tools"]["mode"] = "required"  # type: ignore[index]
     assert refusal(tools=TWO, tool_choice=choice).param == "tool_choice"
 
@@ -222,9 +226,9 @@ def test_functions_are_tools_of_which_one_is_called() -> None:
 @pytest.mark.parametrize("call", ["auto", "none", {"name": "now"}])
 def test_function_call_is_their_choice(call: Any) -> None:
     request = asked(functions=[{"name": "weather"}, {"name": "now"}], function_call=call)
-    assert names(request) == ([] if call == "none" else ["weather", "now"])
+    assert names(request) == ["weather", "now"]
     only = ("now",) if isinstance(call, dict) else ()
-    assert request.tool_use == ToolUse(required=bool(only), only=only, parallel=False)
+    assert request.tool_use == ToolUse(required=bool(only), only=only, parallel=False, forbidden=call == "none")
 
 
 def test_what_does_not_go_together_is_refused() -> None:

@@ -32,7 +32,7 @@ def test_null_is_left_out(endpoint: str, name: str) -> None:
     "fields",
     [
         {"stream_options": {"include_usage": None}},
-        {"best_of": 1}, {"best_of": None}, {"n": 1}, {"echo": False}, {"echo": None}, {"suffix": ""}, {"suffix": None},
+        {"best_of": None}, {"n": 1}, {"echo": False}, {"echo": None}, {"suffix": ""}, {"suffix": None},
         {"tools": []}, {"tools": None}, {"functions": []}, {"logit_bias": {}}, {"stop": ""}, {"stop": []},
         {"function_call": "none"}, {"function_call": "auto"}, {"tool_choice": "none"}, {"audio": None},
         {"prediction": None}, {"modalities": ["text"]}, {"service_tier": "auto"}, {"store": False}, {"metadata": {}},
@@ -54,7 +54,7 @@ def test_a_value_that_asks_for_nothing_is_taken(endpoint: str, fields: dict[str,
 @pytest.mark.parametrize(
     "fields",
     [
-        {"best_of": 2}, {"best_of": True}, {"echo": True}, {"stop_token_ids": [2]},
+        {"best_of": True}, {"stop_token_ids": [2]},
         {"bad_words": ["no"]}, {"allowed_token_ids": [1]}, {"n_predict": 5},
         {"max_new_tokens": 5}, {"chat_template": "x"},
         {"mirostat": 2}, {"typical_p": 0.3}, {"dry_multiplier": 0.8}, {"system": "Be brief."}, {"stop_words": ["x"]},
@@ -123,10 +123,12 @@ def test_penalties_look_as_far_back_as_is_asked() -> None:
     assert parsed("completion", repeat_last_n=-1).request.overrides["repeat_last_n"] > 10**6
 
 
-def test_as_many_as_are_wanted_is_no_choice_among_them() -> None:
-    assert parsed("completion", n=3, best_of=3).request.n == 3
-    with pytest.raises(RequestError, match="best_of"):
-        parsed("completion", n=2, best_of=3)
+@pytest.mark.parametrize("fields", [{"best_of": 2}, {"echo": True}, {"suffix": "x"}], ids=str)
+def test_a_chat_has_no_field_of_a_plain_completion(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parsed("chat", **fields)
+    (name,) = fields
+    assert refusal.value.param == name
 
 
 def test_minus_one_is_a_random_seed_and_no_bound() -> None:

@@ -143,14 +143,62 @@ def test_an_assistant_message_without_text_is_empty() -> None:
     assert found.messages[-1] == {"role": "assistant", "content": ""}
 
 
-def test_one_prompt_in_a_list_is_a_prompt_and_several_are_refused() -> None:
-    assert parse_completion({"prompt": ["Once"]}).request.prompt == "Once"
+@pytest.mark.parametrize(
+    ("prompt", "texts", "ids"),
+    [
+        ("Once", ["Once"], [None]),
+        (["Once"], ["Once"], [None]),
+        (["Once", "Twice"], ["Once", "Twice"], [None, None]),
+        ([5, 6], [None], [(5, 6)]),
+        ([[5, 6], [7]], [None, None], [(5, 6), (7,)]),
+        (["Once", [5, 6]], ["Once", None], [None, (5, 6)]),
+    ],
+)
+def test_a_prompt_is_a_text_or_ids_or_several_of_them(prompt: Any, texts: list[Any], ids: list[Any]) -> None:
+    parsed = parse_completion({"prompt": prompt, "n": 2, "model": "math"})
+    requests = [parsed.request, *parsed.others]
+    assert [request.prompt for request in requests] == texts
+    assert [request.prompt_ids for request in requests] == ids
+    assert {request.n for request in requests} == {2}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[], [[]], [5, "x"], [5, -1], [5.0], [True], {"text": "x"}, 5, [["x"]], [[5], []], [2**31], ["x"] * 257],
+    ids=str,
+)
+def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
     with pytest.raises(RequestError) as refusal:
-        parse_completion({"prompt": ["Once", "Twice"]})
+        parse_completion({"prompt": prompt})
     assert refusal.value.param == "prompt"
 
 
-@pytest.mark.parametrize("field", ["echo", "best_of", "suffix", "response_format", "max_completion_tokens"])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 9}, "best_of"),
+        ({"suffix": "x", "echo": True}, "echo"),
+        ({"suffix": "x", "prompt": [5]}, "prompt"),
+        ({"echo": 1}, "echo"),
+        ({"suffix": ["x"]}, "suffix"),
+    ],
+    ids=str,
+)
+def test_fields_of_scoring_that_cannot_be_are_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        parse_completion({"prompt": "Once", **fields})
+    assert refusal.value.param == param
+
+
+def test_the_best_of_as_many_as_are_wanted_is_each_of_them() -> None:
+    assert parse_completion({"prompt": "Once", "n": 3, "best_of": 3}).request.n_made == 3
+    assert parse_completion({"prompt": "Once", "n": 2, "best_of": 5}).request.n_made == 5
+    assert parse_completion({"prompt": "Once", "n": 2}).request.n_made == 2
+
+
+@pytest.mark.parametrize("field", ["response_format", "max_completion_tokens"])
 def test_a_completion_field_that_is_not_supported_is_named(field: str) -> None:
     with pytest.raises(RequestError) as refusal:
         parse_completion({"prompt": "Once", field: 3})
