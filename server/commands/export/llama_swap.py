@@ -40,8 +40,8 @@ def swap_entry(card: Card, folder: Path) -> Sheet:
 
 def flags(card: Card) -> list[list[str]]:
     """llama-server's, each with its value."""
-    load, sampling = card.load, card.sampling
-    found: list[list[str]] = [
+    load = card.load
+    found = [
         ["--model", str(card.file)],
         # One cache for all slots, as in a worker of ours.
         ["--ctx-size", str(load.cells)],
@@ -58,7 +58,13 @@ def flags(card: Card) -> list[list[str]]:
         found.append(["--no-mmap"])
     if load.threads:
         found.append(["--threads", str(load.threads)])
-    found += [
+    return [*found, ["--embeddings"]] if load.embeddings else found + _answering(card)
+
+
+def _answering(card: Card) -> list[list[str]]:
+    """Those of a model that answers: how it draws, and whether it thinks."""
+    load, sampling = card.load, card.sampling
+    found = [
         ["--temp", f"{sampling.temperature:g}"],
         ["--top-k", str(sampling.top_k)],
         ["--top-p", f"{sampling.top_p:g}"],
@@ -93,7 +99,7 @@ def _notes(card: Card) -> list[str]:
         found.append("A budget for thinking needs a llama-server of 2026 or newer.")
     if card.thinking.prefill is not None:
         found.append("The roster's `prefill` of answers cannot be told: llama-server has none.")
-    if card.load.context_tokens < card.load.cells:
+    if card.load.context_tokens < card.load.cells and not card.load.embeddings:
         found.append("One conversation may take the whole cache: llama-server knows no bound for each.")
     return found
 

@@ -42,7 +42,7 @@ def virtual_model(card: Card, folder: Path) -> Sheet:
         "model": f"{PUBLISHER}/{card.name}",
         "base": f"{PUBLISHER}/{card.name}-gguf",
         "metadataOverrides": {
-            "domain": "llm",
+            "domain": "embedding" if card.load.embeddings else "llm",
             "architectures": [card.architecture],
             "contextLengths": [card.load.context_tokens],
             "vision": False,

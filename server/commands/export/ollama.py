@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Final
 
-from coe.engine.spec import ThinkingMode
+from coe.engine.spec import Sampling, ThinkingMode
 
 from .values import Card, ExportError, Sheet
 
@@ -24,7 +25,7 @@ def modelfile(card: Card, folder: Path) -> Sheet:
         f"# {card.name}, written by coe export: ollama create {card.name} -f {_FILE}",
         f"FROM {_from(card, folder)}",
     ]
-    lines += _thinking(card, notes)
+    lines += [] if card.load.embeddings else _thinking(card, notes)
     if card.system_prompt:
         lines.append(f"SYSTEM {_quoted(card.system_prompt, 'The system prompt', notes)}")
     lines += [f"PARAMETER {name} {value}" for name, value in _parameters(card).items()]
@@ -72,8 +73,20 @@ def _thinking(card: Card, notes: list[str]) -> list[str]:
 
 
 def _parameters(card: Card) -> dict[str, str]:
-    sampling, load = card.sampling, card.load
-    found: dict[str, int | float] = {
+    load = card.load
+    found: dict[str, int | float] = {"num_ctx": load.context_tokens}
+    if not load.embeddings:
+        # Without an end an answer goes on beyond the context, whose beginning is thrown away.
+        found |= {**_sampling(card.sampling), "num_predict": card.max_tokens or load.context_tokens}
+    if load.gpu_layers >= 0:
+        found["num_gpu"] = load.gpu_layers
+    if load.threads:
+        found["num_thread"] = load.threads
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
+
+
+def _sampling(sampling: Sampling) -> dict[str, int | float]:
+    return {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
@@ -82,15 +95,7 @@ def _parameters(card: Card) -> dict[str, str]:
         "repeat_last_n": sampling.repeat_last_n,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "num_ctx": load.context_tokens,
-        # Without one an answer goes on beyond the context, whose beginning is thrown away.
-        "num_predict": card.max_tokens or load.context_tokens,
     }
-    if load.gpu_layers >= 0:
-        found["num_gpu"] = load.gpu_layers
-    if load.threads:
-        found["num_thread"] = load.threads
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
 
 
 def _quoted(text: str, what: str, notes: list[str]) -> str:
@@ -115,7 +120,5 @@ def quoted(text: str) -> str | None:
 
     The parser looks at each line break whether what it has read, without spaces around it, ends with the quotes.
     """
-    breaks = (at for at, character in enumerate(text) if character in "\n\r")
-    read = (f"{_TRIPLE}{text[:at]}".strip() for at in breaks)
-    early = any(len(one) >= 2 * len(_TRIPLE) and one.endswith(_TRIPLE) for one in read)
-    return None if early else f"{_TRIPLE}{text}{_TRIPLE}"
+    lines = re.split(r"[\n\r]", text)[:-1]
+    return None if any(line.rstrip().endswith(_TRIPLE) for line in lines) else f"{_TRIPLE}{text}{_TRIPLE}"

@@ -74,12 +74,11 @@ def served_of(
     if chosen.context_tokens == 0:
         raise LaunchError(f"No specialist can be served at {url} yet. Its /v1/models says why of each.")
     if not _chats(cards[model]):
-        raise LaunchError(
-            f"{model} has no chat template that can be used, and a client chats. Name another with --model."
-        )
+        raise LaunchError(f"{model} answers no chats. Name another with --model; its /v1/models says what each can do.")
     named = [one for name, one in models.items() if name != model and "root" not in cards[name] and _chats(cards[name])]
     # `auto` first, where it is not what was chosen.
-    return Served(url, key, chosen, tuple(sorted(named, key=lambda one: one.name != AUTO)))
+    embeds = any("embedding" in card["capabilities"] for card in cards.values())
+    return Served(url, key, chosen, tuple(sorted(named, key=lambda one: one.name != AUTO)), embeds)
 
 
 def _chats(card: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from .asking import LaunchError, ask_server
 from .clients import CLIENTS
 from .runner import place_of, run, temporary_place, write_files
 from .saving import plan, save
-from .values import Client, Place, Saving, Served, Settings
+from .values import Client, Saving, Served, Settings
 
 _SHOWN_FOLDER: Final = Path("/FOLDER")
 _SHOWN_KEY: Final = "KEY"  # a terminal keeps what is printed
@@ -115,9 +116,8 @@ def _launch_saved(client: Client, executable: str, served: Served, arguments: Se
 
 def _show(client: Client, served: Served, arguments: Sequence[str], out: Console, *, saved: bool) -> None:
     """Files, variables and the command, as a person would write them, with a word in place of the key."""
-    hidden = Served(served.url, _SHOWN_KEY if served.key else "", served.model, served.others)
-    place = place_of(_SHOWN_FOLDER, os.environ)
-    place = Place(place.folder, place.home, place.git_config, "SECRET")
+    hidden = replace(served, key=_SHOWN_KEY if served.key else "")
+    place = replace(place_of(_SHOWN_FOLDER, os.environ), secret="SECRET")
     if saved:
         saving = client.saving(hidden, place, os.environ)
         _show_edits(saving, out)

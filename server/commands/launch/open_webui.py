@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from ...roster.values import AUTO
 from .values import Client, Place, Saving, Served, Settings
 
 
@@ -32,6 +33,13 @@ def _started(served: Served, folder: Path, secret: str) -> Settings:
         "OFFLINE_MODE": "true",  # neither updates nor models are fetched
         "ANONYMIZED_TELEMETRY": "false",
     }
+    if served.embeds:  # for documents and knowledge; its own model would have to be fetched
+        environment |= {
+            "RAG_EMBEDDING_ENGINE": "openai",
+            "RAG_OPENAI_API_BASE_URL": served.api,
+            "RAG_OPENAI_API_KEY": served.given_key,
+            "RAG_EMBEDDING_MODEL": AUTO,
+        }
     return Settings(("open-webui", "serve", "--host", "127.0.0.1", "--port", "8080"), environment)
 
 

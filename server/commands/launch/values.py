@@ -35,12 +35,14 @@ class Served:
 
     url:    without /v1. key: "" where it wants none.
     model:  what the client is to ask for; others: what it may offer beside it.
+    embeds: whether it answers /v1/embeddings.
     """
 
     url: str
     key: str
     model: Model
     others: tuple[Model, ...] = ()
+    embeds: bool = False
 
     @property
     def api(self) -> str:

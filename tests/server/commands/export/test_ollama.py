@@ -119,6 +119,11 @@ def test_what_the_roster_does_not_say_is_left_to_ollama_but_for_an_end_of_answer
     assert found["num_predict"] == "8192"
 
 
+def test_a_model_for_embeddings_has_a_context_and_draws_nothing() -> None:
+    card = replace(CARD, load=LoadSpec(FILE, context_tokens=512, embeddings=True), system_prompt=None)
+    assert instructions(card).keys() == {"from", "num_ctx", "license"}
+
+
 def test_places_and_threads_are_told_where_the_roster_has_them() -> None:
     found = instructions(replace(CARD, load=LoadSpec(FILE, gpu_layers=0, threads=3)))
     assert (found["num_gpu"], found["num_thread"]) == ("0", "3")

@@ -92,6 +92,13 @@ def test_thinking_is_off_on_or_bounded() -> None:
     assert command(bounded)["--reasoning-budget"] == "512"
 
 
+def test_a_model_for_embeddings_embeds_and_draws_nothing() -> None:
+    found = command(replace(CARD, load=replace(CARD.load, embeddings=True)))
+    assert "--embeddings" in found
+    assert not {"--temp", "--predict", "--reasoning-budget"} & found.keys()
+    assert model(replace(CARD, load=replace(CARD.load, embeddings=True)))["metadataOverrides"]["domain"] == "embedding"
+
+
 def test_a_system_prompt_is_kept_for_clients_and_noted() -> None:
     assert entry(CARD)["metadata"] == {"system_prompt": CARD.system_prompt, "licence": CARD.licence}
     assert "clients send it" in " ".join(swap_entry(CARD, FOLDER).notes)

@@ -65,8 +65,15 @@ def test_another_model_is_refused_with_what_to_do(model: str, told: str) -> None
 def test_what_only_completes_is_not_offered() -> None:
     completes = {**card("base"), "capabilities": ["completion"]}
     assert ask(AUTO, completes).others == ()
-    with pytest.raises(LaunchError, match=r"base has no chat template.*--model"):
+    with pytest.raises(LaunchError, match=r"base answers no chats.*--model"):
         ask(AUTO, completes, model="base")
+
+
+def test_a_model_for_embeddings_is_known_and_not_offered_for_chats() -> None:
+    embeds = {**card("minilm"), "capabilities": ["embedding", "rerank"]}
+    assert ask(AUTO, embeds).embeds
+    assert ask(AUTO, embeds).others == ()
+    assert not ask(AUTO, MATH).embeds
 
 
 def test_where_nothing_can_be_served_there_is_nothing_to_launch() -> None:

@@ -79,9 +79,8 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path, demo_college: ServerProcess) -> Stage:
-    found = Stage(
-        *(tmp_path / name for name in ("home", "project", "temporary")), tmp_path / "report.json", demo_college.url
-    )
+    home, project, temporary = (tmp_path / name for name in ("home", "project", "temporary"))
+    found = Stage(home, project, temporary, tmp_path / "report.json", demo_college.url)
     for folder in (found.home, found.project, found.temporary, tmp_path / "bin"):
         folder.mkdir()
     stand_in = tmp_path / "bin/cn"
