@@ -285,6 +285,7 @@ class Finished:
     forbidden_calls: those that were made although none might be; they were left out.
     mean_logprob: log-probability a drawn token, the one that ended it included; None where it was not asked for, or
                none was drawn.
+    prompt_s, answer_s: seconds that the prompt was read for, and from then on to the end.
     """
 
     id: str
@@ -301,6 +302,8 @@ class Finished:
     malformed_calls: int = 0
     mean_logprob: float | None = None
     forbidden_calls: int = 0
+    prompt_s: float = 0.0
+    answer_s: float = 0.0
 
 
 @dataclass(frozen=True)

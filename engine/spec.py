@@ -235,6 +235,22 @@ class EmbeddingForm:
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a model's file says of itself, for people and clients.
+
+    architecture: for example gemma4. parameters: of all tensors. file_type: Q4_K_M, for example, and its number in
+    GGUF; "" and None where the file does not say. layers, embedding_length: 0 where it does not.
+    """
+
+    architecture: str
+    parameters: int
+    layers: int = 0
+    embedding_length: int = 0
+    file_type: str = ""
+    file_type_number: int | None = None
+
+
+@dataclass(frozen=True)
 class Device:
     """One of ggml's compute devices."""
 

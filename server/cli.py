@@ -64,6 +64,13 @@ def serve(
     roster: RosterOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; the roster's when left out.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; the roster's when left out.")] = None,
+    ollama_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="COE_OLLAMA_PORT",
+            help="A second port for clients that look for Ollama, at 11434; the roster's when left out.",
+        ),
+    ] = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,7 +93,9 @@ def serve(
     set_up(verbose, log_format)
     make_files_private()
     doors = Opened(tuple(name for text in allowed_host or () for name in text.split(",") if name), insecure)
-    raise typer.Exit(run(known_roster(roster), host=host, port=port, out=_out, err=_err, opened=doors))
+    raise typer.Exit(
+        run(known_roster(roster), host=host, port=port, ollama_port=ollama_port, out=_out, err=_err, opened=doors)
+    )
 
 
 @app.command()

@@ -77,7 +77,8 @@ class ActiveSequence:
         self.evaluated = 0
         self.cached = 0
         self.arrived = self.started = 0
-        self.submitted_s = self.queued_s = 0.0
+        self.submitted_s = self.queued_s = self._began_s = 0.0
+        self._read_s: float | None = None  # when all of its prompt had been read
         self._told_s = -math.inf
         self.shares = True
         self.waits_for = ""
@@ -217,6 +218,12 @@ class ActiveSequence:
             self.started = tick
             self.cached = self.evaluated
             self.queued_s = now_s - self.submitted_s
+            self._began_s = now_s
+
+    def decoded(self, now_s: float) -> None:
+        """Some of its tokens have been evaluated."""
+        if self._read_s is None and self.evaluated >= self.n_prompt:
+            self._read_s = now_s
 
     def advance(self, context: Context, index: int) -> Delta | None:
         """Draw the next token from batch entry `index` and give the text it releases; sets `finish` at the end.
@@ -379,8 +386,10 @@ class ActiveSequence:
         piece = self.vocab.piece(token, special=True)
         return piece.decode("utf-8", "replace"), list(piece)
 
-    def finished(self, reason: Finish) -> Finished:
+    def finished(self, reason: Finish, now_s: float) -> Finished:
         """The closing event."""
+        began_s = self._began_s if self.started else now_s
+        read_s = now_s if self._read_s is None else self._read_s
         off = self.request.thinking.mode is ThinkingMode.OFF
         return Finished(
             id=self.request.id,
@@ -397,6 +406,8 @@ class ActiveSequence:
             malformed_calls=self._calls.n_malformed if self._calls is not None else 0,
             mean_logprob=self._sum_logprobs / self._drawn if self.request.ranked and self._drawn else None,
             forbidden_calls=self._calls.n_forbidden if self._calls is not None else 0,
+            prompt_s=read_s - began_s,
+            answer_s=now_s - read_s,
         )
 
     def close(self) -> None:

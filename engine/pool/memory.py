@@ -12,7 +12,7 @@ from .. import child
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..request import GenerateRequest
-from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, Thinking, ToolForm
+from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
 from ..units import size_text
 
 _PROBE: Final = "coe.engine.worker.probe"
@@ -30,6 +30,7 @@ class Prediction:
     chat_fault: why the model cannot answer chats, with a remedy; None when it can.
     tools:      how its chat template writes calls of tools.
     embedding:  what a model that is loaded for embeddings gives.
+    facts:      what the file says of itself; None where nobody has read it.
     """
 
     footprint: Footprint
@@ -37,6 +38,7 @@ class Prediction:
     chat_fault: ModelTemplateError | None = None
     tools: ToolForm = field(default_factory=ToolForm)
     embedding: EmbeddingForm | None = None
+    facts: ModelFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ async def predict(
     fault = answer.get("chat_fault")
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]), form)
+    facts = ModelFacts(**answer["facts"])
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]), form, facts)
 
 
 async def hardware() -> Hardware:

@@ -297,6 +297,7 @@ class BatchLoop:
             if (echoed := slot.sequence.echoed(self._context, first - start, self._each)) is not None:
                 self._emit(echoed)
             first += count
+            slot.sequence.decoded(now)
             if (reading := slot.sequence.reading(now)) is not None:
                 self._emit(reading)
         return outputs
@@ -337,7 +338,7 @@ class BatchLoop:
 
     def _finish(self, sequence: ActiveSequence, reason: Finish) -> None:
         """Emit a sequence's closing event."""
-        finished = sequence.finished(reason)
+        finished = sequence.finished(reason, self._now())
         self._emit(finished)
         _log.debug(
             "ends: %s, %d tokens, %d of %d prompt tokens from the cache",

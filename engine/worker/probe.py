@@ -6,6 +6,7 @@ it abort takes this process down, not the server. Run by engine.child.
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
+from gguf import LlamaFileType
 
 from ..child import Report
 from ..errors import EngineError, ModelTemplateError, PromptTooLongError
@@ -27,7 +29,7 @@ from ..llama.log import start
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
-from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, Thinking, ThinkingMode, ToolForm
+from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ThinkingMode, ToolForm
 from .batch import BatchLoop
 
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
@@ -246,6 +248,21 @@ def too_long(prompts: PromptReader, chats: Iterable[GenerateRequest]) -> dict[st
     return found
 
 
+def facts_of(headers: Sequence[Header]) -> ModelFacts:
+    """What a file says of itself. headers: of all its parts."""
+    first = headers[0]
+    number = first.metadata.get("general.file_type")
+    number = number if isinstance(number, int) and number in set(LlamaFileType) else None
+    return ModelFacts(
+        architecture=first.architecture,
+        parameters=sum(math.prod(tensor.shape) for header in headers for tensor in header.tensors),
+        layers=first.count("block_count"),
+        embedding_length=first.count("embedding_length"),
+        file_type=LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_") if number is not None else "",
+        file_type_number=number,
+    )
+
+
 def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """What the child answers: this machine's devices and, for a job with a spec, what loading it would take."""
     start()
@@ -255,6 +272,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         spec = LoadSpec.from_json(job["spec"])
         chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
         tried = dry_run(spec, found, job.get("policies", {}), chats)
+        answer["facts"] = vars(facts_of(read_split(spec.path)))
         answer["footprint"] = vars(tried.footprint)
         answer["refused"] = tried.refused
         answer["tools"] = vars(tried.tools)

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 from coe.engine.request import Delta, Event, Finish, Finished, Reading
 
-from ..roster.values import AUTO
+from ..roster.values import AUTO, asked_name
 from ..runtime.answer import Answer
 from ..runtime.choice import Choice
 from ..runtime.college import College
@@ -24,7 +24,7 @@ from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Call, Dialect, Envelope
+from .dialect import Call, Dialect, Envelope, Errand
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -65,19 +65,21 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
     def known(model: str) -> str:
         """A client's word for a model as the roster has it: the journal and the metrics hold no other."""
         specialist = college.roster.find(model)
-        return specialist.name if specialist is not None else AUTO if model == AUTO else "unknown"
+        return specialist.name if specialist is not None else AUTO if asked_name(model) == AUTO else "unknown"
 
     def serve(path: str, dialect: Dialect) -> None:
         @app.post(path, **of_dialect(dialect))
         async def answered(request: Request) -> Response:
             started_s = time.perf_counter()
 
-            def parse(body: dict[str, Any]) -> Call:
+            def parse(body: dict[str, Any]) -> Call | Errand:
                 if isinstance(model := body.get("model", AUTO), str):
                     about(request.scope, model=known(model))  # that of a body that is refused, too
                 return dialect.parse(body)
 
             call = await read_json(request, settings, parse)
+            if isinstance(call, Errand):
+                return await until_gone(request, call.run(college, request.scope))
             choice = await until_gone(request, choose(request, call.request))
             about(request.scope, specialist=choice.specialist.name)
             first = Answer(college, call.request, choice, metrics)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -23,12 +23,16 @@ from ..runtime.metrics import Metrics
 from . import openapi
 from .answers import ROUTE_PATH, add_answers
 from .dialect import Dialect, error_response
-from .embeddings.paths import EMBEDDING_PATHS, add_embeddings
+from .embeddings.paths import EMBEDDING_PATHS, add_embeddings, embedding
 from .journal import REQUEST_ID_KEY, Journal
 from .keys import Keys, RequireKey
 from .llama_server.dialect import INFILL
 from .middleware import REQUEST_ID_HEADER, NameRequests
 from .models import add_models
+from .ollama.dialects import CHAT as OLLAMA_CHAT
+from .ollama.dialects import GENERATE as OLLAMA_GENERATE
+from .ollama.embed import EMBED_PATHS, add_embed
+from .ollama.listings import LISTING_PATHS, add_listings
 from .openai.described import ERROR
 from .openai.dialects import CHAT, COMPLETIONS
 from .openapi import gives
@@ -46,12 +50,18 @@ _OUR_HEADERS = ("specialist", "confidence", "reason", "residency", "wait-ms", "n
 _NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 NO_KEYS: Final = Keys()
 
-# Where each dialect is served. Errors outside these paths are written as the first dialect writes them.
+# Where each dialect is served.
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/infill": INFILL,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
 }
+# Who writes the errors of other paths; those of no family are written as the first dialect writes them. Below /api/v1
+# other servers have OpenAI's API, whose clients ask there by mistake.
+FAMILIES: Final[Mapping[str, Dialect]] = {"/api/v1": CHAT, "/api": OLLAMA_CHAT}
+_OLLAMA_IS_THERE: Final = "Ollama is running"  # by which its clients know it
 
 
 def make_app(
@@ -60,10 +70,11 @@ def make_app(
     *,
     hosts: Collection[str] = (),
     dialects: Mapping[str, Dialect] = DIALECTS,
+    ollama_port: int | None = None,
 ) -> FastAPI:
     """The application over an opened college; it is started with the server, and closed with it.
 
-    hosts: names that it answers to beside those of `origin.Doors`.
+    hosts: names that it answers to beside those of `origin.Doors`. ollama_port: where `/` answers as Ollama's does.
     """
 
     @asynccontextmanager
@@ -88,21 +99,27 @@ def make_app(
     default = next(iter(dialects.values()))
 
     def dialect_at(path: str) -> Dialect:
-        """The dialect whose path this is, or lies below."""
-        return next((d for at, d in dialects.items() if path == at or path.startswith(f"{at}/")), default)
+        """The dialect whose path this is, or lies below, or belongs to the family of."""
+        known = (*dialects.items(), *FAMILIES.items())
+        return next((d for at, d in known if path == at or path.startswith(f"{at}/")), default)
 
     add_answers(app, college, metrics, dialects)
     add_models(app, college)
     add_status(app, college, metrics)
     add_builds(app, college)
     add_tokens(app, college)
-    add_embeddings(app, college, metrics)
+    embed = embedding(college, metrics)
+    add_embeddings(app, college, embed)
+    add_listings(app, college)
+    add_embed(app, college, embed)
     openapi.add_openapi(app, needs_key=bool(keys))
 
-    @app.get("/", responses=gives({"type": "object"}, ERROR))
-    async def root() -> dict[str, Any]:
-        """What is served where."""
-        return paths.card()
+    @app.get("/", responses=gives({"type": "object"}, ERROR, stream="text/plain"))
+    async def root(request: Request) -> Response:
+        """What is served where; at the port of Ollama the line that its clients look for."""
+        if ollama_port is not None and (request.scope.get("server") or (None, None))[1] == ollama_port:
+            return PlainTextResponse(_OLLAMA_IS_THERE)
+        return JSONResponse(paths.card())
 
     paths = Paths(app)
     _add_errors(app, dialect_at, metrics, paths)
@@ -110,7 +127,7 @@ def make_app(
         app.add_middleware(
             RequireKey,
             keys=keys,
-            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *EMBEDDING_PATHS),
+            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *EMBEDDING_PATHS, *LISTING_PATHS, *EMBED_PATHS),
             dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)
@@ -143,7 +160,7 @@ def _add_errors(app: FastAPI, dialect_at: Callable[[str], Dialect], metrics: Met
                 return Response(status_code=204, headers={"allow": allow})
             error = paths.refusal(error, request.method, asked)
         failure = failure_of(error)
-        response = error_response(dialect_at(request.scope["path"]), failure)
+        response = error_response(dialect_at(request.scope["path"]), failure, request.scope)
         if failure.unforeseen:
             name = request.scope.get(REQUEST_ID_KEY, "")
             _log.error(

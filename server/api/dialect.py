@@ -7,13 +7,15 @@ writing is pure: it returns bytes and JSON values, and `answers.py` sends them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from ..runtime.answer import Answer, Outcome, Step
+from ..runtime.college import College
 from ..runtime.errors import Failure
 from ..runtime.request import Request
 
@@ -60,6 +62,17 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Errand:
+    """A parsed body that wants no answer, but something of the college done. model: what it is about.
+
+    run: does it, for the request of this ASGI scope, and gives the response. Raises RequestError or EngineError.
+    """
+
+    model: str
+    run: Callable[[College, Scope], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True)
 class StreamFormat:
     """How a dialect's frames travel. keep_alive: a frame that says nothing, for streams that wait; None for none."""
 
@@ -77,6 +90,7 @@ class Described:
     error: Mapping[str, Any]
 
 
+CODE_KEY: Final = "coe.code"  # of the ASGI scope: why a request was refused, in one word
 EVENT_STREAM: Final = StreamFormat("text/event-stream", b": waiting\n\n")
 
 
@@ -93,8 +107,8 @@ class Dialect(Protocol):
         """Its bodies, for the OpenAPI document."""
         ...
 
-    def parse(self, body: Mapping[str, Any]) -> Call:
-        """The call in a body. Raises RequestError that names the field at fault."""
+    def parse(self, body: Mapping[str, Any]) -> Call | Errand:
+        """The call in a body, or the errand. Raises RequestError that names the field at fault."""
         ...
 
     def error_body(self, failure: Failure) -> Mapping[str, Any]:
@@ -106,6 +120,7 @@ class Dialect(Protocol):
         ...
 
 
-def error_response(dialect: Dialect, failure: Failure) -> JSONResponse:
-    """An error in place of an answer, with the headers that belong to it."""
+def error_response(dialect: Dialect, failure: Failure, scope: Scope) -> JSONResponse:
+    """An error in place of an answer, with the headers that belong to it. The scope gets its code, for the journal."""
+    scope[CODE_KEY] = failure.code or failure.type
     return JSONResponse(dialect.error_body(failure), failure.status, dict(failure.headers))

@@ -7,19 +7,19 @@ A line holds who asked (by address, and the fingerprint of the key), what for an
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import time
 import urllib.parse
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.line_limit import LineLimit
 from ..runtime.metrics import Metrics, RunningRequest
-from .keys import given_key
+from .dialect import CODE_KEY
+from .keys import ADMIN_KEY, given_key
 from .paths import shown
 
 _log = logging.getLogger("coe.journal")
@@ -28,7 +28,6 @@ RUNNING_KEY: Final = "coe.running"  # of the ASGI scope: the RunningRequest
 OUTCOME_KEY: Final = "coe.outcome"  # of the ASGI scope: of an answer whose status said too little
 REQUEST_ID_KEY: Final = "coe.request_id"  # of the ASGI scope
 _ADMIN_PATHS: Final = ("/v1/pool/", "/v1/builds/")
-_READ_BYTES: Final = 4096  # of a refusal's body
 _FINGERPRINT_CHARS: Final = 8
 
 
@@ -54,14 +53,12 @@ class Journal:
         status, code = 0, "-"
 
         async def noting(message: Message) -> None:
-            nonlocal status, code
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 # Paths as they are written in the routes: those of clients would be labels without end.
                 request.route = getattr(scope.get("route"), "path", "other")
                 self._metrics.requested(request.route, status)
-            elif status >= 400 and code == "-":
-                code = _code_of(message.get("body", b""))
             await send(message)
 
         try:
@@ -72,7 +69,7 @@ class Journal:
             raise
         finally:
             del self._metrics.running.requests[id(request)]
-            self._write(scope, request, status or 499, code)
+            self._write(scope, request, status or 499, scope.get(CODE_KEY, code))
 
     def _write(self, scope: Scope, request: RunningRequest, status: int, code: str) -> None:
         took_s = time.perf_counter() - request.since
@@ -99,7 +96,8 @@ class Journal:
                 f"slow: {scope['method']} {request.route} took {took_s:.1f} s, {outcome}: model {request.model}, "
                 f"answered by {request.specialist}, {who}",
             )
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS):
+        changes = scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(_ADMIN_PATHS)
+        if changes or scope.get(ADMIN_KEY):
             what = _word(scope.get("path_params", {}).get("name") or request.model)
             line = f"administration: {scope['method']} {place} of {what} {who}: {status} {outcome}"
             if status < 400:
@@ -156,13 +154,3 @@ def _forwarded_for(scope: Scope) -> str | None:
     except ValueError:
         return None
     return str(address) if address is not None and not getattr(address, "scope_id", None) else None
-
-
-def _code_of(body: bytes) -> str:
-    """Why a request was refused, in the one word that clients are told."""
-    try:
-        error: Any = json.loads(body[:_READ_BYTES]).get("error")
-        found = error.get("code") or error.get("type")
-    except (ValueError, AttributeError):
-        return "-"
-    return found if isinstance(found, str) and found.isascii() and found.isprintable() else "-"

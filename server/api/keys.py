@@ -20,6 +20,8 @@ from .dialect import Dialect, error_response
 
 CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
+ADMIN_KEY: Final = "coe.administers"  # in a scope: whether its request changes the server
+_NOT_ADMIN_KEY: Final = "coe.not_admin"  # in a scope: why its request may not administer
 _OPEN_PATHS: Final = ("/health", "/ready")
 _MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
 _MOST_KEYS_BYTES: Final = 2**20
@@ -136,6 +138,13 @@ def given_key(scope: Scope) -> bytes:
     return next((value.strip() for name, value in scope["headers"] if name == b"x-api-key"), b"")
 
 
+def require_admin(scope: Scope) -> None:
+    """For what changes the server at a path that answers. Raises NotAdminError for a key that may only ask."""
+    scope[ADMIN_KEY] = True
+    if (refusal := scope.get(_NOT_ADMIN_KEY)) is not None:
+        raise refusal
+
+
 class RequireKey:
     """Every path but the health checks wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys are compared in
     constant time.
@@ -159,7 +168,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         failure = failure_of(error)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure, scope)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         key = given_key(scope)
@@ -168,9 +177,9 @@ class RequireKey:
         admin = [compare_digest(key, known) for known in self._admin]
         if not (any(chat) or any(admin)):
             return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY, or x-api-key: KEY.")
-        if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering or any(admin):
+        if any(admin):
             return None
-        return NotAdminError(
+        refusal = NotAdminError(
             "This key is for asking. What changes the server wants one for administering: "
             + (
                 "see server.admin_keys_env and server.admin_keys_file of the roster."
@@ -179,3 +188,7 @@ class RequireKey:
                 f"{ADMIN_VARIABLE}."
             )
         )
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering:
+            scope[_NOT_ADMIN_KEY] = refusal
+            return None
+        return refusal

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from coe.router.encoder import STATES, Embeds
 
 from ..roster.models import Specialist
-from ..roster.values import AUTO
+from ..roster.values import AUTO, asked_name
 from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
@@ -61,7 +61,7 @@ def add_models(app: FastAPI, college: College) -> None:
         encoder = college.embeddings.encoder
         if encoder is not None and college.embeddings.is_encoder(name):
             return {**card(name), **_of_encoder(college, encoder, name)}
-        if specialist is None and name != AUTO:
+        if specialist is None and asked_name(name) != AUTO:
             known = ", ".join([AUTO, *college.roster.names])
             raise UnknownModelError(f"There is no model {name!r}. Known: {known}.", param="model")
         return described(name if specialist is not None else AUTO, specialist)
@@ -72,7 +72,7 @@ def _sizes(context_tokens: int) -> dict[str, Any]:
     return {"max_model_len": context_tokens, "context_length": context_tokens, "meta": {"n_ctx": context_tokens}}
 
 
-def _capabilities(item: Servable | Unavailable) -> list[str]:
+def capabilities_of(item: Servable | Unavailable) -> list[str]:
     """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
     if isinstance(item, Unavailable):
         return []
@@ -107,7 +107,7 @@ def _of_auto(college: College) -> dict[str, Any]:
     """It passes over who cannot hold a prompt or takes no tools: what any of them can, it can."""
     items = [college.catalog.availability[name] for name in college.catalog.answering(chats=False)]
     most = max((item.entry.context_tokens for item in items), default=0)
-    able = dict.fromkeys(word for item in items for word in _capabilities(item))
+    able = dict.fromkeys(word for item in items for word in capabilities_of(item))
     about = "The supervisor chooses a specialist."
     return {
         "display_name": "Automatic",
@@ -154,6 +154,6 @@ def _of_specialist(college: College, name: str) -> dict[str, Any]:
     return {
         "display_name": shown[:1].upper() + shown[1:],
         **_sizes(context_tokens),
-        "capabilities": _capabilities(item),
+        "capabilities": capabilities_of(item),
         "coe": facts,
     }

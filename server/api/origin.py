@@ -9,7 +9,8 @@ that is made to point at 127.0.0.1 (DNS rebinding) even reads the answers. Three
     Sec-Fetch-Site  and so is what the browser itself calls cross-site, but for a link that a person follows.
     Content-Type    what changes or answers something wants application/json, which a page of another origin can only
                     send after a preflight that is refused. Old browsers send neither Origin nor Sec-Fetch-Site. A key
-                    or X-Requested-With does as well: a page can add neither to a request without a preflight.
+                    or X-Requested-With does as well, and so does a User-Agent of curl or Wget: a page can set none of
+                    them on a request without a preflight, and no browser calls itself so.
 
 Sources: RFC 9110, 7.2 and 15.5.20 (421); RFC 6454; the Fetch standard, "CORS-safelisted request-header", and the
 Fetch Metadata request headers.
@@ -45,6 +46,7 @@ ANY: Final = "*"
 # What containers of Docker and of Podman call the machine that runs them; .internal belongs to nobody on the internet.
 _LOCAL_NAMES: Final = ("localhost", "host.docker.internal", "host.containers.internal")
 _OWN_SITE: Final = ("", "same-origin", "none")  # of Sec-Fetch-Site; none: typed into the address bar
+_NO_BROWSERS: Final = ("curl/", "Wget/")  # all browsers call themselves Mozilla, or Opera
 _PORTS: Final = {"http": 80, "https": 443}
 _LONGEST_SHOWN: Final = 100  # characters of a header in a message
 
@@ -123,7 +125,7 @@ class GuardDoors:
             return
         failure = failure_of(error)
         _log.debug("%s %s refused with %d: %s", scope["method"], shown(scope["path"]), failure.status, failure.code)
-        await error_response(self._dialect_at(scope["path"]), failure)(scope, receive, send)
+        await error_response(self._dialect_at(scope["path"]), failure, scope)(scope, receive, send)
 
     def _is_served(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] is Match.FULL for route in self._served.routes)
@@ -140,7 +142,10 @@ def _beyond_a_page(headers: Sequence[tuple[bytes, bytes]]) -> bool:
         return True
     # Not of any scheme: a browser adds a remembered Basic by itself.
     bearer = any(value.lower().startswith("bearer ") for value in _values(headers, b"authorization"))
-    return bearer or any(_values(headers, name) for name in (b"x-requested-with", b"x-api-key"))
+    if bearer or any(_values(headers, name) for name in (b"x-requested-with", b"x-api-key")):
+        return True
+    agents = _values(headers, b"user-agent")
+    return len(agents) == 1 and agents[0].startswith(_NO_BROWSERS)
 
 
 def _same(origin: str, host: str) -> bool:

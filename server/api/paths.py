@@ -85,8 +85,8 @@ class Paths:
         """What is served where, for people and programs that ask for the root."""
         return {
             "name": "College of Experts",
-            "about": "An OpenAI-compatible server. Clients want the address that ends in /v1; the model `auto` chooses "
-            "a specialist.",
+            "about": "An OpenAI-compatible server. Clients want the address that ends in /v1, those of Ollama the one "
+            "without; the model `auto` chooses a specialist.",
             "paths": {path.written: path.methods for path in self._paths},
         }
 

@@ -72,9 +72,8 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
                 f"There is no model {name!r}. Known: {', '.join(college.roster.names)}.", param="model"
             )
         about(request.scope, model=specialist.name)
-        shared = college.pool.shared_with(specialist.name) if specialist.name in college.catalog.available else ()
-        unloaded = bool(shared) and await college.pool.unload(specialist.name)
-        return {"model": specialist.name, "unloaded": unloaded, "with": [n for n in shared if n != specialist.name]}
+        unloaded, others = await college.unload(specialist)
+        return {"model": specialist.name, "unloaded": unloaded, "with": others}
 
 
 def add_builds(app: FastAPI, college: College) -> None:

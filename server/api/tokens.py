@@ -16,7 +16,7 @@ from coe.engine.logs import REQUEST_ID
 from coe.engine.request import GenerateRequest, ReadRequest, Told
 
 from ..roster.models import Specialist
-from ..roster.values import AUTO
+from ..roster.values import AUTO, asked_name
 from ..runtime.choice import Choice
 from ..runtime.college import College
 from ..runtime.errors import RequestError
@@ -80,7 +80,7 @@ def add_tokens(app: FastAPI, college: College) -> None:
 
     async def told(request: Request, parse: Callable[[dict[str, Any]], _Parsed]) -> Any:
         wanted, reading, written = await read_json(request, settings, parse)
-        choice = await _choice(college, wanted)
+        choice = await college.chooser.unasked(wanted)
         about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
 
         def asked(name: str) -> ReadRequest:
@@ -106,7 +106,7 @@ def add_tokens(app: FastAPI, college: College) -> None:
     @app.get("/tokenizer_info", responses=gives(_OBJECT, ERROR))
     async def tokenizer_info(request: Request, model: str = AUTO) -> Any:
         """What clients of vLLM ask before they make token ids of texts themselves."""
-        choice = await _choice(college, InternalRequest(model, prompt=""))
+        choice = await college.chooser.unasked(InternalRequest(model, prompt=""))
         about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
         told = await until_gone(request, _told(college, choice, _facts_wanted))
         return {
@@ -119,7 +119,7 @@ def add_tokens(app: FastAPI, college: College) -> None:
     @app.get("/props", responses=gives(_OBJECT, ERROR))
     async def props(model: str = AUTO) -> Any:
         """What clients of llama-server ask before they chat: the context, and how many at once."""
-        specialist = (await _choice(college, InternalRequest(model, prompt=""))).specialist
+        specialist = (await college.chooser.unasked(InternalRequest(asked_name(model), prompt=""))).specialist
         return _props(specialist)
 
 
@@ -134,17 +134,6 @@ async def _told(college: College, choice: Choice, asked: Callable[[str], ReadReq
 
 def _facts_wanted(name: str) -> ReadRequest:
     return ReadRequest(name, GenerateRequest("", "", prompt=""), vocabulary=True)
-
-
-async def _choice(college: College, wanted: InternalRequest) -> Choice:
-    """The specialist that is named. Of `auto` nothing is asked, so the fallback reads, which any question may go to."""
-    if wanted.model == AUTO:
-        chats = wanted.messages is not None
-        there = college.catalog.answering(chats=chats)
-        fallback = college.roster.fallback
-        name = fallback if fallback in there else next(iter(there), None)
-        wanted = InternalRequest(name or AUTO, messages=wanted.messages, prompt=wanted.prompt)
-    return await college.chooser.choose(wanted, None, begin=False)
 
 
 def _prompt(wanted: InternalRequest, specialist: Specialist) -> GenerateRequest:
@@ -240,7 +229,7 @@ def _model(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if model is not None and not (isinstance(model, str) and model):
         raise RequestError("model: give a name, a text.", param="model")
-    return model or AUTO
+    return asked_name(model or AUTO)
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool | None:

@@ -17,13 +17,14 @@ class ListenError(OSError):
     """Nothing can listen there; says why, and what to do."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, option: str = "--port", taken: str = "") -> socket.socket:
     """Bind before anything is loaded: a taken port is best known at once. Raises ListenError with the remedy.
 
     host: an address of this machine, an IPv6 one with or without brackets, or a name. port: 0 for a free one.
+    option: by which a person chooses the port. taken: what else to do where it is taken.
     """
     if not 0 <= port <= 65535:
-        raise ListenError(f"{port} is no port. Give --port a number from 1 to 65535, or 0 for a free one.")
+        raise ListenError(f"{port} is no port. Give {option} a number from 1 to 65535, or 0 for a free one.")
     host = unbracketed(host.strip())
     if not host:
         raise ListenError(f"An empty host is none. Give --host an address: {_ANY_HOST}.")
@@ -36,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
             if error.errno not in _OF_ONE_ADDRESS:
                 break
     assert refusal is not None, "a name that is found has an address"
-    raise ListenError(_why_not(refusal, host, port)) from refusal
+    raise ListenError(_why_not(refusal, host, port, option, taken)) from refusal
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
@@ -69,14 +70,15 @@ def _bound(family: socket.AddressFamily, address: Any) -> socket.socket:
     return listener
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError, host: str, port: int, option: str, taken: str) -> str:
     """One remedy a cause."""
     said = (error.strerror or str(error)).rstrip(".")
     remedies = {
-        errno.EADDRINUSE: f"Choose another port with --port, or end what listens there (ss -ltnp 'sport = :{port}').",
-        errno.EACCES: "This user may not open it: choose a port from 1024 up with --port, or give the process "
+        errno.EADDRINUSE: f"{taken}Choose another port with {option}, or end what listens there "
+        f"(ss -ltnp 'sport = :{port}').",
+        errno.EACCES: f"This user may not open it: choose a port from 1024 up with {option}, or give the process "
         "CAP_NET_BIND_SERVICE.",
-        errno.EPERM: "A rule of this system forbids it: choose another port with --port, or another --host.",
+        errno.EPERM: f"A rule of this system forbids it: choose another port with {option}, or another --host.",
         errno.EADDRNOTAVAIL: f"No interface of this machine has this address. Correct --host: {_ANY_HOST}.",
         errno.EAFNOSUPPORT: f"This machine has no {'IPv6' if ':' in host else 'such'} addresses. "
         f"Correct --host: {_ANY_HOST}.",
@@ -84,5 +86,5 @@ def _why_not(error: OSError, host: str, port: int) -> str:
         errno.EMFILE: "This process has no file descriptor left: ulimit -n 4096 before it starts.",
         errno.ENFILE: "This machine has no file descriptor left: end other programs.",
     }
-    remedy = remedies.get(error.errno or 0, "Choose another --host or --port.")
+    remedy = remedies.get(error.errno or 0, f"Choose another --host or {option}.")
     return f"Cannot listen on {address_text(host, port)}: {said}. {remedy}"

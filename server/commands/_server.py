@@ -89,4 +89,4 @@ def main(job: dict[str, str], report: Report) -> int:
     """
     set_up(0, LogFormat.TEXT)
     out = Console(file=_Announcement(report))  # type: ignore[arg-type]  # rich asks for IO[str], and writes to it
-    return serve(Path(job["roster"]), host=LOOPBACK, port=0, out=out, err=Console(stderr=True))
+    return serve(Path(job["roster"]), host=LOOPBACK, port=0, ollama_port=False, out=out, err=Console(stderr=True))

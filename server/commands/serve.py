@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import uvicorn
 from rich.console import Console
@@ -45,13 +45,24 @@ _FORCED_EXIT = 130  # what shells give for a Ctrl-C
 _LAST_FRAMES_S: Final = 2.0  # for error frames to leave, once the answers under way have been ended
 _MAX_HEAD_BYTES: Final = 64 * 1024  # of a request's line and headers
 _ACCEPTED_AT_A_TIME: Final = 16
+_OLLAMA_ITSELF: Final = "Ollama itself may be running there: end it (systemctl stop ollama). "
 _QUEUE: Final = 512  # clients that the kernel keeps until they are accepted
 
 
 def serve(
-    path: Path, *, host: str | None, port: int | None, out: Console, err: Console, opened: Opened = NOTHING_OPENED
+    path: Path,
+    *,
+    host: str | None,
+    port: int | None,
+    out: Console,
+    err: Console,
+    opened: Opened = NOTHING_OPENED,
+    ollama_port: int | Literal[False] | None = None,
 ) -> int:
-    """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it."""
+    """Serve until told to stop. Returns the exit code: 1 when the roster or this machine does not allow it.
+
+    host, port, ollama_port: the roster's where left out. ollama_port: False for none.
+    """
     if (warning := gpu_warning()) is not None:
         err.print(warning, style="bold red", markup=False)
     try:
@@ -59,8 +70,14 @@ def serve(
         keys = read_keys(roster)
         forget_keys(roster)
         host = roster.server.host if host is None else host
-        listener = listen(host, roster.server.port if port is None else port)
-        reach = exposure(roster.server, host, listener.getsockname()[0], keys, opened)
+        port = roster.server.port if port is None else port
+        listeners = [listen(host, port)]
+        second = roster.server.ollama_port if ollama_port is None else ollama_port
+        if second is False:
+            second = None
+        elif second is not None and (second != port or not port):  # else one port is both
+            listeners.append(listen(host, second, option="--ollama-port", taken=_OLLAMA_ITSELF))
+        reach = exposure(roster.server, host, listeners[0].getsockname()[0], keys, opened)
     except RosterError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, soft_wrap=True)
@@ -77,7 +94,7 @@ def serve(
         err.print(reach.warning, markup=False, style="bold red", soft_wrap=True)
         _log.warning("%s", reach.warning)
     try:
-        return asyncio.run(_serve(roster, reach, listener, out, err))
+        return asyncio.run(_serve(roster, reach, listeners, out, err, for_ollama=second is not None))
     except KeyboardInterrupt:
         return 0
 
@@ -143,7 +160,10 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
 
 
-async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: Console, err: Console) -> int:
+async def _serve(
+    roster: Roster, reach: Exposure, listeners: list[socket.socket], out: Console, err: Console, *, for_ollama: bool
+) -> int:
+    """listeners: the port, and that of Ollama where it is another. for_ollama: whether there is one."""
     reading = f"Reading {roster.path}, and asking llama.cpp what each model would take ..."
     out.print(reading, markup=False, soft_wrap=True)
     try:
@@ -152,11 +172,12 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
     except (EngineError, RouterError) as error:
         err.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[0].getsockname()[:2]
+    ollama_port = listeners[-1].getsockname()[1] if for_ollama else None
     limits = ConnectionLimits(most=roster.server.max_connections)
     connections = Connections(limits)
     connections.watch_accepts(asyncio.get_running_loop())
-    app = make_app(college, reach.keys, hosts=reach.hosts)
+    app = make_app(college, reach.keys, hosts=reach.hosts, ollama_port=ollama_port)
     config = uvicorn.Config(
         app,
         http=cast(Any, partial(BoundedProtocol, connections)),  # it wants a class, and calls it
@@ -172,13 +193,13 @@ async def _serve(roster: Roster, reach: Exposure, listener: socket.socket, out: 
         backlog=_ACCEPTED_AT_A_TIME,
     )
     key_lines = reach.key_lines(shown=out.is_terminal)
-    announce = announcement(college, host, port, key_lines, with_key=bool(reach.keys))
+    announce = announcement(college, host, port, key_lines, with_key=bool(reach.keys), ollama_port=ollama_port)
     server = _Server(config, college, connections, announce, out)
     running = app.state.metrics.running
     running.connections = lambda: connections.open
     if hasattr(signal, "SIGUSR1"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _dump, college, running)
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=listeners)
     return 0 if server.started else 1
 
 
@@ -188,10 +209,18 @@ def _dump(college: College, running: Running) -> None:
         _log.info("state: %s", line)
 
 
-def announcement(college: College, host: str, port: int, key_lines: Sequence[str] = (), *, with_key: bool) -> str:
+def announcement(
+    college: College,
+    host: str,
+    port: int,
+    key_lines: Sequence[str] = (),
+    *,
+    with_key: bool,
+    ollama_port: int | None = None,
+) -> str:
     """What a person needs to begin: address, models, a request to try, what to enter in a chat client.
 
-    key_lines: where keys are that the server made.
+    key_lines: where keys are that the server made. ollama_port: the second port, None without one.
     """
     base = f"{base_url(host, port)}/v1"
     width = max(len(name) for name in [AUTO, *college.catalog.availability])
@@ -210,13 +239,15 @@ def announcement(college: College, host: str, port: int, key_lines: Sequence[str
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = '{"model":"auto","messages":[{"role":"user","content":"What is 27 + 35?"}]}'
     if is_everywhere(host):
-        lines += ["", f"Other machines reach it by this one's name or address, with the port {port}."]
+        which = f"port {port}" if ollama_port is None else f"ports {port} and {ollama_port}"
+        lines += ["", f"Other machines reach it by this one's name or address, with the {which}."]
     chat = shlex.quote(f"{base}/chat/completions")  # an IPv6 address stands in brackets, which a shell expands
     lines += [
         "",
         f"Try:         curl -s {chat}{key} -H 'content-type: application/json' -d '{body}'",
         f"Open WebUI:  Settings > Connections > OpenAI API: URL {base}, key "
         + ("one of yours" if with_key else "anything"),
+        *([f"Ollama:      {base_url(host, ollama_port)} for its clients"] if ollama_port is not None else []),
         *key_lines,
         f"Stop:        Ctrl-C, which lets answers end for {shutdown_s:g} s; a second one stops at once",
         "",

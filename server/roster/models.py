@@ -78,6 +78,7 @@ from .values import (
     expanded,
     one_of,
     sequence,
+    untagged,
 )
 
 
@@ -107,6 +108,8 @@ class ServerSection(Section):
     """0.0.0.0 for all interfaces: keys are made then where none are set"""
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     """0 takes a free one"""
+    ollama_port: Annotated[int, Strict(), Field(ge=0, le=65535)] | None = None
+    """a second port for clients that look for Ollama, at 11434; all paths are served at both"""
     first_byte_s: Seconds = 1.0
     """a stream's status waits this long for a model; then comment frames keep it alive"""
     show_waiting: Annotated[bool, Strict()] = False
@@ -652,9 +655,16 @@ class Roster(Section):
         return (self.path.absolute().parent / expanded(written)).absolute()
 
     def find(self, name_or_alias: str) -> Specialist | None:
-        """The specialist of that name or alias, or None. `auto` is none: the supervisor decides."""
+        """The specialist of that name or alias, also with `:latest` behind it or in capitals; None for no such.
+
+        `auto` is none: the supervisor decides.
+        """
         for specialist in self.specialists:
             if name_or_alias == specialist.name or name_or_alias in specialist.aliases:
+                return specialist
+        wanted = untagged(name_or_alias)
+        for specialist in self.specialists:
+            if wanted in map(untagged, (specialist.name, *specialist.aliases)):
                 return specialist
         return None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 
 AUTO: Final = "auto"  # the model name that asks the supervisor
+_TAG: Final = ":latest"  # clients of Ollama put it behind a name without a tag
 
 _UNITS: Final = {
     "": 1, "b": 1,
@@ -27,6 +28,21 @@ _PACKAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def untagged(name: str) -> str:
+    """A model's name as it is compared where no other way finds it: `Math:latest` is `math`."""
+    return name.casefold().removesuffix(_TAG)
+
+
+def tagged(name: str) -> str:
+    """A model's name as Ollama lists it: `math` is `math:latest`."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}{_TAG}"
+
+
+def asked_name(text: str) -> str:
+    """What a client asks for: `auto` however it is written, all else as it stands; `Roster.find` finds it."""
+    return AUTO if untagged(text) == AUTO else text
 
 
 class InvalidError(ValueError):

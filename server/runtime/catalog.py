@@ -8,6 +8,7 @@ from collections.abc import Container, Coroutine, Mapping
 
 from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.pool.pool import Pool
+from coe.engine.spec import ModelFacts
 
 from ..roster.models import Roster
 from .availability import Servable, Unavailable, locate
@@ -32,6 +33,15 @@ class Catalog:
     def availability(self) -> Mapping[str, Servable | Unavailable]:
         """What can be served here, and why the rest cannot, by name, in the roster's order."""
         return self._resolved.availability
+
+    @property
+    def facts(self) -> Mapping[str, ModelFacts]:
+        """What the files of those that can be loaded say of themselves, by name."""
+        return self._resolved.facts
+
+    def stamps(self, name: str) -> tuple[str, ...]:
+        """Of a specialist's files: others when one came, went or changed."""
+        return self._resolved.stamps.get(name, ())
 
     @property
     def available(self) -> list[str]:

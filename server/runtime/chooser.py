@@ -126,6 +126,18 @@ class Chooser:
         self._supervisor.remember(conversation, session_id, passed.specialist.name)
         return passed
 
+    async def unasked(self, request: Request) -> Choice:
+        """The specialist that the request names; of `auto` the fallback, to which any question may go.
+
+        No build begins. Raises what `choose` does.
+        """
+        if request.model == AUTO:
+            there = self._catalog.answering(chats=request.messages is not None)
+            fallback = self._roster.fallback
+            name = fallback if fallback in there else next(iter(there), None)
+            request = replace(request, model=name or AUTO)
+        return await self.choose(request, None, begin=False)
+
     def passing_over(
         self, request: Request, choice: Choice, written: str, tokens: int, tried: Sequence[str]
     ) -> Choice | None:

@@ -138,6 +138,13 @@ class College:
             self._affinity.record(name, key, lease.resident, lease.swap_s)
         return lease
 
+    async def unload(self, specialist: Specialist) -> tuple[bool, list[str]]:
+        """Give a specialist's memory back, unless a request holds it: whether it was, and whose went with it."""
+        name = specialist.name
+        shared = self.pool.shared_with(name) if name in self.catalog.available else ()
+        unloaded = bool(shared) and await self.pool.unload(name)
+        return unloaded, [other for other in shared if other != name]
+
 
 def supervisor_of(roster: Roster) -> Supervisor:
     """The supervisor that a roster asks for, not started yet.

@@ -18,6 +18,7 @@ from coe.engine.errors import InputTooLongError, QueueFullError, ShuttingDownErr
 from coe.router.encoder import STATES, Embeds
 
 from ..roster.models import Roster
+from ..roster.values import untagged
 
 _T = TypeVar("_T")
 
@@ -40,7 +41,7 @@ class Vectors:
 def is_of_encoder(name: str, roster: Roster, encoder: object) -> bool:
     """Whether a name that the roster's entries do not have is the encoder's, or an alias of it."""
     own = getattr(encoder, "name", None)
-    return own is not None and (name == own or name in roster.router.encoder_aliases)
+    return own is not None and untagged(name) in map(untagged, (own, *roster.router.encoder_aliases))
 
 
 class EncoderThread:

@@ -68,6 +68,11 @@ def rules_for(request: Request, specialist: Specialist, task: ClientTask | None 
     elif request.wants_thinking is False and thinking.mode is not ThinkingMode.OFF:
         # Less thinking than the roster allows is a client's right.
         thinking = replace(thinking, mode=ThinkingMode.OFF, budget_tokens=None)
+    if request.wanted_context is not None and request.wanted_context > specialist.context_tokens:
+        notes.append(
+            f"a context of {request.wanted_context} tokens was asked for: {specialist.name} has "
+            f"{specialist.context_tokens}"
+        )
     max_tokens = specialist.max_tokens if request.max_tokens is None else request.max_tokens
     guard = _loop_guard(request, specialist, notes)
     tools = _tools(request, specialist, notes)

@@ -38,6 +38,7 @@ class Request:
     wants_thinking: True or False when the client said so, None when it did not.
     notes:          what of the body was left out, for the client to know.
     session:        what the body calls its conversation; None where it does not.
+    wanted_context: tokens of context that the client asks for; None where it does not.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Request:
     wants_thinking: bool | None = None
     notes: tuple[str, ...] = ()
     session: str | None = None
+    wanted_context: int | None = None
 
     @property
     def n_made(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError
@@ -13,7 +13,7 @@ from coe.engine.pool.memory import Prediction, free_device_bytes, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.types import Entry
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, Sharing, Thinking, ToolForm
+from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Sharing, Thinking, ToolForm
 from coe.engine.swap.groups import Contender, Group, find_groups
 from coe.engine.units import size_text
 
@@ -37,6 +37,7 @@ class Resolved:
     unshared:     why a specialist that might share does not, by name.
     unhashed:     files of groups of which it is not known yet what they have in common.
     stamps:       by name, `Located.stamps` at the time.
+    facts:        by name, what the files of those that can be loaded say of themselves.
     """
 
     availability: Mapping[str, Servable | Unavailable]
@@ -44,6 +45,7 @@ class Resolved:
     unshared: Mapping[str, str]
     unhashed: tuple[Path, ...]
     stamps: Mapping[str, tuple[str, ...]]
+    facts: Mapping[str, ModelFacts] = field(default_factory=dict)
 
     def entries(self) -> dict[str, Entry]:
         """What the pool has to know of the specialists that can be served."""
@@ -125,6 +127,11 @@ class Predictions:
         result = self._results.get(spec)
         return result.embedding if isinstance(result, Prediction) else None
 
+    def facts(self, spec: LoadSpec) -> ModelFacts | None:
+        """What this model's file says of itself; None where it does not load."""
+        result = self._results.get(spec)
+        return result.facts if isinstance(result, Prediction) else None
+
 
 async def resolve(
     roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
@@ -180,7 +187,8 @@ async def resolve(
         predictions.embedding_form,
     )
     stamps = {name: one.stamps for name, one in located.items()}
-    return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps)
+    facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
+    return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps, facts)
 
 
 def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Missing]) -> list[Contender]:

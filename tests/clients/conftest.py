@@ -25,3 +25,12 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def base_url(agents: ServerProcess) -> str:
     """What a client is told."""
     return f"{agents.url}/v1"
+
+
+@pytest.fixture(scope="session")
+@brings("server")
+def encoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One with the sentence encoder on board, which clients may call by another name."""
+    router = {"encoder_aliases": ["all-minilm"]}
+    with ServerProcess(write_roster(tmp_path_factory.mktemp("encoding"), {"general": {}}, router=router)) as server:
+        yield server

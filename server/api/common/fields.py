@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from coe.engine.request import Patience
 
+from ...roster.values import asked_name
 from ...runtime.errors import RequestError
 
 _MAX_STOPS: Final = 16
@@ -105,14 +106,14 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 # --- types --------------------------------------------------------------------------------------------------------
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """1.0 is as good as 1: some languages write all numbers so."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _unlimited(value: Any) -> Any:
     """-1 is what clients of llama.cpp write for no bound of their own."""
-    return None if type(value := _whole(value)) is int and value == -1 else value
+    return None if type(value := whole(value)) is int and value == -1 else value
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -126,17 +127,17 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 def _all_tokens(value: Any) -> Any:
     """-1 is vLLM's word for 0: no bound."""
-    return 0 if type(value := _whole(value)) is int and value == -1 else value
+    return 0 if type(value := whole(value)) is int and value == -1 else value
 
 
 def _whole_context(value: Any) -> Any:
     """-1 is llama.cpp's word for all tokens of the context."""
-    return MAX_INT if type(value := _whole(value)) is int and value == -1 else value
+    return MAX_INT if type(value := whole(value)) is int and value == -1 else value
 
 
 def _random_seed(value: Any) -> Any:
     """-1 is a random seed, as it is for llama.cpp, vLLM and others."""
-    return None if type(value := _whole(value)) is int and value == -1 else value
+    return None if type(value := whole(value)) is int and value == -1 else value
 
 
 def _loop_guard(value: Any) -> Patience | Literal[False] | None:
@@ -149,7 +150,7 @@ def _loop_guard(value: Any) -> Patience | Literal[False] | None:
     return Patience(value)
 
 
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(asked_name)]
 # 0 reads the prompt, which is in the cache from then on, and answers nothing.
 MaxTokens = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
@@ -161,6 +162,6 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Field(ge=0.1, le=2)]
 RepeatLastN = Annotated[Annotated[int, Field(ge=0, le=MAX_INT)] | None, BeforeValidator(_whole_context)]
 Seed = Annotated[int | None, BeforeValidator(_random_seed)]
-Choices = Annotated[Annotated[int, Field(ge=1, le=_MAX_CHOICES)], BeforeValidator(_whole)]
-Alternatives = Annotated[Annotated[int, Field(ge=0, le=20)], BeforeValidator(_whole)]  # to each token of an answer
+Choices = Annotated[Annotated[int, Field(ge=1, le=_MAX_CHOICES)], BeforeValidator(whole)]
+Alternatives = Annotated[Annotated[int, Field(ge=0, le=20)], BeforeValidator(whole)]  # to each token of an answer
 LoopGuard = Annotated[Patience | Literal[False] | None, BeforeValidator(_loop_guard)]

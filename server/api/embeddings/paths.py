@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -32,9 +32,12 @@ RERANK_PATHS: Final = ("/v1/rerank", "/v2/rerank", "/rerank")  # the same: clien
 EMBEDDING_PATHS: Final = (EMBEDDINGS_PATH, *RERANK_PATHS)
 
 
-def add_embeddings(app: FastAPI, college: College, metrics: Metrics) -> None:
-    """Serve embeddings, and ranks by them."""
-    settings = college.roster.server
+Embed = Callable[[Request, Wanted, Sequence[str]], Awaitable[Result]]
+"""Embeds what a body wants. names: what each text is called in it, for errors."""
+
+
+def embedding(college: College, metrics: Metrics) -> Embed:
+    """What embeds for the paths of any API."""
 
     async def embedded(request: Request, wanted: Wanted, names: Sequence[str]) -> Result:
         found = college.roster.find(wanted.model)
@@ -49,13 +52,20 @@ def add_embeddings(app: FastAPI, college: College, metrics: Metrics) -> None:
         metrics.embedded(result.model, sum(result.vectors.tokens))
         return result
 
+    return embedded
+
+
+def add_embeddings(app: FastAPI, college: College, embedded: Embed) -> None:
+    """Serve embeddings, and ranks by them."""
+    settings = college.roster.server
+
     @app.post(EMBEDDINGS_PATH, openapi_extra=takes(EMBEDDING_BODY), responses=gives(EMBEDDINGS, ERROR))
     async def embeddings(request: Request) -> Response:
         """Texts as vectors of unit length."""
         call = await read_json(request, settings, parse_embeddings)
         result = await embedded(request, call.wanted, call.names)
         body = await asyncio.to_thread(embeddings_body, result, as_base64=call.base64)
-        return Response(body, media_type="application/json", headers=_headers(result, call.names, call.notes))
+        return Response(body, media_type="application/json", headers=embedding_headers(result, call.names, call.notes))
 
     def serve_rerank(path: str) -> None:
         @app.post(path, openapi_extra=takes(RERANK_BODY), responses=gives(RANKS, ERROR))
@@ -65,13 +75,15 @@ def add_embeddings(app: FastAPI, college: College, metrics: Metrics) -> None:
             result = await embedded(request, call.wanted, call.names)
             documents = call.wanted.texts[1:] if call.with_documents else None
             body = await asyncio.to_thread(rerank_body, result, documents, call.top_n, REQUEST_ID.get(), bare=call.bare)
-            return Response(body, media_type="application/json", headers=_headers(result, call.names, call.notes))
+            return Response(
+                body, media_type="application/json", headers=embedding_headers(result, call.names, call.notes)
+            )
 
     for path in RERANK_PATHS:
         serve_rerank(path)
 
 
-def _headers(result: Result, names: Sequence[str], notes: Sequence[str]) -> dict[str, str]:
+def embedding_headers(result: Result, names: Sequence[str], notes: Sequence[str] = ()) -> dict[str, str]:
     """x-coe-specialist, and what a client should know."""
     cut = [names[index] for index in result.vectors.cut]
     if cut:

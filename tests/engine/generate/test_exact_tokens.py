@@ -76,11 +76,11 @@ def test_a_vocabulary_without_a_token_for_the_space_writes_calls(
     monkeypatch.setattr(random_model, "CHAT_TEMPLATE", TEMPLATES[family])
     model = Model(LoadSpec(write_random_moe(tmp_path / "x.gguf", architecture="olmoe")))
     schema = {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}
-    answer = new_engine(model).ask(
+    answer = new_engine(model, context_tokens=1024, cache_tokens=1024).ask(
         [{"role": "user", "content": "go"}],
         tools=[Tool("f", parameters={**schema, "additionalProperties": False})],
         tool_use=ToolUse(required=True, parallel=False),
-        max_tokens=200,
+        max_tokens=400,
     )
     pieces = [piece for delta in answer.deltas for piece in delta.calls]
     assert pieces[0].name == "f"

@@ -52,6 +52,14 @@ class TestAnswers:
         texts = {new_engine(smollm2_model).ask(PROMPTS[2], sampling=DRAWN, seed=7).text for _ in range(2)}
         assert len(texts) == 1
 
+    def test_what_reading_and_answering_took_is_told(self, smollm2_model: Model, new_engine: NewEngine) -> None:
+        engine = new_engine(smollm2_model)
+        moments = map(float, itertools.count())
+        engine.loop._now = engine.loop._queue._now = lambda: next(moments)
+        one, many = engine.ask(PROMPTS[0], max_tokens=1).finished, engine.ask(PROMPTS[1], max_tokens=9).finished
+        assert one.prompt_s == many.prompt_s > 0
+        assert many.answer_s > one.answer_s > 0
+
     def test_other_seeds_give_other_answers(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         engine = new_engine(smollm2_model)
         texts = {engine.ask(PROMPTS[2], sampling=DRAWN, seed=seed).text for seed in range(4)}

@@ -136,6 +136,7 @@ def test_what_any_page_can_post_is_refused_without_an_origin_too(kind: str | Non
     headers = HERE if kind is None else {**HERE, "content-type": kind}
     assert code("POST", headers) == "json_needed"
     assert code("POST", {**headers, "authorization": "Basic dTpw"}) == "json_needed"  # browsers remember that one
+    assert code("POST", {**headers, "user-agent": "Mozilla/5.0 curl/8.5.0"}) == "json_needed"
     assert code("GET", headers) is None
 
 
@@ -147,6 +148,8 @@ def test_what_any_page_can_post_is_refused_without_an_origin_too(kind: str | Non
         {"content-type": "application/problem+json"},
         {"authorization": "Bearer key"},
         {"x-requested-with": "curl"},
+        {"user-agent": "curl/8.5.0", "content-type": "application/x-www-form-urlencoded"},
+        {"user-agent": "Wget/1.21.4"},
     ],
 )
 def test_what_no_page_can_post_without_asking_first_is_served(header: Mapping[str, str]) -> None:

@@ -54,6 +54,14 @@ def test_a_port_that_is_taken() -> None:
     assert said.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port")
 
 
+def test_a_second_port_that_is_taken_names_its_own_option_and_who_may_have_it() -> None:
+    with listen("127.0.0.1", 0) as other, pytest.raises(ListenError) as refusal:
+        listen("127.0.0.1", other.getsockname()[1], option="--ollama-port", taken="Ollama may be there. ")
+    assert "Ollama may be there. Choose another port with --ollama-port" in str(refusal.value)
+    with pytest.raises(ListenError, match="Give --ollama-port a number"):
+        listen("127.0.0.1", 70000, option="--ollama-port")
+
+
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "http://127.0.0.1", "a" * 300, "/run/coe.sock", "a\0b"])
 def test_a_host_that_does_not_exist_is_no_matter_of_ports(host: str) -> None:
     said = refused(host, 0)

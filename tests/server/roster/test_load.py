@@ -174,6 +174,8 @@ def test_a_specialist_is_found_by_name_and_by_alias(tmp_path: Path) -> None:
     roster = load(tmp_path, SMALL + "    aliases: ['owner/maths:q4', maths]\n")
     assert roster.find("math") is roster.find("owner/maths:q4") is roster.specialists[0]
     assert roster.find("maths") is not None
+    assert roster.find("Math:latest") is roster.find("OWNER/maths:Q4") is roster.specialists[0]
+    assert roster.find("math:7b") is None
     assert roster.find("physics") is None
     assert roster.find("auto") is None
 

@@ -12,6 +12,7 @@ from coe.server.api.openai.requests import parse_chat
 from coe.server.roster.models import Specialist
 from coe.server.runtime.errors import Part, RequestError, RuleError
 from coe.server.runtime.policy import Rules, drawn, rules_for
+from coe.server.runtime.request import Request
 
 
 def rules(specialist: dict[str, Any] | None = None, **fields: Any) -> Rules:
@@ -166,6 +167,13 @@ def test_who_refuses_tools_is_named_and_takes_requests_without() -> None:
         rules({"tools": "refuse"}, tools=TOOLS)
     assert refusal.value.param is Part.TOOLS
     assert rules({"tools": "refuse"}, tools=TOOLS, tool_choice="none").tools == ()
+
+
+@pytest.mark.parametrize(("asked", "noted"), [(512, False), (1024, False), (1025, True)])
+def test_a_context_larger_than_the_specialists_is_noted(asked: int, noted: bool) -> None:
+    entry = Specialist.model_validate({"name": "math", "file": "x.gguf", "context_tokens": 1024})
+    found = rules_for(Request("math", prompt="Hi", wanted_context=asked), entry)
+    assert any("1025" in note and "1024" in note for note in found.notes) is noted
 
 
 @pytest.mark.parametrize(

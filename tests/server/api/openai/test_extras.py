@@ -34,7 +34,7 @@ def test_null_is_left_out(endpoint: str, name: str) -> None:
         {"stream_options": {"include_usage": None}},
         {"best_of": None}, {"n": 1}, {"echo": False}, {"echo": None}, {"suffix": ""}, {"suffix": None},
         {"tools": []}, {"tools": None}, {"functions": []}, {"logit_bias": {}}, {"stop": ""}, {"stop": []},
-        {"function_call": "none"}, {"function_call": "auto"}, {"tool_choice": "none"}, {"audio": None},
+        {"function_call": "auto"}, {"audio": None},
         {"prediction": None}, {"modalities": ["text"]}, {"service_tier": "auto"}, {"store": False}, {"metadata": {}},
         {"parallel_tool_calls": True}, {"logprobs": False}, {"max_tokens": -1}, {"seed": -1}, {"min_tokens": 0},
         {"ignore_eos": False}, {"stop_token_ids": []}, {"use_beam_search": False}, {"web_search_options": None},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coe.server.api.openai.messages import read_messages
+from coe.server.api.openai import messages as messages_of
 from coe.server.runtime.errors import RequestError
 
 ASK = {"role": "user", "content": "What is the weather?"}
@@ -23,6 +23,15 @@ def said(*calls: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def result(id_: Any = "c1", content: Any = "sunny", **more: Any) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": id_, "content": content, **more}
+
+
+def read_messages(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """A conversation read. Its last calls get results, without which it would be refused, and which are left out."""
+    last = messages[-1]
+    calls = last.get("tool_calls") or ([last["function_call"]] if last.get("function_call") else [])
+    n_calls = len(calls) if isinstance(calls, list) else 0
+    found = messages_of.read_messages([*messages, *(result(None) for _ in range(n_calls))])
+    return found[: len(found) - n_calls]
 
 
 def arguments_of(written: Any) -> Any:
