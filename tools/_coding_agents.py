@@ -6,6 +6,7 @@ One more is an entry in AGENTS and a function that writes its settings.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ KEY: Final = "anything"
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent runs. home: its settings; work: the project's folder; url: of the API, /v1 included."""
+    """Where an agent runs. home: its settings; work: the project's folder; url: of the API, /v1 included; context: of
+    the model, in tokens."""
 
     home: Path
     work: Path
     url: str
+    context: int
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,49 @@ def _qwen_code(place: Place) -> Mapping[str, str]:
     }
 
 
+_CODEX: Final = """\
+model = "{model}"
+model_provider = "college"
+model_context_window = {context}
+
+[model_providers.college]
+name = "College of Experts"
+base_url = "{url}"
+env_key = "COE_KEY"
+"""
+# The folder is no repository, and where tests run there may be no means to shut commands in.
+_CODEX_FLAGS: Final = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+_REPLACE: Final = "import sys; path, old, new = sys.argv[1:]; text = open(path).read().replace(old, new); "
+
+
+def _codex(place: Place) -> Mapping[str, str]:
+    settings = place.home / ".codex/config.toml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(_CODEX.format(model=MODEL, context=place.context, url=place.url))
+    return {"COE_KEY": KEY}
+
+
+def _in_shell(*words: str, into: str = "") -> Call:
+    """Codex has a shell for everything. into: the file that the output goes to."""
+    return Call("exec_command", {"cmd": shlex.join(words) + (f" > {shlex.quote(into)}" if into else "")})
+
+
 AGENTS: Final = {
     agent.name: agent
     for agent in (
+        Agent(
+            "codex",
+            package="@openai/codex",
+            version="0.171.0",
+            settings=_codex,
+            ask=("codex", "exec", *_CODEX_FLAGS),
+            go_on=("codex", "exec", "resume", "--last", *_CODEX_FLAGS),
+            write=lambda path, text: _in_shell("printf", "%s", text, into=path),
+            edit=lambda path, old, new: _in_shell(
+                "python3", "-c", _REPLACE + 'open(path, "w").write(text)', path, old, new
+            ),
+            read=lambda path: _in_shell("cat", path),
+        ),
         Agent(
             "opencode",
             package="opencode-ai",

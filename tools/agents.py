@@ -156,7 +156,7 @@ class Stage:
             "cache_tokens": 2 * context,
         }
         with ServerProcess(write_roster(folder, {"general": about}, fallback="general")) as server:
-            place = Place(folder / "home", place_folder, f"{server.url}/v1")
+            place = Place(folder / "home", place_folder, f"{server.url}/v1", context)
             yield cls(agent, commands, place, server)
 
     def ask(self, text: str, *, go_on: bool = False, may_fail: bool = False) -> str:

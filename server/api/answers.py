@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -18,13 +19,13 @@ from ..roster.values import AUTO, asked_name
 from ..runtime.answer import Answer
 from ..runtime.choice import Choice
 from ..runtime.college import College
-from ..runtime.errors import RequestError
+from ..runtime.errors import Failure, RequestError
 from ..runtime.many import ManyAnswers
 from ..runtime.metrics import Metrics
 from ..runtime.request import Request as InternalRequest
 from ..runtime.waiting import reading_wait
 from .body import read_json
-from .dialect import Call, Dialect, Envelope, Errand
+from .dialect import Call, Dialect, Envelope, Errand, TellsFailure
 from .journal import about
 from .openai.described import DECISION, ERROR, ROUTE
 from .openai.requests import parse_chat
@@ -34,6 +35,7 @@ from .sse import EventStream, until_gone
 ROUTE_PATH: Final = "/v1/route"
 _MANY_LOGPROBS: Final = 1000
 _TELL_EVERY_S: Final = 2.0  # what a stream waits for
+Answering = Callable[[Request, Dialect], Awaitable[Response]]
 
 # Headers by which clients name a conversation, ours first; then Open WebUI, LibreChat, opencode, Codex, Claude Code,
 # Kilo Code, Amp.
@@ -49,8 +51,8 @@ _SESSION_HEADERS: Final = (
 )
 
 
-def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> None:
-    """Serve each dialect at its path, and decisions alone at ROUTE_PATH."""
+def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapping[str, Dialect]) -> Answering:
+    """Serve each dialect at its path, and decisions alone at ROUTE_PATH. Gives what answers a request in a dialect."""
     settings = college.roster.server
 
     async def choose(request: Request, wanted: InternalRequest, *, begin: bool = True) -> Choice:
@@ -67,27 +69,30 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         specialist = college.roster.find(model)
         return specialist.name if specialist is not None else AUTO if asked_name(model) == AUTO else "unknown"
 
+    async def answered(request: Request, dialect: Dialect) -> Response:
+        started_s = time.perf_counter()
+
+        def parse(body: dict[str, Any]) -> Call | Errand:
+            if isinstance(model := body.get("model", AUTO), str):
+                about(request.scope, model=known(model))  # that of a body that is refused, too
+            return dialect.parse(body)
+
+        call = await read_json(request, settings, parse)
+        if isinstance(call, Errand):
+            return await until_gone(request, call.run(college, request.scope))
+        choice = await until_gone(request, choose(request, call.request))
+        about(request.scope, specialist=choice.specialist.name)
+        first = Answer(college, call.request, choice, metrics)
+        envelope = call.envelope(first)
+        answer = ManyAnswers(first, call.others, make) if call.others else first
+        if not call.request.stream:
+            return await until_gone(request, _whole(request, answer, envelope))
+        return await _stream(request, answer, envelope, dialect, metrics, started_s, settings.first_byte_s)
+
     def serve(path: str, dialect: Dialect) -> None:
         @app.post(path, **of_dialect(dialect))
-        async def answered(request: Request) -> Response:
-            started_s = time.perf_counter()
-
-            def parse(body: dict[str, Any]) -> Call | Errand:
-                if isinstance(model := body.get("model", AUTO), str):
-                    about(request.scope, model=known(model))  # that of a body that is refused, too
-                return dialect.parse(body)
-
-            call = await read_json(request, settings, parse)
-            if isinstance(call, Errand):
-                return await until_gone(request, call.run(college, request.scope))
-            choice = await until_gone(request, choose(request, call.request))
-            about(request.scope, specialist=choice.specialist.name)
-            first = Answer(college, call.request, choice, metrics)
-            envelope = call.envelope(first)
-            answer = ManyAnswers(first, call.others, make) if call.others else first
-            if not call.request.stream:
-                return await until_gone(request, _whole(request, answer, envelope))
-            return await _stream(request, answer, envelope, dialect, metrics, started_s, settings.first_byte_s)
+        async def ask(request: Request) -> Response:
+            return await answered(request, dialect)
 
     for path, dialect in dialects.items():
         serve(path, dialect)
@@ -97,6 +102,8 @@ def add_answers(app: FastAPI, college: College, metrics: Metrics, dialects: Mapp
         """Which specialist would answer, and why; no model is asked."""
         wanted = await read_json(request, settings, _to_route)
         return JSONResponse(_decision(await choose(request, wanted, begin=False)))
+
+    return answered
 
 
 def _to_route(body: Mapping[str, Any]) -> InternalRequest:
@@ -169,7 +176,12 @@ async def _stream(
         raise
     keep_alive = dialect.stream_format.keep_alive if not opening.done() else None
     frames = _frames(request, answer, opening, envelope, keep_alive, metrics, started_s)
-    return EventStream(frames, close, answer.provenance.headers(), dialect)
+    error_frame = partial(_told, envelope) if isinstance(envelope, TellsFailure) else None
+    return EventStream(frames, close, answer.provenance.headers(), dialect, error_frame=error_frame)
+
+
+def _told(envelope: TellsFailure, failure: Failure) -> bytes:
+    return b"".join(envelope.failed(failure))
 
 
 def _note_loop(request: Request, event: Event) -> None:
@@ -194,7 +206,8 @@ async def _frames(
     if keep_alive is not None:
         yield keep_alive
     told = ""
-    if answer.tells_waiting and not opening.done():
+    begun = answer.tells_waiting and not opening.done()
+    if begun:
         yield b"".join(envelope.opening())
         while not opening.done():
             if (waits_for := answer.waits_for) != told:
@@ -202,7 +215,7 @@ async def _frames(
                 yield b"".join(envelope.waiting(told))
             await asyncio.wait({opening}, timeout=_TELL_EVERY_S)
     await opening
-    if not told and (begin := b"".join(envelope.opening())):
+    if not begun and (begin := b"".join(envelope.opening())):
         yield begin
     first = True
     # Closed here and now when the client leaves: `answer.close` comes next, and no task may be reading then.

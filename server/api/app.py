@@ -38,6 +38,10 @@ from .openai.dialects import CHAT, COMPLETIONS
 from .openapi import gives
 from .origin import Doors, GuardDoors
 from .paths import AnswerHead, Paths, shown
+from .responses.dialect import ResponsesDialect
+from .responses.paths import PATH as RESPONSES_PATH
+from .responses.paths import add_responses
+from .responses.store import ResponseStore
 from .status import add_builds, add_status
 from .tokens import TOKEN_PATHS, add_tokens
 from .uploads import BoundUploads, Uploads
@@ -97,13 +101,16 @@ def make_app(
     metrics = Metrics(college.pool.status, college.builds.cards)
     app.state.metrics = metrics
     default = next(iter(dialects.values()))
+    store = ResponseStore(college.roster.server.max_stored_bytes)
+    written: Mapping[str, Dialect] = {**dialects, RESPONSES_PATH: ResponsesDialect(store)}
 
     def dialect_at(path: str) -> Dialect:
         """The dialect whose path this is, or lies below, or belongs to the family of."""
-        known = (*dialects.items(), *FAMILIES.items())
+        known = (*written.items(), *FAMILIES.items())
         return next((d for at, d in known if path == at or path.startswith(f"{at}/")), default)
 
-    add_answers(app, college, metrics, dialects)
+    answer = add_answers(app, college, metrics, dialects)
+    add_responses(app, store, answer, by_key=bool(keys))
     add_models(app, college)
     add_status(app, college, metrics)
     add_builds(app, college)
@@ -127,7 +134,10 @@ def make_app(
         app.add_middleware(
             RequireKey,
             keys=keys,
-            answering=(*dialects, ROUTE_PATH, *TOKEN_PATHS, *EMBEDDING_PATHS, *LISTING_PATHS, *EMBED_PATHS),
+            answering=(
+                *(*dialects, RESPONSES_PATH, f"{RESPONSES_PATH}/", ROUTE_PATH),
+                *(*TOKEN_PATHS, *EMBEDDING_PATHS, *LISTING_PATHS, *EMBED_PATHS),
+            ),
             dialect_at=dialect_at,
         )
     doors = Doors(hosts, college.roster.server.cors_origins)
@@ -136,7 +146,7 @@ def make_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(college.roster.server.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,
             expose_headers=[REQUEST_ID_HEADER, *(f"x-coe-{name}" for name in _OUR_HEADERS)],

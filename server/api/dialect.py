@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -45,6 +45,15 @@ class Envelope(Protocol):
 
     def closing(self) -> Iterable[bytes]:
         """Frames after every choice has finished."""
+        ...
+
+
+@runtime_checkable
+class TellsFailure(Protocol):
+    """An envelope whose errors have their place in the order of its frames; of others the dialect writes them."""
+
+    def failed(self, failure: Failure) -> Iterable[bytes]:
+        """Frames of an error after the stream's first byte, with which it ends."""
         ...
 
 
@@ -116,7 +125,7 @@ class Dialect(Protocol):
         ...
 
     def error_frame(self, failure: Failure) -> bytes:
-        """An error after a stream's first byte; the stream ends with it."""
+        """An error after a stream's first byte; the stream ends with it. Not of an envelope that TellsFailure."""
         ...
 
 

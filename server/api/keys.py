@@ -149,7 +149,8 @@ class RequireKey:
     """Every path but the health checks wants `Authorization: Bearer KEY` or `x-api-key: KEY`; keys are compared in
     constant time.
 
-    What is posted anywhere but to `answering`, the paths that answer, changes the server: it wants a key for that.
+    What is posted or deleted anywhere but at `answering`, the paths that answer, changes the server: it wants a key for
+    that. A path that ends in a slash stands for all below it.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class RequireKey:
         self._app = app
         self._dialect_at = dialect_at
         self._answering = answering
+        self._below = tuple(path for path in answering if path.endswith("/"))
         self._chat = [key.encode() for key in keys.chat]
         self._admin = [key.encode() for key in keys.admin]
 
@@ -188,7 +190,8 @@ class RequireKey:
                 f"{ADMIN_VARIABLE}."
             )
         )
-        if scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"] in self._answering:
+        asks = scope["path"] in self._answering or scope["path"].startswith(self._below)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or asks:
             scope[_NOT_ADMIN_KEY] = refusal
             return None
         return refusal

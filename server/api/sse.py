@@ -64,13 +64,16 @@ class EventStream(Response):
         headers: Mapping[str, str],
         dialect: Dialect,
         *,
+        error_frame: Callable[[Failure], bytes] | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
+        """error_frame: how an error after the first byte is told; the dialect's without."""
         self.status_code = 200
         self.background = None
         self.body = b""
         self.media_type = dialect.stream_format.media_type
-        self._dialect = dialect
+        self._keep_alive_frame = dialect.stream_format.keep_alive
+        self._error_frame = error_frame or dialect.error_frame
         self._frames = frames
         self._close = close
         self._keep_alive_s = keep_alive_s
@@ -103,7 +106,7 @@ class EventStream(Response):
 
     async def _keep_alive(self, ends: set[asyncio.Task[None]], send: Send) -> None:
         """Returns when one of the tasks has ended. Here and not in the sender, which then needs no task a frame."""
-        keep_alive = self._dialect.stream_format.keep_alive
+        keep_alive = self._keep_alive_frame
         clock = asyncio.get_running_loop().time
         silent_s = 0.0  # so far; of a stream whose client does not read, too, which is told nothing more
         while True:
@@ -137,7 +140,7 @@ class EventStream(Response):
             self._failure = failure = failure_of(error)
             if failure.unforeseen:
                 _log.exception("a stream failed")
-            await self._send_body(send, self._dialect.error_frame(failure))
+            await self._send_body(send, self._error_frame(failure))
         self._ended = True
         # Before the client learns of the end: its next request is to find the lease given back.
         await self._close()

@@ -128,6 +128,8 @@ class ServerSection(Section):
     """bodies of all requests together, of each what is beyond 64 KiB; what makes them larger is answered with 503"""
     max_unread_bytes: Size = 64 * 2**20
     """text of all streams together that their clients have not fetched; the stream that makes it more is ended"""
+    max_stored_bytes: SizeOrZero = 64 * 2**20
+    """responses of /v1/responses that are kept in memory to go on from, 1,000 for at most a day; 0 keeps none"""
     body_timeout_s: Seconds = 60.0
     """a request body that takes longer to come is answered with 408"""
     max_connections: Count = 1000

@@ -1,4 +1,4 @@
-"""langchain-openai: chat, streams, bound tools, structured output by its three methods."""
+"""langchain-openai over chat completions and over the Responses API: text, streams, bound tools, structured output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ langchain_openai = pytest.importorskip(
 pytestmark = pytest.mark.clients
 
 
-@pytest.fixture
-def model(base_url: str) -> Any:
-    return langchain_openai.ChatOpenAI(model="auto", base_url=base_url, api_key="anything")
+@pytest.fixture(params=[False, True], ids=["chat", "responses"])
+def model(base_url: str, request: pytest.FixtureRequest) -> Any:
+    return langchain_openai.ChatOpenAI(
+        model="auto", base_url=base_url, api_key="anything", use_responses_api=request.param
+    )
 
 
 def history() -> list[Any]:
@@ -36,10 +38,11 @@ def history() -> list[Any]:
 
 
 def test_a_chat(model: Any) -> None:
+    model.invoke("What is the capital of France?")  # from now on as much of the prompt is found in the cache
     answer = model.invoke("What is the capital of France?")
-    assert answer.content
+    assert answer.text
     assert answer.usage_metadata["output_tokens"] > 0
-    assert "".join(chunk.content for chunk in model.stream("What is the capital of France?")) == answer.content
+    assert "".join(chunk.text for chunk in model.stream("What is the capital of France?")) == answer.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -60,7 +63,7 @@ def test_a_bound_tool_is_called_and_its_result_read(model: Any, stream: bool) ->
     result = adder.add(**call["args"])
     last = bound.invoke([*messages, said, ToolMessage(str(result), tool_call_id=call["id"])])
     assert not last.tool_calls
-    assert str(sum(ASKED)) in last.content
+    assert str(sum(ASKED)) in last.text
     assert adder.calls == [ASKED]
 
 

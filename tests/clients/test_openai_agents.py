@@ -1,4 +1,5 @@
-"""openai-agents over chat completions: tools, a handoff, typed output, streams."""
+"""openai-agents over the Responses API, its default, and over chat completions: tools, a handoff, typed output,
+streams, and what the server keeps of a conversation."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ agents_sdk = pytest.importorskip("agents", reason="openai-agents is not installe
 pytestmark = pytest.mark.clients
 
 
-@pytest.fixture
-def model(base_url: str) -> Any:
+@pytest.fixture(params=["OpenAIResponsesModel", "OpenAIChatCompletionsModel"])
+def model(base_url: str, request: pytest.FixtureRequest) -> Any:
     agents_sdk.set_tracing_disabled(True)  # traces go to OpenAI
-    return agents_sdk.OpenAIChatCompletionsModel("auto", AsyncOpenAI(base_url=base_url, api_key="anything"))
+    return getattr(agents_sdk, request.param)("auto", AsyncOpenAI(base_url=base_url, api_key="anything"))
 
 
 def history() -> list[Any]:
@@ -90,3 +91,25 @@ async def test_a_conversation_is_handed_over(model: Any) -> None:
 async def test_typed_output(model: Any) -> None:
     agent = agents_sdk.Agent(name="Clerk", model=model, output_type=Person)
     assert (await agents_sdk.Runner.run(agent, people())).final_output == EVE
+
+
+async def test_by_its_defaults_it_needs_a_name_alone(base_url: str) -> None:
+    agents_sdk.set_tracing_disabled(True)
+    agents_sdk.set_default_openai_client(AsyncOpenAI(base_url=base_url, api_key="anything"), use_for_tracing=False)
+    adder = Adder()
+    agent = agents_sdk.Agent(name="Clerk", model="auto", tools=[agents_sdk.function_tool(adder.add)])
+    result = await agents_sdk.Runner.run(agent, history())
+    assert adder.calls == [ASKED]
+    assert str(sum(ASKED)) in result.final_output
+    assert result.last_response_id.startswith("resp_")
+
+
+async def test_a_conversation_goes_on_from_what_the_server_keeps(base_url: str) -> None:
+    agents_sdk.set_tracing_disabled(True)
+    model = agents_sdk.OpenAIResponsesModel("auto", AsyncOpenAI(base_url=base_url, api_key="anything"))
+    adder = Adder()
+    agent = agents_sdk.Agent(name="Clerk", model=model, tools=[agents_sdk.function_tool(adder.add)])
+    first = await agents_sdk.Runner.run(agent, history())
+    second = await agents_sdk.Runner.run(agent, question(8, 9), previous_response_id=first.last_response_id)
+    assert adder.calls == [ASKED, (8, 9)]
+    assert "17" in second.final_output

@@ -34,9 +34,10 @@ SCHEMA_KEYS: Final = frozenset(
 )
 
 
-def format_of(value: Any, param: str = "response_format") -> Format | None:
-    """OpenAI's; also with the schema beside the type, as the Responses API and llama-server have it."""
-    asked = object_of(value, param)
+def format_of(value: Any, param: str = "response_format", *, write: str = WRITE) -> Format | None:
+    """OpenAI's; also with the schema beside the type, as the Responses API and llama-server have it. write: what to
+    write instead, for errors."""
+    asked = object_of(value, param, write=write)
     kind = asked.get("type")
     _only(asked, _FORMAT_KEYS, param)
     schemas = [name for name in ("json_schema", "schema") if name in asked]
@@ -45,30 +46,30 @@ def format_of(value: Any, param: str = "response_format") -> Format | None:
         raise RequestError(f"{param}.type {said}: give text, json_object or json_schema.", param=f"{param}.type")
     if kind == "text":
         if schemas:
-            raise RequestError(f"{param}: the type text takes no schema. {WRITE}", param=f"{param}.{schemas[0]}")
+            raise RequestError(f"{param}: the type text takes no schema. {write}", param=f"{param}.{schemas[0]}")
         return None
     if len(schemas) > 1:
         raise RequestError(f"{param}.schema: json_schema has the schema already. Send one.", param=f"{param}.schema")
     if not schemas:
         if kind == "json_object":
             return {"type": "json_object"}
-        raise RequestError(f"{param}.json_schema is missing. {WRITE}", param=f"{param}.json_schema")
+        raise RequestError(f"{param}.json_schema is missing. {write}", param=f"{param}.json_schema")
     if schemas == ["schema"]:
         more = {name: asked[name] for name in ("name", "strict") if name in asked}
         return of_schema(asked["schema"], f"{param}.schema", **more)
-    return envelope(asked["json_schema"], f"{param}.json_schema")
+    return envelope(asked["json_schema"], f"{param}.json_schema", write=write)
 
 
-def envelope(value: Any, param: str) -> Format:
+def envelope(value: Any, param: str, *, write: str = WRITE) -> Format:
     """{"name": ..., "schema": ...}, or the schema itself in its place."""
-    asked = object_of(value, param)
+    asked = object_of(value, param, write=write)
     if "schema" not in asked:
         if SCHEMA_KEYS & asked.keys():
             return of_schema(value, param)
         near = next((key for key in asked if key.lower().replace("_", "") in ("schema", "jsonschema")), None)
         if near is not None:
             raise RequestError(f"{param}.{near[:60]} is not understood: write schema.", param=f"{param}.{near[:60]}")
-        raise RequestError(f"{param}.schema is missing. {WRITE}", param=f"{param}.schema")
+        raise RequestError(f"{param}.schema is missing. {write}", param=f"{param}.schema")
     _only(asked, _ENVELOPE_KEYS, param)
     if not isinstance(asked.get("strict", False), bool):
         raise RequestError(f"{param}.strict must be true or false.", param=f"{param}.strict")
@@ -94,10 +95,10 @@ def written_schema(value: Any, param: str) -> Format:
     return of_schema(value, param)
 
 
-def object_of(value: Any, param: str) -> dict[str, Any]:
+def object_of(value: Any, param: str, *, write: str = WRITE) -> dict[str, Any]:
     """An object's entries, null being left out."""
     if not isinstance(value, Mapping):
-        raise RequestError(f"{param} must be an object. {WRITE}", param=param)
+        raise RequestError(f"{param} must be an object. {write}", param=param)
     return {name: inner for name, inner in value.items() if inner is not None}
 
 

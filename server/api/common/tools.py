@@ -46,8 +46,10 @@ def tool_wish(
     functions: Sequence[Any] | None = None,
     function_call: Any = None,
     schema: str = "parameters",
+    places: Sequence[str] | None = None,
 ) -> ToolWish:
     """What a body's fields come to; None: left out. schema: what the dialect calls the schema of the arguments.
+    places: where each of the tools stands in the body, for errors; tools[0], tools[1] and so on without.
 
     Raises RequestError naming the field.
     """
@@ -62,7 +64,8 @@ def tool_wish(
         return _chosen(wish, tool_choice, "tool_choice", asked_for_one=None)
     if function_call not in (None, "", "auto", "none"):
         raise RequestError("function_call: there are no functions. Send them.", param="function_call")
-    found, dropped = _tools(tools or (), schema)
+    listed = tools or ()
+    found, dropped = _tools(listed, places or [f"tools[{index}]" for index in range(len(listed))], schema)
     _bounded(found, "tools")
     wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped))
     choice = function_call if tool_choice is None else tool_choice
@@ -72,12 +75,11 @@ def tool_wish(
 # --- tools --------------------------------------------------------------------------------------------------------
 
 
-def _tools(listed: Sequence[Any], schema: str) -> tuple[tuple[Tool, ...], list[str]]:
+def _tools(listed: Sequence[Any], places: Sequence[str], schema: str) -> tuple[tuple[Tool, ...], list[str]]:
     """Those that can be called, and the types of those that OpenAI would have run itself."""
     found: list[Tool] = []
     dropped: list[str] = []
-    for index, each in enumerate(listed):
-        param = f"tools[{index}]"
+    for each, param in zip(listed, places, strict=True):
         if not isinstance(each, Mapping):
             raise RequestError(f"{param} must be an object.", param=param)
         kind = each.get("type", "function")

@@ -90,6 +90,27 @@ _COMPLETIONS: Final[_Table] = {
     "messages": (_EMPTY, "Use /v1/chat/completions."),
 }
 
+_WRITE_LIMIT: Final = "Write max_output_tokens."
+_RESPONSES: Final[_Table] = {
+    **{
+        name: (asks, _WRITE_LIMIT if remedy == "Write max_tokens." else remedy)
+        for name, (asks, remedy) in _SHARED.items()
+    },
+    "max_tokens": (_nothing(-1), _WRITE_LIMIT),
+    "max_completion_tokens": (_nothing(-1), _WRITE_LIMIT),
+    "background": (_nothing(False), "Leave the connection open: the answer comes as a stream with stream: true."),
+    "conversation": (_EMPTY, "Use previous_response_id, or send the items of the conversation in input."),
+    "prompt": (_EMPTY, "Templates lie at OpenAI: write the text itself in input or instructions."),
+    "messages": (_EMPTY, "Write input, or use /v1/chat/completions."),
+    "functions": (_EMPTY, "Write tools."),
+    "response_format": (_EMPTY, 'Write text: {"format": ...}.'),
+    "logprobs": (_nothing(False), 'Write include: ["message.output_text.logprobs"].'),
+    "n": (_nothing(1), "A response has one answer: send several requests at once."),
+    "best_of": (_nothing(1), _REMOVE),
+    "audio": (_nothing(False), _REMOVE),
+    "modalities": (_nothing(["text"], []), _REMOVE),
+}
+
 
 # They ask for more of an answer, or of what is told beside it: an answer without is still one, and a note says so.
 _NOTED: Final[Mapping[str, _Asks]] = {
@@ -97,6 +118,9 @@ _NOTED: Final[Mapping[str, _Asks]] = {
     "min_tokens": _nothing(0),
     "min_new_tokens": _nothing(0),
     "prompt_logprobs": _nothing(False),
+    # Of the Responses API.
+    "truncation": _nothing("disabled"),
+    "context_management": _EMPTY,
 }
 
 
@@ -119,6 +143,11 @@ def refuse_in_chat(body: Mapping[str, Any], known: Collection[str]) -> None:
 def refuse_in_completions(body: Mapping[str, Any], known: Collection[str]) -> None:
     """The same for a plain completion's body."""
     _refuse(body, {**_SHARED, **_COMPLETIONS}, known)
+
+
+def refuse_in_responses(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """The same for a body of the Responses API."""
+    _refuse(body, {name: told for name, told in _RESPONSES.items() if name not in known}, known)
 
 
 def _refuse(body: Mapping[str, Any], table: _Table, known: Collection[str]) -> None:

@@ -11,25 +11,8 @@ from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonS
 from ...roster.values import AUTO
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from ..common.fields import (
-    MAX_INT,
-    Alternatives,
-    Body,
-    Choices,
-    LoopGuard,
-    MaxTokens,
-    MinP,
-    ModelName,
-    Penalty,
-    RepeatLastN,
-    RepeatPenalty,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    TopP,
-    validated,
-)
+from ..common.fields import MAX_INT, Alternatives, Body, Choices, MaxTokens, validated
+from ..common.sampling import MAX_BIASES, Sampled, sampled_request
 from ..common.tools import MAX_TOOLS, tool_wish
 from .extras import ignored, near, refuse_in_chat, refuse_in_completions
 from .messages import read_messages
@@ -41,7 +24,7 @@ MAX_PROMPTS: Final = 256
 # Members of lists and objects: more than any client has a use for, and few enough to be checked in milliseconds.
 _MOST: Final = {
     "messages": 10_000,
-    "logit_bias": 4096,
+    "logit_bias": MAX_BIASES,
     "modalities": 16,
     "chat_template_kwargs": 100,
     "tools": MAX_TOOLS,
@@ -68,28 +51,12 @@ def _no_logprobs(value: Any) -> Any:
     return None if value is False else value
 
 
-class Shared(Body):
+class Shared(Sampled):
     """What chat and plain completions have in common."""
 
-    model: ModelName = "auto"
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens = None
-    stop: Stops = ()
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK = None
-    min_p: MinP | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    repetition_penalty: RepeatPenalty | None = None  # vLLM's name for it
-    repeat_last_n: RepeatLastN = None
-    seed: Seed = None
     n: Choices | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    user: str | None = None
-    loop_guard: LoopGuard = None
 
 
 class ChatBody(Shared):
@@ -151,13 +118,6 @@ class CompletionBody(Shared):
     echo: bool = False
     best_of: Choices | None = None
     logprobs: Annotated[Alternatives | None, BeforeValidator(_no_logprobs)] = None
-
-
-# What goes to the specialist's rules under its own name.
-_SAMPLING: Final = (
-    *("temperature", "top_p", "top_k", "min_p"),
-    *("presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n"),
-)
 
 
 @dataclass(frozen=True)
@@ -246,25 +206,5 @@ def _prompt(prompt: str | tuple[int, ...]) -> dict[str, Any]:
 
 def _parsed(body: Shared, **own: Any) -> Parsed:
     """The request of a body: what both endpoints share, and what is the endpoint's own."""
-    overrides = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
-    if body.repetition_penalty is not None:
-        overrides.setdefault("repeat_penalty", body.repetition_penalty)
-    request = Request(
-        model=body.model,
-        stream=bool(body.stream),
-        overrides=overrides,
-        stop=body.stop,
-        seed=body.seed,
-        n=body.n or 1,
-        loop_guard=body.loop_guard,
-        logit_bias=_biases(body.logit_bias or {}),
-        **own,
-    )
+    request = sampled_request(body, n=body.n or 1, **own)
     return Parsed(request, bool(body.stream_options and body.stream_options.include_usage))
-
-
-def _biases(asked: Mapping[str, float]) -> dict[int, float]:
-    if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in asked):
-        raise RequestError("logit_bias: the keys are token ids, whole numbers.", param="logit_bias")
-    # A number that no vocabulary reaches would come round to another token.
-    return {int(token): bias for token, bias in asked.items() if int(token) <= MAX_INT}

@@ -53,6 +53,13 @@ async def test_a_key_for_asking_changes_nothing(path: str) -> None:
     assert "COE_ADMIN_KEYS" in said
 
 
+@pytest.mark.parametrize(
+    ("path", "code"), [("/v1/responses/resp_1", 404), ("/v1/responsesX", 403), ("/v1/builds/math", 403)]
+)
+async def test_a_key_for_asking_forgets_what_it_has_stored_and_nothing_else(path: str, code: int) -> None:
+    assert (await status(path, "chat-key", KEYS, "DELETE"))[0] == code
+
+
 async def test_a_key_for_administering_does_both() -> None:
     assert (await status("/v1/chat/completions", "admin-key", KEYS))[0] == 200
     assert (await status("/v1/nothing", "admin-key", KEYS))[0] == 404, "it comes as far as the router"

@@ -14,10 +14,11 @@ from jsonschema import Draft202012Validator, ValidationError
 from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished
 from coe.server.api.app import make_app
 from coe.server.api.openai.requests import parse_chat
+from coe.server.api.responses.requests import parse_response
 from coe.server.runtime.college import College
 from fakes.college import SAID, FakeLease, ServedCollege, asking, post
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": None}}]
@@ -32,6 +33,18 @@ HISTORY = [
 ]
 
 
+FLAT_TOOLS = [
+    {"type": "function", "name": "f", "description": None, "parameters": {"type": "object"}, "strict": False},
+    {"type": "custom", "name": "patch", "format": {"type": "text"}},
+    {"type": "namespace", "name": "team", "description": "", "tools": [{"type": "function", "name": "wait"}]},
+]
+ITEMS = [
+    {"role": "user", "content": "Hi"},
+    {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be kind."}]},
+    {"type": "reasoning", "id": "rs", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "42"},
+]
 CALLED = [
     Accepted("", 5),
     Delta("", calls=(CallPiece(0, "f"), CallPiece(0, None, "{}"))),
@@ -115,17 +128,58 @@ async def test_a_chat_body_that_is_refused_is_not_described(document: dict[str, 
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"input": "Hi"},
+        {"input": ITEMS, "instructions": "Be kind.", "tools": FLAT_TOOLS, "tool_choice": "required", "store": False},
+        {"input": ITEMS, "tools": FLAT_TOOLS, "tool_choice": {"type": "custom", "name": "patch"}, "include": []},
+        {"input": "Hi", "text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}, "metadata": {"a": "b"}},
+        {"input": "Hi", "reasoning": {"effort": "low", "summary": "auto"}, "stream": True, "max_output_tokens": 9},
+    ],
+)
+def test_a_body_of_responses_that_is_served_is_described(document: dict[str, Any], body: dict[str, Any]) -> None:
+    body_of(document, RESPONSES).validate(body)
+    assert parse_response(body).request.messages
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"input": []},
+        {"input": [{"role": "tool", "content": "Hi"}]},
+        {"input": [{"type": "function_call", "arguments": "{}"}]},
+        {"input": "Hi", "tools": [{"type": "namespace", "name": "team"}]},
+        {"input": "Hi", "tool_choice": "always"},
+        {"input": "Hi", "text": {"format": {"type": "yaml"}}},
+        {"input": "Hi", "metadata": {"a": 1}},
+        {"input": "Hi", "truncation": "middle"},
+    ],
+)
+async def test_a_body_of_responses_that_is_refused_is_not_described(
+    document: dict[str, Any], body: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError):
+        body_of(document, RESPONSES).validate(body)
+    client = asking(body)
+    await post(ServedCollege([]), client, RESPONSES)
+    assert client.got[0]["status"] == 400
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         (CHAT, {"messages": [{"role": "user", "content": "Hi"}]}),
         (CHAT, {"messages": HISTORY, "tools": TOOLS}),
         (CHAT, {"messages": HISTORY, "functions": [{"name": "f"}]}),
         (COMPLETIONS, {"prompt": "Hi"}),
+        (RESPONSES, {"input": "Hi"}),
+        (RESPONSES, {"input": ITEMS, "tools": FLAT_TOOLS}),
     ],
 )
 async def test_an_answer_is_as_described(document: dict[str, Any], path: str, body: dict[str, Any]) -> None:
     client = asking(body)
-    said = CALLED if "messages" in body and body["messages"] is HISTORY else SAID
+    said = CALLED if HISTORY in body.values() or ITEMS in body.values() else SAID
     await post(ServedCollege([FakeLease([said], "math")]), client, path)
     schema = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     Draft202012Validator(schema).validate(json.loads(client.body))

@@ -16,7 +16,8 @@ from coe.engine.request import Accepted, Delta, Finish, Finished, Reading
 from coe.server.api import answers
 from coe.server.roster.models import Roster, Specialist
 from coe.server.runtime.waiting import lease_wait, reading_wait
-from fakes.college import NOBODY, SAID, FakeLease, ServedCollege, asking, post
+from fakes.asgi import Message, until
+from fakes.college import NOBODY, SAID, Asking, FakeLease, ServedCollege, asking, post
 
 READ = [
     Accepted("", 5),
@@ -102,3 +103,41 @@ async def test_without_that_a_stream_that_waits_has_comments_alone() -> None:
 def test_waits_are_told_in_words() -> None:
     assert lease_wait(loading(0.5), "physics") == "Waiting for room to load physics"
     assert reading_wait(Reading("", 0, 0)) == "Reading the prompt: 0 %"
+
+
+async def test_of_a_response_it_comes_as_a_summary_and_its_events_stay_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "_TELL_EVERY_S", 0.001)
+    client = asking({"input": "Hi", "stream": True})
+    college = SlowCollege(FakeLease([READ], "math"), [NOBODY, loading(1.0, State.WARM)], show_waiting=True)
+    await asyncio.wait_for(post(college, client, "/v1/responses"), 30)
+    told_of = [frame.partition("data: ")[2] for frame in client.body.decode().split("\n\n")]
+    events = [json.loads(data) for data in told_of if data]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events].count("response.created") == 1
+    waited, said = events[-1]["response"]["output"]
+    assert waited["summary"][0]["text"].startswith("Waiting for room to load math\n")
+    assert waited["content"] == []
+    assert said["content"][0]["text"] == "Hello"
+
+
+async def test_a_lease_that_comes_with_the_first_frames_begins_the_stream_once() -> None:
+    college = SlowCollege(FakeLease([SAID], "math"), [NOBODY, NOBODY], show_waiting=True)
+
+    class Watching(Asking):
+        """Has the lease granted while it is sent the first frames."""
+
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if b"response.created" in message.get("body", b""):
+                college.loaded.set()
+                await until(lambda: bool(college.asked))
+                for _ in range(20):  # until the answer has opened
+                    await asyncio.sleep(0)
+
+    body = json.dumps({"input": "Hi", "stream": True}).encode()
+    client = Watching(body, {"content-type": "application/json"})
+    await asyncio.wait_for(post(college, client, "/v1/responses"), 30)
+    assert client.body.count(b"event: response.created\n") == 1
+    assert client.body.count(b"event: response.completed\n") == 1
