@@ -44,6 +44,8 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe serve --roster FILE        serve your own college")
         _out.print('  coe route "a question"         which specialist would answer')
         _out.print("  coe bench --roster FILE        what each specialist takes on this machine")
+        _out.print("  coe launch CLIENT              start Codex, Claude Code, opencode and others on the server")
+        _out.print("  coe export NAME --for ollama   a specialist as a file for other programs")
         _out.print("  coe doctor                     what is missing on this machine\n")
         _out.print("Making a specialist:")
         _out.print("  coe build NAME                 one that the roster describes, from corpus to release")
@@ -194,6 +196,63 @@ def bench(
     path = known_roster(roster)
     code = run(path, names or [], _out, _err, url=url, key=key, rounds=rounds, n_tokens=tokens, as_json=as_json)
     raise typer.Exit(code)
+
+
+@app.command()
+def launch(
+    client: Annotated[
+        str, typer.Argument(help="codex, claude, opencode, qwen, continue, open-webui or aider.", show_default=False)
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: arguments for the client.", show_default=False)
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that is running; the one on port 8000 when left out.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="COE_API_KEYS", help="The server's key, if it wants one.")] = None,
+    model: Annotated[str, typer.Option(help="What the client asks for: `auto`, a specialist or an alias.")] = "auto",
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the settings into the client's own files, and start it with them.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print the settings, and start nothing.")] = False,
+) -> None:
+    """Start a client of others on a running server.
+
+    It is told the address, the key, the model, its context and whether it takes tools, in a temporary folder; its own
+    files stay as they are, unless --save is given.
+    """
+    from .commands.launch.command import launch as run
+
+    code = run(client, arguments or [], _out, _err, url=url, key=key, model=model, saved=save, shown=show)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="The specialist, by its name or an alias.", show_default=False)],
+    program: Annotated[
+        str, typer.Option("--for", help="ollama, gguf (the file alone), llama-swap or lmstudio.", show_default=False)
+    ],
+    roster: RosterOption = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write into; one called as the specialist when left out."),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy a file that is there, too; else it is referred to, or linked.")
+    ] = False,
+) -> None:
+    """Write a specialist's file, and the settings that another program serves it with.
+
+    One that is a mask is cut out of its parent. A program gets what the roster says: sampling, context, length of
+    answers, system prompt, whether it thinks.
+    """
+    from .commands.export.command import Program
+    from .commands.export.command import export as run
+
+    if program not in list(Program):
+        raise typer.BadParameter(f"{program!r} is none of: {', '.join(Program)}.", param_hint="--for")
+    raise typer.Exit(run(known_roster(roster), name, Program(program), folder, _out, _err, copied=copy))
 
 
 @app.command()

@@ -23,7 +23,7 @@ def test_coe_alone_says_what_to_do_next() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["serve", "route", "check", "pull", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "route", "check", "pull", "launch", "export", "doctor"])
 def test_every_command_explains_itself(command: str) -> None:
     result = run_coe(command, "--help", env={"COLUMNS": "120"})
     assert result.returncode == 0

@@ -1,4 +1,4 @@
-"""How an answer is drawn: the fields that OpenAI's APIs share, with those of llama.cpp and vLLM beside them."""
+"""How an answer is drawn: fields that all dialects share, and those of OpenAI's APIs and vLLM beside them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,9 @@ _SAMPLING: Final = (
 MAX_BIASES: Final = 4096
 
 
-class Sampled(Body):
-    """The model, and how its tokens are drawn."""
+class Sampler(Body):
+    """How tokens are drawn, and where they end."""
 
-    model: ModelName = "auto"
-    stream: bool | None = None
-    stop: Stops = ()
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK = None
@@ -47,9 +44,22 @@ class Sampled(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repeat_penalty: RepeatPenalty | None = None
-    repetition_penalty: RepeatPenalty | None = None  # vLLM's name for it
     repeat_last_n: RepeatLastN = None
     seed: Seed = None
+    stop: Stops = ()
+
+    @property
+    def overrides(self) -> dict[str, float]:
+        """What goes to the specialist's rules."""
+        return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+
+
+class Sampled(Sampler):
+    """What OpenAI's APIs have beside it."""
+
+    model: ModelName = "auto"
+    stream: bool | None = None
+    repetition_penalty: RepeatPenalty | None = None  # vLLM's name for repeat_penalty
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
     loop_guard: LoopGuard = None
@@ -57,7 +67,7 @@ class Sampled(Body):
 
 def sampled_request(body: Sampled, **own: Any) -> Request:
     """The request of a body. own: what is not of Sampled. Raises RequestError naming the field."""
-    overrides = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+    overrides = body.overrides
     if body.repetition_penalty is not None:
         overrides.setdefault("repeat_penalty", body.repetition_penalty)
     return Request(

@@ -13,27 +13,10 @@ from pydantic import Field
 
 from ...runtime.errors import RequestError
 from ...runtime.request import Request
-from ..common.fields import (
-    Body,
-    MaxTokens,
-    MinP,
-    ModelName,
-    Penalty,
-    RepeatLastN,
-    RepeatPenalty,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    TopP,
-    validated,
-)
+from ..common.fields import Body, MaxTokens, ModelName, validated
+from ..common.sampling import Sampler
 
 MAX_SNIPPETS: Final = 1000
-_SAMPLING: Final = (
-    *("temperature", "top_p", "top_k", "min_p"),
-    *("presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n"),
-)
 _NOTED: Final = ("samplers", "n_indent", "t_max_predict_ms", "n_probs", "grammar", "json_schema", "lora", "logit_bias")
 
 
@@ -44,7 +27,7 @@ class Snippet(Body):
     text: str
 
 
-class InfillBody(Body):
+class InfillBody(Sampler):
     """input_prefix, input_suffix: what stands before and after the gap. prompt: what was written in the gap so far."""
 
     input_prefix: str = ""
@@ -54,16 +37,6 @@ class InfillBody(Body):
     model: ModelName = "auto"
     stream: bool | None = None
     n_predict: MaxTokens = None
-    stop: Stops = ()
-    seed: Seed = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK = None
-    min_p: MinP | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    repeat_last_n: RepeatLastN = None
 
 
 def parse_infill(body: Mapping[str, Any]) -> Request:
@@ -77,7 +50,7 @@ def parse_infill(body: Mapping[str, Any]) -> Request:
         suffix=parsed.input_suffix,
         snippets=tuple(snippet.model_dump() for snippet in parsed.input_extra or ()),
         stream=bool(parsed.stream),
-        overrides={name: value for name in _SAMPLING if (value := getattr(parsed, name)) is not None},
+        overrides=parsed.overrides,
         max_tokens=parsed.n_predict,
         stop=parsed.stop,
         seed=parsed.seed,

@@ -11,20 +11,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
-from ..common.fields import (
-    MAX_INT,
-    Body,
-    MinP,
-    Penalty,
-    RepeatLastN,
-    RepeatPenalty,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    TopP,
-    whole,
-)
+from ..common.fields import MAX_INT, whole
+from ..common.sampling import Sampler
 from ..openai.extras import near
 
 MAX_OPTIONS: Final = 100
@@ -36,33 +24,12 @@ def _unlimited(value: Any) -> Any:
     return None if type(value := whole(value)) is int and value < 0 else value
 
 
-class Options(Body):
+class Options(Sampler):
     """Those that are served."""
 
     num_predict: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_unlimited)] = None
     num_ctx: Annotated[Annotated[int, Field(ge=0, le=MAX_INT)], BeforeValidator(whole)] | None = None
-    temperature: Temperature | None = None
-    top_k: TopK = None
-    top_p: TopP | None = None
-    min_p: MinP | None = None
-    repeat_last_n: RepeatLastN = None
-    repeat_penalty: RepeatPenalty | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed = None
-    stop: Stops = ()
 
-    @property
-    def overrides(self) -> dict[str, float]:
-        """What goes to the specialist's rules."""
-        return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-
-
-# Under its own name.
-_SAMPLING: Final = (
-    *("temperature", "top_k", "top_p", "min_p"),
-    *("repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
-)
 
 # How a model is loaded, which the roster says.
 _OF_LOADS: Final = (

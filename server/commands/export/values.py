@@ -1,0 +1,82 @@
+"""What is exported: a specialist's file, and what its roster says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coe.engine.gguf.records import Records, text
+from coe.engine.spec import LoadSpec, Sampling, Thinking
+
+from ...roster.models import Specialist
+
+_GEMMA4 = ("<|turn>", "<|channel>")
+_SWITCH = "enable_thinking"  # the variable by which chat templates are told
+
+
+class ExportError(Exception):
+    """Something cannot be exported; says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A specialist, as a program is told of it that loads its file.
+
+    file:     absolute; parts: how many files it is split into.
+    experts:  whether it is a mixture of them.
+    gemma4:   whether its prompts have the form of Gemma 4's.
+    switch:   whether its chat template has one that turns thinking off.
+    licence, notice: for people to read.
+    """
+
+    name: str
+    file: Path
+    load: LoadSpec
+    sampling: Sampling
+    thinking: Thinking
+    architecture: str
+    experts: bool
+    gemma4: bool
+    switch: bool
+    parts: int = 1
+    title: str = ""
+    system_prompt: str | None = None
+    max_tokens: int | None = None
+    tools: bool = True
+    licence: str | None = None
+    notice: str | None = None
+
+    @classmethod
+    def of(cls, specialist: Specialist, file: Path, parts: int, records: Records, notice: str | None) -> Card:
+        """By its entry of the roster, and the keys of its file's header."""
+        architecture = text(records.get("general.architecture")) or ""
+        template = text(records.get("tokenizer.chat_template")) or ""
+        return cls(
+            name=specialist.name,
+            file=file,
+            load=specialist.load_spec(file),
+            sampling=specialist.default_sampling(),
+            thinking=specialist.thinking_policy(),
+            architecture=architecture,
+            experts=f"{architecture}.expert_count" in records,
+            gemma4=all(token in template for token in _GEMMA4),
+            switch=_SWITCH in template,
+            parts=parts,
+            title=specialist.description or "",
+            system_prompt=specialist.system_prompt,
+            max_tokens=specialist.max_tokens,
+            tools=specialist.tools not in ("ignore", "refuse"),
+            licence=specialist.licence,
+            notice=notice,
+        )
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is written for a program. files: by their paths within the folder; notes: what it cannot be told, a sentence
+    each; then: the next commands to run."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()

@@ -1,0 +1,190 @@
+"""`coe export`: a mask becomes a file that answers as the mask does; files are referred to, linked or copied."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from coe.engine.gguf.records import read_records, text
+from coe.server.cli import app
+from fakes.demo_college import MASKS, college_roster
+from fakes.full_disk import files_of_at_most
+from fakes.server_process import ServerProcess, write_roster
+
+QUESTIONS = ("What is 27 + 35?", "What is 48 - 11?", "Solve x + 3 = 9.")
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.chdir(tmp_path)
+
+
+def coe(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def done(*arguments: str | Path) -> str:
+    result = coe(*arguments)
+    assert result.exit_code == 0, result.output
+    return str(result.stdout)
+
+
+def refused(*arguments: str | Path) -> str:
+    result = coe(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    [line] = [line for line in result.stderr.splitlines() if line.strip() and "━" not in line]
+    return str(line)
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """A roster of the demo's masks."""
+    return college_roster(tmp_path / "roster")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A roster of specialists with files: one, one in two parts, and one that is not there."""
+    models = tmp_path / "models"
+    models.mkdir()
+    parent = MASKS["math"].parents[1] / "college-parent.gguf"
+    for name in ("one.gguf", "two-00001-of-00002.gguf", "two-00002-of-00002.gguf"):
+        (models / name).write_bytes(parent.read_bytes())
+    entries = {
+        name: {"package": None, "pattern": None, "file": f"{file}.gguf", "aliases": [f"the-{name}"]}
+        for name, file in (("one", "one"), ("two", "two-00001-of-00002"), ("absent", "absent"))
+    }
+    return write_roster(tmp_path / "roster", entries, models_dir=str(models))
+
+
+@pytest.mark.server
+def test_an_exported_mask_answers_as_the_mask_does(masks: Path, tmp_path: Path) -> None:
+    said = done("math", "--for", "gguf", "-r", masks, "-o", "out")
+    assert "32 of 64 experts" in said
+    assert f"Next: llama-server -m {tmp_path / 'out/math.gguf'} -c 512" in said
+    roster = yaml.safe_load(masks.read_text())
+    exported = {**roster["specialists"][0], "name": "exported", "file": str(tmp_path / "out/math.gguf")}
+    del exported["mask"]
+    roster["specialists"].append(exported)
+    masks.write_text(yaml.safe_dump(roster))
+    with ServerProcess(masks) as server:
+        for question in QUESTIONS:
+            answers = [server.chat(question, model=name, max_tokens=40).json() for name in ("math", "exported")]
+            [mask, file] = [answer["choices"][0]["message"]["content"] for answer in answers]
+            assert mask == file
+            assert mask
+
+
+def test_a_file_that_is_there_is_not_cut_again_and_one_of_another_mask_is(masks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "math/math.gguf"
+    done("math", "--for", "gguf", "-r", masks)
+    before, made_by = path.stat(), text(read_records(path)["coe.surgery.mask_sha256"])
+    assert "is there already" in done("math", "--for", "ollama", "-r", masks)
+    assert path.stat().st_ino == before.st_ino
+
+    roster = yaml.safe_load(masks.read_text())
+    roster["specialists"][0]["mask"] = str(MASKS["chemistry"])
+    masks.write_text(yaml.safe_dump(roster))
+    assert "32 of 64" in done("math", "--for", "ollama", "-r", masks)
+    assert text(read_records(path)["coe.surgery.mask_sha256"]) not in (None, made_by)
+
+
+def test_a_modelfile_lies_beside_and_an_older_one_that_was_changed_is_kept(masks: Path, tmp_path: Path) -> None:
+    said = done("math", "--for", "ollama", "-r", masks)
+    path = tmp_path / "math/Modelfile"
+    assert f"Next: ollama create math -f {path}" in said
+    assert "FROM ./math.gguf" in path.read_text()
+    assert "as it was" not in done("math", "--for", "ollama", "-r", masks)
+    path.write_text("FROM mine\n")
+    assert f"as it was: {path}.bak" in done("math", "--for", "ollama", "-r", masks)
+    assert path.with_name("Modelfile.bak").read_text() == "FROM mine\n"
+
+
+def test_a_file_that_no_mask_made_is_not_written_over(masks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "math/math.gguf"
+    path.parent.mkdir()
+    path.write_bytes(b"precious")
+    assert "was not cut" in refused("math", "--for", "gguf", "-r", masks)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_full_disk_leaves_nothing_half_written(masks: Path, tmp_path: Path) -> None:
+    with files_of_at_most(MIB):
+        assert "could not be written to its end" in refused("math", "--for", "ollama", "-r", masks)
+    assert list((tmp_path / "math").iterdir()) == []
+
+
+def test_a_file_is_referred_to_by_its_path(files: Path, tmp_path: Path) -> None:
+    file = tmp_path / "models/one.gguf"
+    assert f"{file} is referred to where it lies; --copy" in done("the-one", "--for", "ollama", "-r", files)
+    assert f"FROM {file}" in (tmp_path / "one/Modelfile").read_text()
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["Modelfile"]
+    assert f"-m {file}" in done("one", "--for", "gguf", "-r", files, "-o", "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_is_copied_whole_and_once(files: Path, tmp_path: Path) -> None:
+    file, copy = tmp_path / "models/one.gguf", tmp_path / "one/one.gguf"
+    assert f"{copy} is a copy of {file}" in done("one", "--for", "ollama", "--copy", "-r", files)
+    assert copy.read_bytes() == file.read_bytes()
+    assert "FROM ./one.gguf" in (tmp_path / "one/Modelfile").read_text()
+    inode = copy.stat().st_ino
+    done("one", "--for", "ollama", "--copy", "-r", files)
+    assert copy.stat().st_ino == inode
+    os.utime(copy, (1, 1))
+    assert "is another file" in refused("one", "--for", "ollama", "--copy", "-r", files)
+
+
+def test_a_copy_that_finds_no_room_leaves_nothing(files: Path, tmp_path: Path) -> None:
+    with files_of_at_most(MIB):
+        assert "File too large" in refused("one", "--for", "gguf", "--copy", "-r", files)
+    assert list((tmp_path / "one").iterdir()) == []
+
+
+def test_lm_studio_finds_a_link_two_levels_down(files: Path, tmp_path: Path) -> None:
+    link = tmp_path / "one/models/coe/one-gguf/one.gguf"
+    for _ in range(2):
+        assert f"{link} is a link to" in done("one", "--for", "lmstudio", "-r", files)
+        assert link.readlink() == tmp_path / "models/one.gguf"
+    assert (tmp_path / "one/hub/models/coe/one/model.yaml").is_file()
+    done("one", "--for", "lmstudio", "--copy", "-r", files)
+    assert not link.is_symlink()
+
+
+def test_parts_keep_their_names_and_are_all_there(files: Path, tmp_path: Path) -> None:
+    said = done("two", "--for", "ollama", "--copy", "-r", files)
+    assert "split into 2 files" in said
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {"two-00001-of-00002.gguf", "two-00002-of-00002.gguf", "Modelfile"}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("absent", "absent.gguf"), ("poetry", "no specialist 'poetry'.*one, two, absent")]
+)
+def test_what_cannot_be_exported_says_why(files: Path, name: str, told: str) -> None:
+    assert re.search(told, refused(name, "--for", "gguf", "-r", files))
+
+
+def test_a_mask_whose_parent_is_not_there_says_so(tmp_path: Path) -> None:
+    roster = college_roster(tmp_path / "roster", parent=tmp_path / "gone.gguf")
+    assert "parent of math is not there" in refused("math", "--for", "gguf", "-r", roster)
+
+
+def test_a_roster_with_mistakes_names_them(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("specialists: 3\n")
+    assert "specialists" in refused("math", "--for", "gguf", "-r", "bad.yaml")
+
+
+def test_another_program_is_none_that_is_known(masks: Path) -> None:
+    result = coe("math", "--for", "vllm", "-r", masks)
+    assert result.exit_code == 2
+    assert "ollama" in result.output
