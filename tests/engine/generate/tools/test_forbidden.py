@@ -69,7 +69,7 @@ def answered(
     return (
         "".join(delta.text for delta in found),
         [c for d in found for c in d.calls],
-        sequence.finished(sequence.finish),
+        sequence.finished(sequence.finish, 0.0),
     )
 
 
@@ -124,7 +124,7 @@ def test_a_banned_opening_counts_where_it_is_spelt(tokens: LocalEngine, monkeypa
     monkeypatch.setattr(sequence.sampler, "sample", lambda *_: next(drawn))
     while sequence.finish is None:
         sequence.advance(tokens.context, 0)
-    finished = sequence.finished(sequence.finish)
+    finished = sequence.finished(sequence.finish, 0.0)
     sequence.close()
     prompts.close()
     assert finished.forbidden_calls == 1
