@@ -10,16 +10,17 @@ from coe.engine.files import written_beside
 _MOST_COPIES: Final = 10_000
 
 
-def write_keeping(path: Path, text: str, *, mode: int) -> Path | None:
+def write_keeping(path: Path, text: str, *, mode: int, private: bool = False) -> Path | None:
     """Write a text file whole; gives the copy of what was there, None where there was nothing or it said the same.
 
-    mode: of a new file; one that is there keeps its own. Raises OSError.
+    mode: of a new file; one that is there keeps its own. private: others get no rights, to the copy neither, whatever
+    the file had. Raises OSError.
     """
     path = path.resolve()  # the file behind a link, and not the link, is what is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     copy = None
     if path.exists():
-        before, mode = path.read_bytes(), path.stat().st_mode & 0o777
+        before, mode = path.read_bytes(), path.stat().st_mode & (0o600 if private else 0o777)
         if before == text.encode():
             return None
         copy = _free_name(path)

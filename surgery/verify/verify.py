@@ -78,6 +78,7 @@ def verify(
     text_tokens: Sequence[int] | None = None,
     shared_scale: float | None = None,
     load: LoadSpec | None = None,
+    run: bool = True,
     progress: OnStage | None = None,
 ) -> Verification:
     """Hold a specialist against its parent.
@@ -85,6 +86,7 @@ def verify(
     text_tokens:  what both are run on; tokens of a text of ours when not given.
     shared_scale: what the shared expert was scaled by, for a file that does not say it itself.
     load:         how both are loaded; on the CPU when not given.
+    run:          whether both are run as well; without, what stands in the files is all that is compared.
     progress:     the steps are "hash", "tensors" and "logits".
 
     Raises ModelFileError for a file that cannot be read, ParentMismatchError for a mask of another parent.
@@ -108,7 +110,7 @@ def verify(
     agreement = None
     if problems:
         notes.append("It was not run, since it differs from what it should be already.")
-    else:
+    elif run:
         why = "its shared expert is scaled" if scale is not None else ""
         why = "its weights were quantised anew" if tensors.requantised else why
         if why:

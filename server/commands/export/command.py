@@ -21,7 +21,7 @@ from ...roster.source import RosterError
 from .._bars import Bars
 from .._keeping import write_keeping
 from .._lines import print_line
-from .llama_swap import swap_entry
+from .llama_swap import embedding, swap_entry
 from .lmstudio import model_folder, virtual_model
 from .ollama import modelfile
 from .placing import Placed, place_cut, place_file
@@ -110,7 +110,10 @@ def _place(
 
 def _alone(card: Card, folder: Path) -> Sheet:
     """The file and nothing else."""
-    return Sheet(then=(f"llama-server -m {shlex.quote(str(card.file))} -c {card.load.context_tokens}",))
+    command = ["llama-server", "-m", str(card.file), "-c", str(card.load.context_tokens)]
+    if card.load.embeddings:
+        command += [word for flag in embedding(card) for word in flag]
+    return Sheet(then=(shlex.join(command),))
 
 
 _SHEETS: Final[dict[Program, Callable[[Card, Path], Sheet]]] = {

@@ -58,7 +58,16 @@ def flags(card: Card) -> list[list[str]]:
         found.append(["--no-mmap"])
     if load.threads:
         found.append(["--threads", str(load.threads)])
-    return [*found, ["--embeddings"]] if load.embeddings else found + _answering(card)
+    return found + (embedding(card) if load.embeddings else _answering(card))
+
+
+def embedding(card: Card) -> list[list[str]]:
+    """Those of a model made for embeddings. One that reads each text at once refuses what does not fit into one
+    physical batch, of 512 tokens where nothing is said; the logical one must not be larger."""
+    found = [["--embeddings"]]
+    if card.batch_tokens is not None:
+        found += [["--batch-size", str(card.batch_tokens)], ["--ubatch-size", str(card.batch_tokens)]]
+    return found
 
 
 def _answering(card: Card) -> list[list[str]]:

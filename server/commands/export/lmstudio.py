@@ -26,6 +26,40 @@ def model_folder(name: str) -> str:
 
 def virtual_model(card: Card, folder: Path) -> Sheet:
     """model.yaml: what is to be loaded, and by which settings."""
+    operation = {} if card.load.embeddings else _operation(card)
+    model: dict[str, Any] = {
+        "model": f"{PUBLISHER}/{card.name}",
+        "base": f"{PUBLISHER}/{card.name}-gguf",
+        "metadataOverrides": {
+            "domain": "embedding" if card.load.embeddings else "llm",
+            "architectures": [card.architecture],
+            "contextLengths": [card.load.context_tokens],
+            "vision": False,
+            "reasoning": card.thinking.mode is not ThinkingMode.OFF,
+            "trainedForToolUse": card.tools and not card.load.embeddings,
+        },
+        "config": {"operation": {"fields": _fields(operation)}, "load": {"fields": _fields(_load(card))}},
+    }
+    if card.switch:
+        model["customFields"] = [_thinking(card)]
+    text = yaml.safe_dump(model, sort_keys=False, allow_unicode=True)
+    path = f"hub/models/{PUBLISHER}/{card.name}/model.yaml"
+    then = [] if folder.name == ".lmstudio" else [f"cp -R {shlex.quote(str(folder))}/. ~/.lmstudio/"]
+    return Sheet({path: text}, tuple(_notes(card)), (*then, f"lms load {PUBLISHER}/{card.name}"))
+
+
+def _load(card: Card) -> dict[str, Any]:
+    """How it is loaded: models made for embeddings have keys of their own."""
+    if not card.load.embeddings:
+        return {"llm.load.contextLength": card.load.context_tokens}
+    found = {"embedding.load.contextLength": card.load.context_tokens}
+    if card.batch_tokens is not None:
+        found["embedding.load.llama.evalBatchSize"] = card.batch_tokens
+    return found
+
+
+def _operation(card: Card) -> dict[str, Any]:
+    """How it answers."""
     sampling = card.sampling
     operation: dict[str, Any] = {
         "llm.prediction.temperature": sampling.temperature,
@@ -38,28 +72,7 @@ def virtual_model(card: Card, folder: Path) -> Sheet:
     }
     if card.system_prompt:
         operation["llm.prediction.systemPrompt"] = card.system_prompt
-    model: dict[str, Any] = {
-        "model": f"{PUBLISHER}/{card.name}",
-        "base": f"{PUBLISHER}/{card.name}-gguf",
-        "metadataOverrides": {
-            "domain": "embedding" if card.load.embeddings else "llm",
-            "architectures": [card.architecture],
-            "contextLengths": [card.load.context_tokens],
-            "vision": False,
-            "reasoning": card.thinking.mode is not ThinkingMode.OFF,
-            "trainedForToolUse": card.tools,
-        },
-        "config": {
-            "operation": {"fields": _fields(operation)},
-            "load": {"fields": _fields({"llm.load.contextLength": card.load.context_tokens})},
-        },
-    }
-    if card.switch:
-        model["customFields"] = [_thinking(card)]
-    text = yaml.safe_dump(model, sort_keys=False, allow_unicode=True)
-    path = f"hub/models/{PUBLISHER}/{card.name}/model.yaml"
-    then = [] if folder.name == ".lmstudio" else [f"cp -R {shlex.quote(str(folder))}/. ~/.lmstudio/"]
-    return Sheet({path: text}, tuple(_notes(card)), (*then, f"lms load {PUBLISHER}/{card.name}"))
+    return operation
 
 
 def _fields(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -40,8 +40,10 @@ def modelfile(card: Card, folder: Path) -> Sheet:
             f"It is split into {card.parts} files, and Ollama takes one: llama-gguf-split --merge FIRST WHOLE makes "
             "it; then write WHOLE behind FROM."
         )
-    then = (f"ollama create {card.name} -f {shlex.quote(str(folder / _FILE))}", f"ollama run {card.name}")
-    return Sheet({_FILE: "\n".join(lines) + "\n"}, tuple(notes), then)
+    then = [f"ollama create {card.name} -f {shlex.quote(str(folder / _FILE))}"]
+    if not card.load.embeddings:  # which are asked at /api/embed
+        then.append(f"ollama run {card.name}")
+    return Sheet({_FILE: "\n".join(lines) + "\n"}, tuple(notes), tuple(then))
 
 
 def _from(card: Card, folder: Path) -> str:
@@ -78,6 +80,8 @@ def _parameters(card: Card) -> dict[str, str]:
     if not load.embeddings:
         # Without an end an answer goes on beyond the context, whose beginning is thrown away.
         found |= {**_sampling(card.sampling), "num_predict": card.max_tokens or load.context_tokens}
+    if card.batch_tokens is not None:
+        found["num_batch"] = card.batch_tokens
     if load.gpu_layers >= 0:
         found["num_gpu"] = load.gpu_layers
     if load.threads:

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from coe.engine.errors import EngineError
 from coe.engine.files import open_regular, share_like, shared_folder, written_beside
-from coe.engine.gguf.records import read_records, text
 from coe.engine.units import size_text
-from coe.surgery.cut.cut import KEY, CutReport, OnStage, cut, identify, mask_sha256
+from coe.surgery.cut.cut import CutReport, OnStage, cut, identify
 from coe.surgery.formats import read_mask
 from coe.surgery.parent import Parent
 
 from ...roster.models import Roster, Specialist
+from .there import look_at
 from .values import ExportError
 
 _CHUNK: Final = 8 * 2**20
@@ -33,8 +32,8 @@ class Placed:
 
 
 def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnStage) -> Placed:
-    """Cut what a mask keeps into a file, unless it is there already. Raises ExportError, SurgeryError, EngineError and
-    OSError; a file that was there is as it was then."""
+    """Cut what a mask keeps into a file, unless it is there already, and sound. Raises ExportError, SurgeryError,
+    EngineError and OSError; a file that was there is as it was then."""
     assert specialist.mask is not None
     assert roster.parent is not None, "a roster with masks and no parent does not load"
     location = roster.parent.location(roster.models_path)
@@ -43,32 +42,21 @@ def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnSta
     parent = Parent.open(location.path)
     identity = identify(parent, progress)
     mask = read_mask(Path(specialist.mask), identity)
+    told: list[str] = []
     if out.exists():
-        if (there := _cut_of(out)) is None:
-            raise ExportError(f"{out} is there, and was not cut out of a parent. Give another folder, or remove it.")
-        if there == (identity.sha256, mask_sha256(mask)):
-            return Placed(out, 1, (f"{out} is there already.",))
+        there = look_at(out, parent, identity, mask, progress)
+        told.append(there.told)
+        if there.wanted:
+            return Placed(out, 1, tuple(told))
     shared_folder(out.parent)
     report = cut(parent, mask, out, progress=progress)
     share_like(out, parent.path)
-    return Placed(out, 1, (_told(report), *report.notes))
+    return Placed(out, 1, (*told, _told(report), *report.notes))
 
 
 def _told(report: CutReport) -> str:
     share = f"{report.n_keep} of {report.n_expert} experts"
     return f"{report.path}: {share}, {size_text(report.n_bytes)} of the parent's {size_text(report.parent_bytes)}."
-
-
-def _cut_of(path: Path) -> tuple[str | None, str | None] | None:
-    """The hashes of the parent and the mask that a file was cut by; None for any other file. One that was brought to
-    another file type afterwards, or scaled, is none that could be cut again."""
-    try:
-        records = read_records(path)
-    except EngineError:
-        return None
-    if KEY + "mask_sha256" not in records or KEY + "quantized" in records or KEY + "shared_scale" in records:
-        return None
-    return text(records[KEY + "parent_sha256"]), text(records[KEY + "mask_sha256"])
 
 
 def place_file(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coe.engine.gguf.records import Records, text
 from coe.engine.spec import LoadSpec, Sampling, Thinking
 
 from ...roster.models import Specialist
+from .texts import is_read_whole, longest_text
 
 _GEMMA4 = ("<|turn>", "<|channel>")
 _SWITCH = "enable_thinking"  # the variable by which chat templates are told
@@ -27,6 +28,8 @@ class Card:
     experts:  whether it is a mixture of them.
     gemma4:   whether its prompts have the form of Gemma 4's.
     switch:   whether its chat template has one that turns thinking off.
+    load:     how it is loaded; of a model made for embeddings the context is the longest text that it takes.
+    batch_tokens: what a physical batch has to hold, for a model that reads each text at once; None for others.
     licence, notice: for people to read.
     """
 
@@ -46,16 +49,22 @@ class Card:
     tools: bool = True
     licence: str | None = None
     notice: str | None = None
+    batch_tokens: int | None = None
 
     @classmethod
     def of(cls, specialist: Specialist, file: Path, parts: int, records: Records, notice: str | None) -> Card:
         """By its entry of the roster, and the keys of its file's header."""
         architecture = text(records.get("general.architecture")) or ""
         template = text(records.get("tokenizer.chat_template")) or ""
+        load, batch_tokens = specialist.load_spec(file), None
+        if load.embeddings:
+            longest = longest_text(records, load.context_tokens)
+            load = replace(load, context_tokens=longest, cache_tokens=longest)
+            batch_tokens = longest if is_read_whole(records) else None
         return cls(
             name=specialist.name,
             file=file,
-            load=specialist.load_spec(file),
+            load=load,
             sampling=specialist.default_sampling(),
             thinking=specialist.thinking_policy(),
             architecture=architecture,
@@ -69,6 +78,7 @@ class Card:
             tools=specialist.tools not in ("ignore", "refuse"),
             licence=specialist.licence,
             notice=notice,
+            batch_tokens=batch_tokens,
         )
 
 

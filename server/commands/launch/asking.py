@@ -47,8 +47,8 @@ def ask_server(url: str, key: str, model: str, transport: httpx.BaseTransport | 
             response = client.get("/v1/models")
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 raise LaunchError(
-                    f"{url} wants {'another key' if key else 'a key'}: give one with --key, or in {CHAT_VARIABLE}. "
-                    f"One that a server here made for itself stands in {state_folder() / 'api-key'}."
+                    f"{url} wants {'another key' if key else 'a key'}: give one with --key, or in {CHAT_VARIABLE}."
+                    f"{_made_here()}"
                 )
             cards = response.raise_for_status().json()["data"]
             by_name = {str(card["id"]): card for card in cards if card["coe"]["available"]}
@@ -79,6 +79,12 @@ def served_of(
     # `auto` first, where it is not what was chosen.
     embeds = any("embedding" in card["capabilities"] for card in cards.values())
     return Served(url, key, chosen, tuple(sorted(named, key=lambda one: one.name != AUTO)), embeds)
+
+
+def _made_here() -> str:
+    """Where the key stands that a server here made for itself, as a further sentence; "" where none did."""
+    file = state_folder() / "api-key"
+    return f" One that a server here made for itself stands in {file}." if file.is_file() else ""
 
 
 def _chats(card: Mapping[str, Any]) -> bool:

@@ -102,8 +102,11 @@ def doubts(client: Client, served: Served) -> list[str]:
 def _launch_saved(client: Client, executable: str, served: Served, arguments: Sequence[str], err: Console) -> int:
     with temporary_place() as place:
         saving = client.saving(served, place, os.environ)
-        for path, copy in save(plan(saving.edits)):
-            print_line(err, f"Written: {path}{f' (as it was: {copy})' if copy else ''}")
+        for saved in save(plan(saving.edits), served.key):
+            if saved.written:
+                print_line(err, f"Written: {saved.path}{f' (as it was: {saved.copy})' if saved.copy else ''}")
+            for path in saved.closed:
+                print_line(err, f"Others could read {path}: the server's key stands in it, and it is yours alone now.")
         if saving.kept is not None:
             saving.kept.mkdir(parents=True, exist_ok=True, mode=0o700)
             print_line(err, f"{client.title} keeps its settings in no file; its data stay in {saving.kept}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +62,57 @@ def _read(path: Path) -> str:
         raise LaunchError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def save(changes: Sequence[Change]) -> Iterator[tuple[Path, Path | None]]:
-    """Write what changes; gives each file, and the copy of what was there. Raises LaunchError.
+@dataclass(frozen=True)
+class Saved:
+    """What became of a file. copy: of what was there; None where there was nothing, or nothing to write.
 
-    A new file is the user's alone: a key may stand in it.
+    closed: files with a key that others could read, and cannot any longer.
+    """
+
+    path: Path
+    copy: Path | None
+    written: bool
+    closed: tuple[Path, ...] = ()
+
+
+def save(changes: Sequence[Change], key: str = "") -> Iterator[Saved]:
+    """Write what changes; gives each file that was written or closed. Raises LaunchError.
+
+    key: the server's. A file that it stands in is the user's alone afterwards, and so are the copies beside it.
+    A new file is the user's alone in any case.
     """
     for change in changes:
-        if not change.changes:
-            continue
-        try:
-            copy = write_keeping(change.path, change.after, mode=0o600)
-        except OSError as error:
-            raise LaunchError(f"{change.path} cannot be written: {error.strerror}.") from error
-        yield change.path, copy
+        private = _holds(change.after, key)
+        was_open = change.before is not None and _is_open(change.path)
+        copy = None
+        if change.changes:
+            try:
+                copy = write_keeping(change.path, change.after, mode=0o600, private=private)
+            except OSError as error:
+                raise LaunchError(f"{change.path} cannot be written: {error.strerror}.") from error
+        closed = _closed(change.path, key) if private else []
+        if private and was_open and not _is_open(change.path):
+            closed = [change.path, *(one for one in closed if one != change.path)]
+        if change.changes or closed:
+            yield Saved(change.path, copy, change.changes, tuple(closed))
+
+
+def _holds(text: str, key: str) -> bool:
+    """Whether a key stands in a file, as it is or as JSON and YAML write it in quotes."""
+    return bool(key) and any(one in text for one in (key, json.dumps(key)[1:-1], key.replace("'", "''")))
+
+
+def _is_open(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o077)
+
+
+def _closed(path: Path, key: str) -> list[Path]:
+    """Close a file and its copies of earlier times to others, where the key stands in them; gives those closed."""
+    found = []
+    for one in (path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.bak*"))):
+        with suppress(OSError, LaunchError):  # somebody else's, or a file system without rights
+            if _is_open(one) and _holds(_read(one), key):
+                one.chmod(one.stat().st_mode & 0o600)
+                if not _is_open(one):
+                    found.append(one)
+    return found

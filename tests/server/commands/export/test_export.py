@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,17 @@ from typer.testing import CliRunner
 
 from coe.engine.gguf.records import read_records, text
 from coe.server.cli import app
+from coe.surgery.cut.cut import cut
+from coe.surgery.formats import read_mask
+from coe.surgery.parent import Parent
 from fakes.demo_college import MASKS, college_roster
 from fakes.full_disk import files_of_at_most
+from fakes.random_encoder import write_decoder, write_encoder
 from fakes.server_process import ServerProcess, write_roster
 
 QUESTIONS = ("What is 27 + 35?", "What is 48 - 11?", "Solve x + 3 = 9.")
 MIB = 2**20
+PARENT = MASKS["math"].parents[1] / "college-parent.gguf"
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +119,108 @@ def test_a_file_that_no_mask_made_is_not_written_over(masks: Path, tmp_path: Pat
     path = tmp_path / "math/math.gguf"
     path.parent.mkdir()
     path.write_bytes(b"precious")
-    assert "was not cut" in refused("math", "--for", "gguf", "-r", masks)
+    assert "nothing says that it was cut here" in refused("math", "--for", "gguf", "-r", masks)
     assert path.read_bytes() == b"precious"
+    path.write_bytes(PARENT.read_bytes())
+    assert "was not cut out of a parent" in refused("math", "--for", "gguf", "-r", masks)
+    assert path.read_bytes() == PARENT.read_bytes()
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, MIB)
+
+
+def _with_more_behind(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(4096))
+
+
+def _with_other_bytes_within(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) * 3 // 4
+    content[middle : middle + 64] = bytes(byte ^ 1 for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_truncated, "truncated: it has 1,048,576 bytes"),
+        (_with_more_behind, "bytes and its tensors need"),
+        (_with_other_bytes_within, r"bytes that no expert|other bytes than the parent"),
+    ],
+)
+def test_a_cut_that_was_damaged_is_cut_again_and_why_is_said(
+    damage: Callable[[Path], None], told: str, masks: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "math/math.gguf"
+    done("math", "--for", "gguf", "-r", masks)
+    sound = path.read_bytes()
+    damage(path)
+    assert re.search(f"was damaged, and is cut again: .*({told})", done("math", "--for", "gguf", "-r", masks))
+    assert path.read_bytes() == sound
+    assert "is there already, with the parent's bytes" in done("math", "--for", "gguf", "-r", masks)
+
+
+def test_a_damaged_file_whose_origin_cannot_be_read_is_refused_with_the_damage(masks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "math/math.gguf"
+    done("math", "--for", "gguf", "-r", masks)
+    os.truncate(path, 1000)
+    said = refused("math", "--for", "gguf", "-r", masks)
+    assert "nothing says that it was cut here" in said
+    assert "damaged" in said or "ends within its header" in said
+    assert path.stat().st_size == 1000
+
+
+@pytest.mark.server
+def test_a_cut_of_another_file_type_is_refused_with_the_true_reason(masks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "math/math.gguf"
+    path.parent.mkdir()
+    parent = Parent.open(PARENT)
+    mask = read_mask(MASKS["math"], parent.identity(lambda count: None))
+    cut(parent, mask, path, quantize="Q8_0")
+    before = path.read_bytes()
+    assert "another file type" in refused("math", "--for", "gguf", "-r", masks)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("context", "longest"), [(2048, "64"), (32, "32")], ids=["more than it was trained on", "less"]
+)
+def test_a_model_for_embeddings_is_told_the_longest_text_that_it_takes(
+    context: int, longest: str, tmp_path: Path
+) -> None:
+    file = write_encoder(tmp_path / "bert.gguf")
+    roster = embedding_roster(tmp_path, file, context)
+    [line] = [line for line in done("bert", "--for", "gguf", "-r", roster).splitlines() if line.startswith("Next:")]
+    flags = f"--embeddings --batch-size {longest} --ubatch-size {longest}"
+    assert line == f"Next: llama-server -m {file} -c {longest} {flags}"
+
+    said = done("bert", "--for", "ollama", "-r", roster)
+    modelfile = (tmp_path / "bert/Modelfile").read_text()
+    assert f"PARAMETER num_ctx {longest}\nPARAMETER num_batch {longest}\n" in modelfile
+    assert "ollama run" not in said
+
+    done("bert", "--for", "llama-swap", "-r", roster)
+    swap = yaml.safe_load((tmp_path / "bert/llama-swap.yaml").read_text())["models"]["bert"]["cmd"]
+    assert f"--ctx-size {longest}\n" in swap
+    assert flags.replace(" --", "\n--") in swap
+
+    done("bert", "--for", "lmstudio", "-r", roster)
+    model = yaml.safe_load((tmp_path / "bert/hub/models/coe/bert/model.yaml").read_text())
+    keys = ("embedding.load.contextLength", "embedding.load.llama.evalBatchSize")
+    assert model["config"]["load"]["fields"] == [{"key": key, "value": int(longest)} for key in keys]
+    assert model["config"]["operation"]["fields"] == []
+
+
+def test_a_model_that_reads_texts_in_pieces_needs_no_batch_of_their_length(tmp_path: Path) -> None:
+    file = write_decoder(tmp_path / "qwen.gguf")
+    said = done("bert", "--for", "gguf", "-r", embedding_roster(tmp_path, file, 2048))
+    assert f"Next: llama-server -m {file} -c 2048 --embeddings\n" in said
+
+
+def embedding_roster(folder: Path, file: Path, context: int) -> Path:
+    entry = {"package": None, "pattern": None, "file": str(file), "embeddings": True, "context_tokens": context}
+    return write_roster(folder / "roster", {"bert": entry})
 
 
 def test_a_full_disk_leaves_nothing_half_written(masks: Path, tmp_path: Path) -> None:

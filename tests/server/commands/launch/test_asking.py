@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -83,10 +85,25 @@ def test_where_nothing_can_be_served_there_is_nothing_to_launch() -> None:
 
 def test_a_key_is_asked_for_by_name() -> None:
     assert ask(AUTO, key="k", wanted="k").key == "k"
-    with pytest.raises(LaunchError, match=r"wants a key.*--key.*COE_API_KEYS.*api-key"):
+    with pytest.raises(LaunchError, match=r"wants a key.*--key.*COE_API_KEYS"):
         ask(AUTO, wanted="k")
     with pytest.raises(LaunchError, match="wants another key"):
         ask(AUTO, key="x", wanted="k")
+
+
+@pytest.mark.parametrize("key", ["", "x"])
+def test_the_key_that_a_server_made_for_itself_is_told_of_where_there_is_one(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(LaunchError) as none:
+        ask(AUTO, key=key, wanted="k")
+    assert "api-key" not in str(none.value)
+    file = tmp_path / "coe/api-key"
+    file.parent.mkdir()
+    file.write_text("k")
+    with pytest.raises(LaunchError, match=re.escape(f"made for itself stands in {file}.")):
+        ask(AUTO, key=key, wanted="k")
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "ключ"])

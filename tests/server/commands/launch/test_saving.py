@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from coe.server.commands.launch.asking import LaunchError
-from coe.server.commands.launch.saving import plan, save
+from coe.server.commands.launch.saving import Saved, plan, save
 from coe.server.commands.launch.values import Edit
 
 
-def saved(*edits: Edit) -> list[tuple[Path, Path | None]]:
-    return list(save(plan(edits)))
+def saved(*edits: Edit, key: str = "") -> list[Saved]:
+    return list(save(plan(edits), key))
 
 
 def test_a_new_file_is_the_users_alone_and_so_are_its_folders_made(tmp_path: Path) -> None:
     path = tmp_path / "a/b/settings.json"
-    assert saved(Edit(path, "json", {"key": "k"})) == [(path, None)]
+    assert saved(Edit(path, "json", {"key": "k"}), key="k") == [Saved(path, None, written=True)]
     assert json.loads(path.read_text()) == {"key": "k"}
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -27,8 +28,9 @@ def test_what_was_there_stays_beside_and_keeps_its_rights(tmp_path: Path) -> Non
     path = tmp_path / "settings.json"
     path.write_text('{"theme": "dark"}')
     path.chmod(0o640)
-    [(_, first)] = saved(Edit(path, "json", {"model": "auto"}))
-    [(_, second)] = saved(Edit(path, "json", {"model": "math"}))
+    [first, second] = [
+        one.copy for model in ("auto", "math") for one in saved(Edit(path, "json", {"model": model}), key="secret")
+    ]
     assert json.loads(path.read_text()) == {"theme": "dark", "model": "math"}
     assert path.stat().st_mode & 0o777 == 0o640
     assert first is not None
@@ -36,6 +38,42 @@ def test_what_was_there_stays_beside_and_keeps_its_rights(tmp_path: Path) -> Non
     assert first != second
     assert first.read_text() == '{"theme": "dark"}'
     assert json.loads(second.read_text())["model"] == "auto"
+
+
+@pytest.mark.parametrize("key", ["open sesame", 'qu"oted', "it's", "back\\slash"])
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_a_file_that_gets_a_key_is_closed_to_others_with_its_copy(
+    form: Literal["json", "yaml"], key: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "settings"
+    path.write_text('{"theme": "dark"}' if form == "json" else "theme: dark\n")
+    path.chmod(0o644)
+    [one] = saved(Edit(path, form, {"env": {"token": key}}), key=key)
+    assert one.copy is not None
+    assert [file.stat().st_mode & 0o777 for file in (path, one.copy)] == [0o600, 0o600]
+    assert one.closed == (path,)
+
+
+def test_a_key_that_stands_open_already_is_closed_though_nothing_changes(tmp_path: Path) -> None:
+    path, copy, other = (tmp_path / name for name in ("settings.json", "settings.json.bak", "settings.json.bak1"))
+    edit = Edit(path, "json", {"token": "secret"})
+    saved(edit, key="secret")
+    copy.write_text(path.read_text())
+    other.write_text("{}")
+    for file in (path, copy, other):
+        file.chmod(0o644)
+    assert saved(edit, key="secret") == [Saved(path, None, written=False, closed=(path, copy))]
+    assert [file.stat().st_mode & 0o777 for file in (path, copy, other)] == [0o600, 0o600, 0o644]
+    assert saved(edit, key="secret") == []
+
+
+def test_a_file_without_the_key_is_left_as_open_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    path.write_text("{}")
+    path.chmod(0o644)
+    [one] = saved(Edit(path, "json", {"model": "auto"}), key="secret")
+    assert one.closed == ()
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
