@@ -19,7 +19,7 @@ from coe.surgery.formats import read_mask
 from coe.surgery.parent import Parent
 from fakes.demo_college import MASKS, college_roster
 from fakes.full_disk import files_of_at_most
-from fakes.random_encoder import write_decoder, write_encoder
+from fakes.random_encoder import POOLING, write_decoder, write_encoder
 from fakes.server_process import ServerProcess, write_roster
 
 QUESTIONS = ("What is 27 + 35?", "What is 48 - 11?", "Solve x + 3 = 9.")
@@ -183,13 +183,19 @@ def test_a_cut_of_another_file_type_is_refused_with_the_true_reason(masks: Path,
     assert path.read_bytes() == before
 
 
+def _decoder_pooled_by_mean(path: Path) -> Path:
+    return write_decoder(path, POOLING.MEAN)
+
+
 @pytest.mark.parametrize(
-    ("context", "longest"), [(2048, "64"), (32, "32")], ids=["more than it was trained on", "less"]
+    ("write", "context", "longest"),
+    [(write_encoder, 2048, "64"), (_decoder_pooled_by_mean, 1024, "1024")],
+    ids=["trained on less than the context", "on more"],
 )
 def test_a_model_for_embeddings_is_told_the_longest_text_that_it_takes(
-    context: int, longest: str, tmp_path: Path
+    write: Callable[[Path], Path], context: int, longest: str, tmp_path: Path
 ) -> None:
-    file = write_encoder(tmp_path / "bert.gguf")
+    file = write(tmp_path / "bert.gguf")
     roster = embedding_roster(tmp_path, file, context)
     [line] = [line for line in done("bert", "--for", "gguf", "-r", roster).splitlines() if line.startswith("Next:")]
     flags = f"--embeddings --batch-size {longest} --ubatch-size {longest}"
