@@ -131,8 +131,10 @@ def _sizes(context_tokens: int) -> dict[str, Any]:
 
 
 def capabilities_of(item: Servable | Unavailable) -> list[str]:
-    """What may be asked of it, in words that clients know from Ollama: `insert` fills the middle, `structured` is an answer by
-    a JSON schema."""
+    """What may be asked of it, in words that clients know from Ollama.
+
+    `insert` is filling the middle, `structured` an answer by a JSON schema.
+    """
     if isinstance(item, Unavailable):
         return []
     if item.entry.embeddings:
