@@ -139,12 +139,15 @@ def _sizes(context_tokens: int) -> dict[str, Any]:
 
 
 def capabilities_of(item: Servable | Unavailable) -> list[str]:
-    """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
+    """What may be asked of it, in words that clients know from Ollama.
+
+    `insert` is filling the middle, `structured` an answer by a JSON schema.
+    """
     if isinstance(item, Unavailable):
         return []
     if item.entry.embeddings:
         return list(_EMBEDS)
-    found = ["completion", "structured"]
+    found = ["completion", "structured", *(["insert"] if item.infill else [])]
     if item.chat_fault is None:
         found.append("chat")
         found += ["tools"] if item.entry.tools not in ("ignore", "refuse") else []
