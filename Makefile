@@ -33,7 +33,7 @@ help:
 	@echo "make soak       an hour under load: changes of specialist, faults, random steps of pool and batch"
 	@echo "make fuzz       mutated files through every command that reads them, hostile requests to a server: 20 minutes"
 	@echo "make test-agents  coding agents of others (Codex, Claude Code, opencode, Qwen Code ...) do a task with their tools, on a model that plays a script"
-	@echo "make test-clients  clients of others (anthropic, ollama, instructor, pydantic-ai, LangChain ...) against a running server"
+	@echo "make test-clients  clients of others (anthropic, ollama, instructor, pydantic-ai, LangChain, litellm ...) against a running server"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 

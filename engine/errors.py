@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from .process import ending
 from .text import printable
+
+# By these words, to the letter, litellm and others tell that a prompt was too long: OpenAI's, and Google's. Source:
+# litellm 1.108.7, litellm_core_utils/exception_mapping_utils.py.
+_LONGEST: Final = "This model's maximum context length is"
+_TOO_MANY: Final = "exceeds the maximum number of tokens allowed"
 
 
 class EngineError(Exception):
@@ -125,14 +131,14 @@ class PromptTooLongError(EngineError):
     def __init__(
         self, prompt_tokens: int, limit_tokens: int, *, by_roster: bool = False, at_least: bool = False
     ) -> None:
-        # "maximum context length is": by these words litellm and others tell that the prompt was too long.
-        limit = "the roster takes" if by_roster else "the maximum context length is"
-        key = "server.max_prompt_tokens" if by_roster else "context_tokens"
-        super().__init__(
-            f"The prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens; {limit} {limit_tokens}"
-            f"{'' if by_roster else ' tokens, the answer included'}.",
-            f"Shorten the conversation, or raise {key} in the roster.",
-        )
+        count = f"{'at least ' if at_least else ''}{prompt_tokens} tokens"
+        if by_roster:
+            said = f"The prompt {_TOO_MANY}: it has {count}, the roster takes {limit_tokens}"
+            key = "server.max_prompt_tokens"
+        else:
+            said = f"{_LONGEST} {limit_tokens} tokens, the answer included; the prompt has {count}"
+            key = "context_tokens"
+        super().__init__(f"{said}.", f"Shorten the conversation, or raise {key} in the roster.")
         self.prompt_tokens = prompt_tokens
         self.limit_tokens = limit_tokens
         self.by_roster = by_roster
@@ -167,7 +173,7 @@ class InputTooLongError(InputError):
     def __init__(self, index: int, tokens: int, limit_tokens: int, *, at_least: bool = False) -> None:
         count = f"{'at least ' if at_least else ''}{tokens} tokens"
         super().__init__(
-            f"The text has {count}; the maximum context length is {limit_tokens} tokens.",
+            f"{_LONGEST} {limit_tokens} tokens; the text has {count}.",
             "Split it, or let it be cut with truncate: true.",
         )
         self.index = index

@@ -31,6 +31,7 @@ class Prediction:
     tools:      how its chat template writes calls of tools.
     embedding:  what a model that is loaded for embeddings gives.
     facts:      what the file says of itself; None where nobody has read it.
+    infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
     """
 
     footprint: Footprint
@@ -39,6 +40,7 @@ class Prediction:
     tools: ToolForm = field(default_factory=ToolForm)
     embedding: EmbeddingForm | None = None
     facts: ModelFacts | None = None
+    infill: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ async def predict(
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
     facts = ModelFacts(**answer["facts"])
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, ToolForm(**answer["tools"]), form, facts)
+    tools = ToolForm(**answer["tools"])
+    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"])
 
 
 async def hardware() -> Hardware:

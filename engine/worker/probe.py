@@ -120,6 +120,7 @@ class DryRun:
     chat_fault: why the model cannot answer chats; None when it can.
     tools:      how its chat template writes calls of tools.
     embedding:  what it gives, where it is loaded for embeddings.
+    infill:     whether its vocabulary has the tokens of fill in the middle.
     """
 
     footprint: Footprint
@@ -127,6 +128,7 @@ class DryRun:
     chat_fault: EngineError | None
     tools: ToolForm
     embedding: EmbeddingForm | None = None
+    infill: bool = False
 
 
 def dry_run(
@@ -168,6 +170,7 @@ def dry_run(
     refused, chat_fault = try_policies(prompts, policies)
     if chat_fault is None and prompts.template is not None:
         refused = {**too_long(prompts, chats), **refused}
+    infill = model.vocab.infill is not None
     loop.close()
     context.close()
     sizes = _footprint(
@@ -175,7 +178,7 @@ def dry_run(
     )
     support = prompts.tool_support
     tools = ToolForm(support.family.name if support.family is not None else None, support.fault)
-    return DryRun(sizes, refused, chat_fault, tools)
+    return DryRun(sizes, refused, chat_fault, tools, infill=infill)
 
 
 def _footprint(
@@ -277,6 +280,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         answer["refused"] = tried.refused
         answer["tools"] = vars(tried.tools)
         answer["embedding"] = vars(tried.embedding) if tried.embedding is not None else None
+        answer["infill"] = tried.infill
         if (fault := tried.chat_fault) is not None:
             answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
     return answer

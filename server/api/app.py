@@ -119,7 +119,7 @@ def make_app(
         return found or next((_BY_HEADER[name] for name, _ in scope["headers"] if name in _BY_HEADER), default)
 
     answer = add_answers(app, college, metrics, dialects)
-    add_responses(app, store, answer, by_key=bool(keys))
+    add_responses(app, college, store, answer, by_key=bool(keys))
     add_models(app, college)
     add_status(app, college, metrics)
     add_builds(app, college)

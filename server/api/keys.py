@@ -21,10 +21,12 @@ from .dialect import Dialect, error_response
 CHAT_VARIABLE: Final = "COE_API_KEYS"  # read where the roster names no other place
 ADMIN_VARIABLE: Final = "COE_ADMIN_KEYS"
 ADMIN_KEY: Final = "coe.administers"  # in a scope: whether its request changes the server
+_KEY: Final = "coe.key"  # in a scope: the key that let its request in
 _NOT_ADMIN_KEY: Final = "coe.not_admin"  # in a scope: why its request may not administer
 _OPEN_PATHS: Final = ("/health", "/ready", "/api/hello")
 _MADE: Final = ("api-key", "admin-key")  # files in the state folder, with a key each
 _MOST_KEYS_BYTES: Final = 2**20
+_MOST_GIVEN: Final = 4  # keys of one request
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,21 @@ def _listed(text: str) -> set[str]:
     return {key.strip() for key in text.split(",") if key.strip()}
 
 
+def given_keys(scope: Scope) -> list[bytes]:
+    """The keys that a request carries: as a bearer token, and in x-api-key, as Anthropic's clients have it."""
+    found = []
+    for name, value in scope["headers"]:
+        scheme, _, key = value.partition(b" ")
+        if name == b"authorization" and scheme.lower() == b"bearer":
+            found.append(key.strip())
+        elif name == b"x-api-key":
+            found.append(value.strip())
+    return [key for key in found if key][:_MOST_GIVEN]
+
+
 def given_key(scope: Scope) -> bytes:
-    """The key that a request carries, as a bearer token or, as Anthropic's clients have it, in x-api-key; empty for
-    none."""
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    scheme, _, key = given.partition(b" ")
-    if scheme.lower() == b"bearer" and key.strip():
-        return key.strip()
-    return next((value.strip() for name, value in scope["headers"] if name == b"x-api-key"), b"")
+    """The key by which a request was let in, else the first that it carries; empty for none."""
+    return scope.get(_KEY) or next(iter(given_keys(scope)), b"")
 
 
 def require_admin(scope: Scope) -> None:
@@ -173,13 +182,15 @@ class RequireKey:
         await error_response(self._dialect_at(scope), failure, scope)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> RequestError | None:
-        key = given_key(scope)
-        # Look at all of them: an early end would tell which one was nearly right.
-        chat = [compare_digest(key, known) for known in self._chat]
-        admin = [compare_digest(key, known) for known in self._admin]
-        if not (any(chat) or any(admin)):
+        # Look at all of them: an early end would tell which one was nearly right. A client may carry a stale one beside
+        # its good one.
+        keys = given_keys(scope)
+        chat = [key for key in keys for known in self._chat if compare_digest(key, known)]
+        admin = [key for key in keys for known in self._admin if compare_digest(key, known)]
+        scope[_KEY] = next(iter((*admin, *chat)), b"")
+        if not (chat or admin):
             return NoKeyError("A valid API key is needed: send Authorization: Bearer KEY, or x-api-key: KEY.")
-        if any(admin):
+        if admin:
             return None
         refusal = NotAdminError(
             "This key is for asking. What changes the server wants one for administering: "

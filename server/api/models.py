@@ -17,6 +17,7 @@ from ..roster.values import AUTO, names_among
 from ..runtime.availability import Servable, Unavailable
 from ..runtime.college import College
 from ..runtime.errors import RequestError, UnknownModelError
+from .anthropic.dialect import VERSION_HEADER
 from .openai.described import ERROR
 from .openapi import gives
 
@@ -65,6 +66,10 @@ def add_models(app: FastAPI, college: College) -> None:
         root = {} if name == specialist.name else {"root": specialist.name}
         return {**card(name), **root, **_of_specialist(college, specialist.name)}
 
+    def as_asked(request: Request, model: dict[str, Any]) -> dict[str, Any]:
+        """Anthropic's clients know `capabilities` as an object of fields of its own, which says nothing of ours."""
+        return {**model, "capabilities": None} if VERSION_HEADER.decode() in request.headers else model
+
     @app.get("/v1/models", responses=gives(_LIST, ERROR), openapi_extra=dict(_PAGING))
     async def models(request: Request) -> dict[str, Any]:
         """Every specialist, each alias, and `auto`; what cannot be served says why."""
@@ -80,15 +85,18 @@ def add_models(app: FastAPI, college: College) -> None:
         page, has_more = _page(list(cards), request.query_params)
         return {
             "object": "list",
-            "data": [cards[name] for name in page],
+            "data": [as_asked(request, cards[name]) for name in page],
             "has_more": has_more,
             "first_id": page[0] if page else None,
             "last_id": page[-1] if page else None,
         }
 
     @app.get("/v1/models/{name:path}", responses=gives(_OBJECT, ERROR))
-    async def model(name: str) -> dict[str, Any]:
+    async def model(request: Request, name: str) -> dict[str, Any]:
         """One specialist, by its name or an alias."""
+        return as_asked(request, found(name))
+
+    def found(name: str) -> dict[str, Any]:
         if not name.strip("/"):
             raise HTTPException(404)  # /v1/models with a slash too many
         encoder = college.embeddings.encoder
@@ -131,12 +139,15 @@ def _sizes(context_tokens: int) -> dict[str, Any]:
 
 
 def capabilities_of(item: Servable | Unavailable) -> list[str]:
-    """What may be asked of it, in words that clients know from Ollama; `structured` is an answer by a JSON schema."""
+    """What may be asked of it, in words that clients know from Ollama.
+
+    `insert` is filling the middle, `structured` an answer by a JSON schema.
+    """
     if isinstance(item, Unavailable):
         return []
     if item.entry.embeddings:
         return list(_EMBEDS)
-    found = ["completion", "structured"]
+    found = ["completion", "structured", *(["insert"] if item.infill else [])]
     if item.chat_fault is None:
         found.append("chat")
         found += ["tools"] if item.entry.tools not in ("ignore", "refuse") else []

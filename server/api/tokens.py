@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -121,6 +122,34 @@ def add_tokens(app: FastAPI, college: College) -> None:
         """What clients of llama-server ask before they chat: the context, and how many at once."""
         specialist = (await college.chooser.unasked(InternalRequest(asked_name(model), prompt=""))).specialist
         return _props(specialist)
+
+
+async def prompt_tokens(college: College, request: Request, wanted: InternalRequest) -> int:
+    """How many tokens the prompt of a request has, which nobody answers."""
+    choice = await college.chooser.choose(_counting(college, wanted), None, begin=False)
+    about(request.scope, model=choice.specialist.name, specialist=choice.specialist.name)
+
+    def asked(name: str) -> ReadRequest:
+        return ReadRequest(name, prompt_of(wanted, choice.specialist))
+
+    told = await until_gone(request, told_of(college, choice, asked))
+    return len(told.tokens)
+
+
+def _counting(college: College, wanted: InternalRequest) -> InternalRequest:
+    """The request, naming who counts.
+
+    Of `auto` nothing is asked: the fallback does, which any question may go to. While that is not warm, one that is
+    counts in its place: nobody gives way to a count.
+    """
+    if college.roster.called(wanted.model) != AUTO:
+        return wanted
+    there = college.catalog.answering(chats=True)
+    fallback = college.roster.fallback
+    order = [*([fallback] if fallback in there else []), *there]
+    warm = college.catalog.warm
+    name = next((one for one in order if one in warm), next(iter(order), AUTO))
+    return replace(wanted, model=name)
 
 
 async def told_of(college: College, choice: Choice, asked: Callable[[str], ReadRequest]) -> Told:

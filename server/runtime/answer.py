@@ -317,9 +317,7 @@ class Answer:
             self.rules = drawn(self.rules)
             await self._again(lease, outcomes, again)
         again = _looped(outcomes)
-        fallback = self._college.chooser.fallback_for(
-            self.choice.specialist.name, chats=self.request.messages is not None
-        )
+        fallback = self._college.chooser.fallback_for(self.choice.specialist.name, self.request)
         if again and fallback is not None:
             try:
                 replacements = await self._from_fallback(lease, fallback, again)

@@ -22,6 +22,7 @@ Refusals = Callable[[LoadSpec], Mapping[str, str]]
 ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
 ToolForms = Callable[[LoadSpec], ToolForm | None]
 EmbeddingForms = Callable[[LoadSpec], EmbeddingForm | None]
+Infills = Callable[[LoadSpec], bool | None]
 
 _MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 
@@ -46,6 +47,7 @@ class Servable:
     chat_fault: why its model answers plain completions only; None where it answers chats too.
     tool_form:  how its chat template writes calls of tools; None where no dry run said so.
     embedding:  what a model made for embeddings gives; None for others, and where no dry run said so.
+    infill:     whether it can fill the middle between two texts; None where no dry run said so.
     """
 
     entry: Specialist
@@ -55,6 +57,7 @@ class Servable:
     chat_fault: ModelTemplateError | None = None
     tool_form: ToolForm | None = None
     embedding: EmbeddingForm | None = None
+    infill: bool | None = None
 
     @property
     def tools(self) -> str:
@@ -155,6 +158,7 @@ def availability(
     chat_faults: ChatFaults = lambda spec: None,
     tool_forms: ToolForms = lambda spec: None,
     embedding_forms: EmbeddingForms = lambda spec: None,
+    infills: Infills = lambda spec: None,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -166,6 +170,7 @@ def availability(
     chat_faults:  why the loaded model answers no chats; None where it does.
     tool_forms:   how its chat template writes calls of tools; None where it is not known.
     embedding_forms: what a model made for embeddings gives; None where it is not known.
+    infills:      whether the loaded model can fill the middle; None where it is not known.
     """
     loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
@@ -201,7 +206,7 @@ def availability(
             reason = f"`tools: native` cannot be: {form.fault.rstrip('.')}."
             remedy = "Write `tools: generic`, or auto."
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.REFUSED)
-        return Servable(one.entry, one.location, spec, result, fault, form)
+        return Servable(one.entry, one.location, spec, result, fault, form, infill=infills(spec))
 
     entries: dict[str, Servable | Unavailable] = {}
     for one in located:

@@ -48,14 +48,15 @@ class Catalog:
         """Names of the specialists that can be served, in the roster's order."""
         return [name for name, item in self.availability.items() if isinstance(item, Servable)]
 
-    def answering(self, *, chats: bool) -> list[str]:
-        """Those of them that answer chats, or plain completions, which all do but models made for embeddings."""
-        items = [(name, self.availability[name]) for name in self.available]
-        return [
-            name
-            for name, item in items
-            if not item.entry.embeddings and not (chats and isinstance(item, Servable) and item.chat_fault)
-        ]
+    def answering(self, *, chats: bool, infill: bool = False) -> list[str]:
+        """Those of them that answer chats, or plain completions, which all do but models made for embeddings.
+
+        infill: those alone that can fill the middle, or of which it is not known. Where none can, all: one says so.
+        """
+        items = [item for item in self.availability.values() if isinstance(item, Servable)]
+        answering = [item for item in items if not item.entry.embeddings and not (chats and item.chat_fault)]
+        filling = [item for item in answering if item.infill is not False] if infill else []
+        return [item.entry.name for item in filling or answering]
 
     @property
     def doubts(self) -> list[str]:

@@ -75,7 +75,7 @@ class Chooser:
             )
 
         there = self._catalog.available
-        answering = self._catalog.answering(chats=request.messages is not None)
+        answering = self._answering(request)
         to_build = [n for n in self._roster.names if n not in there and self._may_build(n)]
         candidates = [n for n in self._roster.names if n in answering or n in to_build]
         refusals = self._refusals(request, candidates)
@@ -132,7 +132,7 @@ class Chooser:
         No build begins. Raises what `choose` does.
         """
         if self._roster.called(request.model) == AUTO:
-            there = self._catalog.answering(chats=request.messages is not None)
+            there = self._answering(request)
             fallback = self._roster.fallback
             name = fallback if fallback in there else next(iter(there), None)
             request = replace(request, model=name or AUTO)
@@ -180,9 +180,13 @@ class Chooser:
         found = {name: refusal_of(request, self._entry(name)) for name in names}
         return {name: refusal for name, refusal in found.items() if refusal is not None}
 
+    def _answering(self, request: Request) -> list[str]:
+        """Those that can answer such a request: a chat, a completion, a gap to be filled."""
+        return self._catalog.answering(chats=request.messages is not None, infill=request.suffix is not None)
+
     def _taking(self, request: Request) -> list[str]:
         """Those that can answer a request, and whose rules do not refuse it."""
-        answering = self._catalog.answering(chats=request.messages is not None)
+        answering = self._answering(request)
         refusals = self._refusals(request, answering)
         return [name for name in answering if name not in refusals]
 
@@ -263,10 +267,10 @@ class Chooser:
         found = next((other for other in order if other and other != name and other in available), None)
         return self._entry(found) if found else None
 
-    def fallback_for(self, name: str, *, chats: bool = True) -> Specialist | None:
-        """The roster's fallback, when it can answer and is another specialist."""
+    def fallback_for(self, name: str, request: Request) -> Specialist | None:
+        """The roster's fallback, when it can answer such a request and is another specialist."""
         fallback = self._roster.fallback
-        if fallback is None or fallback == name or fallback not in self._catalog.answering(chats=chats):
+        if fallback is None or fallback == name or fallback not in self._answering(request):
             return None
         return self._entry(fallback)
 

@@ -95,6 +95,10 @@ class Embeddings:
         """Whether a name is the encoder's, or an alias of it; the roster's own entries come first."""
         return self._roster.find(name) is None and is_of_encoder(name, self._roster, self.encoder)
 
+    def require(self, model: str) -> None:
+        """Raises what `embed` raises for a model that gives no embeddings."""
+        self._find(model)
+
     async def embed(self, wanted: Wanted) -> Result:
         """Embed texts.
 

@@ -180,6 +180,10 @@ class Failure:
         """Whether it may be a bug of ours, so that the log needs its stack. Other messages may quote the client."""
         return self.code in ("internal_error", "engine_error")
 
+    def message_in(self, written: str) -> str:
+        """The message, where a dialect calls the schema of an answer so: the engine knows OpenAI's word for it."""
+        return self.message.replace("response_format.json_schema", written)
+
     def param_in(self, names: Mapping[Part, str]) -> str | None:
         """The field's name in a dialect that calls the parts so; None where nothing is named."""
         return names.get(self.param) if isinstance(self.param, Part) else self.param

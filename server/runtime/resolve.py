@@ -127,6 +127,11 @@ class Predictions:
         result = self._results.get(spec)
         return result.embedding if isinstance(result, Prediction) else None
 
+    def infill(self, spec: LoadSpec) -> bool | None:
+        """Whether this model can fill the middle between two texts; None where it is not known."""
+        result = self._results.get(spec)
+        return result.infill if isinstance(result, Prediction) else None
+
     def facts(self, spec: LoadSpec) -> ModelFacts | None:
         """What this model's file says of itself; None where it does not load."""
         result = self._results.get(spec)
@@ -185,6 +190,7 @@ async def resolve(
         predictions.chat_fault,
         predictions.tool_form,
         predictions.embedding_form,
+        predictions.infill,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}

@@ -65,7 +65,7 @@ class TestErrors:
         name = module(
             "from coe.engine.errors import PromptTooLongError\nraise PromptTooLongError(9, 8, by_roster=True)"
         )
-        with pytest.raises(PromptTooLongError, match="9 tokens; the roster takes 8") as caught:
+        with pytest.raises(PromptTooLongError, match="has 9 tokens, the roster takes 8") as caught:
             await run(name, None, title=TITLE)
         assert vars(caught.value) == vars(PromptTooLongError(9, 8, by_roster=True))
         assert str(caught.value) == str(PromptTooLongError(9, 8, by_roster=True))

@@ -95,7 +95,7 @@ class FakeCollege:
     def chooser(self) -> Any:
         return self
 
-    def fallback_for(self, name: str, *, chats: bool = True) -> Specialist | None:
+    def fallback_for(self, name: str, request: Request) -> Specialist | None:
         return self.fallback
 
     def measured(self, name: str, request: Request, prompt_tokens: int) -> None:

@@ -51,7 +51,10 @@ class Listed(ServedCollege):
             availability=made, available=available, facts={"math": FACTS}, stamps=lambda name: (f"{name} 1",)
         )
         status = lambda: PoolStatus(0, 0, tuple(self.residents), (), 0.0, 0, 0, 0, ())  # noqa: E731
-        self.embeddings = SimpleNamespace(encoder=None, is_encoder=lambda name: False)
+        self.required: list[str] = []
+        self.embeddings = SimpleNamespace(
+            encoder=None, is_encoder=lambda name: name == "all-minilm", require=self.required.append
+        )
         self.pool = SimpleNamespace(status=status, is_resident=lambda name: name == "law")
 
     async def unasked(self, request: Request) -> Choice:

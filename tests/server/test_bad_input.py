@@ -167,7 +167,7 @@ def test_huge_integers_are_taken_where_they_mean_something(college: ServerProces
 
 
 def test_an_integer_of_more_digits_than_python_reads(college: ServerProcess) -> None:
-    assert "4300 digits" in refused(college.post(b'{"seed": ' + b"9" * 5000 + b", " + HI + b"}"))[0]
+    assert "more digits than are read" in refused(college.post(b'{"seed": ' + b"9" * 5000 + b", " + HI + b"}"))[0]
 
 
 def test_numbers_that_are_none(college: ServerProcess) -> None:

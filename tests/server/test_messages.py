@@ -79,6 +79,15 @@ def test_models_have_the_fields_of_both_dialects(college: ServerProcess) -> None
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
 
 
+def test_capabilities_of_ours_are_not_told_as_anthropics(college: ServerProcess) -> None:
+    def told(path: str, **headers: str) -> Any:
+        return college.http.get(path, headers=headers).json()
+
+    assert "completion" in told("/v1/models/general")["capabilities"]
+    assert told("/v1/models/general", **{"anthropic-version": "2023-06-01"})["capabilities"] is None
+    assert told("/v1/models", **{"anthropic-version": "2023-06-01"})["data"][0]["capabilities"] is None
+
+
 def test_a_stream_ends_as_it_says(college: ServerProcess) -> None:
     body = {"model": "general", "max_tokens": 8, "messages": SKY, "stream": True}
     reply = college.http.post("/v1/messages", json=body)

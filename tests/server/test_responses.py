@@ -173,6 +173,16 @@ def test_thinking_is_an_item_of_its_own(served: ServerProcess) -> None:
     assert "response.reasoning_text.delta" in types
 
 
+def test_a_prompt_is_counted_as_its_answer_counts_it(served: ServerProcess) -> None:
+    client = served.openai()
+    made = client.responses.create(**{**GREEDILY, "max_output_tokens": 2}, input=ASK)
+    assert made.usage is not None
+    counted = client.responses.input_tokens.count(model=GREEDILY["model"], input=ASK)
+    assert counted.input_tokens == made.usage.input_tokens
+    with pytest.raises(openai.NotFoundError, match="is not served"):
+        served.openai().post("/responses/compact", body={"model": "auto", "input": ASK}, cast_to=object)
+
+
 def test_what_is_kept_is_looked_at_and_forgotten(served: ServerProcess) -> None:
     client = served.openai()
     made = client.responses.create(**{**GREEDILY, "max_output_tokens": 4}, input=ASK)

@@ -53,7 +53,7 @@ def read_conversation(system: Any, messages: Sequence[Any]) -> Conversation:
 
     Raises RequestError naming the message and the block.
     """
-    reading = _Reading(History("messages"))
+    reading = _Reading(History("messages", "a tool_result block with its tool_use_id"))
     if system is not None:
         reading.instruct(_blocks(system, "system"))
     turns: list[_Turn] = []

@@ -139,12 +139,14 @@ def error_body(failure: Failure) -> dict[str, Any]:
     if failure.tokens is not None:  # by these very words clients know that they have to shorten the conversation
         message = f"prompt is too long: {failure.tokens[0]} tokens > {failure.tokens[1]} maximum"
     elif failure.status < 500:
-        if failure.param is Part.FORMAT:
-            message = message.replace("response_format.json_schema", "output_config.format.schema")
+        message = failure.message_in("output_config.format.schema")
         named = failure.param_in(_NAMES)
         if named is not None and named not in message:
             message = f"{named}: {message}"
-    kind = _ERRORS.get(failure.status, "invalid_request_error" if failure.status < 500 else "api_error")
+    if failure.status == 503 and "retry-after" not in failure.headers:
+        kind = "api_error"  # it will not pass by itself, and clients that are told of overload ask again
+    else:
+        kind = _ERRORS.get(failure.status, "invalid_request_error" if failure.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": REQUEST_ID.get() or None}
 
 

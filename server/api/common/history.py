@@ -33,12 +33,13 @@ class _Waiting:
 
 @dataclass
 class History:
-    """Messages so far. param: what the client calls the list of them, for errors.
+    """Messages so far. param, a_result: what the client calls the list of them, and a call's result, for errors.
 
     waiting: calls without a result so far. values: in the arguments of calls.
     """
 
     param: str
+    a_result: str = "a message of the tool with its tool_call_id"
     messages: list[Message] = field(default_factory=list)
     n_calls: int = 0
     names: dict[str, str] = field(default_factory=dict)
@@ -101,10 +102,10 @@ class History:
         Raises RequestError where it ends in calls: there is nothing that a model could go on with but their results.
         """
         if self.messages and (calls := self.messages[-1].get("tool_calls")):
-            listed = ", ".join(call["id"][:80] for call in calls[:_MOST_NAMED])
+            listed = ", ".join(f"{call['name'][:80]} ({call['id'][:80]})" for call in calls[:_MOST_NAMED])
             raise RequestError(
-                f"{self.param}: the last one calls tools, and their results are missing. Send a message of the tool "
-                f"for each of these tool_call_ids: {listed}{', ...' if len(calls) > _MOST_NAMED else ''}.",
+                f"{self.param}: the last one calls tools, and their results are missing. Send {self.a_result} "
+                f"for each of {listed}{', ...' if len(calls) > _MOST_NAMED else ''}.",
                 param=self.param,
             )
         self.messages = _in_order(self.messages)

@@ -20,7 +20,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _NAME_RULE: Final = "1 to 128 letters, digits, _, -, ., : or /"
 _SCHEMAS: Final = ("parameters", "input_schema")
 _NOTHING: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
-_CHOICE: Final = 'Write "auto", "none", "required" or {"type": "function", "function": {"name": ...}}.'
+CHOICES: Final = 'Write "auto", "none", "required" or {"type": "function", "function": {"name": ...}}.'
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class ToolWish:
     tools:  those that the model is told of, also where the client forbids calls.
     legacy: the client speaks of functions: its answer has a `function_call` in place of `tool_calls`.
     notes:  what was left out, for the client to know.
+    write:  how the dialect writes a choice, for errors.
     """
 
     tools: tuple[Tool, ...] = ()
     use: ToolUse = field(default_factory=ToolUse)
     legacy: bool = False
     notes: tuple[str, ...] = ()
+    write: str = CHOICES
 
 
 def tool_wish(
@@ -47,9 +49,11 @@ def tool_wish(
     function_call: Any = None,
     schema: str = "parameters",
     places: Sequence[str] | None = None,
+    write: str = CHOICES,
 ) -> ToolWish:
     """What a body's fields come to; None: left out. schema: what the dialect calls the schema of the arguments.
-    places: where each of the tools stands in the body, for errors; tools[0], tools[1] and so on without.
+    places: where each of the tools stands in the body, for errors; tools[0], tools[1] and so on without. write: how the
+    dialect writes a choice.
 
     Raises RequestError naming the field.
     """
@@ -67,7 +71,7 @@ def tool_wish(
     listed = tools or ()
     found, dropped = _tools(listed, places or [f"tools[{index}]" for index in range(len(listed))], schema)
     _bounded(found, "tools")
-    wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped))
+    wish = ToolWish(found, ToolUse(parallel=parallel is not False), notes=_notes(dropped), write=write)
     choice = function_call if tool_choice is None else tool_choice
     return _chosen(wish, choice, "tool_choice", asked_for_one=parallel)
 
@@ -161,25 +165,25 @@ def _chosen(wish: ToolWish, choice: Any, param: str, *, asked_for_one: bool | No
     if choice in ("required", "any"):
         return _required(wish, (), param, wish.use.parallel)
     if not isinstance(choice, Mapping):
-        raise RequestError(f"{param}: {json.dumps(choice)[:60]} is not known. {_CHOICE}", param=param)
+        raise RequestError(f"{param}: {json.dumps(choice)[:60]} is not known. {wish.write}", param=param)
     kind = choice.get("type")
     if kind == "allowed_tools":
         return _allowed(wish, choice, param)
     if kind in ("auto", "none", "required", "any"):
         return _chosen(wish, kind, param, asked_for_one=asked_for_one)
     if kind not in (None, "function", "tool"):
-        raise RequestError(f"{param}.type: {str(kind)[:60]!r} is not served. {_CHOICE}", param=f"{param}.type")
+        raise RequestError(f"{param}.type: {str(kind)[:60]!r} is not served. {wish.write}", param=f"{param}.type")
     # One tool is one call, but for a client that says otherwise: small models repeat what they must say.
-    return _required(wish, (_name(choice, param),), param, asked_for_one is True)
+    return _required(wish, (_name(choice, param, wish.write),), param, asked_for_one is True)
 
 
-def _name(choice: Any, param: str) -> str:
+def _name(choice: Any, param: str, write: str) -> str:
     inner = choice.get("function") if isinstance(choice, Mapping) else None
     name = (
         inner.get("name") if isinstance(inner, Mapping) else choice.get("name") if isinstance(choice, Mapping) else None
     )
     if not isinstance(name, str):
-        raise RequestError(f"{param} names no tool. {_CHOICE}", param=param)
+        raise RequestError(f"{param} names no tool. {write}", param=param)
     return name
 
 
@@ -207,7 +211,7 @@ def _allowed(wish: ToolWish, choice: Mapping[str, Any], param: str) -> ToolWish:
     if not isinstance(listed, list) or mode not in ("auto", "required") or len(listed) > MAX_TOOLS:
         raise RequestError(f"{param}: allowed_tools has a mode, auto or required, and tools.", param=param)
     functions = [each for each in listed if not isinstance(each, Mapping) or each.get("type", "function") == "function"]
-    names = tuple(dict.fromkeys(_name(each, param) for each in functions))
+    names = tuple(dict.fromkeys(_name(each, param, wish.write) for each in functions))
     if mode == "required":
         if not names:
             raise RequestError(f"{param}: none of the allowed tools can be called.", param=param)

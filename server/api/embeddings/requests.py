@@ -89,8 +89,10 @@ class RerankBody(_Cuttable):
 
     @model_validator(mode="after")
     def _agree(self) -> RerankBody:
-        if (self.documents is None) == (self.texts is None):
+        if self.documents is None and self.texts is None:
             raise ValueError("give documents, a list of texts (or texts, as TEI calls them)")
+        if self.documents is not None and self.texts is not None:
+            raise ValueError("give documents or texts, not both")
         if self.max_tokens_per_doc is not None and self.truncate_prompt_tokens is not None:
             raise ValueError("give max_tokens_per_doc or truncate_prompt_tokens, not both")
         return self

@@ -193,9 +193,10 @@ def _template(card: Card) -> str:
     if "tools" in card.capabilities:
         forms = dict.fromkeys(_form_of_calls(item) for item in card.served if "tools" in capabilities_of(item))
         calls = f"; tools: {', '.join(forms)}"
+    gap = "{{ if .Suffix }}{{ .Suffix }}{{ end }}" if "insert" in card.capabilities else ""
     return (
         f"{{{{- /* the chat template of the model itself{calls} */ -}}}}"
-        "{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}"
+        f"{{{{ if .System }}}}{{{{ .System }}}}{{{{ end }}}}{{{{ .Prompt }}}}{gap}"
     )
 
 

@@ -59,6 +59,7 @@ def add_embed(app: FastAPI, college: College, embed: Embed) -> None:
         texts = [body.input] if isinstance(body.input, str) else body.input
         names = ["input"] if isinstance(body.input, str) else [f"input[{index}]" for index in range(len(texts))]
         if texts in ([], [""]):  # clients load a model so
+            college.embeddings.require(body.model)
             return JSONResponse({"model": name, "embeddings": []})
         _refuse_empty(texts, names)
         wanted = Wanted(body.model, tuple(texts), body.dimensions or None, MAX_INT if body.truncate else None)
@@ -77,6 +78,7 @@ def add_embed(app: FastAPI, college: College, embed: Embed) -> None:
         """One text as a vector, as older clients ask for it."""
         _, body = await read_json(request, settings, lambda wire: _parsed(PromptBody, wire))
         if not body.prompt:
+            college.embeddings.require(body.model)
             return JSONResponse({"embedding": []})
         found = await embed(request, Wanted(body.model, (body.prompt,), None, MAX_INT), ["prompt"])
         return JSONResponse({"embedding": found.vectors.rows[0].tolist()}, headers=embedding_headers(found, ["prompt"]))

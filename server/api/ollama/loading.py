@@ -50,6 +50,10 @@ def _unload(request: Request, done: Callable[[str], dict[str, Any]]) -> _Run:
             raise RequestError(
                 "model: auto is no model of its own. Name the specialist to unload; /api/ps lists them.", param="model"
             )
+        if college.embeddings.is_encoder(request.model):
+            raise RequestError(
+                f"model: {request.model} is the server's own sentence encoder, which stays.", param="model"
+            )
         if specialist is None:
             known = ", ".join(college.roster.names)
             raise UnknownModelError(f"There is no model {request.model!r}. Known: {known}.", param=Part.MODEL)

@@ -15,7 +15,7 @@ _ROLES: Final = ("system", "user", "assistant", "tool")
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     """Messages as runtime.request.Request has them. Raises RequestError naming the message."""
-    history = History("messages")
+    history = History("messages", "a message of the role tool with its tool_name")
     for index, message in enumerate(messages):
         _read(history, message, f"messages[{index}]")
     return history.read()

@@ -25,9 +25,7 @@ _REASONS: Final = {
     Finish.LOOP: "length",
     Finish.CANCELLED: "stop",
 }
-# What the engine calls a field by OpenAI's name.
 _NOTHING: Final = ("", "null")  # as arguments
-_OWN_NAMES: Final = {"response_format.json_schema": "format"}
 
 
 def timestamp(when: datetime | None = None) -> str:
@@ -37,9 +35,7 @@ def timestamp(when: datetime | None = None) -> str:
 
 def error_body(failure: Failure) -> dict[str, str]:
     """Ollama's errors are a text."""
-    message = failure.message
-    for ours, theirs in _OWN_NAMES.items():
-        message = message.replace(ours, theirs)
+    message = failure.message_in("format")
     if failure.code == "model_not_found":  # words by which clients know it
         message = f"model not found: {message[:1].lower()}{message[1:]}"
     return {"error": message}

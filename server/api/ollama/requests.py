@@ -119,7 +119,7 @@ def _parsed(body: Shared, wire: Mapping[str, Any], *, notes: tuple[str, ...] = (
         response_format=_format(body.format),
         top_logprobs=body.top_logprobs if body.logprobs else None,
         wants_thinking=_thinking(body.think),
-        notes=(*notes, *option_notes(options)),
+        notes=(*notes, *option_notes(options), *_misplaced(wire)),
         **own,
     )
     name = wire.get("model")
@@ -127,6 +127,28 @@ def _parsed(body: Shared, wire: Mapping[str, Any], *, notes: tuple[str, ...] = (
     if empty:
         instead = "unload" if kept_s == 0 else "load"
     return Parsed(request, name if isinstance(name, str) else body.model, instead)
+
+
+# Fields of other APIs, with what they are here.
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "max_tokens": "options.num_predict",
+    "max_completion_tokens": "options.num_predict",
+    "response_format": "format",
+    **{name: f"options.{name}" for name in ("stop", "seed", "temperature", "top_p", "top_k", "min_p")},
+    **{name: f"options.{name}" for name in ("num_predict", "num_ctx", "repeat_penalty")},
+    **{name: f"options.{name}" for name in ("presence_penalty", "frequency_penalty")},
+    "n": "one request for each answer",
+    "reasoning_effort": "think",
+}
+
+
+def _misplaced(wire: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes of what was asked for as other APIs have it: Ollama passes over such, and clients rely on that."""
+    asked = [name for name in _ELSEWHERE if wire.get(name) not in (None, [], "", {})]
+    found = [f"{name} is no field here and was ignored: write {_ELSEWHERE[name]}" for name in asked]
+    if wire.get("tools") and "prompt" in wire:
+        found.append("tools were left out: /api/chat takes them")
+    return tuple(found)
 
 
 def _format(value: Any) -> Format | None:

@@ -41,7 +41,7 @@ def response_format(body: Mapping[str, Any]) -> Format | None:
             raise RequestError(f"{name} is not served. {remedy}", param=name)
     found: dict[str, Format | None] = {}
     for name, read in _READERS.items():
-        if body.get(name) is not None:
+        if body.get(name) not in (None, False):
             found[name] = read(body[name])
     wanted = {name: asked for name, asked in found.items() if asked is not None}
     if len(wanted) > 1 and len({json.dumps(asked.get("json_schema"), sort_keys=True) for asked in wanted.values()}) > 1:

@@ -183,6 +183,10 @@ DESCRIBED: Final = Described(
 DELETED: Final = _object(
     {"id": _TEXT, "object": {"const": "response"}, "deleted": {"const": True}}, "id", "object", "deleted"
 )
+COUNTED: Final = _object(
+    {"object": {"const": "response.input_tokens"}, "input_tokens": {"type": "integer", "minimum": 0}},
+    *("object", "input_tokens"),
+)
 ITEMS: Final = _object(
     {
         "object": {"const": "list"},

@@ -44,7 +44,7 @@ class Reader:
 
     def __init__(self, known: Callable[[str], Item | None]) -> None:
         self._known = known
-        self._history = History("input")
+        self._history = History("input", "a function_call_output with its call_id")
         self._turn: _Turn | None = None
         self._dropped: list[str] = []
 

@@ -8,22 +8,32 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from ...runtime.errors import RequestError
+from ...runtime.college import College
+from ...runtime.errors import RequestError, UnknownPathError
+from ...runtime.request import Request as InternalRequest
+from ..body import read_json
 from ..dialect import Dialect
 from ..keys import given_key
-from ..openapi import gives, of_dialect
-from .described import DELETED, DESCRIBED, ITEMS
+from ..openapi import gives, of_dialect, takes
+from ..tokens import prompt_tokens, refuse_long_messages
+from .described import COUNTED, DELETED, DESCRIBED, ITEMS
 from .dialect import ResponsesDialect
 from .items import listed
 from .store import Item, ResponseStore, Stored, UnknownResponseError
 
 PATH: Final = "/v1/responses"
 _PAGE: Final = 20
+_OF_ANSWERS: Final = ("max_output_tokens", "stream", "store")  # of a body whose prompt alone is asked about
 _MOST: Final = 100
 
 
 def add_responses(
-    app: FastAPI, store: ResponseStore, answer: Callable[[Request, Dialect], Awaitable[Response]], *, by_key: bool
+    app: FastAPI,
+    college: College,
+    store: ResponseStore,
+    answer: Callable[[Request, Dialect], Awaitable[Response]],
+    *,
+    by_key: bool,
 ) -> None:
     """Serve them. answer: gives the response to a request in a dialect. by_key: whether each key has a store of its
     own; where the server has no keys, whoever reaches it shares one."""
@@ -40,6 +50,26 @@ def add_responses(
     @app.post(PATH, **of_dialect(ResponsesDialect(store)))
     async def create(request: Request) -> Response:
         return await answer(request, ResponsesDialect(store, owner(request)))
+
+    @app.post(f"{PATH}/input_tokens", openapi_extra=takes(DESCRIBED.body), responses=gives(COUNTED, DESCRIBED.error))
+    async def input_tokens(request: Request) -> dict[str, Any]:
+        """The tokens of a response's prompt, which nobody answers."""
+        dialect = ResponsesDialect(store, owner(request))
+
+        def parse(body: dict[str, Any]) -> InternalRequest:
+            wanted = dialect.parse({name: value for name, value in body.items() if name not in _OF_ANSWERS}).request
+            refuse_long_messages(wanted)
+            return wanted
+
+        wanted = await read_json(request, college.roster.server, parse)
+        return {"object": "response.input_tokens", "input_tokens": await prompt_tokens(college, request, wanted)}
+
+    @app.post(f"{PATH}/compact", responses=gives(DESCRIBED.answer, DESCRIBED.error))
+    async def compact() -> None:
+        """Refused: a compacted conversation is one that only its maker can read."""
+        raise UnknownPathError(
+            f"{PATH}/compact is not served. Ask for a summary of the conversation, and go on from that.", 404
+        )
 
     @app.get(f"{PATH}/{{response_id}}", responses=gives(DESCRIBED.answer, DESCRIBED.error))
     async def retrieve(request: Request, response_id: str, stream: str = "false") -> Mapping[str, Any]:

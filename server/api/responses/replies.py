@@ -46,7 +46,14 @@ def usage(end: Finished) -> dict[str, Any]:
 def error_body(failure: Failure) -> dict[str, Any]:
     """OpenAI's error envelope."""
     param = failure.param_in(NAMES)
-    return {"error": {"message": failure.message, "type": failure.type, "param": param, "code": failure.code}}
+    return {
+        "error": {
+            "message": failure.message_in("text.format.schema"),
+            "type": failure.type,
+            "param": param,
+            "code": failure.code,
+        }
+    }
 
 
 class ResponsesEnvelope:

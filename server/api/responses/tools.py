@@ -51,6 +51,9 @@ def joined(namespace: Any, name: str) -> str:
     return f"{namespace}__{name}" if isinstance(namespace, str) and namespace else name
 
 
+_WRITE: Final = 'Write "auto", "none", "required" or {"type": "function", "name": ...}.'
+
+
 def read_tools(listed: Sequence[Any], choice: Any, parallel: bool | None) -> Tools:
     """The tools of a body. Raises RequestError naming the field."""
     found = _Found()
@@ -61,7 +64,9 @@ def read_tools(listed: Sequence[Any], choice: Any, parallel: bool | None) -> Too
             f"tools: give at most {MAX_TOOLS:,}, those of namespaces counted, not {len(found.functions):,}.",
             param="tools",
         )
-    wish = tool_wish(tools=found.functions, tool_choice=_choice(choice), parallel=parallel, places=found.places)
+    wish = tool_wish(
+        tools=found.functions, tool_choice=_choice(choice), parallel=parallel, places=found.places, write=_WRITE
+    )
     return Tools(wish, found.names, found.echo)
 
 

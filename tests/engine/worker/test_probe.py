@@ -211,6 +211,14 @@ async def test_a_budget_of_the_roster_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.model
+async def test_who_has_the_tokens_fills_the_middle(tmp_path: Path, random_gemma4: Path) -> None:
+    marks = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    filling = write_random_model(tmp_path / "code.gguf", more_control=marks)
+    assert (await memory.predict(LoadSpec(filling, context_tokens=512, parallel=1))).infill is True
+    assert (await memory.predict(LoadSpec(random_gemma4, context_tokens=512, parallel=1))).infill is False
+
+
+@pytest.mark.model
 class TestChats:
     """What a dry run finds out about a model's chat template."""
 

@@ -1,13 +1,15 @@
-"""Pages of the list of models."""
+"""Pages of the list of models, and what each can do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from coe.server.api.models import _page
+from coe.server.api.models import _page, capabilities_of
 from coe.server.runtime.errors import RequestError
+from fakes.listed_college import Listed
 
 IDS = ["auto", "general", "law", "math"]
 
@@ -40,3 +42,9 @@ def test_a_page_that_cannot_be_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as error:
         _page(IDS, asked)
     assert error.value.param in asked
+
+
+@pytest.mark.parametrize(("infill", "told"), [(True, True), (False, False), (None, False)])
+def test_who_fills_the_middle_says_so(infill: bool | None, told: bool) -> None:
+    law = replace(Listed().catalog.availability["law"], infill=infill)
+    assert ("insert" in capabilities_of(law)) is told

@@ -334,13 +334,13 @@ async def test_an_automatic_choice_that_cannot_hold_the_prompt_is_passed_over() 
 
 async def test_where_nobody_holds_the_prompt_the_largest_context_is_named() -> None:
     told = chosen(too_long_for("math", 9000, 2048), roomy=[SMALL, LARGE])
-    with pytest.raises(PromptTooLongError, match="has 9000 tokens; the maximum context length is 8192 tokens"):
+    with pytest.raises(PromptTooLongError, match=r"maximum context length is 8192 tokens.*has 9000 tokens"):
         await whole(told)
 
 
 async def test_one_that_was_named_is_not_passed_over() -> None:
     told = chosen(too_long_for("math", 2653, 2048), roomy=[LARGE], decided=False)
-    with pytest.raises(PromptTooLongError, match="the maximum context length is 2048 tokens"):
+    with pytest.raises(PromptTooLongError, match="maximum context length is 2048 tokens"):
         await whole(told)
     assert told.college.asked == ["math"]
 

@@ -55,9 +55,11 @@ def chooser(
     ignoring: Sequence[str] = (),
     bounds: Mapping[str, Mapping[str, Any]] | None = None,
     aliases: Sequence[str] = (),
+    filling: Mapping[str, bool] | None = None,
     **faults: ModelTemplateError | None,
 ) -> tuple[Chooser, Supervisor]:
-    """tools: of the first. ignoring: those that leave tools out. bounds: of sampling, by name. aliases: of `auto`."""
+    """tools: of the first. ignoring: those that leave tools out. bounds: of sampling, by name. aliases: of `auto`.
+    filling: whether they fill the middle, where it is known."""
     sizes = contexts or {}
     entries: list[dict[str, Any]] = [
         {"name": name, "file": "m.gguf", "domains": ["math"], "context_tokens": sizes.get(name, 4096)}
@@ -71,7 +73,10 @@ def chooser(
     router = {"aliases": list(aliases)}
     roster = Roster.model_validate({"specialists": entries, "fallback": None, "fallback_warm": True, "router": router})
     items = {
-        entry.name: Servable(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name])
+        entry.name: Servable(
+            *(entry, cast(Location, None), cast(LoadSpec, None), None, faults[entry.name]),
+            infill=(filling or {}).get(entry.name),
+        )
         for entry in roster.specialists
     }
     pool = SimpleNamespace(
@@ -92,6 +97,23 @@ async def test_auto_sends_chats_only_where_they_are_answered() -> None:
     assert (await choosing.choose(Request("auto", **cast(Any, CHAT)), None)).specialist.name == "talks"
     assert supervisor.available == ["talks"]
     assert (await choosing.choose(Request("auto", prompt="Once"), None)).specialist.name == "mute"
+
+
+async def test_a_gap_goes_where_it_can_be_filled() -> None:
+    choosing, supervisor = chooser(filling={"talks": False, "codes": True}, talks=None, codes=None, unknown=None)
+    gap = Request("auto", prompt="def f(", suffix="):")
+    assert (await choosing.choose(gap, None)).specialist.name == "codes"
+    assert supervisor.available == ["codes", "unknown"]
+    assert (await choosing.unasked(gap)).specialist.name == "codes"
+    assert choosing.stand_in("codes", gap).name == "unknown"  # type: ignore[union-attr]
+    assert (await choosing.choose(Request("auto", prompt="def f("), None)).specialist.name == "talks"
+    named = await choosing.choose(Request("talks", prompt="def f(", suffix="):"), None)
+    assert named.specialist.name == "talks", "its worker says that it cannot"
+
+
+async def test_where_none_can_fill_a_gap_one_is_left_to_say_so() -> None:
+    choosing, _ = chooser(filling={"talks": False}, talks=None)
+    assert (await choosing.choose(Request("auto", prompt="a", suffix="b"), None)).specialist.name == "talks"
 
 
 async def test_another_name_for_auto_asks_the_supervisor() -> None:

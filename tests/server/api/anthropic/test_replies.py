@@ -9,7 +9,14 @@ import jsonschema
 import pytest
 from hypothesis import given
 
-from coe.engine.errors import PromptTooLongError, QueueFullError, WaitTimeoutError
+from coe.engine.errors import (
+    EngineError,
+    PromptTooLongError,
+    QueueFullError,
+    UnavailableError,
+    WaitTimeoutError,
+    WorkerDiedError,
+)
 from coe.engine.request import Accepted, CallPiece, Delta, Finish, Finished
 from coe.server.api.anthropic.blocks import signature
 from coe.server.api.anthropic.described import ERROR, MESSAGES_DESCRIBED
@@ -199,3 +206,15 @@ def test_errors(error: Exception, kind: str, words: str) -> None:
     assert body["error"]["type"] == kind
     assert body["error"]["message"].startswith(words)
     assert events([error_frame(failure_of(error))]) == [body]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (QueueFullError("Too many wait.", "Ask later."), "rate_limit_error"),
+        (WorkerDiedError("It died.", "Ask again."), "overloaded_error"),
+        (UnavailableError("The file is not there.", "Download it."), "api_error"),
+    ],
+)
+def test_what_will_not_pass_by_itself_is_no_overload(error: EngineError, kind: str) -> None:
+    assert error_body(failure_of(error))["error"]["type"] == kind

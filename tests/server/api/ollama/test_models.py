@@ -56,6 +56,18 @@ async def test_show_tells_capabilities_context_and_template(field: str, tmp_path
     assert told["system"] == "Be exact."
 
 
+@pytest.mark.parametrize("name", ["law", "auto"])
+async def test_show_of_one_that_fills_the_middle_speaks_of_a_suffix(name: str) -> None:
+    college = Listed()
+    _, _, told = await answered(college, "/api/show", {"model": name})
+    assert "insert" not in told["capabilities"]
+    assert ".Suffix" not in told["template"]
+    college.catalog.availability["law"] = replace(college.catalog.availability["law"], infill=True)
+    _, _, told = await answered(college, "/api/show", {"model": name})
+    assert "insert" in told["capabilities"]
+    assert "{{ .Suffix }}" in told["template"]
+
+
 async def test_show_of_one_without_tools_does_not_speak_of_them(tmp_path: Path) -> None:
     _, _, told = await answered(Listed(folder=tmp_path), "/api/show", {"model": "law"})
     assert "tools" not in told["template"]

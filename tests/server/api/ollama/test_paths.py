@@ -135,7 +135,7 @@ async def test_keep_alive_0_unloads() -> None:
     assert "stays" in headers["x-coe-note"], "it is busy"
 
 
-@pytest.mark.parametrize(("model", "status"), [("auto", 400), ("nobody", 404)])
+@pytest.mark.parametrize(("model", "status"), [("auto", 400), ("all-minilm", 400), ("nobody", 404)])
 async def test_what_cannot_be_unloaded(model: str, status: int) -> None:
     college = Listed()
     got, _, told = await answered(college, "/api/generate", {"model": model, "keep_alive": 0})

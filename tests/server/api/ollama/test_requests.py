@@ -189,3 +189,10 @@ def test_a_suffix_makes_a_gap_to_be_filled() -> None:
     request = generate(prompt="def f(", suffix="): pass")
     assert (request.prompt, request.suffix, request.messages) == ("def f(", "): pass", None)
     assert parse_generate({"model": "math", "prompt": "", "suffix": "tail"}).instead is None
+
+
+def test_fields_of_other_apis_are_noted() -> None:
+    notes = " ".join(chat(max_tokens=3, stop=["a"], response_format={"type": "json_object"}, n=None).notes)
+    assert all(said in notes for said in ("max_tokens", "options.num_predict", "options.stop", "write format"))
+    assert "tools were left out" in " ".join(generate(tools=[TOOL]).notes)
+    assert chat(stop=[], tools=[]).notes == ()
