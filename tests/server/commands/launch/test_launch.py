@@ -179,6 +179,18 @@ def test_save_changes_the_clients_own_file_and_says_which(stage: Stage) -> None:
     assert list(stage.temporary.iterdir()) == []
 
 
+def test_a_file_that_others_could_read_is_closed_when_the_key_is_saved_and_that_is_said(stage: Stage) -> None:
+    config = stage.home / ".continue/config.yaml"
+    config.parent.mkdir()
+    config.write_text("name: mine\n")
+    config.chmod(0o644)
+    done = stage.run("--save", "--key", "open sesame")
+    assert done.returncode == 0, done.stderr
+    assert "open sesame" in config.read_text()
+    assert {path.stat().st_mode & 0o777 for path in config.parent.iterdir()} == {0o600}
+    assert f"Others could read {config}" in done.stderr
+
+
 def test_save_and_print_show_what_would_be_put_where_and_write_nothing(stage: Stage) -> None:
     config = stage.home / ".continue/config.yaml"
     config.parent.mkdir()
