@@ -143,7 +143,7 @@ def test_the_pool_and_the_metrics_say_what_the_resident_is(sharing: ServerProces
     (shared,) = (r for r in sharing.pool()["residents"] if len(r["specialists"]) > 1)
     assert shared["specialists"] == list(DOMAINS)
     assert shared["specialist"] == "python"
-    sharing.until(lambda: sharing.metric("coe_resident_swaps_total") == before + 1)
+    sharing.until(lambda: sharing.metric("coe_resident_swaps_total") > before)
     assert sharing.metric("coe_resident_swapped_bytes_total") > 0
     assert sharing.metric("coe_wait_seconds_count", residency="swapped") > 0
 
@@ -169,7 +169,7 @@ def test_a_worker_that_dies_is_replaced_and_what_it_was_does_not_matter(sharing:
 
 
 def test_what_has_to_make_room_goes_and_comes_back(tmp_path: Path) -> None:
-    roster = college_roster(tmp_path, pool={"vram_budget": "230 MiB"})
+    roster = college_roster(tmp_path, pool={"vram_budget": "245 MiB"})
     with ServerProcess(roster) as server:
         assert say(server, "math", "What is 27 + 35?")[1] == "loaded"
         assert server.chat(model="general").headers["x-coe-residency"] == "loaded"
