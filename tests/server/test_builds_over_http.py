@@ -327,7 +327,7 @@ def test_a_parent_that_does_not_fit_the_budget_is_refused_with_the_sum(
 def test_a_build_in_idle_time_makes_way_for_requests_and_goes_on_later(
     roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
 ) -> None:
-    server = serving(roster(pool={"vram_budget": "230 MiB", "quiet_s": 0.01}))
+    server = serving(roster(pool={"vram_budget": "245 MiB", "quiet_s": 0.01}))
     server.chat(model="small", max_tokens=1).raise_for_status()
     server.until(lambda: card(server)["state"] == "running", TRIES)
     (room,) = [resident for resident in server.pool()["residents"] if not resident["specialists"]]
@@ -342,7 +342,7 @@ def test_a_build_in_idle_time_makes_way_for_requests_and_goes_on_later(
 def test_a_build_that_takes_a_place_keeps_it(
     roster: Callable[..., Path], serving: Callable[[Path], ServerProcess]
 ) -> None:
-    server = serving(roster(build={"when": "now"}, pool={"vram_budget": "230 MiB"}))
+    server = serving(roster(build={"when": "now"}, pool={"vram_budget": "245 MiB"}))
     server.chat(model="small", max_tokens=1).raise_for_status()
     server.until(lambda: card(server)["state"] == "running", TRIES)
     refused = server.chat(model="general", max_tokens=1)
