@@ -1,4 +1,4 @@
-"""A recorded session of a coding agent: a long system prompt, a dozen tools, and 28 requests of one task after the
+"""A recorded session of a coding agent: a long system prompt, a dozen tools, and 70 requests of one task after the
 other. Deterministic, so that each request repeats the one before it and adds an exchange."""
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def requests() -> Iterator[list[dict[str, Any]]]:
     """The messages of each request, in the order in which the agent sent them."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     number = 0
-    for task in _TASKS:
+    for task in _TASKS * 5:
         messages.append({"role": "user", "content": task})
         for step in _STEPS:
             yield list(messages)
@@ -77,5 +77,5 @@ def requests() -> Iterator[list[dict[str, Any]]]:
 
 
 def _result(number: int) -> str:
-    lines = [f"{line:4d}  def part_{number}_{line}(text): return text[{line}:] or None" for line in range(1)]
+    lines = [f"{line:4d}  def part_{number}_{line}(text): return text[{line}:] or None" for line in range(6)]
     return "\n".join(["# <tool_call> is no call in a file", *lines])
