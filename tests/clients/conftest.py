@@ -1,4 +1,8 @@
-"""Clients in their default settings, each against one server whose model's template knows no tools."""
+"""Clients in their default settings, each against one server whose model's template knows no tools.
+
+Where an answer is compared with a second one, the question is one whose answer the model is sure of: llama.cpp rounds
+by where in its cache a conversation lies, and of two words that are nearly as likely another comes then.
+"""
 
 from __future__ import annotations
 
