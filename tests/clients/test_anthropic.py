@@ -25,7 +25,7 @@ ADD: Any = {
     },
     "strict": True,
 }
-WEEK: Any = [{"role": "user", "content": "Name the days of the week."}]
+ALPHABET: Any = [{"role": "user", "content": "Say the alphabet."}]
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def test_models_are_listed_in_pages(client: Any) -> None:
 
 def test_a_message_whole_and_streamed_says_the_same(client: Any) -> None:
     for _ in range(2):  # both of those that are compared find the prompt in the cache
-        whole = client.messages.create(model="auto", max_tokens=64, system="Be kind.", messages=WEEK)
+        whole = client.messages.create(model="auto", max_tokens=64, system="Be kind.", messages=ALPHABET)
     (block,) = whole.content
     assert block.type == "text"
     assert whole.stop_reason in ("end_turn", "max_tokens")
     assert whole.usage.output_tokens > 0
-    with client.messages.stream(model="auto", max_tokens=64, system="Be kind.", messages=WEEK) as stream:
+    with client.messages.stream(model="auto", max_tokens=64, system="Be kind.", messages=ALPHABET) as stream:
         assert "".join(stream.text_stream) == block.text
         final = stream.get_final_message()
     assert final.stop_reason == whole.stop_reason
@@ -164,7 +164,7 @@ async def test_the_asynchronous_client_streams(agents: ServerProcess) -> None:
 
 def test_errors_are_the_clients_own(client: Any) -> None:
     with pytest.raises(anthropic.NotFoundError, match=r"router\.aliases") as unknown:
-        client.messages.create(model="claude-nobody", max_tokens=8, messages=WEEK)
+        client.messages.create(model="claude-nobody", max_tokens=8, messages=ALPHABET)
     assert unknown.value.type == "not_found_error"
     assert unknown.value.request_id
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
@@ -191,7 +191,7 @@ def test_any_stream_is_put_together_by_the_package_as_by_the_tests(pieces: list[
 
     transport = httpx2.Client(transport=httpx2.MockTransport(answer))
     client = anthropic.Anthropic(base_url="http://played", api_key="anything", http_client=transport)
-    with client.messages.stream(model="auto", max_tokens=9, messages=WEEK) as stream:
+    with client.messages.stream(model="auto", max_tokens=9, messages=ALPHABET) as stream:
         message = stream.get_final_message()
     found = events(frames)
     wanted = put_together(found)

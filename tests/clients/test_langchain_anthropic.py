@@ -39,11 +39,11 @@ def history() -> list[Any]:
 
 
 def test_a_chat(model: Any) -> None:
-    model.invoke("Name the days of the week.")  # both of those that are compared find it in the cache
-    answer = model.invoke("Name the days of the week.")
+    model.invoke("Say the alphabet.")  # both of those that are compared find it in the cache
+    answer = model.invoke("Say the alphabet.")
     assert answer.text
     assert answer.usage_metadata["output_tokens"] > 0
-    assert "".join(chunk.text for chunk in model.stream("Name the days of the week.")) == answer.text
+    assert "".join(chunk.text for chunk in model.stream("Say the alphabet.")) == answer.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

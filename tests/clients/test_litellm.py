@@ -26,7 +26,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches
 litellm = pytest.importorskip("litellm", reason="litellm is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients
 
-WEEK: Any = [{"role": "user", "content": "Name the days of the week."}]
+ALPHABET: Any = [{"role": "user", "content": "Say the alphabet."}]
 TOO_LONG: Any = [{"role": "user", "content": "word " * 9000}]
 ADD: Any = {
     "type": "function",
@@ -72,18 +72,18 @@ def history() -> list[Any]:
 
 def test_a_chat_whole_and_streamed_says_the_same(asked: dict[str, Any]) -> None:
     for _ in range(2):  # both of those that are compared find the prompt in the cache
-        whole = litellm.completion(**asked, messages=WEEK)
+        whole = litellm.completion(**asked, messages=ALPHABET)
     text = whole.choices[0].message.content
     assert text
     assert whole.usage.prompt_tokens > 0
     assert whole.usage.completion_tokens > 0
-    chunks = list(litellm.completion(**asked, messages=WEEK, stream=True))
+    chunks = list(litellm.completion(**asked, messages=ALPHABET, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
 async def test_the_asynchronous_call_streams(asked: dict[str, Any]) -> None:
-    stream = await litellm.acompletion(**asked, messages=WEEK, stream=True)
+    stream = await litellm.acompletion(**asked, messages=ALPHABET, stream=True)
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
@@ -122,7 +122,7 @@ def test_too_long_a_prompt_is_known_as_such(provider: str, asked: dict[str, Any]
 
 def test_an_unknown_model_is_not_found(asked: dict[str, Any]) -> None:
     with pytest.raises(litellm.NotFoundError, match="nobody"):
-        litellm.completion(**{**asked, "model": asked["model"].replace("auto", "nobody")}, messages=WEEK)
+        litellm.completion(**{**asked, "model": asked["model"].replace("auto", "nobody")}, messages=ALPHABET)
 
 
 @pytest.mark.parametrize("provider", ["openai", "ollama"], indirect=True)
@@ -199,8 +199,8 @@ def _address(process: subprocess.Popen[str]) -> str:
 
 def test_the_proxy_passes_a_stream_on(proxy: OpenAI, agents: ServerProcess) -> None:
     with agents.openai() as client:
-        straight = client.chat.completions.create(model="auto", messages=WEEK).choices[0].message.content
-    chunks = list(proxy.chat.completions.create(model="college", messages=WEEK, stream=True))
+        straight = client.chat.completions.create(model="auto", messages=ALPHABET).choices[0].message.content
+    chunks = list(proxy.chat.completions.create(model="college", messages=ALPHABET, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == straight
     assert chunks[-1].model == "college"
 

@@ -66,7 +66,7 @@ def history() -> list[Any]:
 
 
 def test_a_prompt_and_its_continuation(command: Callable[..., str]) -> None:
-    assert command("prompt", "-m", "college", "Name the days of the week.").strip()
+    assert command("prompt", "-m", "college", "Say the alphabet.").strip()
     assert command("prompt", "-c", "And of Italy?").strip()
 
 
@@ -77,7 +77,7 @@ def test_an_answer_by_a_schema(command: Callable[..., str]) -> None:
 
 def test_a_tool_is_offered_on_the_command_line(command: Callable[..., str]) -> None:
     functions = "def add(a: int, b: int) -> int:\n    return a + b\n"
-    assert command("prompt", "-m", "college", "--functions", functions, "Name the days of the week.").strip()
+    assert command("prompt", "-m", "college", "--functions", functions, "Say the alphabet.").strip()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -90,4 +90,4 @@ def test_a_chain_calls_its_tool_and_ends(folder: Path, stream: bool) -> None:
 
 def test_an_endpoint_without_an_entry(command: Callable[..., str], base_url: str) -> None:
     assert "auto" in command("openai", "endpoint", base_url, "--models")
-    assert command("openai", "endpoint", base_url, "Name the days of the week.", "-m", "auto").strip()
+    assert command("openai", "endpoint", base_url, "Say the alphabet.", "-m", "auto").strip()

@@ -13,7 +13,7 @@ from fakes.server_process import ServerProcess
 ollama = pytest.importorskip("ollama", reason="ollama is not installed: `make test-clients` installs it")
 pytestmark = pytest.mark.clients
 
-WEEK = [{"role": "user", "content": "Name the days of the week."}]
+ALPHABET = [{"role": "user", "content": "Say the alphabet."}]
 
 
 @pytest.fixture
@@ -36,26 +36,26 @@ def history() -> list[dict[str, Any]]:
 
 
 def test_a_chat_whole_and_streamed(client: Any) -> None:
-    answer = client.chat("auto", messages=WEEK)
+    answer = client.chat("auto", messages=ALPHABET)
     assert answer.message.content
     assert answer.done_reason in ("stop", "length")
     assert min(answer.eval_count, answer.eval_duration, answer.prompt_eval_duration, answer.total_duration) > 0
-    pieces = list(client.chat("auto", messages=WEEK, stream=True))
+    pieces = list(client.chat("auto", messages=ALPHABET, stream=True))
     assert "".join(piece.message.content for piece in pieces) == answer.message.content
     assert [piece.done for piece in pieces].count(True) == 1
 
 
 async def test_the_asynchronous_client(base_url: str) -> None:
     client = ollama.AsyncClient(host=base_url.removesuffix("/v1"))
-    pieces = [piece.message.content async for piece in await client.chat("auto", messages=WEEK, stream=True)]
+    pieces = [piece.message.content async for piece in await client.chat("auto", messages=ALPHABET, stream=True)]
     assert "".join(pieces)
 
 
 def test_a_prompt_whole_streamed_and_raw(client: Any) -> None:
-    answer = client.generate("general", WEEK[0]["content"], options={"num_predict": 8, "temperature": 0})
+    answer = client.generate("general", ALPHABET[0]["content"], options={"num_predict": 8, "temperature": 0})
     assert answer.response
     assert answer.eval_count <= 8
-    pieces = client.generate("general:latest", WEEK[0]["content"], stream=True, options={"num_predict": 8})
+    pieces = client.generate("general:latest", ALPHABET[0]["content"], stream=True, options={"num_predict": 8})
     assert "".join(piece.response for piece in pieces) == answer.response
     assert client.generate("general", "Roses are red,", raw=True).response
 
@@ -84,7 +84,7 @@ def test_an_answer_by_a_schema(client: Any) -> None:
 
 
 def test_log_probabilities(client: Any) -> None:
-    answer = client.chat("general", messages=WEEK, logprobs=True, top_logprobs=2, options={"num_predict": 3})
+    answer = client.chat("general", messages=ALPHABET, logprobs=True, top_logprobs=2, options={"num_predict": 3})
     assert [len(entry.top_logprobs) for entry in answer.logprobs] == [2, 2, 2]
 
 
@@ -115,8 +115,8 @@ def test_texts_are_embedded(encoding: ServerProcess) -> None:
 
 def test_what_is_refused_says_why(client: Any) -> None:
     for refused in (
-        lambda: client.chat("llama3.2", messages=WEEK),
-        lambda: next(client.chat("llama3.2", messages=WEEK, stream=True)),
+        lambda: client.chat("llama3.2", messages=ALPHABET),
+        lambda: next(client.chat("llama3.2", messages=ALPHABET, stream=True)),
         lambda: client.show("llama3.2"),
     ):
         with pytest.raises(ollama.ResponseError) as error:
