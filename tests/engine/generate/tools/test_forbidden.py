@@ -130,6 +130,7 @@ def test_a_banned_opening_counts_where_it_is_spelt(tokens: LocalEngine, monkeypa
     assert finished.forbidden_calls == 1
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("which", ["tokens", "spelt"])
 def test_the_prompt_is_found_in_the_cache(request: pytest.FixtureRequest, which: str) -> None:
     engine: LocalEngine = request.getfixturevalue(which)
