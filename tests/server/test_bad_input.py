@@ -123,7 +123,7 @@ def test_10_mb_of_text_is_a_413(college: ServerProcess) -> None:
 
 def test_7_mb_of_text_is_told_that_it_does_not_fit(college: ServerProcess) -> None:
     message, _ = refused(college.chat("long " * 1_400_000, model="auto"))
-    assert "The prompt has" in message
+    assert "maximum context length is" in message
 
 
 def test_a_nul_character(college: ServerProcess) -> None:
