@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fakes.habits import ASKED, DONE, EVE, Adder, Person, described, people, question
+from fakes.habits import ASKED, EVE, Adder, Person, described, people, sums_of_langchain
 
 langchain_openai = pytest.importorskip(
     "langchain_openai", reason="langchain-openai is not installed: `make test-clients` installs it"
@@ -19,22 +19,6 @@ def model(base_url: str, request: pytest.FixtureRequest) -> Any:
     return langchain_openai.ChatOpenAI(
         model="auto", base_url=base_url, api_key="anything", use_responses_api=request.param
     )
-
-
-def history() -> list[Any]:
-    """Sums that were done by the tool, and the one to do."""
-    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-
-    found: list[Any] = []
-    for a, b in DONE:
-        id_ = f"call_{a}"
-        found += [
-            HumanMessage(question(a, b)),
-            AIMessage("", tool_calls=[{"name": "add", "args": {"a": a, "b": b}, "id": id_}]),
-            ToolMessage(str(a + b), tool_call_id=id_),
-            AIMessage(str(a + b)),
-        ]
-    return [*found, HumanMessage(question(*ASKED))]
 
 
 def test_a_chat(model: Any) -> None:
@@ -50,7 +34,7 @@ def test_a_bound_tool_is_called_and_its_result_read(model: Any, stream: bool) ->
     from langchain_core.messages import ToolMessage
     from langchain_core.tools import tool
 
-    adder, messages = Adder(), history()
+    adder, messages = Adder(), sums_of_langchain()
     bound = model.bind_tools([tool(adder.add)])
     said = bound.invoke(messages)
     if stream:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import BadRequestError, OpenAI
 
-from fakes.habits import ASKED, DONE, EVE, Adder, Person, people, question
+from fakes.habits import ASKED, EVE, Adder, Person, people, sums
 from fakes.server_process import GIVE_UP_S, ServerProcess
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches prices when it is imported
@@ -55,21 +55,6 @@ def asked(provider: str, agents: ServerProcess) -> dict[str, Any]:
     return {"model": f"{provider}/auto", "api_base": base, "api_key": "anything"}
 
 
-def history() -> list[Any]:
-    """Sums that were done by the tool, and the one to do."""
-    messages: list[Any] = []
-    for a, b in DONE:
-        function = {"name": "add", "arguments": json.dumps({"a": a, "b": b})}
-        call = {"id": f"call_{a}", "type": "function", "function": function}
-        messages += [
-            {"role": "user", "content": question(a, b)},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": call["id"], "content": str(a + b)},
-            {"role": "assistant", "content": str(a + b)},
-        ]
-    return [*messages, {"role": "user", "content": question(*ASKED)}]
-
-
 def test_a_chat_whole_and_streamed_says_the_same(asked: dict[str, Any]) -> None:
     for _ in range(2):  # both of those that are compared find the prompt in the cache
         whole = litellm.completion(**asked, messages=ALPHABET)
@@ -89,7 +74,7 @@ async def test_the_asynchronous_call_streams(asked: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_is_called_and_its_result_read(asked: dict[str, Any], stream: bool) -> None:
-    adder, messages = Adder(), history()
+    adder, messages = Adder(), sums()
 
     def turn() -> Any:
         said = litellm.completion(**asked, messages=messages, tools=[ADD], stream=stream)

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, IPvAnyAddress
 
-from fakes.habits import ASKED, DONE, EVE, Adder, Person, described, people, question
+from fakes.habits import ASKED, EVE, Adder, Person, described, people, sums
 
 pytestmark = pytest.mark.clients
 
@@ -36,21 +36,6 @@ def client(base_url: str) -> OpenAI:
     return OpenAI(base_url=base_url, api_key="anything")
 
 
-def history() -> list[Any]:
-    """Sums that were done by the tool, and the one to do."""
-    messages: list[Any] = []
-    for a, b in DONE:
-        function = {"name": "add", "arguments": json.dumps({"a": a, "b": b})}
-        call = {"id": f"call_{a}", "type": "function", "function": function}
-        messages += [
-            {"role": "user", "content": question(a, b)},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": call["id"], "content": str(a + b)},
-            {"role": "assistant", "content": str(a + b)},
-        ]
-    return [*messages, {"role": "user", "content": question(*ASKED)}]
-
-
 def test_models_are_listed(client: OpenAI) -> None:
     assert {"auto", "general", "law"} <= {model.id for model in client.models.list()}
     assert client.models.retrieve("general").id == "general"
@@ -70,7 +55,7 @@ def test_a_chat_whole_and_streamed_says_the_same(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_loop_of_an_agent_comes_to_its_end(client: OpenAI, stream: bool) -> None:
-    adder, messages = Adder(), history()
+    adder, messages = Adder(), sums()
 
     def turn() -> Any:
         if not stream:
@@ -113,7 +98,7 @@ def test_parse_gives_typed_arguments(client: OpenAI) -> None:
 async def test_the_asynchronous_client_streams(base_url: str) -> None:
     client = openai.AsyncOpenAI(base_url=base_url, api_key="anything")
     stream = await client.chat.completions.create(
-        model="auto", messages=history(), tools=[ADD], tool_choice="required", stream=True
+        model="auto", messages=sums(), tools=[ADD], tool_choice="required", stream=True
     )
     arguments = ""
     async for chunk in stream:

@@ -7,8 +7,9 @@ the next one so. Greedily drawn that is the same each time, with no answer scrip
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -19,6 +20,37 @@ ASKED: Final = (27, 35)
 def question(a: int, b: int) -> str:
     """The user's words."""
     return f"{a} + {b}"
+
+
+def sums() -> list[Any]:
+    """Messages in which sums were done by the tool, as OpenAI's chats have them, and the one to do."""
+    found: list[Any] = []
+    for a, b in DONE:
+        function = {"name": "add", "arguments": json.dumps({"a": a, "b": b})}
+        call = {"id": f"call_{a}", "type": "function", "function": function}
+        found += [
+            {"role": "user", "content": question(a, b)},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": str(a + b)},
+            {"role": "assistant", "content": str(a + b)},
+        ]
+    return [*found, {"role": "user", "content": question(*ASKED)}]
+
+
+def sums_of_langchain() -> list[Any]:
+    """The same as LangChain has them."""
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+    found: list[Any] = []
+    for a, b in DONE:
+        id_ = f"call_{a}"
+        found += [
+            HumanMessage(question(a, b)),
+            AIMessage("", tool_calls=[{"name": "add", "args": {"a": a, "b": b}, "id": id_}]),
+            ToolMessage(str(a + b), tool_call_id=id_),
+            AIMessage(str(a + b)),
+        ]
+    return [*found, HumanMessage(question(*ASKED))]
 
 
 @dataclass
