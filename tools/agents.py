@@ -4,12 +4,14 @@ Each is asked to write a file, read it, change it and say what it says, with its
 to go on with the conversation; and, where it can shorten a conversation, to read a file that is too long. What is shown
 is the protocol, not a model's wit: the model plays a script (tests/fakes/played_model.py), and the server is none the
 wiser. Ends with 1 when a file, an answer, a call, a client task or what is reused of a prompt is not what it should be.
-Needs npm; the agents are installed in .build/agents.
+Needs npm; the agents are installed in .build/agents. `--keep docs/clients.md` writes what is printed into that page.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
 import os
 import platform
@@ -257,11 +259,41 @@ def outgrow(agent: Agent, commands: Path, folder: Path, context: int) -> None:
         expect("shortening it is recognised as the client's own task", "summary" in tasks, True)
 
 
+# Keeping what was printed ---------------------------------------------------------------------------------------------
+
+_BEGIN, _END = (
+    "<!-- what the agents printed: `make test-agents KEEP=docs/clients.md` writes it -->",
+    "<!-- until here -->",
+)
+
+
+class _Kept(io.StringIO):
+    """Keeps what is printed, and lets it be seen."""
+
+    def write(self, text: str) -> int:
+        assert sys.__stdout__ is not None
+        sys.__stdout__.write(text)
+        sys.__stdout__.flush()
+        return super().write(text)
+
+
+def keep(printed: str, page: Path) -> None:
+    """Replace what a page says between its marks. Raises FaultError where it has none."""
+    text = page.read_text()
+    before, begun, rest = text.partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if not begun or not ended:
+        raise FaultError(f"{page} has no lines {_BEGIN} and {_END}")
+    page.write_text(f"{before}{_BEGIN}\n\n```\n{printed.strip()}\n```\n\n{_END}{after}")
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("agents", nargs="*", metavar="AGENT", help=f"some of {', '.join(AGENTS)}; without, all")
-    names = parser.parse_args().agents or list(AGENTS)
+    parser.add_argument("--keep", type=Path, metavar="PAGE", help="a page that gets what is printed, between its marks")
+    options = parser.parse_args()
+    names = options.agents or list(AGENTS)
     if unknown := [name for name in names if name not in AGENTS]:
         parser.error(f"there is no agent {unknown[0]}; there are {', '.join(AGENTS)}")
     agents = [AGENTS[name] for name in names]
@@ -270,9 +302,14 @@ def main() -> int:
     except FaultError as fault:
         print(fault, file=sys.stderr)
         return 1
-    results = {agent: _try(agent, commands) for agent in agents}
-    print("\n".join(f"{agent.name} {agent.version}: {result}" for agent, result in results.items()))
-    return 0 if set(results.values()) == {"works"} else 1
+    with contextlib.redirect_stdout(_Kept()) as printed:
+        results = {agent: _try(agent, commands) for agent in agents}
+        print("\n".join(f"{agent.name} {agent.version}: {result}" for agent, result in results.items()))
+    if set(results.values()) != {"works"}:
+        return 1
+    if options.keep is not None:
+        keep(printed.getvalue(), options.keep)
+    return 0
 
 
 def _try(agent: Agent, commands: Path) -> str:

@@ -111,12 +111,16 @@ def make_app(
     store = ResponseStore(college.roster.server.max_stored_bytes)
     written: Mapping[str, Dialect] = {**dialects, RESPONSES_PATH: ResponsesDialect(store)}
 
+    def at_ollamas_port(scope: Scope) -> bool:
+        return ollama_port is not None and (scope.get("server") or (None, None))[1] == ollama_port
+
     def dialect_at(scope: Scope) -> Dialect:
-        """The dialect whose path this is, or lies below, or belongs to the family of; else that of its headers."""
+        """The dialect whose path it is, or lies below, or belongs to the family of; else of its headers or port."""
         path = scope["path"]
         known = (*written.items(), *FAMILIES.items())
         found = next((d for at, d in known if path == at or path.startswith(f"{at}/")), None)
-        return found or next((_BY_HEADER[name] for name, _ in scope["headers"] if name in _BY_HEADER), default)
+        found = found or next((_BY_HEADER[name] for name, _ in scope["headers"] if name in _BY_HEADER), None)
+        return found or (OLLAMA_CHAT if at_ollamas_port(scope) else default)
 
     answer = add_answers(app, college, metrics, dialects)
     add_responses(app, college, store, answer, by_key=bool(keys))
@@ -135,7 +139,7 @@ def make_app(
     @app.get("/", responses=gives({"type": "object"}, ERROR, stream="text/plain"))
     async def root(request: Request) -> Response:
         """What is served where; at the port of Ollama the line that its clients look for."""
-        if ollama_port is not None and (request.scope.get("server") or (None, None))[1] == ollama_port:
+        if at_ollamas_port(request.scope):
             return PlainTextResponse(_OLLAMA_IS_THERE)
         return JSONResponse(paths.card())
 

@@ -27,7 +27,11 @@ NAMES: Final[Mapping[Part, str]] = {
     Part.MODEL: "model",
 }
 # OpenAI's words for why a response failed; what they have no word for is the server's error or the request's.
-_CODES: Final = {"context_length_exceeded": "context_length_exceeded", "queue_full": "rate_limit_exceeded"}
+_CODES: Final = {
+    "context_length_exceeded": "context_length_exceeded",
+    "queue_full": "rate_limit_exceeded",
+    "schema_violated": "server_error",
+}
 # It knows of no loop: the answer was cut, and the `coe` object says why.
 _CUT: Final = (Finish.LENGTH, Finish.LOOP)
 

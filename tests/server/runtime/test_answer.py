@@ -187,7 +187,7 @@ async def test_an_answer_that_breaks_its_schema_each_time_is_an_error() -> None:
     with pytest.raises(SchemaViolationError, match=r"breaks its JSON schema: at \$, 0 is too small") as error:
         await whole(told)
     assert error.value.remedy
-    assert (failure_of(error.value).status, failure_of(error.value).code) == (500, "schema_violated")
+    assert (failure_of(error.value).status, failure_of(error.value).code) == (422, "schema_violated")
     assert lease.releases == 1
 
 

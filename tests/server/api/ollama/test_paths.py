@@ -177,3 +177,13 @@ async def test_the_root_of_ollamas_port_says_what_its_clients_look_for(port: int
     await app({**scope, "server": ("127.0.0.1", port)}, client.receive, client.send)
     assert dict(client.got[0]["headers"])[b"content-type"].decode() == kind
     assert (client.body == b"Ollama is running") == (port == 11434)
+
+
+@pytest.mark.parametrize(("port", "is_text"), [(11434, True), (8000, False)])
+async def test_errors_at_ollamas_port_are_in_its_words_at_paths_that_are_nobodys(port: int, is_text: bool) -> None:
+    client = Client()
+    app = make_app(cast(College, ServedCollege([])), ollama_port=11434)
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/foo", "query_string": b"", "headers": []}
+    await app({**scope, "server": ("127.0.0.1", port)}, client.receive, client.send)
+    assert client.got[0]["status"] == 404
+    assert isinstance(json.loads(client.body)["error"], str) == is_text

@@ -175,7 +175,7 @@ def test_what_breaks_before_its_first_event_begins_all_the_same() -> None:
     [
         (Failure(429, "", "rate_limit_error", "queue_full"), "rate_limit_exceeded"),
         (Failure(400, "", "invalid_request_error", "invalid_schema"), "invalid_prompt"),
-        (Failure(500, "", "server_error", "schema_violated"), "server_error"),
+        (Failure(422, "", "server_error", "schema_violated"), "server_error"),
     ],
 )
 def test_a_failure_has_a_code_that_clients_know_and_ours_beside_it(failure: Failure, code: str) -> None:
