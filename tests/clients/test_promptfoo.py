@@ -22,8 +22,8 @@ pytestmark = [
     pytest.mark.skipif(COMMAND is None, reason="promptfoo is not installed: `make test-promptfoo` installs it"),
 ]
 
-LETTERS = {"type": "object", "properties": {"letters": {"type": "array", "items": {"enum": ["a", "b"]}}}}
-SHAPE = {"type": "json_schema", "json_schema": {"name": "reply", "schema": {**LETTERS, "required": ["letters"]}}}
+LETTER = {"type": "object", "properties": {"letter": {"enum": ["a", "b"]}}, "required": ["letter"]}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "reply", "schema": LETTER}}
 
 
 def evaluated(url: str, folder: Path, tests: list[dict[str, Any]]) -> tuple[int, list[dict[str, Any]]]:
@@ -55,7 +55,7 @@ def test_answers_are_judged_by_what_they_contain_and_by_their_shape(base_url: st
         [
             {**alphabet, "assert": [{"type": "icontains", "value": "b"}]},
             {**alphabet, "assert": [{"type": "contains", "value": "Ω"}]},
-            {**letter, "assert": [{"type": "is-json", "value": LETTERS}]},
+            {**letter, "assert": [{"type": "is-json", "value": LETTER}]},
         ],
     )
     assert [one["success"] for one in (right, wrong, shaped)] == [True, False, True]
