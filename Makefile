@@ -46,8 +46,10 @@ install:
 serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
+# Tests of so many files run side by side; a file's tests share fixtures and stay together. TEST_WORKERS=0 for none beside.
+TEST_WORKERS ?= 2
 test: lint
-	$(BIN)/python -m pytest --ignore tests/clients $(PYTEST_ARGS)
+	GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --ignore tests/clients $(PYTEST_ARGS)
 
 # Open WebUI's page in a browser, in front of the demo: some minutes, after an installation of 3 GB and more, most of it
 # torch. It needs `apt install chromium chromium-driver`.
@@ -62,7 +64,7 @@ $(OPEN_WEBUI)/bin/open-webui:
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -m "not model and not server and not slow" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not model and not server and not slow" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .

@@ -174,8 +174,9 @@ def explained_keys() -> Iterator[Any]:
             elsewhere = inherited if model is not Specialist else set(SpecialistSettings.model_fields)
             if model is ParentEntry:
                 elsewhere = elsewhere - {"file"}
-            for key in model.model_fields.keys() - elsewhere:
-                yield pytest.param(model, key, section, id=f"{model.__name__}.{key}")
+            for key in model.model_fields:
+                if key not in elsewhere:
+                    yield pytest.param(model, key, section, id=f"{model.__name__}.{key}")
 
 
 @pytest.mark.parametrize(("model", "key", "section"), [*explained_keys()])
