@@ -47,12 +47,6 @@ def system_info() -> str:
     return str(lib.llama_print_system_info().decode("utf-8", "replace").strip(" |"))
 
 
-def gpu_free_bytes() -> int | None:
-    """Free memory of all GPUs together, None where there is none."""
-    gpus = [device for device in devices() if device.kind == "gpu"]
-    return sum(device.free_bytes for device in gpus) if gpus else None
-
-
 def physical_cores() -> int:
     """Cores this process may use, hyper-threads counted once. Source: /proc/cpuinfo, core id within physical id."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

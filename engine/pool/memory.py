@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 from .. import child
+from ..cards import free_by_place
 from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
 from ..process import ending
 from ..request import GenerateRequest
 from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
 from ..units import size_text
+from .places import HOST, Memory
 
 _PROBE: Final = "coe.engine.worker.probe"
 _PROBE_S: Final = 120.0  # a dry run takes some seconds
@@ -95,43 +99,77 @@ async def hardware() -> Hardware:
     return Hardware(tuple(Device(**device) for device in answer["devices"]), answer["system_info"])
 
 
-async def free_device_bytes() -> int | None:
-    """Free memory of the GPUs as another process sees it, None without a GPU."""
-    gpus = [device for device in (await hardware()).devices if device.kind == "gpu"]
-    return sum(device.free_bytes for device in gpus) if gpus else None
+async def free_memory() -> Memory | None:
+    """Free memory of the cards as another process sees it, None without a card."""
+    return Memory(free_by_place((await hardware()).devices)) or None
 
 
 def available_host_bytes() -> int:
-    """Host memory that can be had without swapping. Source: /proc/meminfo, MemAvailable."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise EngineError("This system does not say how much memory it has.", "Set pool.vram_budget in the roster.")
+    """Host memory that can be had without swapping; all that there is, where the system does not tell that.
+
+    Source: /proc/meminfo, MemAvailable; sysconf(3), _SC_PHYS_PAGES.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    raise EngineError(
+        "This system does not say how much memory it has.", "Set pool.vram_budget and pool.host_budget in the roster."
+    )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What residents may take. note: where it comes from. of_host: it is what this machine had free of host memory, of
-    which the server itself will take a part."""
+    """What residents may take of each place. note: where that comes from.
 
-    bytes: int
+    of_host: its host memory is what this machine had available, of which the server itself will take a part.
+    """
+
+    memory: Memory
     note: str
     of_host: bool = False
 
 
-async def find_budget(asked: int | None, margin_bytes: int) -> Budget:
-    """The budget: the roster's figure, or what is free now less a margin."""
-    if asked is not None:
-        return Budget(asked, "set in the roster")
-    free = await free_device_bytes()
-    if free is not None:
-        return Budget(max(0, free - margin_bytes), "free GPU memory less the margin")
-    host = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
-    note = "available host memory less the margin; no GPU was found"
-    return Budget(max(0, host - margin_bytes), note, of_host=True)
+async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | None = None) -> Budget:
+    """The budget: the roster's figures, or what is free now less a margin.
+
+    asked:      of the card, or of the host where there is none, or where the card is integrated and has no memory of
+                its own.
+    host_asked: of the host beside a card; of no account elsewhere.
+    """
+    free = free_by_place((await hardware()).devices)
+    named = [name for name in free if name != HOST]
+    if not named and asked is not None:
+        return Budget(Memory.at(HOST, asked), "set in the roster")
+    available = None
+    if not named or host_asked is None:
+        available = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
+        available = max(0, min(available, free.get(HOST, available)) - margin_bytes)
+    if not named:
+        assert available is not None
+        whose = "which an integrated GPU shares" if free else "no GPU was found"
+        return Budget(Memory.at(HOST, available), f"available host memory less the margin; {whose}", of_host=True)
+    # Several cards hold each model together, in proportion to what is free on them: they are one place.
+    card = "+".join(named)
+    if asked is None:
+        asked, note = max(0, sum(free[name] for name in named) - margin_bytes), "free GPU memory less the margin"
+    else:
+        note = "set in the roster"
+    if available is None:
+        assert host_asked is not None
+        return Budget(Memory({card: asked, HOST: host_asked}), f"{note}; host memory set in the roster")
+    host_note = "host memory: what is available less the margin"
+    return Budget(Memory({card: asked, HOST: available}), f"{note}; {host_note}", of_host=True)
 
 
 async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
-    """The bytes of `find_budget` and where they come from."""
+    """What pool.vram_budget comes to in bytes, and where that comes from; see `find_budget`."""
     budget = await find_budget(asked, margin_bytes)
-    return budget.bytes, budget.note
+    return budget.memory[budget.memory.device], budget.note
+
+
+def booked_memory(footprint: Footprint, budget: Memory) -> Memory:
+    """What a resident is booked with. budget: of the machine's places."""
+    return Memory.at(budget.device, footprint.total_bytes) + Memory.at(HOST, footprint.host_bytes)

@@ -32,6 +32,7 @@ from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
 from .loading import Loader
 from .placement import CacheAffinity
+from .places import HOST, Memory
 from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
@@ -49,22 +50,22 @@ class Pool:
         start: Starter,
         *,
         clock: Callable[[], float] = time.monotonic,
-        free_bytes: Callable[[], Awaitable[int | None]] | None = None,
-        held: Mapping[str, int] | None = None,
+        free_memory: Callable[[], Awaitable[Memory | None]] | None = None,
+        held: Mapping[str, Memory] | None = None,
     ) -> None:
-        """free_bytes: the device's own free memory, asked before and after the first load of each group, since asking
+        """free_memory: the cards' own free memory, asked before and after the first load of each group, since asking
         takes as long as a swap; None, or an answer of None, leaves it to the worker.
-        held: what of the budget the server itself holds for good, title -> bytes.
+        held: what of the budget the server itself holds for good, title -> memory.
         """
         self.limits = limits
         self._set_entries(entries)
         self._clock = clock
-        self._estimates = Estimates(limits.budget_bytes)
-        self._loader = Loader(start, limits, self._estimates, clock, free_bytes)
+        self._estimates = Estimates(limits.budget)
+        self._loader = Loader(start, limits, self._estimates, clock, free_memory)
         self._bookings = Bookings()
-        for title, n_bytes in (held or {}).items():
-            self._bookings.add(ReservationBooking(title, n_bytes, on_stop=None))
-        self.room_bytes = max(0, limits.budget_bytes - sum((held or {}).values()))  # for residents and builds
+        for title, memory in (held or {}).items():
+            self._bookings.add(ReservationBooking(title, memory, on_stop=None))
+        self.room = (limits.budget - self._bookings.memory).larger(Memory())  # for residents and builds
         self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -117,8 +118,8 @@ class Pool:
         now = self._clock()
         residents, reservations = self._bookings.residents.values(), self._bookings.reservations.values()
         return PoolStatus(
-            self.limits.budget_bytes,
-            sum(booking.vram_bytes for booking in self._bookings.all()),
+            self.limits.budget,
+            self._bookings.memory,
             (
                 *(booking.status(self._specialists(booking.group), now) for booking in residents),
                 *(booking.status() for booking in reservations),
@@ -138,12 +139,10 @@ class Pool:
         now = self._clock()
         lines = [
             f"{booking.label}: {booking.state.value}, {booking.leases} leases, "
-            f"{size_text(booking.vram_bytes)}, last used {now - booking.last_used:.1f} s ago"
+            f"{booking.memory}, last used {now - booking.last_used:.1f} s ago"
             for booking in self._bookings.residents.values()
         ]
-        lines += [
-            f"reserved for {one.title}: {size_text(one.vram_bytes)}" for one in self._bookings.reservations.values()
-        ]
+        lines += [f"reserved for {one.title}: {one.memory}" for one in self._bookings.reservations.values()]
         lines += [
             f"waits {waiter.name} [{waiter.request_id or '-'}] for {now - waiter.since:.1f} s, "
             f"because: {waiter.last_wait.value if waiter.last_wait is not None else '-'}"
@@ -179,7 +178,7 @@ class Pool:
             newcomer,
             waiting,
             self._bookings.views(self._served),
-            self.limits.budget_bytes,
+            self.limits.budget,
             max_queue=self.limits.max_queue,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
@@ -193,13 +192,12 @@ class Pool:
             if failure is not None and refusal.reason is RefusalReason.BACK_OFF:
                 again = f"The next try may be in {refusal.retry_s:.0f} s."
                 raise LoadError(f"{specialist} failed to load: {failure.error.message}", again)
-            remedy = "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
-            raise self._unfitting(specialist, refusal, remedy)
+            raise self._unfitting(specialist, refusal, self._remedy(refusal))
         self._queue.add(waiter)
         return await self._wait_for_grant(waiter, max_wait_s)
 
     async def reserve(
-        self, title: str, vram_bytes: int, *, waits_for_idle: bool = False, stop: Stop | None = None
+        self, title: str, memory: Memory, *, waits_for_idle: bool = False, stop: Stop | None = None
     ) -> Reservation:
         """Room for something that is no resident; waits for it as a request does, but without an end.
 
@@ -210,9 +208,9 @@ class Pool:
         """
         self._refuse_when_closed()
         now = self._clock()
-        waiter = ReservationWaiter(next(self._ids), title, now, REQUEST_ID.get(), vram_bytes=vram_bytes, on_stop=stop)
+        waiter = ReservationWaiter(next(self._ids), title, now, REQUEST_ID.get(), memory=memory, on_stop=stop)
         (newcomer,) = self._views([waiter], now)
-        refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget_bytes)
+        refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget)
         if refusal is not None:
             _report(waiter, "refuse %s: %s", title, refusal)
             raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
@@ -275,10 +273,10 @@ class Pool:
                 del self._to_restore[name]
                 continue
             states = {booking.state for booking in self._bookings.of_group(self._group(name))}
-            free_bytes = self.limits.budget_bytes - sum(booking.vram_bytes for booking in self._bookings.all())
+            free = self.limits.budget - self._bookings.memory
             if states - {State.DRAINING}:
                 del self._to_restore[name]
-            elif not states and self._estimates.need_bytes(self._entries[name]) <= free_bytes:
+            elif not states and self._estimates.need(self._entries[name]).fits_in(free):
                 del self._to_restore[name]
                 _log.info("loading %s again: it went for a request whose client has left", name)
                 self._begin_load(self._group(name), name, request_id="")
@@ -289,13 +287,25 @@ class Pool:
         if self._closed:
             raise ShuttingDownError
 
+    def _remedy(self, refusal: Refusal) -> str:
+        """What makes room for a specialist that never fits."""
+        ledger = refusal.ledger
+        if not ledger.budget.cards or ledger.need.short_of(ledger.free) != (HOST,):
+            return "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
+        return "Keep fewer of its experts in host memory (cpu_expert_layers), or raise pool.host_budget."
+
     def _unfitting(self, name: str, refusal: Refusal, remedy: str) -> UnavailableError:
-        need, budget = size_text(refusal.ledger.need_bytes), size_text(refusal.ledger.budget_bytes)
+        ledger = refusal.ledger
         kept = [self._bookings.find(key) for key in refusal.kept]
         reserved = [booking.title for booking in kept if isinstance(booking, ReservationBooking)]
         how = f"held by {', '.join(reserved)}" if reserved else "pinned"
-        aside = f", {size_text(refusal.kept_bytes)} of them {how}" if kept else ""
-        return UnavailableError(f"{name} needs {need}; the budget is {budget}{aside}.", remedy)
+        found = []
+        for place in ledger.need.short_of(ledger.free):
+            where = f" of {place}" if ledger.budget.cards else ""
+            need, budget = size_text(ledger.need[place]), size_text(ledger.budget[place])
+            aside = f", {size_text(refusal.kept_memory[place])} of them {how}" if kept else ""
+            found.append(f"{need}{where}; the budget is {budget}{aside}")
+        return UnavailableError(f"{name} needs {'; and '.join(found)}.", remedy)
 
     def _release(self, booking: ResidentBooking, specialist: str) -> None:
         booking.shares[specialist] -= 1
@@ -322,7 +332,7 @@ class Pool:
         decided = plan(
             self._views(self._queue.waiters, now),
             self._bookings.views(self._served),
-            self.limits.budget_bytes,
+            self.limits.budget,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
@@ -364,7 +374,7 @@ class Pool:
             WaiterView(
                 waiter.id,
                 self._group_of(waiter),
-                self._need_bytes(waiter),
+                self._need(waiter),
                 now - max(waiter.since, warm_since),
                 waiter.name,
                 waiter.affinity if isinstance(waiter, LeaseWaiter) else None,
@@ -376,10 +386,10 @@ class Pool:
     def _group_of(self, waiter: AnyWaiter) -> str:
         return waiter.group if isinstance(waiter, ReservationWaiter) else self._group(waiter.name)
 
-    def _need_bytes(self, waiter: AnyWaiter) -> int:
+    def _need(self, waiter: AnyWaiter) -> Memory:
         if isinstance(waiter, ReservationWaiter):
-            return waiter.vram_bytes
-        return self._estimates.need_bytes(self._entries[waiter.name])
+            return waiter.memory
+        return self._estimates.need(self._entries[waiter.name])
 
     def _groups(self) -> dict[str, GroupView]:
         """The groups of several specialists: only one resident for a while after another has failed to load."""
@@ -437,7 +447,7 @@ class Pool:
         )
 
     def _reserve(self, load: Load, waiter: ReservationWaiter) -> None:
-        booking = ReservationBooking(waiter.name, waiter.vram_bytes, waiter.on_stop)
+        booking = ReservationBooking(waiter.name, waiter.memory, waiter.on_stop)
         _report(waiter, "reserve %s: %s", waiter.name, load)
         self._bookings.add(booking)
         self._loader.disturb()
@@ -451,7 +461,7 @@ class Pool:
         _report(waiter, "%s %s: %s, %s", what, load.specialist, booking.label, load)
 
     def _begin_load(self, group: str, specialist: str, *, request_id: str) -> ResidentBooking:
-        # The bytes are booked before the first await: a plan may be made while the load runs.
+        # The memory is booked before the first await: a plan may be made while the load runs.
         entry = self._entries[specialist]
         spec = entry.spec.loaded_as(specialist)
         is_first = not self._bookings.of_group(group)  # of several that share, one pinned resident is enough
@@ -459,8 +469,8 @@ class Pool:
             key=f"{group} {next(self._ids)}",
             group=group,
             title=spec.title,
-            predicted_bytes=entry.vram_bytes,
-            vram_bytes=self._estimates.need_bytes(entry),
+            predicted=entry.memory,
+            memory=self._estimates.need(entry),
             pinned=is_first and any(self._entries[name].pinned for name in self._specialists(group)),
             specialist=specialist,
             is_shared=spec.sharing is not None,
@@ -486,8 +496,7 @@ class Pool:
         booking.state, booking.last_used, booking.warm_since = State.WARM, self._clock(), self._clock()
         booking.work = _task(self._watch(booking))
         self.loads += 1
-        booked = size_text(booking.vram_bytes)
-        _log.info("loaded %s in %.1f s, %s booked", booking.title, booking.loaded_in_s, booked, extra=extra)
+        _log.info("loaded %s in %.1f s, %s booked", booking.title, booking.loaded_in_s, booking.memory, extra=extra)
         self._replan()
 
     def _drop_failed(self, booking: ResidentBooking, error: EngineError) -> None:

@@ -37,6 +37,7 @@ from ..request import (
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S, Beat, Lookout, Vitals
 from .inbox import ENDS, Inbox, Unread
+from .places import Memory
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -105,8 +106,8 @@ class Resident(Protocol):
         ...
 
     @property
-    def memory_bytes(self) -> int | None:
-        """What the resident was measured to take of what the budget counts, None when that is not known."""
+    def memory(self) -> Memory | None:
+        """What the resident was measured to take of each place, None when that is not known."""
         ...
 
     def silent_s(self) -> float:
@@ -436,12 +437,10 @@ class WorkerResident:
         return 0.0 if self._gone.is_set() else self._vitals.silent_s(now)
 
     @property
-    def memory_bytes(self) -> int | None:
-        """See Resident.memory_bytes: what went from the GPUs, or host memory where there is none."""
-        memory = self.info.get("memory")
-        if memory is None:
-            return None
-        return int(memory["device_bytes"] if memory["device_bytes"] is not None else memory["rss_bytes"])
+    def memory(self) -> Memory | None:
+        """See Resident.memory: what went from the cards, and host memory."""
+        found = self.info.get("memory")
+        return Memory(found) if found is not None else None
 
     @property
     def has_started(self) -> bool:

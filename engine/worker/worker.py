@@ -40,17 +40,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .. import frames
+from ..cards import HOST, free_by_place
 from ..errors import EngineError, LoadError, ModelFileError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
 from ..generate.tools.reading import Toolbox
 from ..gguf.check import checked
 from ..llama.context import Context
-from ..llama.devices import gpu_free_bytes
+from ..llama.devices import devices
 from ..llama.model import Model
 from ..llama.pooling import pooled_reading
 from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
@@ -66,14 +67,6 @@ _BEAT_S = 1.0
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
 _RENDERED_WITHIN_S = 0.02
 _AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without such a thread
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started."""
-
-    rss_bytes: int
-    device_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ class Worker:
         self._connection = connection
         self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._free_before: int | None = None
+        self._free_before: dict[str, int] = {}  # of the cards that it may use
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")  # of requests with a schema, which may take seconds
         self._renderer = ThreadPoolExecutor(1, "render")  # of all other chats, in their order
@@ -144,7 +137,7 @@ class Worker:
             )
             return
         self._loop = loop
-        self._send({"event": "ready", "memory": asdict(self._memory(loop))})
+        self._send({"event": "ready", "memory": self._memory(loop)})
         self._serve(loop)
 
     def _read(self) -> None:
@@ -172,7 +165,8 @@ class Worker:
 
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
-        self._free_before = gpu_free_bytes()
+        if spec.gpu_layers:  # asking a card opens it
+            self._free_before = free_by_place(devices())
         try:
             model = Model(spec, progress=self._progress)
         except ModelFileError:
@@ -183,14 +177,14 @@ class Worker:
         swapper = Swapper(model, spec) if spec.sharing is not None else None
         context = Context(model, spec)
         if spec.embeddings:
-            if self._free_before is not None:
+            if self._free_before:
                 self._warm_up(context)
             return EmbedLoop(model, context, pooled_reading(model, spec), self._emit)
         loop = BatchLoop(model, context, spec, self._emit, swapper=swapper)
         if loop.template is not None:
             for policy in policies.values():
                 loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
-        if self._free_before is not None:
+        if self._free_before:
             self._warm_up(context)
         return loop
 
@@ -206,11 +200,14 @@ class Worker:
         context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
         context.forget(0)
 
-    def _memory(self, loop: BatchLoop | EmbedLoop) -> Memory:
-        """What this process takes now."""
-        free = gpu_free_bytes()
-        went = self._free_before - free if free is not None and self._free_before is not None else None
-        return Memory(rss_bytes() + loop.renderer_bytes, went)
+    def _memory(self, loop: BatchLoop | EmbedLoop) -> dict[str, int]:
+        """What this process takes now, by place: host memory that is its own or mapped, and what went from the cards
+        since it started."""
+        taken = {HOST: rss_bytes() + loop.renderer_bytes}
+        free = free_by_place(devices()) if self._free_before else {}
+        for place, before in self._free_before.items():
+            taken[place] = max(taken.get(place, 0), before - free.get(place, before))
+        return taken
 
     def _emit(self, event: Event) -> None:
         self._send(event_to_json(event))

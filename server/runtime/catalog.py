@@ -103,8 +103,8 @@ class Catalog:
 
     async def _resolve(self) -> None:
         """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
-        budget_bytes, known = self._pool.room_bytes, self.doubts
-        self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
+        known = self.doubts
+        self._resolved = await resolve(self._roster, self._pool.room, unshared=self._unshared)
         self._pool.serve(self._resolved.entries())
         for doubt in self.doubts:
             if doubt not in known:

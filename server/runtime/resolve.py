@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError
-from coe.engine.pool.memory import Prediction, free_device_bytes, predict
+from coe.engine.pool.memory import Prediction, booked_memory, predict
 from coe.engine.pool.placement import Distances
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.types import Entry
 from coe.engine.request import GenerateRequest
 from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Sharing, Thinking, ToolForm
 from coe.engine.swap.groups import Contender, Group, find_groups
-from coe.engine.units import size_text
 
 from ..roster.model_files import Location
 from ..roster.models import Roster, Specialist
@@ -32,6 +32,7 @@ _MOST_RAM = 2 * 2**30  # for KV caches offloaded to host memory, where the roste
 class Resolved:
     """A roster on this machine: each entry looked up once, in a frozen value that every later stage reads.
 
+    budget:       what residents may take.
     availability: what can be served, and why the rest cannot, by name, in the roster's order.
     groups:       specialists that share residents.
     unshared:     why a specialist that might share does not, by name.
@@ -40,6 +41,7 @@ class Resolved:
     facts:        by name, what the files of those that can be loaded say of themselves.
     """
 
+    budget: Memory
     availability: Mapping[str, Servable | Unavailable]
     groups: tuple[Group, ...]
     unshared: Mapping[str, str]
@@ -53,7 +55,7 @@ class Resolved:
         return {
             name: Entry(
                 item.spec,
-                item.footprint.total_bytes,
+                booked_memory(item.footprint, self.budget),
                 item.entry.thinking_policy(),
                 item.entry.pin,
                 distances.get(name, Distances()),
@@ -139,7 +141,7 @@ class Predictions:
 
 
 async def resolve(
-    roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
+    roster: Roster, budget: Memory, *, unshared: Collection[str] = (), scratch: Path | None = None
 ) -> Resolved:
     """Locate every entry, find groups, dry-run every distinct load, and judge. Masks are made ready for loading.
 
@@ -160,7 +162,7 @@ async def resolve(
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change
         members = [located[member.name].entry for member in group.members]
-        shared = await _shared_load(roster, group, members, predictions, budget_bytes)
+        shared = await _shared_load(roster, group, members, predictions, budget)
         if isinstance(shared, LoadSpec):
             groups.append(group)
             loads |= {member.name: shared for member in members}
@@ -183,7 +185,7 @@ async def resolve(
     entries = availability(
         tuple(located.values()),
         predictions.__getitem__,
-        budget_bytes,
+        budget,
         predictions.refused,
         loads,
         missing,
@@ -194,7 +196,7 @@ async def resolve(
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
-    return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps, facts)
+    return Resolved(budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts)
 
 
 def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Missing]) -> list[Contender]:
@@ -218,29 +220,29 @@ def _filled_location(roster: Roster, entry: Specialist) -> Location:
 
 
 async def _shared_load(
-    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget_bytes: int
+    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget: Memory
 ) -> LoadSpec | str:
     """The load that a group shares; or why its specialists are better loaded by themselves."""
     pool = roster.pool
     sharing = Sharing(group.members, pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
     spec = members[0].load_spec(group.members[0].path, sharing)
-    on_gpu = spec.gpu_layers != 0 and await free_device_bytes() is not None
-    # Without a GPU this is memory of the budget.
-    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget_bytes // 8)
+    on_gpu = spec.gpu_layers != 0 and bool(budget.cards)
+    # Without a GPU this is memory of vram_budget.
+    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
     try:
-        footprint = await _predicted(members, spec, predictions)
-        if footprint.total_bytes > budget_bytes and spec.ram_budget_bytes and not on_gpu:
+        memory = booked_memory(await _predicted(members, spec, predictions), budget)
+        if HOST in memory.short_of(budget) and spec.ram_budget_bytes:
             # Conversations are read again, which is better than not to be served.
             spec = replace(spec, ram_budget_bytes=0)
-            footprint = await _predicted(members, spec, predictions)
+            memory = booked_memory(await _predicted(members, spec, predictions), budget)
     except EngineError as error:
         _log.warning("%s cannot share a resident: %s", ", ".join(member.name for member in members), error)
         return str(error)
-    if footprint.total_bytes > budget_bytes:
-        return f"one resident for all would need {size_text(footprint.total_bytes)}"
+    if not memory.fits_in(budget):
+        return f"one resident for all would need {memory}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
-    if indifferent and not on_gpu and footprint.total_bytes * len(members) <= budget_bytes:
+    if indifferent and not on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
         return "without a GPU, and with room for all of them, each is faster by itself"
     return spec
 

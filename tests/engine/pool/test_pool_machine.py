@@ -13,14 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coe.engine.errors import EngineError, LoadError
 from coe.engine.pool.admission import State
 from coe.engine.pool.leases import Lease, Reservation
+from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec
-from fakes.pool_world import Clock, FakeLoader, turns
+from fakes.pool_world import Clock, FakeLoader, both, turns
 
 _T = TypeVar("_T")
-SIZES = {"a": 3, "b": 4, "c": 5, "pinned": 2}
-BUDGET, PLACES, MAX_QUEUE, MAX_WAIT_S = 10, 2, 6, 50.0
+SIZES = {"a": both(3, 5), "b": both(4, 0), "c": both(5, 2), "d": both(0, 4), "pinned": both(2, 1)}
+BUDGET, PLACES, MAX_QUEUE, MAX_WAIT_S = both(10, 8), 2, 6, 50.0
 NAMES = st.sampled_from(sorted(SIZES))
 
 
@@ -98,10 +99,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.run(release())
         self.settle()
 
-    @rule(size=st.integers(1, 4))
-    def reserve(self, size: int) -> None:
+    @rule(card_bytes=st.integers(0, 4), host_bytes=st.integers(0, 3))
+    def reserve(self, card_bytes: int, host_bytes: int) -> None:
         if len(self.reserving) < 2:
-            self.reserving.append(self.loop.create_task(self.pool.reserve("a build", size)))
+            room = self.pool.reserve("a build", both(card_bytes, host_bytes))
+            self.reserving.append(self.loop.create_task(room))
             self.settle()
 
     @precondition(lambda self: self.reserved)
@@ -154,7 +156,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def the_budget_is_kept(self) -> None:
         status = self.pool.status()
-        assert status.booked_bytes == sum(one.vram_bytes for one in status.residents) <= BUDGET
+        assert status.booked == Memory.total(one.memory for one in status.residents)
+        assert all(status.booked[place] <= BUDGET[place] for place in BUDGET.places)
 
     @invariant()
     def no_lease_is_lost_and_none_made_up(self) -> None:
