@@ -50,7 +50,7 @@ from ..generate.grammar import Grammar
 from ..generate.tools.reading import Toolbox
 from ..gguf.check import checked
 from ..llama.context import Context
-from ..llama.devices import gpu_free_bytes
+from ..llama.devices import gpu_free_bytes, has_gpu
 from ..llama.model import Model
 from ..llama.pooling import pooled_reading
 from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
@@ -70,7 +70,8 @@ _AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without s
 
 @dataclass(frozen=True)
 class Memory:
-    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started."""
+    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started;
+    None where there is no GPU."""
 
     rss_bytes: int
     device_bytes: int | None
@@ -113,6 +114,7 @@ class Worker:
         self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._free_before: int | None = None
+        self._is_on_host = False  # though there is a GPU
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")  # of requests with a schema, which may take seconds
         self._renderer = ThreadPoolExecutor(1, "render")  # of all other chats, in their order
@@ -172,7 +174,9 @@ class Worker:
 
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
-        self._free_before = gpu_free_bytes()
+        # Not for what keeps off the GPU: asking for its free memory may open a context on it.
+        self._free_before = gpu_free_bytes() if spec.gpu_layers else None
+        self._is_on_host = not spec.gpu_layers and has_gpu()
         try:
             model = Model(spec, progress=self._progress)
         except ModelFileError:
@@ -208,8 +212,9 @@ class Worker:
 
     def _memory(self, loop: BatchLoop | EmbedLoop) -> Memory:
         """What this process takes now."""
-        free = gpu_free_bytes()
-        went = self._free_before - free if free is not None and self._free_before is not None else None
+        went = 0 if self._is_on_host else None
+        if self._free_before is not None and (free := gpu_free_bytes()) is not None:
+            went = self._free_before - free
         return Memory(rss_bytes() + loop.renderer_bytes, went)
 
     def _emit(self, event: Event) -> None:
