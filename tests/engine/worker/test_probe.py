@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from random_model import Shape, write_random_model
 
-from coe.engine.errors import LoadError, ModelFileError
+from coe.engine.errors import LoadError, ModelFileError, WorkerDiedError
 from coe.engine.gguf.header import TensorInfo
 from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.pool import memory
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.engine.worker import probe
@@ -144,6 +145,20 @@ class TestBadFiles:
         with pytest.raises(ModelFileError, match=r"crashed on a dry run of abort\.gguf") as caught:
             await memory.predict(LoadSpec(path, context_tokens=256))
         assert "damaged" in caught.value.remedy
+
+    async def test_a_worker_that_aborts_says_why_where_a_debugger_is_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # ggml would run it on the worker, and its lines come after the assertion's: more than anybody keeps.
+        called = tmp_path / "called"
+        (debugger := tmp_path / "gdb").write_text(f"#!/bin/sh\ntouch {called}\nseq 1000\n")
+        debugger.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.delenv("GGML_NO_BACKTRACE", raising=False)
+        path = write_llama_moe(tmp_path / "abort.gguf", experts=48, used=32)
+        with pytest.raises(WorkerDiedError, match=r"SIGABRT\): ggml.c:\d+: GGML_ASSERT\(obj_new\)"):
+            await WorkerResident.start(LoadSpec(path, context_tokens=256), {})
+        assert not called.exists()
 
     async def test_its_smaller_sibling_works(self, tmp_path: Path) -> None:
         path = write_llama_moe(tmp_path / "fine.gguf", experts=24, used=16)
