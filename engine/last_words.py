@@ -32,10 +32,26 @@ _TELLING: Final = (
     re.compile("MemoryError"),
 )
 
+# How a backend, and llama.cpp after it, say that a GPU has too little memory: for a buffer, or for its own runtime.
+# Source: the backends' files above; llama-model.cpp and the memory modules, what they throw.
+_NO_MEMORY: Final = re.compile(
+    r"\b(CUDA|ROCm|MUSA) error: .*(out of memory|ALLOC_FAILED|MEMORY_ALLOCATION)"
+    r"|ErrorOutOf(Device|Host)Memory"
+    r"|\b(unable|failed) to allocate (?!CPU)\S+ buffer"
+    r"|\bfailed to allocate (buffer for|compute) "
+    r"|kIOGPUCommandBufferCallbackErrorOutOfMemory"
+    f"|{_REFUSED.pattern}"
+)
+
 
 def is_device_error(line: str) -> bool:
     """Whether a GPU's backend says in this line that the GPU failed, or refused memory."""
     return bool(_OF_DEVICE.search(line) or _REFUSED.search(line))
+
+
+def is_no_device_memory(words: str) -> bool:
+    """Whether an error of a load on a GPU, or the last words of it, mean that the GPU's memory did not suffice."""
+    return _NO_MEMORY.search(words) is not None
 
 
 def telling_line(lines: Sequence[str]) -> str | None:

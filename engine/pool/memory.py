@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Final
 
 from .. import child
-from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
+from ..errors import (
+    ChildDiedError,
+    ChildTimeoutError,
+    EngineError,
+    ModelFileError,
+    ModelTemplateError,
+    NoRoomToTryError,
+)
+from ..last_words import is_no_device_memory
 from ..process import ending
 from ..request import GenerateRequest
 from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
@@ -32,6 +40,7 @@ class Prediction:
     embedding:  what a model that is loaded for embeddings gives.
     facts:      what the file says of itself; None where nobody has read it.
     infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
+    on_gpu:     whether it is of a GPU; then the dry run itself took some of it.
     """
 
     footprint: Footprint
@@ -41,6 +50,7 @@ class Prediction:
     embedding: EmbeddingForm | None = None
     facts: ModelFacts | None = None
     infill: bool | None = None
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ async def predict(
     """What loading a spec would take, and whether its thinking policies hold; nothing is loaded.
 
     chats: the shortest that its specialists will be asked, system prompts in them: one that does not fit is refused.
-    Raises ModelFileError when the file cannot be loaded at all.
+    Raises ModelFileError when the file cannot be loaded at all; NoRoomToTryError where that is not known: llama.cpp
+    opens the GPU for a dry run as well, and it had no room.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
     what = f"dry run of {spec.path.name}"
@@ -73,6 +84,8 @@ async def predict(
                 f"A {what} takes more than {most} of memory before any weight is loaded.",
                 "No sound file does: fetch it from its maker, or convert it again.",
             ) from None
+        if spec.gpu_layers and is_no_device_memory(error.words):
+            raise NoRoomToTryError(what, await _free_or_unknown(), error.words.rstrip(".")) from None
         if error.code >= 0:
             raise
         raise ModelFileError(
@@ -85,7 +98,16 @@ async def predict(
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
     facts = ModelFacts(**answer["facts"])
     tools = ToolForm(**answer["tools"])
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"])
+    return Prediction(
+        Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"], answer["on_gpu"]
+    )
+
+
+async def _free_or_unknown() -> int | None:
+    try:
+        return await free_device_bytes()
+    except EngineError:  # a full card may refuse even that
+        return None
 
 
 async def hardware() -> Hardware:

@@ -19,13 +19,21 @@ from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
 from ..child import Report
-from ..errors import EngineError, ModelTemplateError, PromptTooLongError
+from ..errors import (
+    EngineError,
+    LoadError,
+    ModelFileError,
+    ModelTemplateError,
+    NoRoomToTryError,
+    PromptTooLongError,
+)
 from ..generate.prompt import PromptReader
 from ..generate.renderer import Limits
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
+from ..last_words import is_no_device_memory
 from ..llama.context import Context
-from ..llama.devices import devices, has_gpu, system_info
+from ..llama.devices import devices, gpu_free_bytes, has_gpu, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
 from ..llama.model import Model
@@ -319,8 +327,15 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         return {"devices": [vars(device) for device in devices()], "system_info": system_info()}
     spec = LoadSpec.from_json(job["spec"])
     chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
-    tried = dry_run(spec, has_gpu(), job.get("policies", {}), chats)
+    on_gpu = has_gpu()
+    try:
+        tried = dry_run(spec, on_gpu, job.get("policies", {}), chats)
+    except (ModelFileError, LoadError) as error:
+        if spec.gpu_layers and on_gpu and any(map(is_no_device_memory, [error.message, *start().errors])):
+            raise NoRoomToTryError(f"dry run of {spec.path.name}", gpu_free_bytes()) from None
+        raise
     answer: dict[str, Any] = {
+        "on_gpu": on_gpu and spec.gpu_layers != 0,
         "facts": vars(facts_of(read_split(spec.path))),
         "footprint": vars(tried.footprint),
         "refused": tried.refused,

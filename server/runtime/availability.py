@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
 
-from coe.engine.errors import EngineError, ModelTemplateError
+from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
 from coe.engine.files import stamp
 from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ToolForm
 from coe.engine.units import size_text
@@ -87,6 +87,7 @@ class Hindrance(StrEnum):
     ALTERED = "not the pinned file"
     UNPREPARED = "cannot be prepared"
     UNLOADABLE = "cannot be loaded"
+    UNTRIED = "no room to try"  # on the GPU: what it comes to is not known yet
     OVER_BUDGET = "over the budget"
     REFUSED = "its settings do not fit"
 
@@ -185,7 +186,9 @@ def availability(
                 predicted[spec] = error
         result = predicted[spec]
         if isinstance(result, EngineError):
-            return Unavailable(one.entry, result.message, result.remedy, one.location)
+            untried = isinstance(result, NoRoomToTryError)
+            hindrance = Hindrance.UNTRIED if untried else Hindrance.UNLOADABLE
+            return Unavailable(one.entry, result.message, result.remedy, one.location, hindrance=hindrance)
         if budget_bytes is not None and result.total_bytes > budget_bytes:
             reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
             remedy = shrink_remedy(result, budget_bytes)

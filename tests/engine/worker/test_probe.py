@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from random_model import Shape, write_random_model
 
-from coe.engine.errors import LoadError, ModelFileError, WorkerDiedError
+from coe.engine.errors import EngineError, LoadError, ModelFileError, NoRoomToTryError, WorkerDiedError
 from coe.engine.gguf.header import TensorInfo
 from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.llama.context import BATCH_TOKENS, Context
@@ -281,6 +281,33 @@ async def test_what_keeps_off_a_gpu_that_is_there_takes_host_memory_alone(
     parts = without.weights_bytes + without.kv_bytes + without.compute_bytes
     assert parts < beside.host_bytes
     assert beside.host_bytes - parts == pytest.approx(without.overhead_bytes, rel=0.2)  # of this process, which grows
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("error loading model: unable to allocate Vulkan0 buffer", NoRoomToTryError),
+        ("error loading model: vk::PhysicalDevice::createDevice: ErrorOutOfDeviceMemory", NoRoomToTryError),
+        ("failed to initialize the context: failed to allocate buffer for rs cache", NoRoomToTryError),
+        ("error loading model: unable to allocate CPU buffer", ModelFileError),
+        ("error loading model: missing tensor", ModelFileError),
+    ],
+)
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_load_that_a_gpu_refuses_is_told_from_a_damaged_file(
+    words: str, error: type[EngineError], on_gpu: bool, random_gemma4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ModelFileError(f"llama.cpp cannot load it: {words}.", "Check that the file is whole.")
+
+    monkeypatch.setattr(probe, "dry_run", refuse)
+    monkeypatch.setattr(probe, "has_gpu", lambda: on_gpu)
+    monkeypatch.setattr(probe, "gpu_free_bytes", lambda: 7 * 2**20)
+    with pytest.raises(error if on_gpu else ModelFileError) as caught:
+        probe.main({"spec": LoadSpec(random_gemma4).to_json()}, lambda progress: None)
+    assert type(caught.value) is (error if on_gpu else ModelFileError)
+    assert ("7.0 MiB of its memory were free" in str(caught.value)) == (type(caught.value) is NoRoomToTryError)
 
 
 def test_the_free_memory_of_this_machine_is_known() -> None:
