@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final
 
 from .. import child
@@ -17,6 +16,7 @@ from ..errors import (
     ModelTemplateError,
     NoRoomToTryError,
 )
+from ..host_memory import available_host_bytes
 from ..last_words import is_no_device_memory
 from ..process import ending
 from ..request import GenerateRequest
@@ -121,14 +121,6 @@ async def free_device_bytes() -> int | None:
     """Free memory of the GPUs as another process sees it, None without a GPU."""
     gpus = [device for device in (await hardware()).devices if device.kind == "gpu"]
     return sum(device.free_bytes for device in gpus) if gpus else None
-
-
-def available_host_bytes() -> int:
-    """Host memory that can be had without swapping. Source: /proc/meminfo, MemAvailable."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise EngineError("This system does not say how much memory it has.", "Set pool.vram_budget in the roster.")
 
 
 @dataclass(frozen=True)
