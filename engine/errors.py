@@ -7,6 +7,7 @@ from typing import Final
 
 from .process import ending
 from .text import printable
+from .units import size_text
 
 # By these words, to the letter, litellm and others tell that a prompt was too long: OpenAI's, and Google's. Source:
 # litellm 1.108.7, litellm_core_utils/exception_mapping_utils.py.
@@ -30,6 +31,22 @@ class EngineError(Exception):
 
 class ModelFileError(EngineError):
     """A model file cannot be read, or llama.cpp does not know what is in it."""
+
+
+class NoRoomToTryError(EngineError):
+    """A GPU had no room for a dry run, which takes some of it: it says nothing of the file.
+
+    free_bytes: what was free of it then, None where it does not say.
+    """
+
+    def __init__(self, title: str, free_bytes: int | None, words: str = "") -> None:
+        """title: what was tried: "dry run of a.gguf". words: how the GPU refused it, "" where it did not say."""
+        free = f"; {size_text(free_bytes)} of its memory were free" if free_bytes is not None else ""
+        super().__init__(
+            f"The GPU has no room for a {title}{free}{f': {words}' if words else ''}.",
+            "Free memory of the GPU, or ask again when it has some: the file may be sound.",
+        )
+        self.free_bytes = free_bytes
 
 
 class LoadError(EngineError):

@@ -38,6 +38,10 @@ class Model:
         params.use_extra_bufts = not spec.keeps_layout
         params.no_alloc = dry_run
         self._keep: list[Any] = []  # ctypes objects that llama.cpp points into while loading
+        if not spec.gpu_layers:
+            # Without a list llama.cpp takes every card: its contexts open on them, and long prompts are computed there,
+            # though no layer lies on any. Source: llama.cpp, llama_prepare_model_devices.
+            params.devices = self._no_devices()
         if progress is not None:
             callback = lib.llama_progress_callback(lambda fraction, _: progress(fraction))
             params.progress_callback = callback
@@ -51,6 +55,12 @@ class Model:
                 "Check that the file is whole, or that this version of llama.cpp knows its architecture.",
             )
         self.vocab = Vocab(self.handle)
+
+    def _no_devices(self) -> ctypes.c_void_p:
+        """ggml_backend_dev_t[]: an empty list of devices, which NULL ends."""
+        none = (ctypes.c_void_p * 1)(None)
+        self._keep.append(none)
+        return ctypes.c_void_p(ctypes.addressof(none))
 
     def _experts_on_cpu(self, layers: int) -> ctypes.c_void_p:
         """llama_model_tensor_buft_override[]: expert tensors of the first `layers` layers stay in host memory."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final
 
 from .. import child
 from ..cards import free_by_place
-from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
+from ..errors import (
+    ChildDiedError,
+    ChildTimeoutError,
+    EngineError,
+    ModelFileError,
+    ModelTemplateError,
+    NoRoomToTryError,
+)
+from ..host_memory import available_host_bytes
+from ..last_words import is_no_device_memory
 from ..process import ending
 from ..request import GenerateRequest
 from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
@@ -36,6 +42,7 @@ class Prediction:
     embedding:  what a model that is loaded for embeddings gives.
     facts:      what the file says of itself; None where nobody has read it.
     infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
+    on_gpu:     whether it is of a GPU; then the dry run itself took some of it.
     """
 
     footprint: Footprint
@@ -45,6 +52,7 @@ class Prediction:
     embedding: EmbeddingForm | None = None
     facts: ModelFacts | None = None
     infill: bool | None = None
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,8 @@ async def predict(
     """What loading a spec would take, and whether its thinking policies hold; nothing is loaded.
 
     chats: the shortest that its specialists will be asked, system prompts in them: one that does not fit is refused.
-    Raises ModelFileError when the file cannot be loaded at all.
+    Raises ModelFileError when the file cannot be loaded at all; NoRoomToTryError where that is not known: llama.cpp
+    opens the GPU for a dry run as well, and it had no room.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
     what = f"dry run of {spec.path.name}"
@@ -77,6 +86,8 @@ async def predict(
                 f"A {what} takes more than {most} of memory before any weight is loaded.",
                 "No sound file does: fetch it from its maker, or convert it again.",
             ) from None
+        if spec.gpu_layers and is_no_device_memory(error.words):
+            raise NoRoomToTryError(what, await _free_or_unknown(), error.words.rstrip(".")) from None
         if error.code >= 0:
             raise
         raise ModelFileError(
@@ -89,7 +100,17 @@ async def predict(
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
     facts = ModelFacts(**answer["facts"])
     tools = ToolForm(**answer["tools"])
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"])
+    return Prediction(
+        Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"], answer["on_gpu"]
+    )
+
+
+async def _free_or_unknown() -> int | None:
+    try:
+        free = await free_memory()
+    except EngineError:  # a full card may refuse even that
+        return None
+    return free.total_bytes if free is not None else None
 
 
 async def hardware() -> Hardware:
@@ -102,22 +123,6 @@ async def hardware() -> Hardware:
 async def free_memory() -> Memory | None:
     """Free memory of the cards as another process sees it, None without a card."""
     return Memory(free_by_place((await hardware()).devices)) or None
-
-
-def available_host_bytes() -> int:
-    """Host memory that can be had without swapping; all that there is, where the system does not tell that.
-
-    Source: /proc/meminfo, MemAvailable; sysconf(3), _SC_PHYS_PAGES.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    raise EngineError(
-        "This system does not say how much memory it has.", "Set pool.vram_budget and pool.host_budget in the roster."
-    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,9 @@ async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | No
 
 async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
     """What pool.vram_budget comes to in bytes, and where that comes from; see `find_budget`."""
-    budget = await find_budget(asked, margin_bytes)
+    if asked is not None:
+        return asked, "set in the roster"
+    budget = await find_budget(None, margin_bytes)
     return budget.memory[budget.memory.device], budget.note
 
 

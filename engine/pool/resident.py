@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
-from ..child import telling_line
 from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
+from ..last_words import telling_line
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, RemoteTraceback, for_request, stack_in
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment

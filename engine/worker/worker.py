@@ -165,7 +165,7 @@ class Worker:
 
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
-        if spec.gpu_layers:  # asking a card opens it
+        if spec.gpu_layers:  # what keeps off the card must not ask for its free memory, which may open a context on it
             self._free_before = free_by_place(devices())
         try:
             model = Model(spec, progress=self._progress)

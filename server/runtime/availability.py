@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
 
-from coe.engine.errors import EngineError, ModelTemplateError
+from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
 from coe.engine.files import stamp
 from coe.engine.pool.memory import booked_memory
 from coe.engine.pool.places import Memory
@@ -89,6 +89,7 @@ class Hindrance(StrEnum):
     ALTERED = "not the pinned file"
     UNPREPARED = "cannot be prepared"
     UNLOADABLE = "cannot be loaded"
+    UNTRIED = "no room to try"  # on the GPU: what it comes to is not known yet
     OVER_BUDGET = "over the budget"
     REFUSED = "its settings do not fit"
 
@@ -187,7 +188,9 @@ def availability(
                 predicted[spec] = error
         result = predicted[spec]
         if isinstance(result, EngineError):
-            return Unavailable(one.entry, result.message, result.remedy, one.location)
+            untried = isinstance(result, NoRoomToTryError)
+            hindrance = Hindrance.UNTRIED if untried else Hindrance.UNLOADABLE
+            return Unavailable(one.entry, result.message, result.remedy, one.location, hindrance=hindrance)
         if budget is not None and (short := booked_memory(result, budget).short_of(budget)):
             reason, remedy = over_budget(result, budget, short)
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)

@@ -65,6 +65,7 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
         engine.EmptyInputError: (0,),
         engine.ChildDiedError: ("A dry run", -9, "its last words"),
         engine.SlowReaderError: (64 * 1024,),
+        engine.NoRoomToTryError: ("dry run of a.gguf", 300),
     }
     return kind(*facts.get(kind, ("what", "remedy")))
 
