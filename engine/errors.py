@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from .cards import HOST
 from .process import ending
+from .shortage import CardUser, Shortage
 from .text import printable
 from .units import size_text
 
@@ -53,10 +55,33 @@ class LoadError(EngineError):
     """A model that can be read did not load."""
 
 
+class OutOfMemoryError(LoadError):
+    """A card, or the host, had too little memory for a model or its work. shortage: what is known of that.
+
+    `lines` name who else holds the card's memory, for the log alone.
+    """
+
+    def __init__(self, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(message, remedy, lines)
+        self.shortage = Shortage()
+
+    @classmethod
+    def of(cls, title: str, shortage: Shortage, users: Sequence[CardUser] = ()) -> OutOfMemoryError:
+        """title: of what was to be loaded, or computed. users: who else holds the card's memory."""
+        remedy = "Free memory of the GPU, lower context_tokens, or keep experts in host memory (cpu_expert_layers)."
+        if shortage.place == HOST:
+            remedy = "Free host memory, or lower pool.host_budget."
+        error = cls(f"{title}: {shortage}.", remedy, [f"Beside it, {user}." for user in users])
+        error.shortage = shortage
+        return error
+
+
 class WorkerDiedError(EngineError):
-    """A worker process ended while it was needed. cause: see Loss."""
+    """A worker process ended while it was needed. cause: see Loss. shortage: of what memory it died for want, if it
+    did."""
 
     cause = "unknown"
+    shortage: Shortage | None = None
 
 
 class WorkerHungError(WorkerDiedError):

@@ -190,6 +190,10 @@ class Bookings:
         """What all hold."""
         return Memory.total(booking.memory for booking in self.all())
 
+    def memory_but(self, some: Collection[Booking]) -> Memory:
+        """What all hold but some."""
+        return Memory.total(booking.memory for booking in self.all() if booking not in some)
+
     @property
     def warm_since(self) -> float:
         """When the newest warm resident became warm; 0 without one."""

@@ -102,7 +102,7 @@ class EvictionReason(StrEnum):
     """Why a resident is stopped."""
 
     ROOM = "to make room"  # a waiter needs its bytes, and it is the least recently used
-    OVER_BUDGET = "over budget"  # a load took more than predicted
+    OVER_BUDGET = "over budget"  # a load took more than predicted, or other programs take what it holds
     EXPIRED = "expired"  # idle for idle_ttl_s
     REPLACED = "replaced"  # the roster has none of its specialists any more
     ASKED = "asked to"  # by an operator

@@ -62,6 +62,13 @@ class Estimates:
             booking.memory = self._measured[booking.group] = more
         return excess
 
+    def book_shortage(self, booking: ResidentBooking, needed: Memory) -> bool:
+        """Book for a resident that lacked memory what it is known to need at least, now and at the next load. Gives
+        whether the next load asks for more than this one did; a whole budget is the most."""
+        before = booking.memory.smaller(self._budget)
+        self.book_measured(booking, needed)
+        return booking.memory.smaller(self._budget) != before
+
     # --- seconds and speeds ---------------------------------------------------------------------------------------
 
     def loaded(self, group: str, seconds: float) -> None:

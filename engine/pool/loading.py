@@ -82,7 +82,7 @@ class Loader:
             after = None if before is None else await self._free_now()
             self._measure(booking, before, after)
         except EngineError as error:
-            self._count_failure(booking.group, error)
+            self.count_failure(booking.group, error)
             raise
         finally:
             self._under_way.discard(booking.key)
@@ -135,7 +135,8 @@ class Loader:
             self._free_memory = None
         return free
 
-    def _count_failure(self, group: str, error: EngineError) -> None:
+    def count_failure(self, group: str, error: EngineError) -> None:
+        """A load of a group has failed, or was in vain: the next one waits for a while that doubles."""
         last = self._failures.get(group)
         count = last.count + 1 if last is not None else 1
         # One lost process says nothing of the model: whoever was killed for memory need not be who took it.

@@ -129,19 +129,21 @@ async def free_memory() -> Memory | None:
 class Budget:
     """What residents may take of each place. note: where that comes from.
 
-    of_host: its host memory is what this machine had available, of which the server itself will take a part.
+    of_host:      its host memory is what this machine had available, of which the server itself will take a part.
+    margin_bytes: what is to stay free on a card for other programs.
     """
 
     memory: Memory
     note: str
     of_host: bool = False
+    margin_bytes: int = 0
 
 
 async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | None = None) -> Budget:
     """The budget: the roster's figures, or what is free now less a margin.
 
-    asked:      of the card, or of the host where there is none, or where the card is integrated and has no memory of
-                its own.
+    asked:      of all cards together, or of the host where there is none, or where the card is integrated and has no
+                memory of its own.
     host_asked: of the host beside a card; of no account elsewhere.
     """
     free = free_by_place((await hardware()).devices)
@@ -156,17 +158,21 @@ async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | No
         assert available is not None
         whose = "which an integrated GPU shares" if free else "no GPU was found"
         return Budget(Memory.at(HOST, available), f"available host memory less the margin; {whose}", of_host=True)
-    # Several cards hold each model together, in proportion to what is free on them: they are one place.
-    card = "+".join(named)
     if asked is None:
-        asked, note = max(0, sum(free[name] for name in named) - margin_bytes), "free GPU memory less the margin"
+        note = "free GPU memory less the margin"
+        of_cards = Memory({name: max(0, free[name] - margin_bytes) for name in named})
     else:
         note = "set in the roster"
+        of_cards = Memory({name: free[name] for name in named}).spread(asked)
+        # It may leave less.
+        margin_bytes = max(0, min(margin_bytes, *(free[name] - of_cards[name] for name in named)))
     if available is None:
         assert host_asked is not None
-        return Budget(Memory({card: asked, HOST: host_asked}), f"{note}; host memory set in the roster")
+        memory = of_cards + Memory.at(HOST, host_asked)
+        return Budget(memory, f"{note}; host memory set in the roster", margin_bytes=margin_bytes)
     host_note = "host memory: what is available less the margin"
-    return Budget(Memory({card: asked, HOST: available}), f"{note}; {host_note}", of_host=True)
+    memory = of_cards + Memory.at(HOST, available)
+    return Budget(memory, f"{note}; {host_note}", of_host=True, margin_bytes=margin_bytes)
 
 
 async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
@@ -174,9 +180,9 @@ async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
     if asked is not None:
         return asked, "set in the roster"
     budget = await find_budget(None, margin_bytes)
-    return budget.memory[budget.memory.device], budget.note
+    return budget.memory.vram_bytes, budget.note
 
 
 def booked_memory(footprint: Footprint, budget: Memory) -> Memory:
     """What a resident is booked with. budget: of the machine's places."""
-    return Memory.at(budget.device, footprint.total_bytes) + Memory.at(HOST, footprint.host_bytes)
+    return budget.spread(footprint.total_bytes) + Memory.at(HOST, footprint.host_bytes)

@@ -33,6 +33,18 @@ class Memory:
                 summed[place] = summed.get(place, 0) + n_bytes
         return cls(summed)
 
+    def spread(self, n_bytes: int) -> Memory:
+        """Of a budget: so many bytes of what pool.vram_budget counts, each card its share; of the host without a card.
+
+        llama.cpp gives each card layers in proportion to what is free on it. Source: llama-model.cpp, load_tensors.
+        """
+        if not self.cards:
+            return Memory.at(HOST, n_bytes)
+        total = self.card_bytes
+        parts = {card: n_bytes * self[card] // total if total else 0 for card in self.cards}
+        parts[self.device] += n_bytes - sum(parts.values())
+        return Memory(parts)
+
     def __bool__(self) -> bool:
         """Whether it names a place."""
         return bool(self.bytes_by_place)
@@ -95,8 +107,13 @@ class Memory:
 
     @property
     def device(self) -> str:
-        """Of a budget, the place that pool.vram_budget counts: the card, or the host where there is none."""
+        """Of a budget, the first place that pool.vram_budget counts: a card, or the host where there is none."""
         return next(iter(self.cards), HOST)
+
+    @property
+    def vram_bytes(self) -> int:
+        """Of a budget, what pool.vram_budget counts: that of the cards, or of the host where there is none."""
+        return self.card_bytes if self.cards else self.host_bytes
 
     @property
     def card_bytes(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import (
     EngineError,
     LoadError,
+    OutOfMemoryError,
     QueueFullError,
     ShuttingDownError,
     UnavailableError,
@@ -23,7 +24,8 @@ from ..errors import (
     WorkerDiedError,
 )
 from ..logs import REQUEST_ID, RemoteTraceback, for_request
-from ..spec import LoadSpec
+from ..shortage import Shortage
+from ..spec import LoadSpec, Thinking
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
 from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking
@@ -31,12 +33,16 @@ from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, Ref
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
 from .loading import Loader
+from .others import Others
 from .placement import CacheAffinity
 from .places import HOST, Memory
 from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 5.0  # from one look at what is free on the cards to the next
+_SETTLE_S = 1.0  # so long after a resident came or went its memory may be on its way
+_LEAST_LACKING_BYTES = 64 * 2**20  # that a worker lacked at least, where it does not say
 _UNLOAD_S = 30.0  # a stop takes some seconds, the killing of a worker that does not answer included
 
 
@@ -63,6 +69,8 @@ class Pool:
         self._estimates = Estimates(limits.budget)
         self._loader = Loader(start, limits, self._estimates, clock, free_memory)
         self._bookings = Bookings()
+        self._others = Others(limits.margin_bytes)
+        self._changed_s = clock()  # when a resident last came or went
         for title, memory in (held or {}).items():
             self._bookings.add(ReservationBooking(title, memory, on_stop=None))
         self.room = (limits.budget - self._bookings.memory).larger(Memory())  # for residents and builds
@@ -273,13 +281,41 @@ class Pool:
                 del self._to_restore[name]
                 continue
             states = {booking.state for booking in self._bookings.of_group(self._group(name))}
-            free = self.limits.budget - self._bookings.memory
+            free = self._budget - self._bookings.memory
             if states - {State.DRAINING}:
                 del self._to_restore[name]
             elif not states and self._estimates.need(self._entries[name]).fits_in(free):
                 del self._to_restore[name]
                 _log.info("loading %s again: it went for a request whose client has left", name)
                 self._begin_load(self._group(name), name, request_id="")
+
+    @property
+    def _budget(self) -> Memory:
+        """What residents may take now: the budget less what other programs took of it."""
+        return self.limits.budget - self._others.memory
+
+    def _look_at_cards(self, now: float) -> None:
+        """Notice what other programs take of the cards, by what workers last saw free on them."""
+        bookings = self._bookings.residents.values()
+        warm = [b.resident for b in bookings if b.state is State.WARM and b.resident is not None]
+        seen = [reading for resident in warm if (reading := resident.free) is not None]
+        unsettled = [b for b in self._bookings.all() if isinstance(b, ReservationBooking) or b.state is not State.WARM]
+        for place in self.limits.budget.cards:
+            if not any(place in reading.memory.places for reading in seen):
+                if not self._bookings.is_loading:
+                    self._others.forget(place)
+                continue
+            # Readings of before a resident came or went say nothing of now.
+            fresh = [r for r in seen if place in r.memory.places and now - r.age_s > self._changed_s + _SETTLE_S]
+            if not fresh:
+                continue
+            newest = min(fresh, key=lambda reading: reading.age_s)
+            self._others.look(
+                place,
+                room_bytes=self.limits.budget[place] - self._bookings.memory[place],
+                free_bytes=newest.memory[place],
+                is_settled=not any(b.memory[place] for b in unsettled),
+            )
 
     def _refuse_when_closed(self) -> None:
         if self._refusing is not None:
@@ -316,6 +352,7 @@ class Pool:
     def _vacate(self, booking: ReservationBooking) -> None:
         if booking.state is not State.DRAINING:  # else its bytes come back when its stop has ended
             self._bookings.remove(booking)
+            self._changed_s = self._clock()
             self._replan()
 
     # --- deciding -------------------------------------------------------------------------------------------------
@@ -329,10 +366,12 @@ class Pool:
             self._queue.be_busy(now)
         else:
             self._queue.admit_in_idle_time(now)
+        if self.limits.margin_bytes:
+            self._look_at_cards(now)
         decided = plan(
             self._views(self._queue.waiters, now),
             self._bookings.views(self._served),
-            self.limits.budget,
+            self._budget,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
@@ -348,7 +387,7 @@ class Pool:
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
-        """Replan when a waiter's bound passes, a resident expires, or idle time begins."""
+        """Replan when a waiter's bound passes, a resident expires, idle time begins, or cards are to be looked at."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -357,6 +396,8 @@ class Pool:
         if self.limits.idle_ttl_s is not None:
             idle = [view for view in self._bookings.resident_views(self._served) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
+        if self.limits.margin_bytes and self.limits.budget.cards and self._bookings.residents:
+            moments.append(now + _LOOK_S)
         if self._queue.next_admission is not None:
             moments.append(self._queue.next_admission)
         future = [moment for moment in moments if moment > now]
@@ -486,7 +527,7 @@ class Pool:
         policies = {name: self._entries[name].thinking for name in self._specialists(booking.group)}
         extra = for_request(booking.request_id)
         try:
-            await self._loader.load(booking, spec, policies, disturbed=bool(self._bookings.reservations))
+            await self._load_with_room(booking, spec, policies)
         except EngineError as error:
             _log.error("loading %s failed: %s", booking.title, error, extra=extra)
             if isinstance(error, WorkerDiedError):
@@ -494,13 +535,41 @@ class Pool:
             self._drop_failed(booking, error)
             return
         booking.state, booking.last_used, booking.warm_since = State.WARM, self._clock(), self._clock()
+        self._changed_s = self._clock()
         booking.work = _task(self._watch(booking))
         self.loads += 1
         _log.info("loaded %s in %.1f s, %s booked", booking.title, booking.loaded_in_s, booking.memory, extra=extra)
         self._replan()
 
+    async def _load_with_room(self, booking: ResidentBooking, spec: LoadSpec, policies: Mapping[str, Thinking]) -> None:
+        """Load; once more where the first load found too little memory, and idle residents could make room for it."""
+        try:
+            await self._loader.load(booking, spec, policies, disturbed=bool(self._bookings.reservations))
+        except (OutOfMemoryError, WorkerDiedError) as error:
+            if error.shortage is None or not await self._make_room(booking, error.shortage):
+                raise
+            _log.info("loading %s again: %s", booking.title, error.shortage, extra=for_request(booking.request_id))
+            await self._loader.load(booking, spec, policies, disturbed=True)
+
+    async def _make_room(self, booking: ResidentBooking, shortage: Shortage) -> bool:
+        """Let idle residents go where a load found too little memory, and wait until theirs is back. False where none
+        can go, or they do not suffice. What the load is known to need is booked, here and for later loads."""
+        place = shortage.place or self.limits.budget.device
+        self._estimates.book_shortage(booking, Memory.at(place, shortage.need_bytes))
+        if shortage.had_bytes is not None:
+            counted_on = self.limits.budget[place] - self._bookings.memory[place] + booking.memory[place]
+            self._others.lack(place, counted_on - shortage.had_bytes)
+        self._replan()
+        stopping = [b for b in self._bookings.all() if b.state is State.DRAINING and b.memory[place]]
+        if not stopping or (self._budget - self._bookings.memory_but(stopping))[place] < 0:
+            return False
+        await asyncio.wait([victim.work for victim in stopping if victim.work is not None])
+        booking.last_progress = self._clock()
+        return True
+
     def _drop_failed(self, booking: ResidentBooking, error: EngineError) -> None:
         self._bookings.remove(booking)
+        self._changed_s = self._clock()
         self.failed_loads += 1
         if not self._bookings.of_group(booking.group):  # else its waiters are served by the others
             self._queue.fail([w for w in self._queue.waiters if self._group_of(w) == booking.group], error)
@@ -517,9 +586,23 @@ class Pool:
             stack = RemoteTraceback(loss.stack) if loss.stack else None
             _log.error("the worker of %s %s%s", booking.title, loss.how, with_it, exc_info=stack)
             booking.state = State.DRAINING
+            if loss.shortage is not None:
+                self._learn(booking, loss.shortage)
             self._replan()
             await booking.resident.wait_gone()
             self._forget(booking)
+
+    def _learn(self, booking: ResidentBooking, shortage: Shortage) -> None:
+        """A worker ended for want of memory: the next one of its group is booked with what this one lacked, so that it
+        comes back where there is room for that. Where all of the budget did not suffice, it waits as after a load that
+        failed."""
+        place = shortage.place or self.limits.budget.device
+        more = max(shortage.asked_bytes, _LEAST_LACKING_BYTES)
+        needed = Memory.at(place, max(shortage.need_bytes, booking.memory[place] + more))
+        if self._estimates.book_shortage(booking, needed):
+            _log.warning("%s lacked memory: from now on it is booked with %s", booking.title, booking.memory)
+        else:
+            self._loader.count_failure(booking.group, OutOfMemoryError.of(booking.title, shortage))
 
     def _evict(self, eviction: Eviction, waiter: Waiter[Any] | None = None) -> None:
         booking = self._bookings.find(eviction.resident)
@@ -544,6 +627,7 @@ class Pool:
         if isinstance(booking, ResidentBooking):
             self._estimates.keep_speed(booking)
         self._bookings.remove(booking)
+        self._changed_s = self._clock()
         self._replan()
 
     # --- life -----------------------------------------------------------------------------------------------------

@@ -51,11 +51,13 @@ def shared_groups(entries: Mapping[str, Entry], most_shared: int) -> dict[str, G
 class PoolLimits:
     """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
 
-    budget:      what residents may take of each place.
-    most_shared: residents that one group of specialists may have; 0 for as many as have room.
+    budget:       what residents may take of each place.
+    margin_bytes: what is to stay free on each card: idle residents go when other programs take it; 0: they stay.
+    most_shared:  residents that one group of specialists may have; 0 for as many as have room.
     """
 
     budget: Memory
+    margin_bytes: int = 0
     most_shared: int = 0
     max_queue: int = 64
     max_bypass_s: float = 10.0

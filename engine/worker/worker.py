@@ -16,8 +16,9 @@ Operations that the server sends:
 
 Frames beside the events of requests: `alive` once a second from the beginning to the end, on a thread of its own, so
 that a decode of minutes is no silence (see vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
-second with work and when the last request has ended; and `log` with a level, a message and a request's id: warnings,
-and with log_decisions one line of level debug for every decision.
+second with work and when the last request has ended; `free`, the free memory of
+the cards that it uses, every five seconds; `short` before it ends for want of memory; and `log` with a level, a
+message and a request's id: warnings, and with log_decisions one line of level debug for every decision.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import frames
 from ..cards import HOST, free_by_place
-from ..errors import EngineError, LoadError, ModelFileError, SwapError
+from ..errors import EngineError, LoadError, ModelFileError, OutOfMemoryError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
 from ..generate.tools.reading import Toolbox
@@ -64,6 +65,7 @@ from .batch import BatchLoop, rejected, unforeseen
 from .embed_loop import EmbedLoop
 
 _BEAT_S = 1.0
+_FREE_S = 5.0  # from one look at the cards' free memory to the next
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
 _RENDERED_WITHIN_S = 0.02
 _AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without such a thread
@@ -127,17 +129,13 @@ class Worker:
         try:
             loop = self._load(spec, command["policies"])
         except EngineError as error:
-            self._send(
-                {
-                    "event": "failed",
-                    "error": type(error).__name__,
-                    "message": error.message,
-                    "remedy": error.remedy,
-                }
-            )
+            failed = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+            self._send({"event": "failed", **failed, "lines": str(error).splitlines()[1:], **self._shortage_of(error)})
             return
         self._loop = loop
         self._send({"event": "ready", "memory": self._memory(loop)})
+        if self._free_before:
+            threading.Thread(target=self._watch_cards, daemon=True).start()
         self._serve(loop)
 
     def _read(self) -> None:
@@ -154,6 +152,12 @@ class Worker:
             steps = self._loop.steps if self._loop is not None else 0
             self._send({"event": "alive", "steps": steps, "cpu_s": cpu_s, "reads": reads})
             time.sleep(_BEAT_S)
+
+    def _watch_cards(self) -> None:
+        """On a thread of its own: a driver may take its time while the card computes."""
+        while True:
+            self._send({"event": "free", "free": free_by_place(devices())})
+            time.sleep(_FREE_S)
 
     def _send(self, message: dict[str, Any]) -> None:
         frame = frames.pack(message)
@@ -209,6 +213,16 @@ class Worker:
             taken[place] = max(taken.get(place, 0), before - free.get(place, before))
         return taken
 
+    def _shortage_of(self, error: EngineError) -> dict[str, Any]:
+        """For a frame: what memory was short, with what this process is known to need of it at least."""
+        if not isinstance(error, OutOfMemoryError):
+            return {}
+        short = error.shortage
+        before = self._free_before.get(short.place)
+        if before is not None and short.free_bytes is not None:
+            short = replace(short, need_bytes=max(0, before - short.free_bytes) + short.asked_bytes)
+        return {"shortage": asdict(short)}
+
     def _emit(self, event: Event) -> None:
         self._send(event_to_json(event))
 
@@ -231,6 +245,10 @@ class Worker:
                 busy = True
             try:
                 busy = loop.step()
+            except OutOfMemoryError as error:  # all requests are refused, and the next one loads anew
+                self._send({"event": "short", **self._shortage_of(error)})
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
             except SwapError as error:  # neither specialist: all requests are refused, and the next one loads anew
                 print(error, file=sys.stderr, flush=True)
                 os._exit(1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
 from coe.engine.files import stamp
 from coe.engine.pool.memory import booked_memory
-from coe.engine.pool.places import Memory
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ToolForm
 from coe.engine.units import size_text
 
@@ -239,12 +239,13 @@ def sum_text(footprint: Footprint) -> str:
 
 def over_budget(footprint: Footprint, budget: Memory, short: Collection[str]) -> tuple[str, str]:
     """Why a load is over the budget, and what would make it fit. short: the places that are too small for it."""
-    if budget.device in short:
-        n_bytes = budget[budget.device]
+    if not budget.cards or any(place != HOST for place in short):
+        n_bytes = budget.vram_bytes
         reason = f"It needs {sum_text(footprint)}; the budget is {size_text(n_bytes)}."
         return reason, shrink_remedy(footprint, n_bytes)
     needed, there = size_text(footprint.host_bytes), size_text(budget.host_bytes)
-    reason = f"It needs {needed} of host memory beside what it takes of {budget.device}; pool.host_budget is {there}."
+    cards = " and ".join(budget.cards)
+    reason = f"It needs {needed} of host memory beside what it takes of {cards}; pool.host_budget is {there}."
     return reason, "Keep fewer layers' experts there (cpu_expert_layers), or raise pool.host_budget."
 
 

@@ -13,7 +13,7 @@ from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
-from coe.engine.pool.resident import Loss
+from coe.engine.pool.resident import FreeReading, Loss
 from coe.engine.request import Event, GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking
 
@@ -26,6 +26,7 @@ class FakeResident:
         self.name = name
         self.memory = memory
         self.activity: dict[str, float] = {}
+        self.free: FreeReading | None = None
         self.gone = asyncio.Event()
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self.refused: list[EngineError] = []
@@ -73,6 +74,7 @@ class FakeLoader:
         self.gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.started: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.failures: dict[str, Exception] = {}
+        self.first_failures: dict[str, Exception] = {}  # of the next load alone
         self.memory: dict[str, Memory] = {}
         self.residents: dict[str, FakeResident] = {}
         self.progress: dict[str, Callable[[float], None]] = {}
@@ -91,6 +93,8 @@ class FakeLoader:
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
+        if name in self.first_failures:
+            raise self.first_failures.pop(name)
         if name in self.failures:
             raise self.failures[name]
         self.residents[name] = FakeResident(name, self.memory.get(name))

@@ -12,7 +12,6 @@ from typing import Any
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.leases import Reservation
-from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.surgery.build.job import BuildProgress, BuildState, Busy, Job, at_work
 from coe.surgery.errors import SurgeryError
@@ -243,9 +242,7 @@ class Builds:
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
         pool = self._pool
-        prepared = await prepare(
-            job, order, machine_of(specialist), pool.room[pool.room.device], stall_s=pool.limits.stall_s
-        )
+        prepared = await prepare(job, order, machine_of(specialist), pool.room.vram_bytes, stall_s=pool.limits.stall_s)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -295,7 +292,7 @@ class Builds:
             preempted = True
             await process.stop()
 
-        title, memory = f"the build of {name}", Memory.at(self._pool.room.device, need_bytes)
+        title, memory = f"the build of {name}", self._pool.room.spread(need_bytes)
         room: Reservation | None
         if priority:
             room = await self._pool.reserve(title, memory)

@@ -111,9 +111,23 @@ class TestBudget:
         assert (await find_budget(None, 10)).memory == host(25), "its driver gives no more"
         assert (await find_budget(40, 10)).memory == host(40)
 
+    async def test_each_of_several_cards_has_its_own(self, machine: list[Device]) -> None:
+        machine += [device(CARD, "gpu", 24), device("CUDA1", "gpu", 12)]
+        assert (await find_budget(None, 10)).memory == both(14, 50) + Memory.at("CUDA1", 2)
+        budget = await find_budget(30, 10)
+        assert budget.memory == both(20, 50) + Memory.at("CUDA1", 10)
+        assert budget.margin_bytes == 2, "a budget that the roster sets leaves less to others"
+
     async def test_less_than_the_margin_is_nothing(self, machine: list[Device]) -> None:
         machine += [device(CARD, "gpu", 4)]
         assert (await find_budget(None, 100)).memory == Memory()
+
+
+def test_several_cards_hold_a_model_together_each_in_proportion() -> None:
+    budget = both(20, 50) + Memory.at("CUDA1", 10)
+    assert booked_memory(Footprint(8, 1, 1, host_bytes=3), budget) == both(7, 3) + Memory.at("CUDA1", 3)
+    assert booked_memory(Footprint(20, 5, 5), budget).fits_in(budget)
+    assert not booked_memory(Footprint(20, 5, 6), budget).fits_in(budget)
 
 
 def test_a_footprint_is_booked_where_it_lies() -> None:
