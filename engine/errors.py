@@ -68,9 +68,9 @@ class OutOfMemoryError(LoadError):
     @classmethod
     def of(cls, title: str, shortage: Shortage, users: Sequence[CardUser] = ()) -> OutOfMemoryError:
         """title: of what was to be loaded, or computed. users: who else holds the card's memory."""
-        remedy = "Free memory of the GPU, lower context_tokens, or keep experts in host memory (cpu_expert_layers)."
+        remedy = "Free memory of it, lower context_tokens, or keep experts in host memory (cpu_expert_layers)."
         if shortage.place == HOST:
-            remedy = "Free host memory, or lower pool.host_budget."
+            remedy = "Free host memory, lower context_tokens or parallel, or lower pool.host_budget."
         error = cls(f"{title}: {shortage}.", remedy, [f"Beside it, {user}." for user in users])
         error.shortage = shortage
         return error
