@@ -22,7 +22,8 @@ from pathlib import Path
 import _bench
 from random_model import Shape
 
-from coe.engine.pool.memory import free_device_bytes, predict
+from coe.engine.pool.memory import free_memory, predict
+from coe.engine.pool.places import Memory
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Accepted, Finished, GenerateRequest
 from coe.engine.spec import Footprint, LoadSpec, Sampling
@@ -83,12 +84,12 @@ async def fill(resident: WorkerResident, spec: LoadSpec) -> int:
 
 async def measure(spec: LoadSpec, *, on_gpu: bool) -> Measured:
     """Load, fill, and look at the memory after each."""
-    before = await free_device_bytes() or 0
+    before = (await free_memory() or Memory()).card_bytes
     async with _bench.worker(spec) as resident:
 
         async def taken() -> int:
             if on_gpu:
-                return before - (await free_device_bytes() or 0)
+                return before - (await free_memory() or Memory()).card_bytes
             return resident_bytes(resident.pid)
 
         loaded = await taken()
@@ -117,7 +118,7 @@ def cases(arguments: argparse.Namespace, folder: Path, threads: int) -> Iterator
 
 async def run(arguments: argparse.Namespace, threads: int) -> list[list[str]]:
     """The table's rows."""
-    on_gpu = await free_device_bytes() is not None
+    on_gpu = bool((await free_memory() or Memory()).cards)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(arguments, Path(folder), threads):

@@ -28,7 +28,6 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import signal
 import sys
@@ -45,8 +44,9 @@ from typing import Any, Final, NoReturn
 from . import errors as engine_errors
 from .errors import ChildDiedError, ChildTimeoutError, EngineError, FullDiskError
 from .files import is_full_disk
+from .last_words import MOST_CHARS, last_words
 from .private import child_environment, keep_private, make_files_private
-from .process import be_killed_before_parent, die_with, effort, take_limits, take_stdout
+from .process import NO_BACKTRACE, be_killed_before_parent, die_with, effort, take_limits, take_stdout
 from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
@@ -56,15 +56,8 @@ Report = Callable[[Any], None]
 
 _LONGEST_LINE_BYTES: Final = 2**28  # no answer of ours is longer
 _LAST_BYTES: Final = 20_000  # of stderr, that last words are looked for in
-_MOST_WORDS: Final = 500  # characters of them
 _BEAT_S: Final = 1.0
 _KILL_S: Final = 5.0  # a killed process that has not ended by then hangs in the kernel, in a driver or on a lost disk
-# After a failed assertion ggml would start a debugger, and its backtrace would bury the reason.
-_QUIET: Final = {"GGML_NO_BACKTRACE": "1"}
-# What a library prints when it takes its process down; the line that says more comes first.
-_TELLING: Final = ("GGML_ASSERT", "GGML_ABORT", "ggml_abort", "what():", "Fatal Python error", "MemoryError")
-# An assertion names the file by its path on the machine that compiled it.
-_SOURCE_FOLDER: Final = re.compile(r"\S*/(?=[^/\s]+:\d+: GGML_)")
 
 
 @dataclass(frozen=True)
@@ -73,18 +66,6 @@ class Limits:
 
     memory_bytes: int | None = None
     cpu_s: int | None = None
-
-
-def telling_line(lines: Sequence[str]) -> str | None:
-    """The line in which a library said why it takes the process down, None where there is none."""
-    line = next((line for mark in _TELLING for line in reversed(lines) if mark in line), None)
-    return _SOURCE_FOLDER.sub("", line[:_MOST_WORDS]) if line is not None else None
-
-
-def last_words(output: bytes) -> str:
-    """The most telling line of what a process printed, the last one where none stands out; "" for no output."""
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    return (telling_line(lines) or (lines[-1] if lines else ""))[:_MOST_WORDS]
 
 
 # --- the parent's side ----------------------------------------------------------------------------------------
@@ -272,7 +253,7 @@ async def started(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=output,
-            env={**environment, **_QUIET},
+            env={**environment, **NO_BACKTRACE},
             start_new_session=True,
             limit=_LONGEST_LINE_BYTES,
         )
@@ -395,7 +376,7 @@ def serve(module: str, parent_pid: int, limits: Limits) -> NoReturn:
             error = FullDiskError(error.errno or 0, error.strerror or "")
         if (told := _told(error)) is None:
             # Also by the pipe: where a disk is full, nothing that is printed arrives.
-            say({"words": f"{type(error).__name__}: {error}"[:_MOST_WORDS]})
+            say({"words": f"{type(error).__name__}: {error}"[:MOST_CHARS]})
             code = 1
             with contextlib.suppress(OSError):
                 traceback.print_exc()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from .cards import HOST
 from .process import ending
+from .shortage import CardUser, Shortage
 from .text import printable
+from .units import size_text
 
 # By these words, to the letter, litellm and others tell that a prompt was too long: OpenAI's, and Google's. Source:
 # litellm 1.108.7, litellm_core_utils/exception_mapping_utils.py.
@@ -32,14 +35,53 @@ class ModelFileError(EngineError):
     """A model file cannot be read, or llama.cpp does not know what is in it."""
 
 
+class NoRoomToTryError(EngineError):
+    """A GPU had no room for a dry run, which takes some of it: it says nothing of the file.
+
+    free_bytes: what was free of it then, None where it does not say.
+    """
+
+    def __init__(self, title: str, free_bytes: int | None, words: str = "") -> None:
+        """title: what was tried: "dry run of a.gguf". words: how the GPU refused it, "" where it did not say."""
+        free = f"; {size_text(free_bytes)} of its memory were free" if free_bytes is not None else ""
+        super().__init__(
+            f"The GPU has no room for a {title}{free}{f': {words}' if words else ''}.",
+            "Free memory of the GPU, or ask again when it has some: the file may be sound.",
+        )
+        self.free_bytes = free_bytes
+
+
 class LoadError(EngineError):
     """A model that can be read did not load."""
 
 
+class OutOfMemoryError(LoadError):
+    """A card, or the host, had too little memory for a model or its work. shortage: what is known of that.
+
+    `lines` name who else holds the card's memory, for the log alone.
+    """
+
+    def __init__(self, message: str, remedy: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(message, remedy, lines)
+        self.shortage = Shortage()
+
+    @classmethod
+    def of(cls, title: str, shortage: Shortage, users: Sequence[CardUser] = ()) -> OutOfMemoryError:
+        """title: of what was to be loaded, or computed. users: who else holds the card's memory."""
+        remedy = "Free memory of it, lower context_tokens, or keep experts in host memory (cpu_expert_layers)."
+        if shortage.place == HOST:
+            remedy = "Free host memory, lower context_tokens or parallel, or lower pool.host_budget."
+        error = cls(f"{title}: {shortage}.", remedy, [f"Beside it, {user}." for user in users])
+        error.shortage = shortage
+        return error
+
+
 class WorkerDiedError(EngineError):
-    """A worker process ended while it was needed. cause: see Loss."""
+    """A worker process ended while it was needed. cause: see Loss. shortage: of what memory it died for want, if it
+    did."""
 
     cause = "unknown"
+    shortage: Shortage | None = None
 
 
 class WorkerHungError(WorkerDiedError):

@@ -22,10 +22,17 @@ SPARE = "coe spare"  # what a worker without a model is called
 _SPIN_TURNS = "1000"
 
 
+# After a failed assertion, or an error of a GPU, ggml would start a debugger on its process where one is installed, and
+# its hundreds of lines would bury the reason. Read when the library is loaded, too: it has to be there from the start.
+# Source: ggml.c, ggml_print_backtrace; ggml.cpp, ggml_uncaught_exception.
+NO_BACKTRACE: Final[Mapping[str, str]] = {"GGML_NO_BACKTRACE": "1"}
+
+
 def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that decodes: OpenMP threads wait briefly, unless `base` says how they wait."""
+    """The environment of a process that decodes: no debugger looks into its end, and OpenMP threads wait briefly,
+    unless `base` says how they wait."""
     told = "GOMP_SPINCOUNT" in base or "OMP_WAIT_POLICY" in base
-    return dict(base) if told else {**base, "GOMP_SPINCOUNT": _SPIN_TURNS}
+    return {**base, **NO_BACKTRACE, **({} if told else {"GOMP_SPINCOUNT": _SPIN_TURNS})}
 
 
 _HINTS: Final[Mapping[int, str]] = {

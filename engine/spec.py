@@ -198,7 +198,8 @@ class Footprint:
     """What a resident takes, in bytes, where it is counted against the budget.
 
     device: the memory of the GPU, or of the host where there is no GPU.
-    host:   host memory beside that (0 without a GPU): experts kept on the CPU, the worker itself.
+    host:   host memory beside that (0 without a GPU): experts kept on the CPU, the worker itself; all of it for what
+            keeps off a GPU that is there.
     """
 
     weights_bytes: int

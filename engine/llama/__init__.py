@@ -7,6 +7,7 @@ maps the library with all its GPU backends: the process that serves HTTP must ne
 
 import os
 
-# After a failed assertion ggml would start a debugger on this process and wait for it, and the debugger's lines would
-# bury the assertion's. Read when it aborts. Source: ggml.c, ggml_print_backtrace.
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+from ..process import NO_BACKTRACE
+
+# Also in processes that nobody of ours started, as `coe profile` in a terminal.
+os.environ.update(NO_BACKTRACE)

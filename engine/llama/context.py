@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import llama_cpp.llama_cpp as lib
 
 from ..errors import LoadError
+from ..shortage import find_shortage
 from ..spec import LoadSpec
 from .devices import physical_cores
 from .log import start
+from .memory import out_of_memory
 from .model import Model
 from .pooling import pooled_reading
 
@@ -43,9 +45,9 @@ class Context:
         """on_node: a lib.ggml_backend_sched_eval_callback that is asked about every node of the graph.
         all_logits: every entry of a batch may want logits; else one a sequence.
 
-        Raises LoadError when the buffers cannot be had.
+        Raises OutOfMemoryError when there is too little memory for the buffers, LoadError for any other reason.
         """
-        log = start()
+        self._log = log = start()
         log.errors.clear()
         self.model = model
         self.n_seq = spec.parallel
@@ -72,6 +74,8 @@ class Context:
             self._on_node = on_node  # llama.cpp keeps the pointer alone
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
+            if (shortage := find_shortage(log.errors)) is not None:
+                raise out_of_memory(f"{spec.path.name} has no context of {self.n_cells} tokens", shortage)
             raise LoadError(
                 f"No memory for a context of {self.n_cells} tokens: {log.reason('llama.cpp gives no reason')}.",
                 "Lower context_tokens or parallel in the roster, or free memory.",
@@ -97,7 +101,9 @@ class Context:
         """Evaluate (token, position, sequence, wants_logits) entries, at most n_batch of them, in one call.
 
         Returns llama_decode's result: 0 done, 1 no room in the cache (nothing changed), 2 aborted, below 0 an error.
+        Raises OutOfMemoryError where that is want of memory: the context is not to be used any more.
         """
+        self._log.errors.clear()
         batch = self._batch
         count = 0
         for token, position, sequence, wanted in entries:
@@ -108,7 +114,10 @@ class Context:
             batch.logits[count] = wanted
             count += 1
         batch.n_tokens = count
-        return int(lib.llama_decode(self.handle, batch))
+        result = int(lib.llama_decode(self.handle, batch))
+        if result < 0 and (shortage := find_shortage(self._log.errors)) is not None:
+            raise out_of_memory(f"A batch of {count} tokens could not be computed", shortage)
+        return result
 
     def logits(self, index: int) -> Any:
         """float32 array (n_vocab,) of the batch entry `index`: a view, valid until the next decode."""

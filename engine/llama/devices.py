@@ -6,51 +6,50 @@ import ctypes
 import os
 import re
 from pathlib import Path
+from typing import Final
 
 import llama_cpp.llama_cpp as lib
-from llama_cpp._ggml import libggml
 
+from ..cards import cards
 from ..spec import Device
+from .ggml import ggml_function
+
+_pointer, _size_p = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+_count: Final = ggml_function("ggml_backend_dev_count", ctypes.c_size_t)
+_get: Final = ggml_function("ggml_backend_dev_get", _pointer, ctypes.c_size_t)
+_name: Final = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
+_description: Final = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
+_type: Final = ggml_function("ggml_backend_dev_type", ctypes.c_int, _pointer)
+_memory: Final = ggml_function("ggml_backend_dev_memory", None, _pointer, _size_p, _size_p)
+
+_KINDS: Final = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h, enum ggml_backend_dev_type
 
 
-def devices() -> list[Device]:
-    """What ggml can compute on, in its own order. Source: ggml-backend.h, ggml_backend_dev_*."""
-    libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    for name in ("ggml_backend_dev_name", "ggml_backend_dev_description"):
-        function = getattr(libggml, name)
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    libggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-    size_p = ctypes.POINTER(ctypes.c_size_t)
-    libggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size_p, size_p]
-    libggml.ggml_backend_dev_memory.restype = None
+def devices(*, ask_memory: bool = True) -> list[Device]:
+    """What ggml can compute on, in its own order. Source: ggml-backend.h, ggml_backend_dev_*.
+
+    ask_memory: CUDA opens a context of some hundred MiB on a card that is asked for its memory; without, nothing is
+    opened, and all sizes are 0.
+    """
     found = []
-    for index in range(libggml.ggml_backend_dev_count()):
-        device = libggml.ggml_backend_dev_get(ctypes.c_size_t(index))
+    for index in range(_count()):
+        device = _get(index)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        libggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        kind = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}.get(libggml.ggml_backend_dev_type(device), "other")
-        found.append(
-            Device(
-                libggml.ggml_backend_dev_name(device).decode(),
-                libggml.ggml_backend_dev_description(device).decode(),
-                kind,
-                free.value,
-                total.value,
-            )
-        )
+        if ask_memory:
+            _memory(device, ctypes.byref(free), ctypes.byref(total))
+        name, description = _name(device).decode(), _description(device).decode()
+        found.append(Device(name, description, _KINDS.get(_type(device), "other"), free.value, total.value))
     return found
+
+
+def has_card() -> bool:
+    """Whether llama.cpp computes on a card where it is not told otherwise. Nothing is opened on it."""
+    return bool(cards(devices(ask_memory=False)))
 
 
 def system_info() -> str:
     """What llama.cpp was built for, and which of the processor's instructions it uses, as it says itself."""
     return str(lib.llama_print_system_info().decode("utf-8", "replace").strip(" |"))
-
-
-def gpu_free_bytes() -> int | None:
-    """Free memory of all GPUs together, None where there is none."""
-    gpus = [device for device in devices() if device.kind == "gpu"]
-    return sum(device.free_bytes for device in gpus) if gpus else None
 
 
 def physical_cores() -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 
+from ..last_words import is_device_error
+
 _MOST_ERRORS: Final = 200
+_ERROR: Final = 4  # ggml.h, enum ggml_log_level
 
 
 class Log:
@@ -28,9 +32,12 @@ class Log:
         if not line or line == ".":
             return
         self.lines.append(line)
-        if level >= 4:
+        if level >= _ERROR:
             self.errors.append(line)
             del self.errors[:-_MOST_ERRORS]
+            if is_device_error(line):
+                # The backend may be about to end this process, and this log with it: whoever reads the output hears.
+                os.write(2, f"{line}\n".encode("utf-8", "replace"))
         if len(self.lines) > 4000:
             del self.lines[:2000]
 

@@ -12,8 +12,10 @@ import llama_cpp.llama_cpp as lib
 from llama_cpp._ggml import libggml
 
 from ..errors import ModelFileError
+from ..shortage import find_shortage
 from ..spec import LoadSpec
 from .log import start
+from .memory import out_of_memory
 from .vocab import Vocab
 
 NO_MMAP: Final = lib.LLAMA_LOAD_MODE_NONE
@@ -28,7 +30,8 @@ class Model:
     ) -> None:
         """dry_run: header, vocabulary and sizes only, no weights. progress: called with 0..1, False stops the load.
 
-        Raises ModelFileError when llama.cpp refuses the file, with llama.cpp's own reason.
+        Raises ModelFileError when llama.cpp refuses the file, with llama.cpp's own reason, and OutOfMemoryError when
+        there is too little memory for it.
         """
         log = start()
         log.errors.clear()
@@ -38,6 +41,10 @@ class Model:
         params.use_extra_bufts = not spec.keeps_layout
         params.no_alloc = dry_run
         self._keep: list[Any] = []  # ctypes objects that llama.cpp points into while loading
+        if not spec.gpu_layers:
+            # Without a list llama.cpp takes every card: its contexts open on them, and long prompts are computed there,
+            # though no layer lies on any. Source: llama.cpp, llama_prepare_model_devices.
+            params.devices = self._no_devices()
         if progress is not None:
             callback = lib.llama_progress_callback(lambda fraction, _: progress(fraction))
             params.progress_callback = callback
@@ -46,11 +53,19 @@ class Model:
             params.tensor_buft_overrides = self._experts_on_cpu(spec.cpu_expert_layers)
         self.handle = lib.llama_model_load_from_file(os.fsencode(spec.path), params)
         if not self.handle:
+            if (shortage := find_shortage(log.errors)) is not None:
+                raise out_of_memory(f"{spec.path.name} cannot be loaded", shortage)
             raise ModelFileError(
                 f"llama.cpp cannot load {spec.path.name}: {log.reason('no reason given')}.",
                 "Check that the file is whole, or that this version of llama.cpp knows its architecture.",
             )
         self.vocab = Vocab(self.handle)
+
+    def _no_devices(self) -> ctypes.c_void_p:
+        """ggml_backend_dev_t[]: an empty list of devices, which NULL ends."""
+        none = (ctypes.c_void_p * 1)(None)
+        self._keep.append(none)
+        return ctypes.c_void_p(ctypes.addressof(none))
 
     def _experts_on_cpu(self, layers: int) -> ctypes.c_void_p:
         """llama_model_tensor_buft_override[]: expert tensors of the first `layers` layers stay in host memory."""

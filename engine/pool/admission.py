@@ -26,6 +26,7 @@ from .decisions import (
     WaitReason,
 )
 from .placement import CacheAffinity, Distances, Option, choose_resident
+from .places import Memory
 
 # A resident's life; a reservation has no LOADING.
 #
@@ -55,7 +56,7 @@ class ResidentView:
 
     key: str
     state: State
-    vram_bytes: int
+    memory: Memory
     leases: int
     capacity: int
     last_used: float
@@ -88,7 +89,7 @@ class WaiterView:
 
     id: int
     group: str
-    need_bytes: int
+    need: Memory
     bypassed_s: float
     specialist: str = ""
     affinity: CacheAffinity | None = None
@@ -122,23 +123,35 @@ class Closed:
         return resident.key in self.residents and waiter.id not in self.ahead
 
 
-def plan_evictions(need_bytes: int, residents: Sequence[ResidentView], budget_bytes: int) -> list[str] | None:
-    """Keys of idle residents to stop so that need_bytes fit, least recently used first; [] when nothing has to go.
+def plan_evictions(need: Memory, residents: Sequence[ResidentView], budget: Memory) -> list[str] | None:
+    """Keys of idle residents to stop so that the need fits, least recently used first; [] when nothing has to go.
 
-    Residents that are being stopped already count as room to come. None while busy or pinned residents are in the way.
+    Residents that hold nothing of the places that are short stay. Those that are being stopped already count as room to
+    come. None while busy or pinned residents are in the way.
     """
-    used = sum(resident.vram_bytes for resident in residents if resident.state is not State.DRAINING)
+    free = budget - _booked(resident for resident in residents if resident.state is not State.DRAINING)
     victims: list[str] = []
     for resident in sorted((r for r in residents if r.idle), key=lambda r: r.last_used):
-        if used + need_bytes <= budget_bytes:
+        short = _short(need, free)
+        if not short:
             break
-        victims.append(resident.key)
-        used -= resident.vram_bytes
-    return victims if used + need_bytes <= budget_bytes else None
+        if any(resident.memory[place] > 0 for place in short):
+            victims.append(resident.key)
+            free += resident.memory
+    return None if _short(need, free) else victims
+
+
+def _booked(residents: Iterable[ResidentView]) -> Memory:
+    return Memory.total(resident.memory for resident in residents)
+
+
+def _short(need: Memory, free: Memory) -> tuple[str, ...]:
+    """The places that have too little room, or more booked than the budget holds."""
+    return (free - need).overdrawn
 
 
 def closed_to_newcomers(
-    waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget_bytes: int, max_bypass_s: float
+    waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget: Memory, max_bypass_s: float
 ) -> Closed:
     """The residents in the way of the oldest waiter whose bound has passed.
 
@@ -149,21 +162,23 @@ def closed_to_newcomers(
     if place is None:
         return Closed()
     overdue = waiters[place]
-    used = sum(r.vram_bytes for r in residents if r.state is not State.DRAINING)
+    free = budget - _booked(r for r in residents if r.state is not State.DRAINING)
     closed: set[str] = set()
     closable = [r for r in residents if r.state is State.WARM and not r.pinned]
     for resident in sorted(closable, key=lambda r: (r.leases, r.last_used)):
-        if used + overdue.need_bytes <= budget_bytes:
+        short = _short(overdue.need, free)
+        if not short:
             break
-        closed.add(resident.key)
-        used -= resident.vram_bytes
+        if any(resident.memory[place] > 0 for place in short):
+            closed.add(resident.key)
+            free += resident.memory
     return Closed(frozenset(closed), overdue.id, frozenset(waiter.id for waiter in waiters[:place]))
 
 
 def plan(
     waiters: Sequence[WaiterView],
     residents: Sequence[ResidentView],
-    budget_bytes: int,
+    budget: Memory,
     *,
     max_bypass_s: float,
     now: float,
@@ -176,35 +191,35 @@ def plan(
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
     order of their oldest waiter; a later one never takes the room that an earlier one waits for. When more is booked
-    than the budget holds (a load took more than predicted), idle residents go until it fits.
+    than the budget holds at some place (a load took more than predicted), idle residents go until it fits.
 
     A shared resident is changed rather than another loaded: that is quicker. Where there is room that no request waits
     for, another one is loaded all the same, so that the next request finds its specialist as it left it.
     """
     groups = groups or {}
     seats = {resident.key: resident for resident in residents}
-    closed = closed_to_newcomers(waiters, residents, budget_bytes, max_bypass_s)
+    closed = closed_to_newcomers(waiters, residents, budget, max_bypass_s)
     grants = _with_bypasses(_grant(waiters, seats, groups, closed), waiters, max_bypass_s)
-    booked = sum(resident.vram_bytes for resident in residents)
+    free = budget - _booked(residents)
     loads: list[Load] = []
     blocked: WaiterView | None = None
     evictions: tuple[Eviction, ...] = ()
-    if booked > budget_bytes:
-        ledger = Ledger(0, budget_bytes - booked, budget_bytes)
-        evictions = _evict(seats, 0, EvictionReason.OVER_BUDGET, ledger, None, now)
+    if free.overdrawn:
+        ledger = Ledger(Memory(), free, budget)
+        evictions = _evict(seats, Memory(), EvictionReason.OVER_BUDGET, ledger, None, now)
     else:
-        loads, blocked = _load_cold(waiters, residents, budget_bytes)
-        coming_bytes = sum(load.ledger.need_bytes for load in loads)
-        booked += coming_bytes
+        loads, blocked = _load_cold(waiters, residents, free, budget)
+        coming_memory = Memory.total(load.ledger.need for load in loads)
+        free -= coming_memory
         if blocked is not None:
-            ledger = Ledger(blocked.need_bytes, budget_bytes - booked, budget_bytes)
-            evictions = _evict(seats, coming_bytes, EvictionReason.ROOM, ledger, blocked.id, now)
+            ledger = Ledger(blocked.need, free, budget)
+            evictions = _evict(seats, coming_memory, EvictionReason.ROOM, ledger, blocked.id, now)
         else:
-            loads += _spread(waiters, residents, seats, loads, groups, budget_bytes - booked, budget_bytes)
+            loads += _spread(waiters, residents, seats, loads, groups, free, budget)
     served = {grant.waiter for grant in grants}
     coming = {load.group for load in loads}
     waits = tuple(
-        _wait(waiter, seats.values(), coming, groups, closed, blocked, budget_bytes - booked, budget_bytes)
+        _wait(waiter, seats.values(), coming, groups, closed, blocked, free, budget)
         for waiter in (waiters if explain else ())
         if waiter.id not in served
     )
@@ -257,37 +272,41 @@ def _with_bypasses(grants: Iterable[Grant], waiters: Sequence[WaiterView], max_b
 
 
 def _load_cold(
-    waiters: Sequence[WaiterView], residents: Sequence[ResidentView], budget_bytes: int
+    waiters: Sequence[WaiterView], residents: Sequence[ResidentView], free: Memory, budget: Memory
 ) -> tuple[list[Load], WaiterView | None]:
-    """Loads for waiters whose group has no resident, and the first waiter for which too few bytes are free.
+    """Loads for waiters whose group has no resident, and the first waiter for which too little is free.
 
-    What comes free is that waiter's: those behind it wait for the next plan.
+    What comes free of the places that it needs is that waiter's: those behind it are loaded only where they leave it
+    that.
     """
     present = {resident.group for resident in residents}
-    free_bytes = budget_bytes - sum(resident.vram_bytes for resident in residents)
     loads: list[Load] = []
+    blocked: WaiterView | None = None
+    left = free  # less what those that are blocked need
     for waiter in waiters:
         if waiter.group in present:
             continue
-        if waiter.need_bytes > free_bytes:
-            return loads, waiter
-        ledger = Ledger(waiter.need_bytes, free_bytes, budget_bytes)
-        loads.append(Load(waiter.group, waiter.specialist, waiter=waiter.id, reason=LoadReason.COLD, ledger=ledger))
         present.add(waiter.group)
-        free_bytes -= waiter.need_bytes
-    return loads, None
+        if waiter.need.fits_in(left):
+            ledger = Ledger(waiter.need, free, budget)
+            loads.append(Load(waiter.group, waiter.specialist, waiter=waiter.id, reason=LoadReason.COLD, ledger=ledger))
+            free -= waiter.need
+        elif blocked is None:
+            blocked = waiter
+        left -= waiter.need
+    return loads, blocked
 
 
 def _evict(
     seats: Mapping[str, ResidentView],
-    coming_bytes: int,
+    coming_memory: Memory,
     reason: EvictionReason,
     ledger: Ledger,
     waiter: int | None,
     now: float,
 ) -> tuple[Eviction, ...]:
     """Evictions for what the ledger needs beside the loads to come; none while busy residents are in the way."""
-    victims = plan_evictions(ledger.need_bytes + coming_bytes, list(seats.values()), ledger.budget_bytes) or ()
+    victims = plan_evictions(ledger.need + coming_memory, list(seats.values()), ledger.budget) or ()
     return tuple(
         Eviction(key, reason=reason, idle_s=now - seats[key].last_used, waiter=waiter, ledger=ledger) for key in victims
     )
@@ -299,8 +318,8 @@ def _spread(
     seats: Mapping[str, ResidentView],
     loads: Sequence[Load],
     groups: Mapping[str, GroupView],
-    free_bytes: int,
-    budget_bytes: int,
+    free: Memory,
+    budget: Memory,
 ) -> list[Load]:
     """More residents of groups in use, for specialists that no resident is: those just displaced, or wanted."""
     more: list[Load] = []
@@ -308,15 +327,15 @@ def _spread(
         group = groups.get(waiter.group)
         held = [seat.specialist for seat in seats.values() if seat.group == waiter.group]
         held += [load.specialist for load in (*loads, *more) if load.group == waiter.group]
-        if group is None or not held or len(held) >= group.most or waiter.need_bytes > free_bytes:
+        if group is None or not held or len(held) >= group.most or not waiter.need.fits_in(free):
             continue
         displaced = [r.specialist for r in before if r.group == waiter.group and r.state is State.WARM]
         for name in (waiter.specialist, *displaced):
             if not any(group.distances.between(name, other) == 0 for other in held):
                 reason = LoadReason.CROWDED if name == waiter.specialist else LoadReason.DISPLACED
-                ledger = Ledger(waiter.need_bytes, free_bytes, budget_bytes)
+                ledger = Ledger(waiter.need, free, budget)
                 more.append(Load(waiter.group, name, waiter=waiter.id, reason=reason, ledger=ledger))
-                free_bytes -= waiter.need_bytes
+                free -= waiter.need
                 break
     return more
 
@@ -328,8 +347,8 @@ def _wait(
     groups: Mapping[str, GroupView],
     closed: Closed,
     blocked: WaiterView | None,
-    free_bytes: int,
-    budget_bytes: int,
+    free: Memory,
+    budget: Memory,
 ) -> Wait:
     """Why a waiter is not served. coming: groups that are about to be loaded. blocked: the first that lacks room."""
     of_group = [seat for seat in seats if seat.group == waiter.group]
@@ -350,24 +369,25 @@ def _wait(
         reason = WaitReason.ROOM
     else:
         reason, behind = WaitReason.BEHIND, blocked.id
-    return Wait(waiter.id, reason, Ledger(waiter.need_bytes, free_bytes, budget_bytes), waiter.waited_s, behind)
+    return Wait(waiter.id, reason, Ledger(waiter.need, free, budget), waiter.waited_s, behind)
 
 
-def never_fits(newcomer: WaiterView, residents: Sequence[ResidentView], budget_bytes: int) -> Refusal | None:
+def never_fits(newcomer: WaiterView, residents: Sequence[ResidentView], budget: Memory) -> Refusal | None:
     """A refusal where the newcomer cannot be loaded beside the residents that never go, however long it waits."""
     kept = [resident for resident in residents if resident.pinned and resident.group != newcomer.group]
-    kept_bytes = sum(resident.vram_bytes for resident in kept)
-    if newcomer.need_bytes + kept_bytes <= budget_bytes:
+    kept_memory = _booked(kept)
+    free = budget - kept_memory
+    if newcomer.need.fits_in(free):
         return None
-    ledger = Ledger(newcomer.need_bytes, budget_bytes - kept_bytes, budget_bytes)
-    return Refusal(RefusalReason.NEVER_FITS, ledger, tuple(resident.key for resident in kept), kept_bytes)
+    ledger = Ledger(newcomer.need, free, budget)
+    return Refusal(RefusalReason.NEVER_FITS, ledger, tuple(resident.key for resident in kept), kept_memory)
 
 
 def refuse(
     newcomer: WaiterView,
     waiters: Sequence[WaiterView],
     residents: Sequence[ResidentView],
-    budget_bytes: int,
+    budget: Memory,
     *,
     max_queue: int,
     max_bypass_s: float,
@@ -380,11 +400,10 @@ def refuse(
 
     A full queue still takes requests that are served at once.
     """
-    refusal = never_fits(newcomer, residents, budget_bytes)
+    refusal = never_fits(newcomer, residents, budget)
     if refusal is not None:
         return refusal
-    free_bytes = budget_bytes - sum(resident.vram_bytes for resident in residents)
-    ledger = Ledger(newcomer.need_bytes, free_bytes, budget_bytes)
+    ledger = Ledger(newcomer.need, budget - _booked(residents), budget)
     if retry_s > 0 and all(resident.group != newcomer.group for resident in residents):
         return Refusal(RefusalReason.BACK_OFF, ledger, retry_s=retry_s)
     if len(waiters) < max_queue:
@@ -392,7 +411,7 @@ def refuse(
     decided = plan(
         [*waiters, newcomer],
         residents,
-        budget_bytes,
+        budget,
         max_bypass_s=max_bypass_s,
         now=now,
         groups=groups,

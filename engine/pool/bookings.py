@@ -1,4 +1,4 @@
-"""The ledger: which bytes of the VRAM budget residents and reservations hold.
+"""The ledger: what of the budget, place by place, residents and reservations hold.
 
 Records that the pool owns and changes; admission sees frozen views of them.
 """
@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from .admission import ResidentView, State
+from .places import Memory
 from .resident import Resident
 from .status import COUNTED, ResidentStatus
 from .types import Stop
@@ -21,7 +22,7 @@ class ResidentBooking:
     """A resident, from before its load until its memory is back.
 
     title:      the file's name, or those of the specialists that share it.
-    vram_bytes: predicted_bytes, or what was measured where that is more.
+    memory:     the prediction, or of each place what was measured where that is more.
     specialist: which it is, will be once it is loaded, or was last told to become.
     shares:     specialist -> leases.
     request_id: of the request that it was loaded for.
@@ -30,8 +31,8 @@ class ResidentBooking:
     key: str
     group: str
     title: str
-    predicted_bytes: int
-    vram_bytes: int
+    predicted: Memory
+    memory: Memory
     pinned: bool
     specialist: str
     is_shared: bool
@@ -68,7 +69,7 @@ class ResidentBooking:
         return ResidentView(
             self.key,
             self.state,
-            self.vram_bytes,
+            self.memory,
             self.leases,
             self.capacity,
             self.last_used,
@@ -97,7 +98,7 @@ class ResidentBooking:
             self.specialist,
             self.title,
             self.state,
-            self.vram_bytes,
+            self.memory,
             self.leases,
             self.capacity,
             now - self.last_used if self.state is State.WARM and not self.leases else 0.0,
@@ -118,7 +119,7 @@ class ReservationBooking:
     """Room for something that is no resident. on_stop: makes its holder give the room back; None: it is kept."""
 
     title: str
-    vram_bytes: int
+    memory: Memory
     on_stop: Stop | None
     state: State = State.WARM
     work: asyncio.Task[None] | None = None
@@ -136,12 +137,12 @@ class ReservationBooking:
     def view(self) -> ResidentView:
         """For admission: a reservation that may be stopped is idle since for ever, so it goes before any resident."""
         pinned = self.on_stop is None
-        return ResidentView(self.key, self.state, self.vram_bytes, 0, 0, float("-inf"), pinned, self.key, self.title)
+        return ResidentView(self.key, self.state, self.memory, 0, 0, float("-inf"), pinned, self.key, self.title)
 
     def status(self) -> ResidentStatus:
         """For PoolStatus."""
         pinned = self.on_stop is None
-        return ResidentStatus((), "", self.title, self.state, self.vram_bytes, 0, 1, 0.0, 1.0, None, pinned, {})
+        return ResidentStatus((), "", self.title, self.state, self.memory, 0, 1, 0.0, 1.0, None, pinned, {})
 
     async def stop(self) -> None:
         """Returns when the memory is back; at once for one that is kept."""
@@ -183,6 +184,15 @@ class Bookings:
     def views(self, served: Collection[str]) -> list[ResidentView]:
         """The residents, and reservations behind them."""
         return [*self.resident_views(served), *(booking.view() for booking in self.reservations.values())]
+
+    @property
+    def memory(self) -> Memory:
+        """What all hold."""
+        return Memory.total(booking.memory for booking in self.all())
+
+    def memory_but(self, some: Collection[Booking]) -> Memory:
+        """What all hold but some."""
+        return Memory.total(booking.memory for booking in self.all() if booking not in some)
 
     @property
     def warm_since(self) -> float:

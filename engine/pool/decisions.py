@@ -11,20 +11,29 @@ from enum import StrEnum
 
 from ..units import size_text
 from .placement import Fit
+from .places import HOST, Memory
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The bytes that decided. free_bytes: of the budget, not booked at that moment; negative where more is booked."""
+    """The memory that decided. free: of the budget, not booked at that moment; negative where more is booked."""
 
-    need_bytes: int
-    free_bytes: int
-    budget_bytes: int
+    need: Memory
+    free: Memory
+    budget: Memory
 
     def __str__(self) -> str:
-        return (
-            f"{size_text(self.need_bytes)} needed, {size_text(self.free_bytes)} of {size_text(self.budget_bytes)} free"
-        )
+        """Where there are several places, of those that are short, or else of those that something is needed of."""
+        if len(self.budget.places) < 2:
+            place = next(iter(self.budget.places), HOST)
+            return self._at(place)
+        asked = [place for place in self.budget.places if self.need[place]]
+        places = self.need.short_of(self.free) or self.free.overdrawn or asked
+        return "; ".join(f"{place}: {self._at(place)}" for place in places) or "nothing needed"
+
+    def _at(self, place: str) -> str:
+        need, free, budget = (size_text(memory[place]) for memory in (self.need, self.free, self.budget))
+        return f"{need} needed, {free} of {budget} free"
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class EvictionReason(StrEnum):
     """Why a resident is stopped."""
 
     ROOM = "to make room"  # a waiter needs its bytes, and it is the least recently used
-    OVER_BUDGET = "over budget"  # a load took more than predicted
+    OVER_BUDGET = "over budget"  # a load took more than predicted, or other programs take what it holds
     EXPIRED = "expired"  # idle for idle_ttl_s
     REPLACED = "replaced"  # the roster has none of its specialists any more
     ASKED = "asked to"  # by an operator
@@ -150,7 +159,7 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request is turned away. kept: residents and reservations that never go, with kept_bytes in all.
+    """A request is turned away. kept: residents and reservations that never go, which take kept_memory in all.
 
     retry_s: until a load may be tried again. n_waiting: requests in the queue.
     """
@@ -158,7 +167,7 @@ class Refusal:
     reason: RefusalReason
     ledger: Ledger
     kept: tuple[str, ...] = ()
-    kept_bytes: int = 0
+    kept_memory: Memory = field(default_factory=Memory)
     retry_s: float = 0.0
     n_waiting: int = 0
 

@@ -1,4 +1,4 @@
-"""Estimates of what residents take: bytes to book, seconds to load or swap, speed of prompt processing.
+"""Estimates of what residents take: memory to book, seconds to load or swap, speed of prompt processing.
 
 Predictions at first, corrected by what loads and residents have shown; kept for each group of specialists.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .bookings import ResidentBooking
+from .places import Memory
 from .types import Entry
 
 # What is assumed of loads and swaps before any was measured.
@@ -18,46 +19,55 @@ _SWAP_BYTES_PER_S = 4e9
 class Estimates:
     """Owned by the pool; the loader corrects it."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._measured: dict[str, int] = {}  # bytes of groups that took more than predicted
+    def __init__(self, budget: Memory) -> None:
+        self._budget = budget
+        self._measured: dict[str, Memory] = {}  # of groups that took more than predicted
         self._on_device: set[str] = set()  # groups of which it is known what the device lost by a load
         self._load_s: dict[str, float] = {}  # of the last load
         self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents reported before they went
 
-    # --- bytes ----------------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------------
 
-    def need_bytes(self, entry: Entry) -> int:
+    def need(self, entry: Entry) -> Memory:
         """What loading a resident would take."""
         # A measurement above the whole budget may include memory of other programs: it is tried again, alone.
-        return max(entry.vram_bytes, min(self._measured.get(entry.spec.group, 0), self._budget_bytes))
+        return entry.memory.larger(self._measured.get(entry.spec.group, Memory()).smaller(self._budget))
 
     def knows_device(self, group: str) -> bool:
         """Whether the device was asked what a load of the group takes; asking takes as long as a swap."""
         return group in self._on_device
 
-    def book_device_loss(self, booking: ResidentBooking, lost_bytes: int) -> int:
-        """Book what the device lost by a load, where that is more than predicted. Gives the bytes by which it is.
+    def book_device_loss(self, booking: ResidentBooking, lost: Memory, measured: Memory) -> Memory:
+        """Book what the cards lost by a load, or what its worker measured, of each place the larger, where that is more
+        than predicted. Gives what it is more.
 
-        It counts more than what workers measured before, unless it is above the budget: then it may include memory of
-        other programs, and the next load is measured again.
+        Either may miss something: the worker what its runtime took before it measured, the card's own figure all of it,
+        where a driver tells no free memory that moves. Both count more than what was measured before, unless a card
+        lost more than the budget: then it may include memory of other programs, and the next load is measured again.
         """
-        if lost_bytes <= self._budget_bytes:
+        if lost.fits_in(self._budget):
             self._on_device.add(booking.group)
             if self._measured.pop(booking.group, None) is not None:
-                booking.vram_bytes = booking.predicted_bytes
-        return self.book_measured(booking, lost_bytes)
+                booking.memory = booking.predicted
+        return self.book_measured(booking, lost.larger(measured))
 
-    def book_measured(self, booking: ResidentBooking, measured_bytes: int) -> int:
-        """Book what was measured, where that is more than predicted. Gives the bytes by which it is.
+    def book_measured(self, booking: ResidentBooking, measured: Memory) -> Memory:
+        """Book what was measured, where that is more than predicted. Gives what it is more.
 
         Less than predicted may only mean that pages are not touched yet.
         """
-        excess_bytes = measured_bytes - booking.vram_bytes
-        if excess_bytes <= 0:
-            return 0
-        booking.vram_bytes = self._measured[booking.group] = measured_bytes
-        return excess_bytes
+        more = booking.memory.larger(measured)
+        excess = more - booking.memory
+        if excess != Memory():
+            booking.memory = self._measured[booking.group] = more
+        return excess
+
+    def book_shortage(self, booking: ResidentBooking, needed: Memory) -> bool:
+        """Book for a resident that lacked memory what it is known to need at least, now and at the next load. Gives
+        whether the next load asks for more than this one did; a whole budget is the most."""
+        before = booking.memory.smaller(self._budget)
+        self.book_measured(booking, needed)
+        return booking.memory.smaller(self._budget) != before
 
     # --- seconds and speeds ---------------------------------------------------------------------------------------
 
@@ -68,7 +78,7 @@ class Estimates:
     def ready_in_s(self, entry: Entry, specialist: str, warm: Sequence[ResidentBooking]) -> float:
         """Seconds until the nearest of its group's warm residents is the specialist, else until one is loaded."""
         if not warm:
-            return self._load_s.get(entry.spec.group, entry.vram_bytes / _LOAD_BYTES_PER_S)
+            return self._load_s.get(entry.spec.group, entry.memory.total_bytes / _LOAD_BYTES_PER_S)
         n_bytes = min(entry.distances.between(specialist, booking.specialist) for booking in warm)
         if not n_bytes:
             return 0.0

@@ -13,6 +13,7 @@ from .bookings import ResidentBooking, reservation_group
 from .decisions import WaitReason
 from .inbox import Unread
 from .placement import CacheAffinity
+from .places import Memory
 from .types import Stop
 
 
@@ -145,7 +146,7 @@ class LeaseWaiter(Waiter[Lease]):
 class ReservationWaiter(Waiter[Reservation]):
     """A build, say, that waits for room. on_stop: makes its holder give the room back; None: it is kept."""
 
-    vram_bytes: int = 0
+    memory: Memory = field(default_factory=Memory)
     on_stop: Stop | None = None
 
     @property

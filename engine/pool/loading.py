@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ..errors import EngineError, LoadError, WorkerDiedError
 from ..logs import for_request
 from ..spec import LoadSpec, Thinking
-from ..units import size_text
 from .bookings import ResidentBooking
 from .estimates import Estimates
+from .places import Memory
 from .resident import Resident
 from .types import PoolLimits, Starter
 
@@ -38,13 +38,13 @@ class Loader:
         limits: PoolLimits,
         estimates: Estimates,
         clock: Callable[[], float],
-        free_bytes: Callable[[], Awaitable[int | None]] | None,
+        free_memory: Callable[[], Awaitable[Memory | None]] | None,
     ) -> None:
         self._start = start
         self._limits = limits
         self._estimates = estimates
         self._clock = clock
-        self._free_bytes = free_bytes
+        self._free_memory = free_memory
         self._under_way: set[str] = set()
         self._disturbed: set[str] = set()  # of those, the loads beside which other memory was taken
         self._failures: dict[str, LoadFailure] = {}
@@ -82,7 +82,7 @@ class Loader:
             after = None if before is None else await self._free_now()
             self._measure(booking, before, after)
         except EngineError as error:
-            self._count_failure(booking.group, error)
+            self.count_failure(booking.group, error)
             raise
         finally:
             self._under_way.discard(booking.key)
@@ -110,33 +110,33 @@ class Loader:
             _log.exception("loading %s", booking.title, extra=for_request(booking.request_id))
             raise LoadError(f"{booking.title} did not load: {error!r}.") from error
 
-    def _measure(self, booking: ResidentBooking, before: int | None, after: int | None) -> None:
-        """Book by what the device lost, or else by what the worker says. before, after: free memory of the device."""
+    def _measure(self, booking: ResidentBooking, before: Memory | None, after: Memory | None) -> None:
+        """Book what the cards lost, and what the worker says. before, after: free memory of the cards."""
         assert booking.resident is not None
-        measured, excess_bytes = booking.resident.memory_bytes, 0
+        measured = booking.resident.memory or Memory()
         if before is not None and after is not None and booking.key not in self._disturbed:
-            excess_bytes = self._estimates.book_device_loss(booking, before - after)
-        elif measured is not None:
-            excess_bytes = self._estimates.book_measured(booking, measured)
-        if excess_bytes:
-            took, more = size_text(booking.vram_bytes), size_text(excess_bytes)
+            excess = self._estimates.book_device_loss(booking, before - after, measured)
+        else:
+            excess = self._estimates.book_measured(booking, measured)
+        if excess != Memory():
             extra = for_request(booking.request_id)
-            _log.warning("%s takes %s, %s more than predicted", booking.title, took, more, extra=extra)
+            _log.warning("%s takes %s, %s more than predicted", booking.title, booking.memory, excess, extra=extra)
 
-    async def _free_now(self) -> int | None:
-        """The device's free memory; None when it cannot be told, which is no reason to fail a load."""
-        if self._free_bytes is None:
+    async def _free_now(self) -> Memory | None:
+        """Free memory of the cards; None when it cannot be told, which is no reason to fail a load."""
+        if self._free_memory is None:
             return None
         try:
-            free = await self._free_bytes()
+            free = await self._free_memory()
         except Exception as error:
             _log.warning("free memory cannot be measured: %s", error)
             return None
-        if free is None:  # there is no device, and none will come
-            self._free_bytes = None
+        if free is None:  # there is no card, and none will come
+            self._free_memory = None
         return free
 
-    def _count_failure(self, group: str, error: EngineError) -> None:
+    def count_failure(self, group: str, error: EngineError) -> None:
+        """A load of a group has failed, or was in vain: the next one waits for a while that doubles."""
         last = self._failures.get(group)
         count = last.count + 1 if last is not None else 1
         # One lost process says nothing of the model: whoever was killed for memory need not be who took it.

@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Final
 
 from .. import child
-from ..errors import ChildDiedError, ChildTimeoutError, EngineError, ModelFileError, ModelTemplateError
+from ..cards import free_by_place
+from ..errors import (
+    ChildDiedError,
+    ChildTimeoutError,
+    EngineError,
+    ModelFileError,
+    ModelTemplateError,
+    NoRoomToTryError,
+)
+from ..host_memory import available_host_bytes
+from ..last_words import is_no_device_memory
 from ..process import ending
 from ..request import GenerateRequest
 from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ToolForm
 from ..units import size_text
+from .places import HOST, Memory
 
 _PROBE: Final = "coe.engine.worker.probe"
 _PROBE_S: Final = 120.0  # a dry run takes some seconds
@@ -32,6 +42,7 @@ class Prediction:
     embedding:  what a model that is loaded for embeddings gives.
     facts:      what the file says of itself; None where nobody has read it.
     infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
+    on_gpu:     whether it is of a GPU; then the dry run itself took some of it.
     """
 
     footprint: Footprint
@@ -41,6 +52,7 @@ class Prediction:
     embedding: EmbeddingForm | None = None
     facts: ModelFacts | None = None
     infill: bool | None = None
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,8 @@ async def predict(
     """What loading a spec would take, and whether its thinking policies hold; nothing is loaded.
 
     chats: the shortest that its specialists will be asked, system prompts in them: one that does not fit is refused.
-    Raises ModelFileError when the file cannot be loaded at all.
+    Raises ModelFileError when the file cannot be loaded at all; NoRoomToTryError where that is not known: llama.cpp
+    opens the GPU for a dry run as well, and it had no room.
     """
     asked = {name: asdict(policy) for name, policy in (policies or {}).items()}
     what = f"dry run of {spec.path.name}"
@@ -73,6 +86,8 @@ async def predict(
                 f"A {what} takes more than {most} of memory before any weight is loaded.",
                 "No sound file does: fetch it from its maker, or convert it again.",
             ) from None
+        if spec.gpu_layers and is_no_device_memory(error.words):
+            raise NoRoomToTryError(what, await _free_or_unknown(), error.words.rstrip(".")) from None
         if error.code >= 0:
             raise
         raise ModelFileError(
@@ -85,7 +100,17 @@ async def predict(
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
     facts = ModelFacts(**answer["facts"])
     tools = ToolForm(**answer["tools"])
-    return Prediction(Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"])
+    return Prediction(
+        Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"], answer["on_gpu"]
+    )
+
+
+async def _free_or_unknown() -> int | None:
+    try:
+        free = await free_memory()
+    except EngineError:  # a full card may refuse even that
+        return None
+    return free.total_bytes if free is not None else None
 
 
 async def hardware() -> Hardware:
@@ -95,43 +120,69 @@ async def hardware() -> Hardware:
     return Hardware(tuple(Device(**device) for device in answer["devices"]), answer["system_info"])
 
 
-async def free_device_bytes() -> int | None:
-    """Free memory of the GPUs as another process sees it, None without a GPU."""
-    gpus = [device for device in (await hardware()).devices if device.kind == "gpu"]
-    return sum(device.free_bytes for device in gpus) if gpus else None
-
-
-def available_host_bytes() -> int:
-    """Host memory that can be had without swapping. Source: /proc/meminfo, MemAvailable."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise EngineError("This system does not say how much memory it has.", "Set pool.vram_budget in the roster.")
+async def free_memory() -> Memory | None:
+    """Free memory of the cards as another process sees it, None without a card."""
+    return Memory(free_by_place((await hardware()).devices)) or None
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What residents may take. note: where it comes from. of_host: it is what this machine had free of host memory, of
-    which the server itself will take a part."""
+    """What residents may take of each place. note: where that comes from.
 
-    bytes: int
+    of_host:      its host memory is what this machine had available, of which the server itself will take a part.
+    margin_bytes: what is to stay free on a card for other programs.
+    """
+
+    memory: Memory
     note: str
     of_host: bool = False
+    margin_bytes: int = 0
 
 
-async def find_budget(asked: int | None, margin_bytes: int) -> Budget:
-    """The budget: the roster's figure, or what is free now less a margin."""
-    if asked is not None:
-        return Budget(asked, "set in the roster")
-    free = await free_device_bytes()
-    if free is not None:
-        return Budget(max(0, free - margin_bytes), "free GPU memory less the margin")
-    host = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
-    note = "available host memory less the margin; no GPU was found"
-    return Budget(max(0, host - margin_bytes), note, of_host=True)
+async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | None = None) -> Budget:
+    """The budget: the roster's figures, or what is free now less a margin.
+
+    asked:      of all cards together, or of the host where there is none, or where the card is integrated and has no
+                memory of its own.
+    host_asked: of the host beside a card; of no account elsewhere.
+    """
+    free = free_by_place((await hardware()).devices)
+    named = [name for name in free if name != HOST]
+    if not named and asked is not None:
+        return Budget(Memory.at(HOST, asked), "set in the roster")
+    available = None
+    if not named or host_asked is None:
+        available = await asyncio.get_running_loop().run_in_executor(None, available_host_bytes)
+        available = max(0, min(available, free.get(HOST, available)) - margin_bytes)
+    if not named:
+        assert available is not None
+        whose = "which an integrated GPU shares" if free else "no GPU was found"
+        return Budget(Memory.at(HOST, available), f"available host memory less the margin; {whose}", of_host=True)
+    if asked is None:
+        note = "free GPU memory less the margin"
+        of_cards = Memory({name: max(0, free[name] - margin_bytes) for name in named})
+    else:
+        note = "set in the roster"
+        of_cards = Memory({name: free[name] for name in named}).spread(asked)
+        # It may leave less.
+        margin_bytes = max(0, min(margin_bytes, *(free[name] - of_cards[name] for name in named)))
+    if available is None:
+        assert host_asked is not None
+        memory = of_cards + Memory.at(HOST, host_asked)
+        return Budget(memory, f"{note}; host memory set in the roster", margin_bytes=margin_bytes)
+    host_note = "host memory: what is available less the margin"
+    memory = of_cards + Memory.at(HOST, available)
+    return Budget(memory, f"{note}; {host_note}", of_host=True, margin_bytes=margin_bytes)
 
 
 async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
-    """The bytes of `find_budget` and where they come from."""
-    budget = await find_budget(asked, margin_bytes)
-    return budget.bytes, budget.note
+    """What pool.vram_budget comes to in bytes, and where that comes from; see `find_budget`."""
+    if asked is not None:
+        return asked, "set in the roster"
+    budget = await find_budget(None, margin_bytes)
+    return budget.memory.vram_bytes, budget.note
+
+
+def booked_memory(footprint: Footprint, budget: Memory) -> Memory:
+    """What a resident is booked with. budget: of the machine's places."""
+    return budget.spread(footprint.total_bytes) + Memory.at(HOST, footprint.host_bytes)

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import (
     EngineError,
     LoadError,
+    OutOfMemoryError,
     QueueFullError,
     ShuttingDownError,
     UnavailableError,
@@ -23,7 +24,8 @@ from ..errors import (
     WorkerDiedError,
 )
 from ..logs import REQUEST_ID, RemoteTraceback, for_request
-from ..spec import LoadSpec
+from ..shortage import Shortage
+from ..spec import LoadSpec, Thinking
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
 from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking
@@ -31,11 +33,16 @@ from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, Ref
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
 from .loading import Loader
+from .others import Others
 from .placement import CacheAffinity
+from .places import HOST, Memory
 from .status import PoolStatus
 from .types import Entry, PoolLimits, Starter, Stop, shared_groups
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 5.0  # from one look at what is free on the cards to the next
+_SETTLE_S = 1.0  # so long after a resident came or went its memory may be on its way
+_LEAST_LACKING_BYTES = 64 * 2**20  # that a worker lacked at least, where it does not say
 _UNLOAD_S = 30.0  # a stop takes some seconds, the killing of a worker that does not answer included
 
 
@@ -49,22 +56,24 @@ class Pool:
         start: Starter,
         *,
         clock: Callable[[], float] = time.monotonic,
-        free_bytes: Callable[[], Awaitable[int | None]] | None = None,
-        held: Mapping[str, int] | None = None,
+        free_memory: Callable[[], Awaitable[Memory | None]] | None = None,
+        held: Mapping[str, Memory] | None = None,
     ) -> None:
-        """free_bytes: the device's own free memory, asked before and after the first load of each group, since asking
+        """free_memory: the cards' own free memory, asked before and after the first load of each group, since asking
         takes as long as a swap; None, or an answer of None, leaves it to the worker.
-        held: what of the budget the server itself holds for good, title -> bytes.
+        held: what of the budget the server itself holds for good, title -> memory.
         """
         self.limits = limits
         self._set_entries(entries)
         self._clock = clock
-        self._estimates = Estimates(limits.budget_bytes)
-        self._loader = Loader(start, limits, self._estimates, clock, free_bytes)
+        self._estimates = Estimates(limits.budget)
+        self._loader = Loader(start, limits, self._estimates, clock, free_memory)
         self._bookings = Bookings()
-        for title, n_bytes in (held or {}).items():
-            self._bookings.add(ReservationBooking(title, n_bytes, on_stop=None))
-        self.room_bytes = max(0, limits.budget_bytes - sum((held or {}).values()))  # for residents and builds
+        self._others = Others(limits.margin_bytes)
+        self._changed_s = clock()  # when a resident last came or went
+        for title, memory in (held or {}).items():
+            self._bookings.add(ReservationBooking(title, memory, on_stop=None))
+        self.room = (limits.budget - self._bookings.memory).larger(Memory())  # for residents and builds
         self._queue = Queue(limits.quiet_s, clock())
         self._ids = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -117,8 +126,8 @@ class Pool:
         now = self._clock()
         residents, reservations = self._bookings.residents.values(), self._bookings.reservations.values()
         return PoolStatus(
-            self.limits.budget_bytes,
-            sum(booking.vram_bytes for booking in self._bookings.all()),
+            self.limits.budget,
+            self._bookings.memory,
             (
                 *(booking.status(self._specialists(booking.group), now) for booking in residents),
                 *(booking.status() for booking in reservations),
@@ -138,12 +147,10 @@ class Pool:
         now = self._clock()
         lines = [
             f"{booking.label}: {booking.state.value}, {booking.leases} leases, "
-            f"{size_text(booking.vram_bytes)}, last used {now - booking.last_used:.1f} s ago"
+            f"{booking.memory}, last used {now - booking.last_used:.1f} s ago"
             for booking in self._bookings.residents.values()
         ]
-        lines += [
-            f"reserved for {one.title}: {size_text(one.vram_bytes)}" for one in self._bookings.reservations.values()
-        ]
+        lines += [f"reserved for {one.title}: {one.memory}" for one in self._bookings.reservations.values()]
         lines += [
             f"waits {waiter.name} [{waiter.request_id or '-'}] for {now - waiter.since:.1f} s, "
             f"because: {waiter.last_wait.value if waiter.last_wait is not None else '-'}"
@@ -179,7 +186,7 @@ class Pool:
             newcomer,
             waiting,
             self._bookings.views(self._served),
-            self.limits.budget_bytes,
+            self.limits.budget,
             max_queue=self.limits.max_queue,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
@@ -193,13 +200,12 @@ class Pool:
             if failure is not None and refusal.reason is RefusalReason.BACK_OFF:
                 again = f"The next try may be in {refusal.retry_s:.0f} s."
                 raise LoadError(f"{specialist} failed to load: {failure.error.message}", again)
-            remedy = "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
-            raise self._unfitting(specialist, refusal, remedy)
+            raise self._unfitting(specialist, refusal, self._remedy(refusal))
         self._queue.add(waiter)
         return await self._wait_for_grant(waiter, max_wait_s)
 
     async def reserve(
-        self, title: str, vram_bytes: int, *, waits_for_idle: bool = False, stop: Stop | None = None
+        self, title: str, memory: Memory, *, waits_for_idle: bool = False, stop: Stop | None = None
     ) -> Reservation:
         """Room for something that is no resident; waits for it as a request does, but without an end.
 
@@ -210,9 +216,9 @@ class Pool:
         """
         self._refuse_when_closed()
         now = self._clock()
-        waiter = ReservationWaiter(next(self._ids), title, now, REQUEST_ID.get(), vram_bytes=vram_bytes, on_stop=stop)
+        waiter = ReservationWaiter(next(self._ids), title, now, REQUEST_ID.get(), memory=memory, on_stop=stop)
         (newcomer,) = self._views([waiter], now)
-        refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget_bytes)
+        refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget)
         if refusal is not None:
             _report(waiter, "refuse %s: %s", title, refusal)
             raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
@@ -275,13 +281,41 @@ class Pool:
                 del self._to_restore[name]
                 continue
             states = {booking.state for booking in self._bookings.of_group(self._group(name))}
-            free_bytes = self.limits.budget_bytes - sum(booking.vram_bytes for booking in self._bookings.all())
+            free = self._budget - self._bookings.memory
             if states - {State.DRAINING}:
                 del self._to_restore[name]
-            elif not states and self._estimates.need_bytes(self._entries[name]) <= free_bytes:
+            elif not states and self._estimates.need(self._entries[name]).fits_in(free):
                 del self._to_restore[name]
                 _log.info("loading %s again: it went for a request whose client has left", name)
                 self._begin_load(self._group(name), name, request_id="")
+
+    @property
+    def _budget(self) -> Memory:
+        """What residents may take now: the budget less what other programs took of it."""
+        return self.limits.budget - self._others.memory
+
+    def _look_at_cards(self, now: float) -> None:
+        """Notice what other programs take of the cards, by what workers last saw free on them."""
+        bookings = self._bookings.residents.values()
+        warm = [b.resident for b in bookings if b.state is State.WARM and b.resident is not None]
+        seen = [reading for resident in warm if (reading := resident.free) is not None]
+        unsettled = [b for b in self._bookings.all() if isinstance(b, ReservationBooking) or b.state is not State.WARM]
+        for place in self.limits.budget.cards:
+            if not any(place in reading.memory.places for reading in seen):
+                if not self._bookings.is_loading:
+                    self._others.forget(place)
+                continue
+            # Readings of before a resident came or went say nothing of now.
+            fresh = [r for r in seen if place in r.memory.places and now - r.age_s > self._changed_s + _SETTLE_S]
+            if not fresh:
+                continue
+            newest = min(fresh, key=lambda reading: reading.age_s)
+            self._others.look(
+                place,
+                room_bytes=self.limits.budget[place] - self._bookings.memory[place],
+                free_bytes=newest.memory[place],
+                is_settled=not any(b.memory[place] for b in unsettled),
+            )
 
     def _refuse_when_closed(self) -> None:
         if self._refusing is not None:
@@ -289,13 +323,25 @@ class Pool:
         if self._closed:
             raise ShuttingDownError
 
+    def _remedy(self, refusal: Refusal) -> str:
+        """What makes room for a specialist that never fits."""
+        ledger = refusal.ledger
+        if not ledger.budget.cards or ledger.need.short_of(ledger.free) != (HOST,):
+            return "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
+        return "Keep fewer of its experts in host memory (cpu_expert_layers), or raise pool.host_budget."
+
     def _unfitting(self, name: str, refusal: Refusal, remedy: str) -> UnavailableError:
-        need, budget = size_text(refusal.ledger.need_bytes), size_text(refusal.ledger.budget_bytes)
+        ledger = refusal.ledger
         kept = [self._bookings.find(key) for key in refusal.kept]
         reserved = [booking.title for booking in kept if isinstance(booking, ReservationBooking)]
         how = f"held by {', '.join(reserved)}" if reserved else "pinned"
-        aside = f", {size_text(refusal.kept_bytes)} of them {how}" if kept else ""
-        return UnavailableError(f"{name} needs {need}; the budget is {budget}{aside}.", remedy)
+        found = []
+        for place in ledger.need.short_of(ledger.free):
+            where = f" of {place}" if ledger.budget.cards else ""
+            need, budget = size_text(ledger.need[place]), size_text(ledger.budget[place])
+            aside = f", {size_text(refusal.kept_memory[place])} of them {how}" if kept else ""
+            found.append(f"{need}{where}; the budget is {budget}{aside}")
+        return UnavailableError(f"{name} needs {'; and '.join(found)}.", remedy)
 
     def _release(self, booking: ResidentBooking, specialist: str) -> None:
         booking.shares[specialist] -= 1
@@ -306,6 +352,7 @@ class Pool:
     def _vacate(self, booking: ReservationBooking) -> None:
         if booking.state is not State.DRAINING:  # else its bytes come back when its stop has ended
             self._bookings.remove(booking)
+            self._changed_s = self._clock()
             self._replan()
 
     # --- deciding -------------------------------------------------------------------------------------------------
@@ -319,10 +366,12 @@ class Pool:
             self._queue.be_busy(now)
         else:
             self._queue.admit_in_idle_time(now)
+        if self.limits.margin_bytes:
+            self._look_at_cards(now)
         decided = plan(
             self._views(self._queue.waiters, now),
             self._bookings.views(self._served),
-            self.limits.budget_bytes,
+            self._budget,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
             groups=self._groups(),
@@ -338,7 +387,7 @@ class Pool:
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
-        """Replan when a waiter's bound passes, a resident expires, or idle time begins."""
+        """Replan when a waiter's bound passes, a resident expires, idle time begins, or cards are to be looked at."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -347,6 +396,8 @@ class Pool:
         if self.limits.idle_ttl_s is not None:
             idle = [view for view in self._bookings.resident_views(self._served) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
+        if self.limits.margin_bytes and self.limits.budget.cards and self._bookings.residents:
+            moments.append(now + _LOOK_S)
         if self._queue.next_admission is not None:
             moments.append(self._queue.next_admission)
         future = [moment for moment in moments if moment > now]
@@ -364,7 +415,7 @@ class Pool:
             WaiterView(
                 waiter.id,
                 self._group_of(waiter),
-                self._need_bytes(waiter),
+                self._need(waiter),
                 now - max(waiter.since, warm_since),
                 waiter.name,
                 waiter.affinity if isinstance(waiter, LeaseWaiter) else None,
@@ -376,10 +427,10 @@ class Pool:
     def _group_of(self, waiter: AnyWaiter) -> str:
         return waiter.group if isinstance(waiter, ReservationWaiter) else self._group(waiter.name)
 
-    def _need_bytes(self, waiter: AnyWaiter) -> int:
+    def _need(self, waiter: AnyWaiter) -> Memory:
         if isinstance(waiter, ReservationWaiter):
-            return waiter.vram_bytes
-        return self._estimates.need_bytes(self._entries[waiter.name])
+            return waiter.memory
+        return self._estimates.need(self._entries[waiter.name])
 
     def _groups(self) -> dict[str, GroupView]:
         """The groups of several specialists: only one resident for a while after another has failed to load."""
@@ -437,7 +488,7 @@ class Pool:
         )
 
     def _reserve(self, load: Load, waiter: ReservationWaiter) -> None:
-        booking = ReservationBooking(waiter.name, waiter.vram_bytes, waiter.on_stop)
+        booking = ReservationBooking(waiter.name, waiter.memory, waiter.on_stop)
         _report(waiter, "reserve %s: %s", waiter.name, load)
         self._bookings.add(booking)
         self._loader.disturb()
@@ -451,7 +502,7 @@ class Pool:
         _report(waiter, "%s %s: %s, %s", what, load.specialist, booking.label, load)
 
     def _begin_load(self, group: str, specialist: str, *, request_id: str) -> ResidentBooking:
-        # The bytes are booked before the first await: a plan may be made while the load runs.
+        # The memory is booked before the first await: a plan may be made while the load runs.
         entry = self._entries[specialist]
         spec = entry.spec.loaded_as(specialist)
         is_first = not self._bookings.of_group(group)  # of several that share, one pinned resident is enough
@@ -459,8 +510,8 @@ class Pool:
             key=f"{group} {next(self._ids)}",
             group=group,
             title=spec.title,
-            predicted_bytes=entry.vram_bytes,
-            vram_bytes=self._estimates.need_bytes(entry),
+            predicted=entry.memory,
+            memory=self._estimates.need(entry),
             pinned=is_first and any(self._entries[name].pinned for name in self._specialists(group)),
             specialist=specialist,
             is_shared=spec.sharing is not None,
@@ -476,7 +527,7 @@ class Pool:
         policies = {name: self._entries[name].thinking for name in self._specialists(booking.group)}
         extra = for_request(booking.request_id)
         try:
-            await self._loader.load(booking, spec, policies, disturbed=bool(self._bookings.reservations))
+            await self._load_with_room(booking, spec, policies)
         except EngineError as error:
             _log.error("loading %s failed: %s", booking.title, error, extra=extra)
             if isinstance(error, WorkerDiedError):
@@ -484,14 +535,41 @@ class Pool:
             self._drop_failed(booking, error)
             return
         booking.state, booking.last_used, booking.warm_since = State.WARM, self._clock(), self._clock()
+        self._changed_s = self._clock()
         booking.work = _task(self._watch(booking))
         self.loads += 1
-        booked = size_text(booking.vram_bytes)
-        _log.info("loaded %s in %.1f s, %s booked", booking.title, booking.loaded_in_s, booked, extra=extra)
+        _log.info("loaded %s in %.1f s, %s booked", booking.title, booking.loaded_in_s, booking.memory, extra=extra)
         self._replan()
+
+    async def _load_with_room(self, booking: ResidentBooking, spec: LoadSpec, policies: Mapping[str, Thinking]) -> None:
+        """Load; once more where the first load found too little memory, and idle residents could make room for it."""
+        try:
+            await self._loader.load(booking, spec, policies, disturbed=bool(self._bookings.reservations))
+        except (OutOfMemoryError, WorkerDiedError) as error:
+            if error.shortage is None or not await self._make_room(booking, error.shortage):
+                raise
+            _log.info("loading %s again: %s", booking.title, error.shortage, extra=for_request(booking.request_id))
+            await self._loader.load(booking, spec, policies, disturbed=True)
+
+    async def _make_room(self, booking: ResidentBooking, shortage: Shortage) -> bool:
+        """Let idle residents go where a load found too little memory, and wait until theirs is back. False where none
+        can go, or they do not suffice. What the load is known to need is booked, here and for later loads."""
+        place = shortage.place or self.limits.budget.device
+        self._estimates.book_shortage(booking, Memory.at(place, shortage.need_bytes))
+        if shortage.had_bytes is not None:
+            counted_on = self.limits.budget[place] - self._bookings.memory[place] + booking.memory[place]
+            self._others.lack(place, counted_on - shortage.had_bytes)
+        self._replan()
+        stopping = [b for b in self._bookings.all() if b.state is State.DRAINING and b.memory[place]]
+        if not stopping or (self._budget - self._bookings.memory_but(stopping))[place] < 0:
+            return False
+        await asyncio.wait([victim.work for victim in stopping if victim.work is not None])
+        booking.last_progress = self._clock()
+        return True
 
     def _drop_failed(self, booking: ResidentBooking, error: EngineError) -> None:
         self._bookings.remove(booking)
+        self._changed_s = self._clock()
         self.failed_loads += 1
         if not self._bookings.of_group(booking.group):  # else its waiters are served by the others
             self._queue.fail([w for w in self._queue.waiters if self._group_of(w) == booking.group], error)
@@ -508,9 +586,23 @@ class Pool:
             stack = RemoteTraceback(loss.stack) if loss.stack else None
             _log.error("the worker of %s %s%s", booking.title, loss.how, with_it, exc_info=stack)
             booking.state = State.DRAINING
+            if loss.shortage is not None:
+                self._learn(booking, loss.shortage)
             self._replan()
             await booking.resident.wait_gone()
             self._forget(booking)
+
+    def _learn(self, booking: ResidentBooking, shortage: Shortage) -> None:
+        """A worker ended for want of memory: the next one of its group is booked with what this one lacked, so that it
+        comes back where there is room for that. Where all of the budget did not suffice, it waits as after a load that
+        failed."""
+        place = shortage.place or self.limits.budget.device
+        more = max(shortage.asked_bytes, _LEAST_LACKING_BYTES)
+        needed = Memory.at(place, max(shortage.need_bytes, booking.memory[place] + more))
+        if self._estimates.book_shortage(booking, needed):
+            _log.warning("%s lacked memory: from now on it is booked with %s", booking.title, booking.memory)
+        else:
+            self._loader.count_failure(booking.group, OutOfMemoryError.of(booking.title, shortage))
 
     def _evict(self, eviction: Eviction, waiter: Waiter[Any] | None = None) -> None:
         booking = self._bookings.find(eviction.resident)
@@ -535,6 +627,7 @@ class Pool:
         if isinstance(booking, ResidentBooking):
             self._estimates.keep_speed(booking)
         self._bookings.remove(booking)
+        self._changed_s = self._clock()
         self._replan()
 
     # --- life -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from .. import errors, frames
-from ..child import telling_line
-from ..errors import EngineError, LoadError, WorkerDiedError, WorkerHungError
+from ..errors import EngineError, LoadError, OutOfMemoryError, WorkerDiedError, WorkerHungError
+from ..last_words import telling_line
 from ..logs import LLAMA_LOGGER, WORKER_LOGGER, RemoteTraceback, for_request, stack_in
 from ..private import child_environment
 from ..process import ending, signal_name, worker_environment
@@ -34,9 +34,11 @@ from ..request import (
     Told,
     event_from_json,
 )
+from ..shortage import Shortage, find_shortage
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S, Beat, Lookout, Vitals
 from .inbox import ENDS, Inbox, Unread
+from .places import Memory
 
 _log = logging.getLogger(__name__)
 _worker_log, _llama_log = logging.getLogger(WORKER_LOGGER), logging.getLogger(LLAMA_LOGGER)
@@ -50,6 +52,7 @@ class Loss:
     """How a resident was lost. how: a phrase that goes with its title. requests: ids of those that it had.
 
     cause: a word or two of few that there are, for counting: "hung", "SIGKILL", "exit 1".
+    shortage: the memory for want of which it died, None where it did not, or where that is not known.
     stack: where in its code it died, without any text of a request; "" where it could not say.
     """
 
@@ -57,6 +60,15 @@ class Loss:
     requests: tuple[str, ...] = ()
     cause: str = "unknown"
     stack: str = ""
+    shortage: Shortage | None = None
+
+
+@dataclass(frozen=True)
+class FreeReading:
+    """Free memory of cards, as a worker saw it age_s ago."""
+
+    memory: Memory
+    age_s: float
 
 
 class Resident(Protocol):
@@ -105,8 +117,13 @@ class Resident(Protocol):
         ...
 
     @property
-    def memory_bytes(self) -> int | None:
-        """What the resident was measured to take of what the budget counts, None when that is not known."""
+    def memory(self) -> Memory | None:
+        """What the resident was measured to take of each place, None when that is not known."""
+        ...
+
+    @property
+    def free(self) -> FreeReading | None:
+        """Free memory of the cards that it uses, as it last saw it; None where it uses none, or has not looked yet."""
         ...
 
     def silent_s(self) -> float:
@@ -131,6 +148,9 @@ class WorkerResident:
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._gone = asyncio.Event()
         self._lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
+        self._shortage: Shortage | None = None
+        self._free: Memory | None = None
+        self._free_seen_s = 0.0
         self._hung: str | None = None  # why it was given up while its process still ran
         self._stall_s = stall_s
         self._vitals = Vitals(time.monotonic(), stall_s)
@@ -257,7 +277,10 @@ class WorkerResident:
         if self._lost.done():
             return
         requests = tuple(name for name, inbox in self._inboxes.items() if not inbox.ended)
-        self._lost.set_result(Loss(self._how(), requests, self._cause(), stack_in(list(self._tail))))
+        tail = list(self._tail)
+        if self._hung is None:
+            self._shortage = self._shortage or find_shortage(tail)
+        self._lost.set_result(Loss(self._how(), requests, self._cause(), stack_in(tail), self._shortage))
         death = self._death()
         self._settle(death)
         for inbox in list(self._inboxes.values()):
@@ -293,8 +316,15 @@ class WorkerResident:
                 case "ready":
                     self._settle(message)
                 case "failed":
-                    error = getattr(errors, message["error"], LoadError)
-                    self._settle(error(message["message"], message["remedy"]))
+                    kind = getattr(errors, message["error"], LoadError)
+                    error: EngineError = kind(message["message"], message["remedy"], message["lines"])
+                    if isinstance(error, OutOfMemoryError):
+                        error.shortage = Shortage(**message["shortage"])
+                    self._settle(error)
+                case "free":
+                    self._free, self._free_seen_s = Memory(message["free"]), now
+                case "short":
+                    self._shortage = Shortage(**message["shortage"])
                 case "beat":
                     self.beat = {name: value for name, value in message.items() if name != "event"}
                 case "log":
@@ -353,7 +383,7 @@ class WorkerResident:
         kind = WorkerDiedError if self._hung is None else WorkerHungError
         worker = f"The worker that holds {self._title}" if self._title is not None else "A spare worker"
         death = kind(f"{worker} {self._how()}.", "Send the request again: a new worker will be started.")
-        death.cause = self._cause()
+        death.cause, death.shortage = self._cause(), self._shortage
         return death
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -436,12 +466,15 @@ class WorkerResident:
         return 0.0 if self._gone.is_set() else self._vitals.silent_s(now)
 
     @property
-    def memory_bytes(self) -> int | None:
-        """See Resident.memory_bytes: what went from the GPUs, or host memory where there is none."""
-        memory = self.info.get("memory")
-        if memory is None:
-            return None
-        return int(memory["device_bytes"] if memory["device_bytes"] is not None else memory["rss_bytes"])
+    def memory(self) -> Memory | None:
+        """See Resident.memory: what went from the cards, and host memory."""
+        found = self.info.get("memory")
+        return Memory(found) if found is not None else None
+
+    @property
+    def free(self) -> FreeReading | None:
+        """See Resident.free."""
+        return None if self._free is None else FreeReading(self._free, time.monotonic() - self._free_seen_s)
 
     @property
     def has_started(self) -> bool:

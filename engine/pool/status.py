@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .admission import State
+from .places import Memory
 
 COUNTED = ("swaps", "swapped_bytes")  # the parts of Resident.activity that only grow
 
@@ -21,7 +22,7 @@ class ResidentStatus:
     specialist: str
     file: str
     state: State
-    vram_bytes: int
+    memory: Memory
     leases: int
     capacity: int
     idle_s: float
@@ -39,8 +40,8 @@ class PoolStatus:
     deaths:  workers that ended unasked once they were ready, by Loss.cause.
     """
 
-    budget_bytes: int
-    booked_bytes: int
+    budget: Memory
+    booked: Memory
     residents: tuple[ResidentStatus, ...]
     waiting: tuple[str, ...]
     oldest_wait_s: float
@@ -50,3 +51,22 @@ class PoolStatus:
     stalled: tuple[str, ...]
     counted: Mapping[tuple[str, str], float] = field(default_factory=dict)
     deaths: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def has_card(self) -> bool:
+        """Whether anything but host memory is counted."""
+        return bool(self.budget.cards)
+
+    def vram_bytes(self, memory: Memory) -> int:
+        """What of some memory pool.vram_budget counts: that of the cards, or of the host where there is no card."""
+        return memory.card_bytes if self.has_card else memory.host_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget, as far as pool.vram_budget counts it."""
+        return self.vram_bytes(self.budget)
+
+    @property
+    def booked_bytes(self) -> int:
+        """What is booked of budget_bytes."""
+        return self.vram_bytes(self.booked)

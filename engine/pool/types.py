@@ -10,18 +10,19 @@ from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S
 from .admission import GroupView
 from .placement import Distances
+from .places import Memory
 from .resident import Resident
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One specialist as the pool sees it: what to load, what that takes, and whether it may be evicted.
+    """One specialist as the pool sees it: what to load, the memory that takes, and whether it may be evicted.
 
     distances: of the specialists that `spec` shares a resident with, the bytes that a swap changes.
     """
 
     spec: LoadSpec
-    vram_bytes: int
+    memory: Memory
     thinking: Thinking = field(default_factory=Thinking)
     pinned: bool = False
     distances: Distances = field(default_factory=Distances)
@@ -50,10 +51,13 @@ def shared_groups(entries: Mapping[str, Entry], most_shared: int) -> dict[str, G
 class PoolLimits:
     """Bounds of the pool. max_bypass_s: how long requests for what is resident may pass a waiting one.
 
-    most_shared: residents that one group of specialists may have; 0 for as many as have room.
+    budget:       what residents may take of each place.
+    margin_bytes: what is to stay free on each card: idle residents go when other programs take it; 0: they stay.
+    most_shared:  residents that one group of specialists may have; 0 for as many as have room.
     """
 
-    budget_bytes: int
+    budget: Memory
+    margin_bytes: int = 0
     most_shared: int = 0
     max_queue: int = 64
     max_bypass_s: float = 10.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..errors import EngineError, ModelTemplateError, SourceChangedError, SwapError
+from ..errors import EngineError, ModelTemplateError, OutOfMemoryError, SourceChangedError, SwapError
 from ..generate.chat_template import ChatTemplate, Prompt
 from ..generate.grammar import Grammar
 from ..generate.prompt import PromptReader
@@ -214,7 +214,8 @@ class BatchLoop:
     def step(self) -> bool:
         """Start what can start, evaluate one batch, sample, emit. False when there is nothing to do.
 
-        Raises SwapError, after refusing all requests, when changing the specialist broke the resident.
+        Raises SwapError, after refusing all requests, when changing the specialist broke the resident, and
+        OutOfMemoryError when there is too little memory for a batch: then nothing more can be decoded.
         """
         self._change_specialist()
         self._queue.start_waiting(self._slices.current)
@@ -283,9 +284,13 @@ class BatchLoop:
                 entries.append((sequence.tokens[position], position, slot.index, sequence.wants_logits(position)))
             if last:
                 outputs.append((slot, len(entries) - 1))
-        while (result := self._context.decode(entries)) == 1:
-            if not self._queue.make_way(self._slices.current):
-                return None
+        try:
+            while (result := self._context.decode(entries)) == 1:
+                if not self._queue.make_way(self._slices.current):
+                    return None
+        except OutOfMemoryError as error:
+            self._refuse(self._queue.unfinished, error)
+            raise
         if result:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EmptyInputError, EngineError, InputTooLongError, ModelFileError
+from ..errors import EmptyInputError, EngineError, InputTooLongError, ModelFileError, OutOfMemoryError
 from ..llama.context import Context
 from ..llama.model import Model
 from ..llama.pooling import PooledReading
@@ -105,7 +105,10 @@ class EmbedLoop:
         self._waiting = deque(text for text in self._waiting if not text.wanted.ended)
 
     def step(self) -> bool:
-        """Evaluate one batch, and emit what is complete. False when there is nothing to do."""
+        """Evaluate one batch, and emit what is complete. False when there is nothing to do.
+
+        Raises OutOfMemoryError, after refusing all requests, when there is too little memory for a batch.
+        """
         if not self._group:
             self._begin_group()
         if not self._group:
@@ -123,7 +126,13 @@ class EmbedLoop:
             text.done += count
             if text.done == len(text.tokens):
                 complete.append(sequence)
-        if result := self._context.decode(entries):
+        try:
+            result = self._context.decode(entries)
+        except OutOfMemoryError as error:
+            for name in {text.wanted.request.id for text in (*self._group, *self._waiting) if not text.wanted.ended}:
+                self._emit(rejected(name, error))
+            raise
+        if result:
             raise EngineError(f"llama_decode failed with {result}.")
         self.steps += 1
         for sequence in complete:

@@ -9,27 +9,38 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
+from ..cards import free_by_place
 from ..child import Report
-from ..errors import EngineError, ModelTemplateError, PromptTooLongError
+from ..errors import (
+    EngineError,
+    LoadError,
+    ModelFileError,
+    ModelTemplateError,
+    NoRoomToTryError,
+    PromptTooLongError,
+)
 from ..generate.prompt import PromptReader
 from ..generate.renderer import Limits
 from ..gguf.header import Header, TensorInfo
 from ..gguf.reader import read_split
+from ..last_words import is_no_device_memory
 from ..llama.context import Context
-from ..llama.devices import devices, system_info
+from ..llama.devices import devices, has_card, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
-from ..spec import Device, EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ThinkingMode, ToolForm
+from ..spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ThinkingMode, ToolForm
 from .batch import BatchLoop
 
 # What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
@@ -48,8 +59,11 @@ _CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabular
 _TRIAL = Limits(total_cpu_s=4)
 
 _MIB = 2**20
-_SIZE = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
-_CACHE = re.compile(r"(?:size|memory_recurrent: size) = +(?P<mib>[\d.]+) MiB \(")
+_BUFFER = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
+# A cache logs where each of its layers lies (at level debug), and then its size. A model may have several: for windows,
+# for the whole context, for recurrent states. Source: the constructors of llama_kv_cache and llama_memory_recurrent.
+_LAYER = re.compile(r"llama_(?:kv_cache|memory_recurrent)[:,] layer +(?P<layer>\d+): dev = (?P<where>\S+)")
+_CACHE = re.compile(r"llama_(?P<kind>kv_cache|memory_recurrent): size = +(?P<mib>[\d.]+) MiB \(")
 
 
 def on_device(tensor: TensorInfo, *, n_layers: int, gpu_layers: int, cpu_expert_layers: int) -> bool:
@@ -68,11 +82,11 @@ def on_device(tensor: TensorInfo, *, n_layers: int, gpu_layers: int, cpu_expert_
     return layer >= n_layers + 1 - offloaded
 
 
-def weights(headers: Sequence[Header], spec: LoadSpec, has_gpu: bool) -> tuple[int, int]:
-    """Bytes of weights on the budgeted device and beside it in host memory."""
+def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[int, int]:
+    """Bytes of weights on the GPU, and beside it in host memory; all in one where they do not go to a GPU."""
     tensors = [tensor for header in headers for tensor in header.tensors]
     total = sum(tensor.n_bytes for tensor in tensors)
-    if not has_gpu:
+    if not on_gpu:
         return total, 0
     n_layers = headers[0].count("block_count")
     layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
@@ -98,18 +112,58 @@ def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
     return sum(tensor.n_bytes for tensor in twice)
 
 
-def buffers(log: Iterable[str]) -> tuple[int, int, int]:
-    """KV bytes, compute bytes on GPUs (or on the host where there is none), and compute bytes on the host, logged."""
-    kv = compute = host = 0.0
+@dataclass(frozen=True)
+class Buffers:
+    """Bytes of a context's buffers: what lies on GPUs, and what in host memory."""
+
+    kv_device: int = 0
+    kv_host: int = 0
+    compute_device: int = 0
+    compute_host: int = 0
+
+
+def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> Buffers:
+    """What llama.cpp logged of a context's buffers.
+
+    key_widths: of layers, how wide the keys are that a cell keeps; layers that are not named are taken to be alike.
+    """
+    bytes_at: Counter[tuple[str, bool]] = Counter()  # kv or compute, and whether on a GPU
+    layers: list[tuple[int, bool]] = []  # of the cache that is being made: number, and whether on a GPU
     for line in log:
-        if match := _SIZE.search(line):
-            if match["where"].startswith("CPU") or match["where"].endswith("_Host"):
-                host += float(match["mib"])
-            else:
-                compute += float(match["mib"])
-        elif ("kv_cache" in line or "memory_recurrent" in line) and (match := _CACHE.search(line)):
-            kv += float(match["mib"])
-    return int(kv * _MIB), int(compute * _MIB), int(host * _MIB)
+        if match := _BUFFER.search(line):
+            bytes_at["compute", not _is_host(match["where"])] += round(float(match["mib"]) * _MIB)
+        elif match := _LAYER.search(line):
+            layers.append((int(match["layer"]), not _is_host(match["where"])))
+        elif match := _CACHE.search(line):
+            size = round(float(match["mib"]) * _MIB)
+            widths = (key_widths or {}) if match["kind"] == "kv_cache" else {}
+            on_device = round(size * _device_share(layers, widths))
+            bytes_at["kv", True] += on_device
+            bytes_at["kv", False] += size - on_device
+            layers = []
+    return Buffers(bytes_at["kv", True], bytes_at["kv", False], bytes_at["compute", True], bytes_at["compute", False])
+
+
+def _is_host(where: str) -> bool:
+    return where.startswith("CPU") or where.endswith("_Host")
+
+
+def _device_share(layers: Sequence[tuple[int, bool]], widths: Mapping[int, int]) -> float:
+    """The part of a cache that lies on GPUs, 0..1. layers: number, and whether it lies there."""
+    parts = [(widths.get(layer, 0), on_device) for layer, on_device in layers]
+    if not all(width for width, _ in parts):
+        parts = [(1, on_device) for _, on_device in parts]
+    total = sum(width for width, _ in parts)
+    return sum(width for width, on_device in parts if on_device) / total if total else 0.0
+
+
+def key_widths(headers: Sequence[Header]) -> dict[int, int]:
+    """How wide the keys of each layer are that has a matrix for them alone: layer -> numbers a cell."""
+    found = {}
+    for tensor in (tensor for header in headers for tensor in header.tensors):
+        if (match := re.fullmatch(r"blk\.(\d+)\.attn_k\.weight", tensor.name)) and len(tensor.shape) == 2:
+            found[int(match[1])] = tensor.shape[1]
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,9 +185,7 @@ class DryRun:
     infill: bool = False
 
 
-def dry_run(
-    spec: LoadSpec, found: Sequence[Device], policies: dict[str, Any], chats: Sequence[GenerateRequest] = ()
-) -> DryRun:
+def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequence[GenerateRequest] = ()) -> DryRun:
     """Bring the model up without memory, add up, and try its chat template. Raises EngineError when it would not load.
 
     What sharing needs of llama.cpp is looked at too: LayoutError says that specialists have to be loaded apart.
@@ -141,23 +193,21 @@ def dry_run(
     headers = read_split(spec.path)
     if spec.sharing is not None:
         require_layout()
-    has_gpu = any(device.kind == "gpu" for device in found) and spec.gpu_layers != 0
+    budgeted = Budgeted.HOST if not has_gpu else Budgeted.GPU if spec.gpu_layers else Budgeted.BESIDE_GPU
     log = start()
     log.lines.clear()
     model = Model(spec, dry_run=True)
     repacks = any("CPU_REPACK model buffer size" in line for line in log.lines)
     log.lines.clear()
     context = Context(model, spec)
-    kv, compute, host = buffers(log.lines)
+    found = buffers(log.lines, key_widths(headers))
     if spec.embeddings:
         form = EmbeddingForm(model.n_embedding, context.n_cells)
         overhead = rss_bytes()
         context.close()
-        sizes = _footprint(
-            model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
-        )
+        sizes = _footprint(model, spec, headers, budgeted, repacks=repacks, found=found, overhead=overhead)
         return DryRun(sizes, {}, None, ToolForm(), form)
-    host += context.unreserved_bytes
+    found = replace(found, compute_host=found.compute_host + context.unreserved_bytes)
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
     prompts = PromptReader(model, spec, limits=_TRIAL)
     loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)
@@ -173,46 +223,51 @@ def dry_run(
     infill = model.vocab.infill is not None
     loop.close()
     context.close()
-    sizes = _footprint(
-        model, spec, headers, has_gpu=has_gpu, repacks=repacks, buffers=(kv, compute, host), overhead=overhead
-    )
+    sizes = _footprint(model, spec, headers, budgeted, repacks=repacks, found=found, overhead=overhead)
     support = prompts.tool_support
     tools = ToolForm(support.family.name if support.family is not None else None, support.fault)
     return DryRun(sizes, refused, chat_fault, tools, infill=infill)
+
+
+class Budgeted(Enum):
+    """What a load takes of the memory that the budget counts."""
+
+    GPU = auto()  # what lies on GPUs; the rest is host memory beside it
+    HOST = auto()  # all of it: there is no GPU, and the budget is of host memory
+    BESIDE_GPU = auto()  # nothing: the budget is of a GPU, which it keeps off
 
 
 def _footprint(
     model: Model,
     spec: LoadSpec,
     headers: Sequence[Header],
+    budgeted: Budgeted,
     *,
-    has_gpu: bool,
     repacks: bool,
-    buffers: tuple[int, int, int],
+    found: Buffers,
     overhead: int,
 ) -> Footprint:
     """The sum of a load: what llama.cpp logged, the file's weights, and the process itself."""
-    kv, compute, host = buffers
-    device_weights, host_weights = weights(headers, spec, has_gpu)
+    device_weights, host_weights = weights(headers, spec, budgeted is Budgeted.GPU)
     notes = []
-    if repacks and not has_gpu and (extra := copies(headers, spec)):
+    if repacks and budgeted is not Budgeted.GPU and (extra := copies(headers, spec)):
         device_weights += extra
         if spec.mmap:
             notes.append(f"the processor's own copies of weights take {extra / _MIB:.0f} MiB; mmap: false avoids most")
     trained = model.trained_context_tokens
     if trained and spec.context_tokens > trained and not spec.embeddings:  # which reads no more than that
         notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")
-    if not has_gpu:
-        return Footprint(device_weights, kv, compute + host, overhead, 0, tuple(notes))
-    n_layers = headers[0].count("block_count", 1)
-    share = 1.0 if spec.gpu_layers < 0 else min(1.0, spec.gpu_layers / n_layers)
-    kv_device = int(kv * share)
+    if budgeted is not Budgeted.GPU:
+        kv, compute = found.kv_device + found.kv_host, found.compute_device + found.compute_host
+        if budgeted is Budgeted.BESIDE_GPU:
+            return Footprint(0, 0, 0, 0, device_weights + kv + compute + overhead, tuple(notes))
+        return Footprint(device_weights, kv, compute, overhead, 0, tuple(notes))
     return Footprint(
         device_weights,
-        kv_device,
-        compute,
+        found.kv_device,
+        found.compute_device,
         GPU_RUNTIME_BYTES,
-        host_weights + kv - kv_device + host + overhead,
+        host_weights + found.kv_host + found.compute_host + overhead,
         tuple(notes),
     )
 
@@ -267,20 +322,28 @@ def facts_of(headers: Sequence[Header]) -> ModelFacts:
 
 
 def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
-    """What the child answers: this machine's devices and, for a job with a spec, what loading it would take."""
+    """What the child answers: what loading a job's spec would take, or without a spec this machine's devices."""
     start()
-    found = devices()
-    answer: dict[str, Any] = {"devices": [vars(device) for device in found], "system_info": system_info()}
-    if "spec" in job:
-        spec = LoadSpec.from_json(job["spec"])
-        chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
-        tried = dry_run(spec, found, job.get("policies", {}), chats)
-        answer["facts"] = vars(facts_of(read_split(spec.path)))
-        answer["footprint"] = vars(tried.footprint)
-        answer["refused"] = tried.refused
-        answer["tools"] = vars(tried.tools)
-        answer["embedding"] = vars(tried.embedding) if tried.embedding is not None else None
-        answer["infill"] = tried.infill
-        if (fault := tried.chat_fault) is not None:
-            answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
+    if "spec" not in job:
+        return {"devices": [vars(device) for device in devices()], "system_info": system_info()}
+    spec = LoadSpec.from_json(job["spec"])
+    chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
+    on_gpu = has_card()
+    try:
+        tried = dry_run(spec, on_gpu, job.get("policies", {}), chats)
+    except (ModelFileError, LoadError) as error:
+        if spec.gpu_layers and on_gpu and any(map(is_no_device_memory, [error.message, *start().errors])):
+            raise NoRoomToTryError(f"dry run of {spec.path.name}", sum(free_by_place(devices()).values())) from None
+        raise
+    answer: dict[str, Any] = {
+        "on_gpu": on_gpu and spec.gpu_layers != 0,
+        "facts": vars(facts_of(read_split(spec.path))),
+        "footprint": vars(tried.footprint),
+        "refused": tried.refused,
+        "tools": vars(tried.tools),
+        "embedding": vars(tried.embedding) if tried.embedding is not None else None,
+        "infill": tried.infill,
+    }
+    if (fault := tried.chat_fault) is not None:
+        answer["chat_fault"] = {"message": fault.message, "remedy": fault.remedy}
     return answer

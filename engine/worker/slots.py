@@ -221,11 +221,11 @@ class Slots:
 
         A sequence that uses them goes on from there when it is placed again.
         """
-        started = self._now()
         cells = slot.cells
         size = self._context.state_bytes(slot.index) + (cells.checkpoint.state.nbytes if cells.checkpoint else 0)
         if not self._offloaded.has_room(size):
             return False
+        started = self._moves_from()
         state = self._context.save(slot.index, partial=False)
         if state is None:
             return False
@@ -251,10 +251,15 @@ class Slots:
 
     def _restore(self, cache: OffloadedCache, index: int) -> bool:
         """Bring offloaded cells back into an empty slot."""
-        started = self._now()
+        started = self._moves_from()
         restored = self._context.restore(index, cache.state, partial=False)
         self.moved_s += self._now() - started
         return restored
+
+    def _moves_from(self) -> float:
+        """When a move of cells begins, in seconds: the decodes that a GPU has yet to do are none of its time."""
+        self._context.synchronize()
+        return self._now()
 
     def _empty(self, index: int) -> None:
         self._context.forget(index)

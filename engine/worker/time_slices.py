@@ -98,13 +98,15 @@ class TimeSlices:
         Raises SourceChangedError, and nothing is changed, when its files are not what they were; SwapError when the
         resident is of no more use.
         """
+        # A decode that nobody reads the logits of has only been handed to a GPU. Its time is the slice's: slices would
+        # grow longer than `swap_share` asks if it counted as the change's.
+        self._context.synchronize()
         began, before = self._now(), self.current
         # Up to its last decode: what had nothing to run since was idle.
         ran_s, quantum = (
             max(0.0, self._ran_until_s - self._began_s),
             self._quantum_s(len(self._queue.active_specialists)),
         )
-        self._context.synchronize()
         report = self._swapper.swap(choice.specialist_id)
         self._queue.end_slice(before)
         self.current = choice.specialist_id

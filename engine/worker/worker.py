@@ -16,8 +16,9 @@ Operations that the server sends:
 
 Frames beside the events of requests: `alive` once a second from the beginning to the end, on a thread of its own, so
 that a decode of minutes is no silence (see vitals.py); `progress` of the load; `beat` (see BatchStatus) once a
-second with work and when the last request has ended; and `log` with a level, a message and a request's id: warnings,
-and with log_decisions one line of level debug for every decision.
+second with work and when the last request has ended; `free`, the free memory of
+the cards that it uses, every five seconds; `short` before it ends for want of memory; and `log` with a level, a
+message and a request's id: warnings, and with log_decisions one line of level debug for every decision.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import frames
-from ..errors import EngineError, LoadError, ModelFileError, SwapError
+from ..cards import HOST, free_by_place
+from ..errors import EngineError, LoadError, ModelFileError, OutOfMemoryError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
 from ..generate.tools.reading import Toolbox
 from ..gguf.check import checked
 from ..llama.context import Context
-from ..llama.devices import gpu_free_bytes
+from ..llama.devices import devices
 from ..llama.model import Model
 from ..llama.pooling import pooled_reading
 from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
@@ -63,17 +65,10 @@ from .batch import BatchLoop, rejected, unforeseen
 from .embed_loop import EmbedLoop
 
 _BEAT_S = 1.0
+_FREE_S = 5.0  # from one look at the cards' free memory to the next
 # So long the batch waits for a chat template, which takes about a millisecond: the request starts a whole step earlier.
 _RENDERED_WITHIN_S = 0.02
 _AT_ONCE_CHARS = 10_000  # a plain prompt of fewer is read into tokens without such a thread
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What this process takes: host memory that is its own or mapped, and what went from the GPUs since it started."""
-
-    rss_bytes: int
-    device_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ class Worker:
         self._connection = connection
         self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._free_before: int | None = None
+        self._free_before: dict[str, int] = {}  # of the cards that it may use
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")  # of requests with a schema, which may take seconds
         self._renderer = ThreadPoolExecutor(1, "render")  # of all other chats, in their order
@@ -134,17 +129,13 @@ class Worker:
         try:
             loop = self._load(spec, command["policies"])
         except EngineError as error:
-            self._send(
-                {
-                    "event": "failed",
-                    "error": type(error).__name__,
-                    "message": error.message,
-                    "remedy": error.remedy,
-                }
-            )
+            failed = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+            self._send({"event": "failed", **failed, "lines": str(error).splitlines()[1:], **self._shortage_of(error)})
             return
         self._loop = loop
-        self._send({"event": "ready", "memory": asdict(self._memory(loop))})
+        self._send({"event": "ready", "memory": self._memory(loop)})
+        if self._free_before:
+            threading.Thread(target=self._watch_cards, daemon=True).start()
         self._serve(loop)
 
     def _read(self) -> None:
@@ -162,6 +153,12 @@ class Worker:
             self._send({"event": "alive", "steps": steps, "cpu_s": cpu_s, "reads": reads})
             time.sleep(_BEAT_S)
 
+    def _watch_cards(self) -> None:
+        """On a thread of its own: a driver may take its time while the card computes."""
+        while True:
+            self._send({"event": "free", "free": free_by_place(devices())})
+            time.sleep(_FREE_S)
+
     def _send(self, message: dict[str, Any]) -> None:
         frame = frames.pack(message)
         try:
@@ -172,7 +169,8 @@ class Worker:
 
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
-        self._free_before = gpu_free_bytes()
+        if spec.gpu_layers:  # what keeps off the card must not ask for its free memory, which may open a context on it
+            self._free_before = free_by_place(devices())
         try:
             model = Model(spec, progress=self._progress)
         except ModelFileError:
@@ -183,14 +181,14 @@ class Worker:
         swapper = Swapper(model, spec) if spec.sharing is not None else None
         context = Context(model, spec)
         if spec.embeddings:
-            if self._free_before is not None:
+            if self._free_before:
                 self._warm_up(context)
             return EmbedLoop(model, context, pooled_reading(model, spec), self._emit)
         loop = BatchLoop(model, context, spec, self._emit, swapper=swapper)
         if loop.template is not None:
             for policy in policies.values():
                 loop.template.check(Thinking(**{**policy, "mode": ThinkingMode(policy["mode"])}))
-        if self._free_before is not None:
+        if self._free_before:
             self._warm_up(context)
         return loop
 
@@ -206,11 +204,24 @@ class Worker:
         context.decode([(token, i, 0, i == context.n_batch - 1) for i in range(context.n_batch)])
         context.forget(0)
 
-    def _memory(self, loop: BatchLoop | EmbedLoop) -> Memory:
-        """What this process takes now."""
-        free = gpu_free_bytes()
-        went = self._free_before - free if free is not None and self._free_before is not None else None
-        return Memory(rss_bytes() + loop.renderer_bytes, went)
+    def _memory(self, loop: BatchLoop | EmbedLoop) -> dict[str, int]:
+        """What this process takes now, by place: host memory that is its own or mapped, and what went from the cards
+        since it started."""
+        taken = {HOST: rss_bytes() + loop.renderer_bytes}
+        free = free_by_place(devices()) if self._free_before else {}
+        for place, before in self._free_before.items():
+            taken[place] = max(taken.get(place, 0), before - free.get(place, before))
+        return taken
+
+    def _shortage_of(self, error: EngineError) -> dict[str, Any]:
+        """For a frame: what memory was short, with what this process is known to need of it at least."""
+        if not isinstance(error, OutOfMemoryError):
+            return {}
+        short = error.shortage
+        before = self._free_before.get(short.place)
+        if before is not None and short.free_bytes is not None:
+            short = replace(short, need_bytes=max(0, before - short.free_bytes) + short.asked_bytes)
+        return {"shortage": asdict(short)}
 
     def _emit(self, event: Event) -> None:
         self._send(event_to_json(event))
@@ -234,6 +245,10 @@ class Worker:
                 busy = True
             try:
                 busy = loop.step()
+            except OutOfMemoryError as error:  # all requests are refused, and the next one loads anew
+                self._send({"event": "short", **self._shortage_of(error)})
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
             except SwapError as error:  # neither specialist: all requests are refused, and the next one loads anew
                 print(error, file=sys.stderr, flush=True)
                 os._exit(1)

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from coe.engine.pool.status import PoolStatus
+
 from ..runtime.college import College
 from ..runtime.errors import UnknownModelError
 from ..runtime.metrics import Metrics
@@ -34,6 +36,31 @@ _UNLOADED = {
 }
 
 
+def pool_json(status: PoolStatus) -> dict[str, Any]:
+    """What /v1/pool tells. budget_bytes, booked_bytes, vram_bytes: what pool.vram_budget counts; places: of each card,
+    and of the host."""
+    shown = asdict(status)
+    del shown["counted"], shown["deaths"]  # stand in /metrics
+    budget, booked = status.budget, status.booked
+    shown |= {
+        "budget_bytes": status.budget_bytes,
+        "booked_bytes": status.booked_bytes,
+        "places": {place: {"budget_bytes": budget[place], "booked_bytes": booked[place]} for place in budget.places},
+        "residents": [
+            {
+                **asdict(resident),
+                "vram_bytes": status.vram_bytes(resident.memory),
+                "places": dict(resident.memory.bytes_by_place),
+            }
+            for resident in status.residents
+        ],
+    }
+    for part in (shown, *shown["residents"]):
+        for own in ("budget", "booked", "memory"):
+            part.pop(own, None)
+    return shown
+
+
 def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     """Residents, health and metrics."""
 
@@ -58,9 +85,7 @@ def add_status(app: FastAPI, college: College, metrics: Metrics) -> None:
     @app.get("/v1/pool", responses=gives(_OBJECT, ERROR))
     async def pool() -> dict[str, Any]:
         """Residents, bytes, leases and the queue."""
-        status = asdict(college.pool.status())
-        del status["counted"], status["deaths"]  # stand in /metrics
-        return {**status, "budget": college.budget_note}
+        return {**pool_json(college.pool.status()), "budget": college.budget_note}
 
     @app.post("/v1/pool/unload", openapi_extra=takes(_UNLOAD), responses=gives(_UNLOADED, ERROR))
     async def unload(request: Request) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coe.engine.pool.places import Memory
 from coe.engine.units import size_text
 from coe.router.encoder import EncoderError, find_encoder
 from coe.router.errors import RouterError
@@ -38,6 +39,7 @@ from ..runtime.availability import (
     most_that_fit,
     page_cache_bytes,
     residents,
+    together,
 )
 from ..runtime.budget import Room, encoder_of, find_room
 from ..runtime.college import head_of, supervisor_of
@@ -72,7 +74,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
 
     async def facts(scratch: Path) -> tuple[Resolved, Room, dict[str, ToBuild]]:
         room = await find_room(roster)
-        resolved = await resolve(roster, room.resident_bytes, scratch=scratch)
+        resolved = await resolve(roster, room.residents, scratch=scratch)
         entries = resolved.availability
         there = [name for name in entries if isinstance(entries[name], Servable)]
         to_build = await sizes_to_come(roster, dry_run=True)
@@ -89,9 +91,12 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
             f"Not known yet what these have in common with others: {unknown}. Until the server has hashed them, which "
             "it does while no request is served, a swap to or from them moves everything."
         )
-    held = [f"Beside the budget, {title} takes {size_text(size)} of host memory." for title, size in room.held.items()]
+    held = [
+        f"Beside the budget, {title} takes {size_text(memory.host_bytes)} of host memory."
+        for title, memory in room.held.items()
+    ]
     sharing = [*held, *pair_lines(groups), *(waits if groups else []), *unshared]
-    return print_report(roster, resolved.availability, room.resident_bytes, out, to_build, sharing, doubts)
+    return print_report(roster, resolved.availability, room.residents, out, to_build, sharing, doubts)
 
 
 def print_errors(error: RosterError, out: Console) -> int:
@@ -106,7 +111,7 @@ def print_errors(error: RosterError, out: Console) -> int:
 def print_report(
     roster: Roster,
     entries: Mapping[str, Servable | Unavailable],
-    budget_bytes: int | None,
+    budget: Memory | None,
     out: Console,
     to_build: Mapping[str, ToBuild] | None = None,
     sharing: Sequence[str] = (),
@@ -125,7 +130,7 @@ def print_report(
         print_line(out, f"{', '.join(names)}: {why}")
     for line in (*_tool_lines(entries), *_embedding_lines(entries)):
         print_line(out, line)
-    _print_what_fits(residents(entries), budget_bytes, out)
+    _print_what_fits(residents(entries, budget), budget, out)
     for line in sharing:
         print_line(out, line)
     if servable:
@@ -141,7 +146,7 @@ def print_report(
         print_line(out, f"warning: {doubt}")
     if (doubt := models_dir_doubt(roster, entries)) is not None:
         print_line(out, f"warning: models_dir: {doubt}")
-    for doubt in budget_doubts(roster, entries, budget_bytes):
+    for doubt in budget_doubts(roster, entries, budget):
         print_line(out, f"warning: {doubt}")
     if not servable and any(not plan.missing for plan in to_build.values()):
         print_line(out, "Nothing in this roster can be served before it is built.")
@@ -264,22 +269,20 @@ def _verdict(item: Servable | Unavailable) -> str:
     return f"no: {item.hindrance}"
 
 
-def _print_what_fits(plans: Sequence[ResidentPlan], budget_bytes: int | None, out: Console) -> None:
+def _print_what_fits(plans: Sequence[ResidentPlan], budget: Memory | None, out: Console) -> None:
     if not plans:
         return
-    if budget_bytes is None:
-        total = size_text(sum(plan.bytes for plan in plans))
-        print_line(out, f"The budget is not known; all residents together take {total}.")
+    if budget is None:
+        print_line(out, f"The budget is not known; all residents together take {together(plans)}.")
         return
-    first = fit_in_order(plans, budget_bytes)
-    used = size_text(sum(plan.bytes for plan in first))
-    print_line(out, f"Budget {size_text(budget_bytes)}, distinct residents: {len(plans)}.")
-    print_line(out, f"In roster order these fit together: {', '.join(plan.title for plan in first)} ({used}).")
+    first = fit_in_order(plans, budget)
+    print_line(out, f"Budget {budget}, distinct residents: {len(plans)}.")
+    titles = ", ".join(plan.title for plan in first)
+    print_line(out, f"In roster order these fit together: {titles} ({together(first)}).")
     if len(first) == len(plans):
         return
-    print_line(out, f"At most {most_that_fit(plans, budget_bytes)} fit at once.")
-    sets = maximal_sets(plans, budget_bytes)
+    print_line(out, f"At most {most_that_fit(plans, budget)} fit at once.")
+    sets = maximal_sets(plans, budget)
     if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
         for chosen in sets:
-            total = size_text(sum(plan.bytes for plan in chosen))
-            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({total})")
+            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({together(chosen)})")

@@ -161,6 +161,8 @@ class PoolSection(Section):
 
     vram_budget: Budget = "auto"
     """bytes that all residents may take; auto: the device's free memory less the margin"""
+    host_budget: Budget = "auto"
+    """host memory that they may take beside a GPU; auto: what is available at the start less vram_margin"""
     vram_margin: SizeOrZero = 2**30
     """what auto leaves to others"""
     idle_ttl_s: Seconds | None = PoolLimits.idle_ttl_s

@@ -9,8 +9,10 @@ from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
 
-from coe.engine.errors import EngineError, ModelTemplateError
+from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
 from coe.engine.files import stamp
+from coe.engine.pool.memory import booked_memory
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ToolForm
 from coe.engine.units import size_text
 
@@ -87,6 +89,7 @@ class Hindrance(StrEnum):
     ALTERED = "not the pinned file"
     UNPREPARED = "cannot be prepared"
     UNLOADABLE = "cannot be loaded"
+    UNTRIED = "no room to try"  # on the GPU: what it comes to is not known yet
     OVER_BUDGET = "over the budget"
     REFUSED = "its settings do not fit"
 
@@ -118,10 +121,10 @@ class ToBuild:
 
 @dataclass(frozen=True)
 class ResidentPlan:
-    """One resident: the specialists that share a load, and the bytes it takes."""
+    """One resident: the specialists that share a load, and the memory it takes."""
 
     names: tuple[str, ...]
-    bytes: int
+    memory: Memory
 
     @property
     def title(self) -> str:
@@ -151,7 +154,7 @@ def _stamps(paths: Iterable[Path]) -> Iterator[str]:
 def availability(
     located: Sequence[Located],
     footprints: Footprints | None,
-    budget_bytes: int | None,
+    budget: Memory | None,
     refusals: Refusals = lambda spec: {},
     loads: Mapping[str, LoadSpec] | None = None,
     missing: Mapping[str, tuple[str, str]] | None = None,
@@ -163,7 +166,7 @@ def availability(
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
     footprints:   predicts what a load takes; raises EngineError for a file that cannot be loaded. None: not predicted.
-    budget_bytes: what residents may take together; None: no bound.
+    budget:       what residents may take together; None: no bound.
     refusals:     whose thinking policy or system prompt the loaded model cannot carry out: specialist -> why.
     loads:        how specialists are loaded, by name; those left out by themselves, from their own files.
     missing:      specialists that cannot be prepared for loading: name -> reason and remedy.
@@ -185,10 +188,11 @@ def availability(
                 predicted[spec] = error
         result = predicted[spec]
         if isinstance(result, EngineError):
-            return Unavailable(one.entry, result.message, result.remedy, one.location)
-        if budget_bytes is not None and result.total_bytes > budget_bytes:
-            reason = f"It needs {sum_text(result)}; the budget is {size_text(budget_bytes)}."
-            remedy = shrink_remedy(result, budget_bytes)
+            untried = isinstance(result, NoRoomToTryError)
+            hindrance = Hindrance.UNTRIED if untried else Hindrance.UNLOADABLE
+            return Unavailable(one.entry, result.message, result.remedy, one.location, hindrance=hindrance)
+        if budget is not None and (short := booked_memory(result, budget).short_of(budget)):
+            reason, remedy = over_budget(result, budget, short)
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
             return Unavailable(one.entry, why, "", one.location, result, Hindrance.REFUSED)
@@ -233,8 +237,20 @@ def sum_text(footprint: Footprint) -> str:
     return f"{terms} = {size_text(footprint.total_bytes)}"
 
 
+def over_budget(footprint: Footprint, budget: Memory, short: Collection[str]) -> tuple[str, str]:
+    """Why a load is over the budget, and what would make it fit. short: the places that are too small for it."""
+    if not budget.cards or any(place != HOST for place in short):
+        n_bytes = budget.vram_bytes
+        reason = f"It needs {sum_text(footprint)}; the budget is {size_text(n_bytes)}."
+        return reason, shrink_remedy(footprint, n_bytes)
+    needed, there = size_text(footprint.host_bytes), size_text(budget.host_bytes)
+    cards = " and ".join(budget.cards)
+    reason = f"It needs {needed} of host memory beside what it takes of {cards}; pool.host_budget is {there}."
+    return reason, "Keep fewer layers' experts there (cpu_expert_layers), or raise pool.host_budget."
+
+
 def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
-    """What would make a load that is over the budget fit."""
+    """What would make a load that is over pool.vram_budget fit."""
     lacking = footprint.total_bytes - budget_bytes
     if lacking <= footprint.kv_bytes // 2:
         return "Lower context_tokens or cache_tokens, or set kv_type to q8_0."
@@ -244,27 +260,29 @@ def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
     )
 
 
-def residents(entries: Mapping[str, Servable | Unavailable]) -> tuple[ResidentPlan, ...]:
-    """The distinct residents of what can be served and is predicted, in the roster's order."""
+def residents(entries: Mapping[str, Servable | Unavailable], budget: Memory | None = None) -> tuple[ResidentPlan, ...]:
+    """The distinct residents of what can be served and is predicted, in the roster's order. budget: None unknown."""
     names: dict[LoadSpec, list[str]] = {}
-    sizes: dict[LoadSpec, int] = {}
+    sizes: dict[LoadSpec, Memory] = {}
     for name, item in entries.items():
         if isinstance(item, Servable) and item.footprint is not None:
             names.setdefault(item.spec, []).append(name)
-            sizes[item.spec] = item.footprint.total_bytes
+            sizes[item.spec] = booked_memory(item.footprint, budget or Memory())
     return tuple(ResidentPlan(tuple(names[spec]), sizes[spec]) for spec in names)
 
 
-def fit_in_order(plans: Iterable[ResidentPlan], budget_bytes: int) -> tuple[ResidentPlan, ...]:
+def fit_in_order(plans: Iterable[ResidentPlan], budget: Memory) -> tuple[ResidentPlan, ...]:
     """The residents taken in order, each that still fits beside those before it."""
     taken: list[ResidentPlan] = []
+    free = budget
     for plan in plans:
-        if sum(other.bytes for other in taken) + plan.bytes <= budget_bytes:
+        if plan.memory.fits_in(free):
             taken.append(plan)
+            free -= plan.memory
     return tuple(taken)
 
 
-def maximal_sets(plans: Sequence[ResidentPlan], budget_bytes: int) -> tuple[tuple[ResidentPlan, ...], ...] | None:
+def maximal_sets(plans: Sequence[ResidentPlan], budget: Memory) -> tuple[tuple[ResidentPlan, ...], ...] | None:
     """Every set of residents that fits and to which no other can be added, larger ones first; None where the
     residents are too many to try all combinations."""
     if len(plans) > _MOST_ENUMERATED:
@@ -272,21 +290,30 @@ def maximal_sets(plans: Sequence[ResidentPlan], budget_bytes: int) -> tuple[tupl
     found: list[tuple[ResidentPlan, ...]] = []
     for count in range(len(plans), 0, -1):
         for chosen in combinations(plans, count):
-            free = budget_bytes - sum(plan.bytes for plan in chosen)
-            if free >= 0 and all(plan in chosen or plan.bytes > free for plan in plans):
+            free = budget - together(chosen)
+            if not free.overdrawn and not any(plan.memory.fits_in(free) for plan in plans if plan not in chosen):
                 found.append(chosen)
     return tuple(found)
 
 
-def most_that_fit(plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
-    """How many residents fit together at best."""
+def most_that_fit(plans: Collection[ResidentPlan], budget: Memory) -> int:
+    """How many residents fit together at best; an upper bound where they need more than one place."""
+    return min((_most_at(place, plans, budget[place]) for place in budget.places), default=len(plans))
+
+
+def _most_at(place: str, plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
     count = total = 0
-    for size in sorted(plan.bytes for plan in plans):
+    for size in sorted(plan.memory[place] for plan in plans):
         total += size
         if total > budget_bytes:
             break
         count += 1
     return count
+
+
+def together(plans: Iterable[ResidentPlan]) -> Memory:
+    """What residents take all at once."""
+    return Memory.total(plan.memory for plan in plans)
 
 
 def page_cache_bytes(entries: Mapping[str, Servable | Unavailable]) -> int:
@@ -297,24 +324,25 @@ def page_cache_bytes(entries: Mapping[str, Servable | Unavailable]) -> int:
 
 
 def budget_doubts(
-    roster: Roster, entries: Mapping[str, Servable | Unavailable], budget_bytes: int | None
+    roster: Roster, entries: Mapping[str, Servable | Unavailable], budget: Memory | None
 ) -> tuple[str, ...]:
     """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
     doubts = []
+    plans = residents(entries, budget)
     pinned = {specialist.name for specialist in roster.specialists if specialist.pin}
     for what, wanted in (("Pinned", pinned), ("pool.preload", set(roster.pool.preload))):
         absent = sorted(name for name in wanted if isinstance(entries[name], Unavailable))
         if absent:
             doubts.append(f"{what}: {', '.join(absent)} cannot be served.")
-        total = sum(plan.bytes for plan in residents(entries) if wanted.intersection(plan.names))
-        if budget_bytes is not None and total > budget_bytes:
-            doubts.append(f"{what}: together {size_text(total)}, the budget is {size_text(budget_bytes)}.")
-    if pinned and budget_bytes is not None:
-        held = [plan for plan in residents(entries) if pinned.intersection(plan.names)]
-        free = budget_bytes - sum(plan.bytes for plan in held)
-        shut_out = [plan.title for plan in residents(entries) if plan not in held and plan.bytes > free]
-        if shut_out and free >= 0:
-            doubts.append(f"What is pinned leaves {size_text(free)}: {', '.join(shut_out)} can never load.")
+        total = together(plan for plan in plans if wanted.intersection(plan.names))
+        if budget is not None and not total.fits_in(budget):
+            doubts.append(f"{what}: together {total}, the budget is {budget}.")
+    if pinned and budget is not None:
+        held = [plan for plan in plans if pinned.intersection(plan.names)]
+        free = budget - together(held)
+        shut_out = [plan.title for plan in plans if plan not in held and not plan.memory.fits_in(free)]
+        if shut_out and not free.overdrawn:
+            doubts.append(f"What is pinned leaves {free}: {', '.join(shut_out)} can never load.")
     fallback = entries.get(roster.fallback) if roster.fallback is not None else None
     if isinstance(fallback, Unavailable):
         instead = "whatever is warm answers in its place" if roster.fallback_warm else "nothing answers in its place"

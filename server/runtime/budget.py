@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from coe.engine.pool.memory import Budget, find_budget
+from coe.engine.pool.places import HOST, Memory
 from coe.router.encoder import EncoderError, find_encoder, memory_bytes
 
 from ..roster.models import Roster
@@ -16,32 +17,33 @@ _ENCODER: Final = "the sentence encoder"
 
 @dataclass(frozen=True)
 class Room:
-    """A roster's budget. held: what of it is no resident's, title -> bytes."""
+    """A roster's budget. held: what of it is no resident's, title -> memory."""
 
     budget: Budget
-    held: Mapping[str, int]
+    held: Mapping[str, Memory]
 
     @property
-    def resident_bytes(self) -> int:
+    def residents(self) -> Memory:
         """What is left to residents."""
-        return max(0, self.budget.bytes - sum(self.held.values()))
+        return (self.budget.memory - Memory.total(self.held.values())).larger(Memory())
 
 
 async def find_room(roster: Roster) -> Room:
     """The budget that a roster asks for.
 
-    Where it is what this machine has free of host memory, the sentence encoder, which the server has yet to load, will
-    take a part. A budget that the roster sets, or one of a GPU, is for residents alone.
+    Where its host memory is what this machine has available, the sentence encoder, which the server has yet to load,
+    will take a part. A budget that the roster sets is for residents alone.
     """
-    asked = roster.pool.vram_budget
-    budget = await find_budget(None if asked == "auto" else asked, roster.pool.vram_margin)
+    pool = roster.pool
+    asked, host_asked = (None if size == "auto" else size for size in (pool.vram_budget, pool.host_budget))
+    budget = await find_budget(asked, pool.vram_margin, host_asked)
     if not budget.of_host:
         return Room(budget, {})
     try:
         source = find_encoder(encoder_of(roster))
     except EncoderError:
         source = None
-    return Room(budget, {_ENCODER: memory_bytes(source)} if source is not None else {})
+    return Room(budget, {_ENCODER: Memory.at(HOST, memory_bytes(source))} if source is not None else {})
 
 
 def encoder_of(roster: Roster) -> str:

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container, Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
+from typing import Final
 
 from coe.engine.errors import EngineError, SourceChangedError
 from coe.engine.pool.pool import Pool
 from coe.engine.spec import ModelFacts
 
 from ..roster.models import Roster
-from .availability import Servable, Unavailable, locate
+from .availability import Hindrance, Servable, Unavailable, locate
 from .hashing import Hashing
 from .resolve import Resolved, resolve
 
 _log = logging.getLogger(__name__)
+_TRY_AGAIN_S: Final = 30.0  # between dry runs of what the GPU had no room to try
 
 
 class Catalog:
     """Owns the resolved roster. Whenever it is resolved anew, the pool is told what it serves from now on."""
 
-    def __init__(self, roster: Roster, resolved: Resolved, pool: Pool) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        resolved: Resolved,
+        pool: Pool,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """resolved: just now. clock: seconds. sleep: for so many of them."""
         self._roster = roster
         self._resolved = resolved
         self._pool = pool
         self._unshared: set[str] = set()  # specialists that turned out unable to share a resident
         self._resolving = asyncio.Lock()
+        self._clock = clock
+        self._sleep = sleep
+        self._resolved_s = clock()
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -74,12 +89,14 @@ class Catalog:
         return [name for name in self.available if self._pool.is_warm(name)]
 
     def start(self) -> None:
-        """Log what is in doubt, and begin to hash, while no request is served, files of which no mask tells what they
-        have in common."""
+        """Log what is in doubt; begin to hash, while no request is served, files of which no mask tells what they have
+        in common; and try again now and then what the GPU had no room to try."""
         for doubt in self.doubts:
             _log.warning("%s", doubt)
         if self._resolved.unhashed:
             self._in_background(self._hash())
+        if self._untried:
+            self._in_background(self._try_again())
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -101,10 +118,24 @@ class Catalog:
             await hashing.close()
         await self._resolve_quietly()  # residents know by themselves; distances between specialists are new
 
+    @property
+    def _untried(self) -> list[str]:
+        items = self.availability.items()
+        return [name for name, it in items if isinstance(it, Unavailable) and it.hindrance is Hindrance.UNTRIED]
+
+    async def _try_again(self) -> None:
+        while untried := self._untried:
+            await self._sleep(_TRY_AGAIN_S)
+            try:
+                await self.recheck(untried[0], being_built=())
+            except Exception:
+                _log.exception("%s could not be tried again", untried[0])
+
     async def _resolve(self) -> None:
         """Look at the files anew. A specialist that is loaded in another way from now on gets another resident."""
-        budget_bytes, known = self._pool.room_bytes, self.doubts
-        self._resolved = await resolve(self._roster, budget_bytes, unshared=self._unshared)
+        known, before = self.doubts, self._resolved.tried
+        self._resolved = await resolve(self._roster, self._pool.room, unshared=self._unshared, before=before)
+        self._resolved_s = self._clock()
         self._pool.serve(self._resolved.entries())
         for doubt in self.doubts:
             if doubt not in known:
@@ -119,15 +150,22 @@ class Catalog:
                 _log.exception("the models' files could not be read again; what is served stays as it is")
 
     async def recheck(self, name: str, *, being_built: Container[object]) -> None:
-        """Re-check an unavailable specialist when its files changed; one that is to be built comes by `adopt`."""
+        """Re-check an unavailable specialist when its files changed, or when the GPU had no room to try it a while ago;
+        one that is to be built comes by `adopt`."""
         if not isinstance(self.availability.get(name), Unavailable) or name in being_built:
             return
         async with self._resolving:
+            item = self.availability[name]
             (found,) = await asyncio.to_thread(locate, self._roster, [name])
-            changed = found.stamps != self._resolved.stamps[name]
-            if isinstance(self.availability[name], Unavailable) and changed:
+            if not isinstance(item, Unavailable):
+                return
+            if found.stamps != self._resolved.stamps[name]:
                 _log.info("the files of %s changed: reading them", name)
-                await self._resolve()
+            elif item.hindrance is Hindrance.UNTRIED and self._clock() >= self._resolved_s + _TRY_AGAIN_S:
+                _log.info("the GPU had no room to try %s: trying again", name)
+            else:
+                return
+            await self._resolve()
 
     async def adopt(self, name: str) -> bool:
         """Serve what was just built, or built anew. False while its old file is in use: to be tried again."""

@@ -11,7 +11,7 @@ from typing import Final
 from coe.engine.errors import EngineError, LayoutError, SharingError, UnavailableError
 from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
-from coe.engine.pool.memory import free_device_bytes
+from coe.engine.pool.memory import Budget, free_memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.pool.spare import SpareWorker
@@ -75,7 +75,7 @@ class College:
         Raises UnavailableError when nothing of the roster can be served.
         """
         room = await find_room(roster)
-        resolved = await resolve(roster, room.resident_bytes)
+        resolved = await resolve(roster, room.residents)
         entries = resolved.entries()
         if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [
@@ -85,8 +85,9 @@ class College:
             ]
             raise UnavailableError("Nothing in the roster can be served on this machine:", lines=lines)
         spare = SpareWorker(partial(WorkerResident.spawn, roster.pool.stall_s))
-        limits = _pool_limits(roster, room.budget.bytes)
-        pool = Pool(entries, limits, spare.start, free_bytes=free_device_bytes, held=room.held)
+        limits = _pool_limits(roster, room.budget)
+        measure = free_memory if limits.budget.cards else None
+        pool = Pool(entries, limits, spare.start, free_memory=measure, held=room.held)
         return cls(roster, resolved, pool, spare, supervisor_of(roster), room.budget.note)
 
     async def start(self) -> None:
@@ -184,9 +185,10 @@ def head_of(roster: Roster) -> Path:
     return SHIPPED if roster.router.head is None else roster.resolve(roster.router.head)
 
 
-def _pool_limits(roster: Roster, budget: int) -> PoolLimits:
+def _pool_limits(roster: Roster, budget: Budget) -> PoolLimits:
     return PoolLimits(
-        budget_bytes=budget,
+        budget=budget.memory,
+        margin_bytes=budget.margin_bytes,
         max_queue=roster.server.max_queue,
         most_shared=roster.pool.most_shared,
         max_bypass_s=roster.pool.max_bypass_s,

@@ -23,7 +23,7 @@ def state_lines(college: College, running: Running) -> Iterator[str]:
     """
     status, now = college.pool.status(), time.perf_counter()
     yield (
-        f"pool: {status.booked_bytes} of {status.budget_bytes} bytes booked, {len(status.waiting)} wait, "
+        f"pool: {status.booked} of {status.budget} booked, {len(status.waiting)} wait, "
         f"{status.loads} loads, {status.failed_loads} failed, {status.evictions} evictions, "
         f"deaths {status.deaths or 'none'}"
     )

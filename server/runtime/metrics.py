@@ -160,6 +160,14 @@ class _PoolCollector(Collector):
         status = self._status()
         yield GaugeMetricFamily("coe_budget_bytes", "Memory that residents may take", status.budget_bytes)
         yield GaugeMetricFamily("coe_booked_bytes", "Memory that residents are booked with", status.booked_bytes)
+        for name, about, memory in (
+            ("coe_place_budget_bytes", "Memory that residents may take, of each card and of the host", status.budget),
+            ("coe_place_booked_bytes", "What of it is booked", status.booked),
+        ):
+            of_place = GaugeMetricFamily(name, about, labels=["place"])
+            for place in status.budget.places:
+                of_place.add_metric([place], memory[place])
+            yield of_place
         yield GaugeMetricFamily("coe_waiting_requests", "Requests that wait for a lease", len(status.waiting))
         yield GaugeMetricFamily("coe_oldest_wait_seconds", "How long the oldest waits", status.oldest_wait_s)
         yield CounterMetricFamily("coe_loads", "Models loaded", status.loads)
@@ -173,12 +181,14 @@ class _PoolCollector(Collector):
         yield GaugeMetricFamily("coe_ready", "1 while /ready says so, else 0", int(not status.stalled))
         # Specialists that share may have several residents: what they have in common is added up.
         booked: Tally[tuple[str, str]] = Tally()
+        hosted: Tally[str] = Tally()
         offloaded: Tally[str] = Tally()
         waits: dict[str, float] = {}
         speeds: dict[str, float] = {}
         leases: Tally[str] = Tally()
         for resident in status.residents:
-            booked[resident.file, resident.state.value] += resident.vram_bytes
+            booked[resident.file, resident.state.value] += status.vram_bytes(resident.memory)
+            hosted[resident.file] += resident.memory.host_bytes
             leases[resident.file] += resident.leases
             offloaded[resident.file] += int(resident.activity.get("offloaded_bytes", 0))
             speed = resident.activity.get("prompt_tokens_per_s", 0.0)
@@ -188,6 +198,7 @@ class _PoolCollector(Collector):
         for labels, size in booked.items():
             bytes_.add_metric(labels, size)
         yield bytes_
+        yield _family(GaugeMetricFamily, "coe_resident_host_bytes", "Booked host memory of residents", hosted)
         yield _family(GaugeMetricFamily, "coe_resident_leases", "Requests on residents", leases)
         yield _family(
             GaugeMetricFamily,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from coe.engine.errors import EngineError, ModelTemplateError
-from coe.engine.pool.memory import Prediction, free_device_bytes, predict
+from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
+from coe.engine.files import stamp
+from coe.engine.pool.memory import Prediction, booked_memory, predict
 from coe.engine.pool.placement import Distances
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.types import Entry
 from coe.engine.request import GenerateRequest
 from coe.engine.spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Sharing, Thinking, ToolForm
 from coe.engine.swap.groups import Contender, Group, find_groups
-from coe.engine.units import size_text
 
 from ..roster.model_files import Location
 from ..roster.models import Roster, Specialist
@@ -29,23 +31,35 @@ _MOST_RAM = 2 * 2**30  # for KV caches offloaded to host memory, where the roste
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A dry run's result. stamp: of the file that was tried, another when it changed."""
+
+    prediction: Prediction
+    stamp: str
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A roster on this machine: each entry looked up once, in a frozen value that every later stage reads.
 
+    budget:       what residents may take.
     availability: what can be served, and why the rest cannot, by name, in the roster's order.
     groups:       specialists that share residents.
     unshared:     why a specialist that might share does not, by name.
     unhashed:     files of groups of which it is not known yet what they have in common.
     stamps:       by name, `Located.stamps` at the time.
     facts:        by name, what the files of those that can be loaded say of themselves.
+    tried:        dry runs that went well, by load.
     """
 
+    budget: Memory
     availability: Mapping[str, Servable | Unavailable]
     groups: tuple[Group, ...]
     unshared: Mapping[str, str]
     unhashed: tuple[Path, ...]
     stamps: Mapping[str, tuple[str, ...]]
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
+    tried: Mapping[LoadSpec, Tried] = field(default_factory=dict)
 
     def entries(self) -> dict[str, Entry]:
         """What the pool has to know of the specialists that can be served."""
@@ -53,7 +67,7 @@ class Resolved:
         return {
             name: Entry(
                 item.spec,
-                item.footprint.total_bytes,
+                booked_memory(item.footprint, self.budget),
                 item.entry.thinking_policy(),
                 item.entry.pin,
                 distances.get(name, Distances()),
@@ -64,13 +78,28 @@ class Resolved:
 
 
 class Predictions:
-    """Dry runs of loads, two at a time and each but once; errors are kept beside the results."""
+    """Dry runs of loads, each but once; errors are kept beside the results.
 
-    def __init__(self, max_prompt_tokens: int | None = None) -> None:
-        """max_prompt_tokens: the roster's own bound; None for the context's alone."""
+    Two at a time, and one at a time on a GPU, of which each takes some hundred MiB for itself.
+    """
+
+    def __init__(self, max_prompt_tokens: int | None = None, before: Mapping[LoadSpec, Tried] | None = None) -> None:
+        """max_prompt_tokens: the roster's own bound; None for the context's alone.
+        before: results of earlier dry runs, which hold where the GPU has no room for another of an unchanged file.
+        """
         self._max_prompt_tokens = max_prompt_tokens
+        self._before = before or {}
         self._results: dict[LoadSpec, Prediction | EngineError] = {}
+        self._stamps: dict[LoadSpec, str] = {}
         self._gate = asyncio.Semaphore(_DRY_RUNS_AT_ONCE)
+        self._gpu = asyncio.Lock()
+        self._may_have_gpu = True  # until a dry run has shown that there is none
+
+    @property
+    def tried(self) -> dict[LoadSpec, Tried]:
+        """What came of the dry runs that went well."""
+        good = {spec: result for spec, result in self._results.items() if isinstance(result, Prediction)}
+        return {spec: Tried(result, self._stamps[spec]) for spec, result in good.items()}
 
     async def make(self, loads: Collection[tuple[Specialist, LoadSpec]]) -> None:
         """Try out loads, each distinct one with the thinking policies and system prompts that it is to carry out."""
@@ -83,13 +112,26 @@ class Predictions:
                 asked.append(self._shortest_chat(entry))
 
         async def one(spec: LoadSpec) -> None:
-            async with self._gate:
-                try:
-                    self._results[spec] = await predict(spec, policies[spec], chats[spec])
-                except EngineError as error:
-                    self._results[spec] = error
+            async with self._gate, self._gpu if spec.gpu_layers and self._may_have_gpu else contextlib.nullcontext():
+                self._results[spec] = await self._try(spec, policies[spec], chats[spec])
 
         await asyncio.gather(*(one(spec) for spec in policies))
+
+    async def _try(
+        self, spec: LoadSpec, policies: Mapping[str, Thinking], chats: Sequence[GenerateRequest]
+    ) -> Prediction | EngineError:
+        try:
+            with contextlib.suppress(OSError):  # whoever reads the file says it better
+                self._stamps[spec] = stamp(spec.path)
+            found = await predict(spec, policies, chats)
+        except NoRoomToTryError as error:
+            before = self._before.get(spec)
+            return before.prediction if before is not None and before.stamp == self._stamps.get(spec) else error
+        except EngineError as error:
+            return error
+        if spec.gpu_layers and not found.on_gpu:
+            self._may_have_gpu = False
+        return found
 
     def _shortest_chat(self, entry: Specialist) -> GenerateRequest:
         return GenerateRequest(
@@ -139,11 +181,17 @@ class Predictions:
 
 
 async def resolve(
-    roster: Roster, budget_bytes: int, *, unshared: Collection[str] = (), scratch: Path | None = None
+    roster: Roster,
+    budget: Memory,
+    *,
+    unshared: Collection[str] = (),
+    scratch: Path | None = None,
+    before: Mapping[LoadSpec, Tried] | None = None,
 ) -> Resolved:
     """Locate every entry, find groups, dry-run every distinct load, and judge. Masks are made ready for loading.
 
     unshared: names that are to be loaded by themselves, whatever they could share.
+    before:   dry runs of an earlier time, see Predictions.
     scratch:  a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
     """
     located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
@@ -152,7 +200,7 @@ async def resolve(
     prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
-    predictions = Predictions(roster.server.max_prompt_tokens)
+    predictions = Predictions(roster.server.max_prompt_tokens, before)
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
     why_unshared = dict(found.unshared)
@@ -160,7 +208,7 @@ async def resolve(
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change
         members = [located[member.name].entry for member in group.members]
-        shared = await _shared_load(roster, group, members, predictions, budget_bytes)
+        shared = await _shared_load(roster, group, members, predictions, budget)
         if isinstance(shared, LoadSpec):
             groups.append(group)
             loads |= {member.name: shared for member in members}
@@ -183,7 +231,7 @@ async def resolve(
     entries = availability(
         tuple(located.values()),
         predictions.__getitem__,
-        budget_bytes,
+        budget,
         predictions.refused,
         loads,
         missing,
@@ -194,7 +242,7 @@ async def resolve(
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
-    return Resolved(entries, tuple(groups), why_unshared, found.unhashed, stamps, facts)
+    return Resolved(budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts, predictions.tried)
 
 
 def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Missing]) -> list[Contender]:
@@ -218,29 +266,29 @@ def _filled_location(roster: Roster, entry: Specialist) -> Location:
 
 
 async def _shared_load(
-    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget_bytes: int
+    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget: Memory
 ) -> LoadSpec | str:
     """The load that a group shares; or why its specialists are better loaded by themselves."""
     pool = roster.pool
     sharing = Sharing(group.members, pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
     spec = members[0].load_spec(group.members[0].path, sharing)
-    on_gpu = spec.gpu_layers != 0 and await free_device_bytes() is not None
-    # Without a GPU this is memory of the budget.
-    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget_bytes // 8)
+    on_gpu = spec.gpu_layers != 0 and bool(budget.cards)
+    # Without a GPU this is memory of vram_budget.
+    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
     try:
-        footprint = await _predicted(members, spec, predictions)
-        if footprint.total_bytes > budget_bytes and spec.ram_budget_bytes and not on_gpu:
+        memory = booked_memory(await _predicted(members, spec, predictions), budget)
+        if HOST in memory.short_of(budget) and spec.ram_budget_bytes:
             # Conversations are read again, which is better than not to be served.
             spec = replace(spec, ram_budget_bytes=0)
-            footprint = await _predicted(members, spec, predictions)
+            memory = booked_memory(await _predicted(members, spec, predictions), budget)
     except EngineError as error:
         _log.warning("%s cannot share a resident: %s", ", ".join(member.name for member in members), error)
         return str(error)
-    if footprint.total_bytes > budget_bytes:
-        return f"one resident for all would need {size_text(footprint.total_bytes)}"
+    if not memory.fits_in(budget):
+        return f"one resident for all would need {memory}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
-    if indifferent and not on_gpu and footprint.total_bytes * len(members) <= budget_bytes:
+    if indifferent and not on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
         return "without a GPU, and with room for all of them, each is faster by itself"
     return spec
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from coe.engine import errors as engine_errors
-from coe.engine.child import Limits, last_words, run, started
+from coe.engine.child import Limits, run, started
 from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, PromptTooLongError
 from coe.engine.vitals import SHORTEST_S, Beat, Vitals
 from coe.surgery import errors as surgery_errors
@@ -105,15 +105,16 @@ class TestErrors:
         with pytest.raises(ChildDiedError, match=r"exit 3\): it printed nothing"):
             await run(name, None, title=TITLE)
 
-    def test_the_most_telling_line_is_the_last_word(self) -> None:
-        assert last_words(b"x.c: GGML_ASSERT(x)\nFatal Python error: Aborted\n  File 'y'\n") == "x.c: GGML_ASSERT(x)"
-        assert last_words(b"one\n\n two \n\n") == "two"
-        assert last_words(b"") == ""
-        assert (
-            last_words(b"/tmp/build-1/ggml/src/ggml.c:1814: GGML_ASSERT(o) failed")
-            == "ggml.c:1814: GGML_ASSERT(o) failed"
-        )
-        assert last_words(b"[x] a/b.gguf: GGML_ASSERT(a/b) failed") == "[x] a/b.gguf: GGML_ASSERT(a/b) failed"
+    async def test_an_error_of_a_gpu_is_heard_though_it_went_to_the_log(self, module: Callable[[str], str]) -> None:
+        name = module("""
+            from coe.engine.llama.log import capture
+            log = capture()
+            for line in (b"CUDA error: out of memory", b"  current device: 0, in function alloc at ggml-cuda.cu:651"):
+                log._receive(4, line + b"\\n", None)
+            os.abort()
+        """)
+        with pytest.raises(ChildDiedError, match=r"SIGABRT: CUDA error: out of memory"):
+            await run(name, None, title=TITLE)
 
 
 class TestLimits:

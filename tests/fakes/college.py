@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.inbox import Unread
+from coe.engine.pool.places import Memory
 from coe.engine.pool.status import PoolStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished, GenerateRequest
 from coe.router.conversation import ConversationKey
@@ -25,7 +26,7 @@ from coe.server.runtime.request import Request
 from fakes.asgi import Client, Message
 
 Script = Sequence[Event | Exception]
-NOBODY = PoolStatus(0, 0, (), (), 0.0, 0, 0, 0, ())
+NOBODY = PoolStatus(Memory(), Memory(), (), (), 0.0, 0, 0, 0, ())
 
 
 def script(text: str, reason: Finish, **facts: Any) -> Script:

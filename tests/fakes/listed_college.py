@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from coe.engine.errors import UnavailableError
 from coe.engine.pool.admission import State
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.status import PoolStatus, ResidentStatus
 from coe.engine.spec import Footprint, LoadSpec, ModelFacts
 from coe.server.api.app import NO_KEYS
@@ -26,6 +27,7 @@ ENTRIES: Final[list[dict[str, Any]]] = [
     {"name": "law", "file": "law.gguf", "thinking": "on", "pin": True, "context_tokens": 32768, "tools": "ignore"},
     {"name": "gone", "file": "gone.gguf"},
 ]
+MEMORY: Final = {"law": Memory({"CUDA0": 123, HOST: 7})}  # of residents beside which host memory is counted
 FACTS: Final = ModelFacts("gemma4", 13_900_000_000, 30, 2816, "Q4_K_M", 15)
 
 
@@ -50,7 +52,7 @@ class Listed(ServedCollege):
         self.catalog = SimpleNamespace(
             availability=made, available=available, facts={"math": FACTS}, stamps=lambda name: (f"{name} 1",)
         )
-        status = lambda: PoolStatus(0, 0, tuple(self.residents), (), 0.0, 0, 0, 0, ())  # noqa: E731
+        status = lambda: PoolStatus(Memory(), Memory(), tuple(self.residents), (), 0.0, 0, 0, 0, ())  # noqa: E731
         self.required: list[str] = []
         self.embeddings = SimpleNamespace(
             encoder=None, is_encoder=lambda name: name == "all-minilm", require=self.required.append
@@ -68,7 +70,9 @@ class Listed(ServedCollege):
 
 
 def resident(name: str, state: State = State.WARM, idle_s: float = 0.0) -> ResidentStatus:
-    return ResidentStatus((name,), name, f"{name}.gguf", state, 123, 0, 4, idle_s, 1.0, 2.0, False, {})
+    return ResidentStatus(
+        (name,), name, f"{name}.gguf", state, MEMORY.get(name, Memory.at(HOST, 123)), 0, 4, idle_s, 1.0, 2.0, False, {}
+    )
 
 
 async def answered(

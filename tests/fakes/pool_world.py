@@ -11,19 +11,22 @@ from coe.engine.errors import EngineError
 from coe.engine.pool.admission import State
 from coe.engine.pool.inbox import Unread
 from coe.engine.pool.leases import Lease
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
-from coe.engine.pool.resident import Loss
+from coe.engine.pool.resident import FreeReading, Loss
 from coe.engine.request import Event, GenerateRequest
 from coe.engine.spec import LoadSpec, Thinking
 
+CARD = "CUDA0"
 LONG_S = 3600.0  # no test waits so long: it ends by what it does
 
 
 class FakeResident:
-    def __init__(self, name: str, memory_bytes: int | None) -> None:
+    def __init__(self, name: str, memory: Memory | None) -> None:
         self.name = name
-        self.memory_bytes = memory_bytes
+        self.memory = memory
         self.activity: dict[str, float] = {}
+        self.free: FreeReading | None = None
         self.gone = asyncio.Event()
         self.lost: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
         self.refused: list[EngineError] = []
@@ -71,7 +74,8 @@ class FakeLoader:
         self.gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.started: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.failures: dict[str, Exception] = {}
-        self.memory_bytes: dict[str, int] = {}
+        self.first_failures: dict[str, Exception] = {}  # of the next load alone
+        self.memory: dict[str, Memory] = {}
         self.residents: dict[str, FakeResident] = {}
         self.progress: dict[str, Callable[[float], None]] = {}
 
@@ -89,9 +93,11 @@ class FakeLoader:
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
+        if name in self.first_failures:
+            raise self.first_failures.pop(name)
         if name in self.failures:
             raise self.failures[name]
-        self.residents[name] = FakeResident(name, self.memory_bytes.get(name))
+        self.residents[name] = FakeResident(name, self.memory.get(name))
         return self.residents[name]
 
     def hold(self, *names: str) -> None:
@@ -127,6 +133,16 @@ class Clock:
         for _, callback, arguments, handle in due:
             if not handle.cancelled():
                 callback(*arguments)
+
+
+def host(n_bytes: int) -> Memory:
+    """Of the host alone."""
+    return Memory.at(HOST, n_bytes)
+
+
+def both(card_bytes: int, host_bytes: int) -> Memory:
+    """Of a machine with one card."""
+    return Memory({CARD: card_bytes, HOST: host_bytes})
 
 
 async def turns() -> None:

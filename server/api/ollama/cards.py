@@ -229,18 +229,16 @@ def running(college: College, now: datetime) -> list[dict[str, Any]]:
         if resident.state is not State.WARM or not isinstance(item, Servable):
             continue
         card = card_of(college, resident.specialist)
-        host = item.footprint.host_bytes if item.footprint is not None else 0
         ttl_s = college.roster.pool.idle_ttl_s
         left = _FOR_EVER if ttl_s is None or item.entry.pin else timedelta(seconds=max(0.0, ttl_s - resident.idle_s))
         entry = {
             "name": tagged(card.name),
             "model": tagged(card.name),
-            "size": resident.vram_bytes + host,
+            "size": resident.memory.total_bytes,
             "digest": card.digest,
             "details": card.details,
             "expires_at": timestamp(now + left),
-            # Without a GPU what is counted is host memory, and there is none beside it.
-            "size_vram": resident.vram_bytes if host else 0,
+            "size_vram": resident.memory.card_bytes,
             "context_length": card.context_tokens,
         }
         found.append((now + left, entry))

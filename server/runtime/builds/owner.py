@@ -242,7 +242,7 @@ class Builds:
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
         pool = self._pool
-        prepared = await prepare(job, order, machine_of(specialist), pool.room_bytes, stall_s=pool.limits.stall_s)
+        prepared = await prepare(job, order, machine_of(specialist), pool.room.vram_bytes, stall_s=pool.limits.stall_s)
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -292,13 +292,13 @@ class Builds:
             preempted = True
             await process.stop()
 
-        title = f"the build of {name}"
+        title, memory = f"the build of {name}", self._pool.room.spread(need_bytes)
         room: Reservation | None
         if priority:
-            room = await self._pool.reserve(title, need_bytes)
+            room = await self._pool.reserve(title, memory)
         else:
             room = await self._unless_priority_waits(
-                self._pool.reserve(title, need_bytes, waits_for_idle=True, stop=preempt)
+                self._pool.reserve(title, memory, waits_for_idle=True, stop=preempt)
             )
         if room is None:
             return True

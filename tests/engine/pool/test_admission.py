@@ -36,17 +36,23 @@ from coe.engine.pool.decisions import (
     WaitReason,
 )
 from coe.engine.pool.placement import CacheAffinity, Distances, Fit
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.swap.plan import Pair
+from fakes.pool_world import CARD, both, host
 
 BOUND_S = 10.0
 
 
 def warm(key: str, size: int = 4, *, leases: int = 0, last_used: float = 0.0, pinned: bool = False) -> ResidentView:
-    return ResidentView(key, State.WARM, size, leases, 2, last_used, pinned, group=key)
+    return ResidentView(key, State.WARM, host(size), leases, 2, last_used, pinned, group=key)
 
 
 def waiter(number: int, key: str, size: int = 4, *, bypassed_s: float = 0.0) -> WaiterView:
-    return WaiterView(number, key, size, bypassed_s)
+    return WaiterView(number, key, host(size), bypassed_s)
+
+
+def ledger(need: int, free: int, budget: int) -> Ledger:
+    return Ledger(host(need), host(free), host(budget))
 
 
 # What is done; decisions are equal whatever their reasons are.
@@ -55,7 +61,7 @@ def granted(*pairs: tuple[int, str]) -> tuple[Grant, ...]:
 
 
 def loaded(*pairs: tuple[str, str]) -> tuple[Load, ...]:
-    return tuple(Load(*pair, waiter=0, reason=LoadReason.COLD, ledger=Ledger(0, 0, 0)) for pair in pairs)
+    return tuple(Load(*pair, waiter=0, reason=LoadReason.COLD, ledger=ledger(0, 0, 0)) for pair in pairs)
 
 
 def evicted(*keys: str) -> tuple[Eviction, ...]:
@@ -63,7 +69,7 @@ def evicted(*keys: str) -> tuple[Eviction, ...]:
 
 
 def decide(waiters: list[WaiterView], residents: list[ResidentView], budget: int = 8, *, now: float = 0.0) -> Plan:
-    return plan(waiters, residents, budget, max_bypass_s=BOUND_S, now=now, groups={"": GROUP})
+    return plan(waiters, residents, host(budget), max_bypass_s=BOUND_S, now=now, groups={"": GROUP})
 
 
 # Of one group: a law resident becomes a court one with few bytes, a math one with many.
@@ -74,32 +80,32 @@ GROUP = GroupView(Distances([Pair(one, other, 0, changed) for (one, other), chan
 def shared(key: str, specialist: str, *, last_used: float = 0.0, **leases: int) -> ResidentView:
     """leases: of each specialist."""
     total = sum(leases.values())
-    return ResidentView(key, State.WARM, 4, total, 2, last_used, specialist=specialist, shares=leases)
+    return ResidentView(key, State.WARM, host(4), total, 2, last_used, specialist=specialist, shares=leases)
 
 
 def wants(number: int, specialist: str, *, bypassed_s: float = 0.0) -> WaiterView:
-    return WaiterView(number, "", 4, bypassed_s, specialist)
+    return WaiterView(number, "", host(4), bypassed_s, specialist)
 
 
 class TestEvictions:
     def test_nothing_goes_while_it_fits(self) -> None:
-        assert plan_evictions(4, [warm("a")], 8) == []
+        assert plan_evictions(host(4), [warm("a")], host(8)) == []
 
     def test_the_least_recently_used_goes_first(self) -> None:
-        assert plan_evictions(4, [warm("a", last_used=5), warm("b", last_used=2)], 8) == ["b"]
+        assert plan_evictions(host(4), [warm("a", last_used=5), warm("b", last_used=2)], host(8)) == ["b"]
 
     def test_a_busy_resident_stays(self) -> None:
-        assert plan_evictions(4, [warm("a", leases=1, last_used=1), warm("b", last_used=9)], 8) == ["b"]
+        assert plan_evictions(host(4), [warm("a", leases=1, last_used=1), warm("b", last_used=9)], host(8)) == ["b"]
 
     def test_a_pinned_resident_stays(self) -> None:
-        assert plan_evictions(8, [warm("a", pinned=True), warm("b")], 8) is None
+        assert plan_evictions(host(8), [warm("a", pinned=True), warm("b")], host(8)) is None
 
     def test_no_resident_is_stopped_in_vain(self) -> None:
-        assert plan_evictions(8, [warm("a", leases=1), warm("b")], 8) is None
+        assert plan_evictions(host(8), [warm("a", leases=1), warm("b")], host(8)) is None
 
     def test_a_resident_that_is_going_counts_as_room_to_come(self) -> None:
         going = replace(warm("a"), state=State.DRAINING)
-        assert plan_evictions(4, [going, warm("b")], 8) == []
+        assert plan_evictions(host(4), [going, warm("b")], host(8)) == []
 
 
 class TestPlan:
@@ -146,6 +152,72 @@ class TestPlan:
         assert expired(residents, 1e9, None) == []
 
 
+class TestPlaces:
+    """A machine with a card: what is needed of each place has to be free there."""
+
+    def decide(self, waiters: list[WaiterView], residents: list[ResidentView]) -> Plan:
+        return plan(waiters, residents, both(8, 8), max_bypass_s=BOUND_S, now=0.0)
+
+    def warm(self, key: str, memory: Memory, *, leases: int = 0, last_used: float = 0.0) -> ResidentView:
+        return replace(warm(key, leases=leases, last_used=last_used), memory=memory)
+
+    def waiter(self, number: int, key: str, need: Memory) -> WaiterView:
+        return replace(waiter(number, key), need=need)
+
+    def test_the_host_may_be_full_while_the_card_has_room(self) -> None:
+        busy = self.warm("a", both(2, 6), leases=1)
+        decided = self.decide([self.waiter(1, "b", both(2, 6))], [busy])
+        assert decided == Plan()
+        assert str(decided.waits[0]) == "room, after 0.0 s, host: 6 bytes needed, 2 bytes of 8 bytes free"
+
+    def test_only_residents_that_hold_what_is_short_go(self) -> None:
+        on_card, on_host = self.warm("a", both(6, 0), last_used=1), self.warm("b", both(0, 6), last_used=2)
+        assert self.decide([self.waiter(1, "c", both(2, 6))], [on_card, on_host]).evict == evicted("b")
+        assert self.decide([self.waiter(1, "c", both(6, 2))], [on_card, on_host]).evict == evicted("a")
+        assert self.decide([self.waiter(1, "c", both(6, 6))], [on_card, on_host]).evict == evicted("a", "b")
+
+    def test_none_goes_where_only_one_of_two_places_can_be_freed(self) -> None:
+        residents = [self.warm("a", both(6, 0)), self.warm("b", both(0, 6), leases=1)]
+        assert self.decide([self.waiter(1, "c", both(6, 6))], residents) == Plan()
+
+    def test_a_later_waiter_is_loaded_where_the_earlier_one_needs_nothing(self) -> None:
+        busy = self.warm("a", both(8, 0), leases=1)
+        waiters = [self.waiter(1, "b", both(4, 0)), self.waiter(2, "c", both(0, 4))]
+        assert self.decide(waiters, [busy]) == Plan(load=loaded(("c", "")))
+
+    def test_it_takes_nothing_that_the_earlier_one_will_need(self) -> None:
+        busy = self.warm("a", both(8, 0), leases=1)
+        first = self.waiter(1, "b", both(4, 5))
+        assert self.decide([first, self.waiter(2, "c", both(0, 3))], [busy]) == Plan(load=loaded(("c", "")))
+        assert self.decide([first, self.waiter(2, "c", both(0, 4))], [busy]) == Plan()
+
+    def test_more_booked_than_the_host_has_makes_those_go_that_hold_it(self) -> None:
+        residents = [self.warm("a", both(4, 0)), self.warm("b", both(1, 3), last_used=9), self.warm("c", both(1, 6))]
+        residents[2] = replace(residents[2], leases=1)
+        decided = self.decide([], residents)
+        assert decided == Plan(evict=evicted("b"))
+        assert str(decided.evict[0]) == "over budget, idle for -9.0 s, host: 0 MiB needed, -1 bytes of 8 bytes free"
+
+    def test_only_residents_at_the_place_that_is_short_close_to_newcomers(self) -> None:
+        residents = [self.warm("a", both(4, 0), leases=1), self.warm("b", both(0, 6), leases=1)]
+        overdue = replace(self.waiter(1, "c", both(0, 4)), bypassed_s=BOUND_S)
+        newcomers = [waiter(2, "a"), waiter(3, "b")]
+        assert self.decide([overdue, *newcomers], residents).grants == granted((2, "a"))
+
+    def test_what_never_fits_the_host_is_refused_with_its_figures(self) -> None:
+        pinned = replace(self.warm("p", both(1, 3)), pinned=True)
+        newcomer = self.waiter(1, "a", both(2, 6))
+        refusal = refuse(newcomer, [], [pinned], both(8, 8), max_queue=9, max_bypass_s=BOUND_S, now=0.0)
+        assert refusal is not None
+        assert str(refusal) == "never fits, host: 6 bytes needed, 5 bytes of 8 bytes free"
+        assert (refusal.kept, refusal.kept_memory) == (("p",), both(1, 3))
+
+    def test_a_resident_of_the_host_alone_is_let_in_whatever_is_pinned_on_the_card(self) -> None:
+        pinned = replace(self.warm("p", both(9, 0)), pinned=True)  # more than predicted
+        newcomer = self.waiter(1, "a", both(0, 6))
+        assert refuse(newcomer, [], [pinned], both(8, 8), max_queue=9, max_bypass_s=BOUND_S, now=0.0) is None
+
+
 class TestSharing:
     """Residents that become one specialist or another."""
 
@@ -186,7 +258,12 @@ class TestSharing:
 
     def test_no_more_residents_than_the_group_may_have(self) -> None:
         decided = plan(
-            [wants(1, "math")], [shared("r1", "law")], 8, max_bypass_s=1.0, now=0.0, groups={"": replace(GROUP, most=1)}
+            [wants(1, "math")],
+            [shared("r1", "law")],
+            host(8),
+            max_bypass_s=1.0,
+            now=0.0,
+            groups={"": replace(GROUP, most=1)},
         )
         assert decided == Plan(granted((1, "r1")))
 
@@ -234,26 +311,26 @@ class TestReasons:
 
     def test_a_load_tells_the_bytes_and_for_which_request_it_is(self) -> None:
         first, second = decide([waiter(1, "a", 3), waiter(2, "b", 4)], []).load
-        assert (first.waiter, first.reason, first.ledger) == (1, LoadReason.COLD, Ledger(3, 8, 8))
-        assert (second.waiter, second.reason, second.ledger) == (2, LoadReason.COLD, Ledger(4, 5, 8))
+        assert (first.waiter, first.reason, first.ledger) == (1, LoadReason.COLD, ledger(3, 8, 8))
+        assert (second.waiter, second.reason, second.ledger) == (2, LoadReason.COLD, ledger(4, 5, 8))
         assert not first.is_spread
 
     def test_a_spread_tells_whether_a_swap_displaced_it_or_places_were_lacking(self) -> None:
         (load,) = decide([wants(1, "math")], [shared("r1", "law")]).load
-        assert (load.reason, load.ledger, load.is_spread) == (LoadReason.DISPLACED, Ledger(4, 4, 8), True)
+        assert (load.reason, load.ledger, load.is_spread) == (LoadReason.DISPLACED, ledger(4, 4, 8), True)
         (load,) = decide([wants(1, "math")], [shared("r1", "law", math=2)]).load
         assert (load.reason, load.waiter, load.is_spread) == (LoadReason.CROWDED, 1, True)
 
     def test_an_eviction_tells_for_whom_and_how_long_the_resident_was_idle(self) -> None:
         (eviction,) = decide([waiter(7, "b", 6)], [warm("a", last_used=20)], now=50.0).evict
         assert (eviction.reason, eviction.idle_s, eviction.waiter) == (EvictionReason.ROOM, 30.0, 7)
-        assert eviction.ledger == Ledger(6, 4, 8)
+        assert eviction.ledger == ledger(6, 4, 8)
 
     def test_an_eviction_over_budget_is_for_no_request(self) -> None:
         residents = [warm("a", 4, last_used=1), warm("b", 6, last_used=2, leases=1)]
         (eviction,) = decide([], residents, now=5.0).evict
         assert (eviction.reason, eviction.idle_s, eviction.waiter) == (EvictionReason.OVER_BUDGET, 4.0, None)
-        assert eviction.ledger == Ledger(0, -2, 8)
+        assert eviction.ledger == ledger(0, -2, 8)
 
     def test_residents_that_go_by_themselves_tell_why(self) -> None:
         (eviction,) = expired([warm("a", last_used=10)], 100.0, 30.0)
@@ -274,7 +351,7 @@ class TestReasons:
             (WaitReason.LOADING, None), (WaitReason.STOPPING, None), (WaitReason.FULL, None), (WaitReason.ROOM, None),
             (WaitReason.BEHIND, 4),
         ]  # fmt: skip
-        assert waits[3] == Wait(4, WaitReason.ROOM, Ledger(9, 7, 10), 2.0)
+        assert waits[3] == Wait(4, WaitReason.ROOM, ledger(9, 7, 10), 2.0)
 
     def test_a_waiter_whose_load_begins_waits_for_it(self) -> None:
         assert [wait.reason for wait in decide([waiter(1, "a"), waiter(2, "a")], []).waits] == [WaitReason.LOADING] * 2
@@ -285,7 +362,7 @@ class TestReasons:
 
     def test_nothing_is_loaded_while_more_is_booked_than_the_budget(self) -> None:
         (wait,) = decide([waiter(1, "b", 1)], [warm("a", 9, leases=1)]).waits
-        assert (wait.reason, wait.ledger) == (WaitReason.OVER_BUDGET, Ledger(1, -1, 8))
+        assert (wait.reason, wait.ledger) == (WaitReason.OVER_BUDGET, ledger(1, -1, 8))
 
     def test_the_reason_does_not_make_another_decision(self) -> None:
         assert decide([wants(1, "court")], [shared("r1", "law")], budget=4).grants == granted((1, "r1"))
@@ -296,24 +373,32 @@ class TestRefusals:
         self, newcomer: WaiterView, waiters: list[WaiterView], residents: list[ResidentView], retry_s: float = 0.0
     ) -> Refusal | None:
         return refuse(
-            newcomer, waiters, residents, 8, max_queue=1, max_bypass_s=BOUND_S, now=0.0, groups={}, retry_s=retry_s
+            newcomer,
+            waiters,
+            residents,
+            host(8),
+            max_queue=1,
+            max_bypass_s=BOUND_S,
+            now=0.0,
+            groups={},
+            retry_s=retry_s,
         )
 
     def test_what_never_fits_beside_the_pinned_is_refused_with_the_sum(self) -> None:
         refusal = self.refused(waiter(1, "a", 6), [], [warm("p", 3, pinned=True), warm("b", 5)])
-        assert refusal == Refusal(RefusalReason.NEVER_FITS, Ledger(6, 5, 8), kept=("p",), kept_bytes=3)
+        assert refusal == Refusal(RefusalReason.NEVER_FITS, ledger(6, 5, 8), kept=("p",), kept_memory=host(3))
         assert self.refused(waiter(1, "a", 5), [], [warm("p", 3, pinned=True), warm("b", 5)]) is None
 
     def test_a_load_that_failed_a_moment_ago_is_not_tried_again(self) -> None:
         refusal = self.refused(waiter(1, "a", 6), [], [], retry_s=4.0)
-        assert refusal == Refusal(RefusalReason.BACK_OFF, Ledger(6, 8, 8), retry_s=4.0)
+        assert refusal == Refusal(RefusalReason.BACK_OFF, ledger(6, 8, 8), retry_s=4.0)
         assert self.refused(waiter(1, "a"), [], [warm("a")], retry_s=4.0) is None, "another resident serves it"
 
     def test_a_full_queue_takes_only_what_is_served_at_once(self) -> None:
         waiting, residents = [waiter(1, "b", 8)], [warm("a", leases=1)]
         assert self.refused(waiter(2, "a"), waiting, residents) is None
         refusal = self.refused(waiter(2, "c"), waiting, residents)
-        assert refusal == Refusal(RefusalReason.QUEUE_FULL, Ledger(4, 4, 8), n_waiting=1)
+        assert refusal == Refusal(RefusalReason.QUEUE_FULL, ledger(4, 4, 8), n_waiting=1)
 
 
 @dataclass
@@ -324,7 +409,7 @@ class Seat:
     group: str
     specialist: str
     state: State
-    size: int
+    memory: Memory
     last_used: float = 0.0
     shares: Counter[str] = field(default_factory=Counter)
 
@@ -336,14 +421,20 @@ class Seat:
         shares = +self.shares if self.group == "shared" else {}
         leases = self.leases
         return ResidentView(
-            self.key, self.state, self.size, leases, 2, self.last_used, False, self.group, self.specialist, shares
+            self.key, self.state, self.memory, leases, 2, self.last_used, False, self.group, self.specialist, shares
         )
 
 
-# specialist -> its group, and the size of a resident of that
-WORLD = {"a": ("a", 3), "b": ("b", 4), "d": ("d", 8), **dict.fromkeys(("s1", "s2", "s3"), ("shared", 5))}
+# specialist -> its group, and what a resident of that takes: of the card, of the host, of both
+WORLD = {
+    "a": ("a", both(3, 1)),
+    "b": ("b", both(4, 5)),
+    "c": ("c", both(0, 4)),
+    "d": ("d", both(8, 0)),
+    **dict.fromkeys(("s1", "s2", "s3"), ("shared", both(5, 2))),
+}
 SHARED = GroupView(Distances([Pair(one, other, 0, 1) for one, other in combinations(("s1", "s2", "s3"), 2)]), most=3)
-BUDGET = 10
+BUDGET = both(10, 8)
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -435,7 +526,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def the_budget_holds(self) -> None:
-        assert sum(seat.size for seat in self.seats.values()) <= BUDGET
+        booked = Memory.total(seat.memory for seat in self.seats.values())
+        assert booked[CARD] <= BUDGET[CARD]
+        assert booked[HOST] <= BUDGET[HOST]
 
     def teardown(self) -> None:
         """Whatever has happened: when requests end and loads do, every request that waits is served."""

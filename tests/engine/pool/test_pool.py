@@ -22,10 +22,11 @@ from coe.engine.errors import (
     WorkerDiedError,
 )
 from coe.engine.pool.admission import State
+from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec
-from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, states, turns
+from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, both, host, states, turns
 
 
 @pytest.fixture
@@ -52,16 +53,17 @@ async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
         budget: int = 8,
         *,
         pinned: frozenset[str] | set[str] = frozenset(),
-        free_bytes: Any = None,
+        free_memory: Any = None,
         settings: Mapping[str, Any] | None = None,
-        held: Mapping[str, int] | None = None,
+        held: Mapping[str, Memory] | None = None,
         **sizes: int,
     ) -> Pool:
         entries = {
-            name: Entry(LoadSpec(Path(name), parallel=2), size, pinned=name in pinned) for name, size in sizes.items()
+            name: Entry(LoadSpec(Path(name), parallel=2), host(size), pinned=name in pinned)
+            for name, size in sizes.items()
         }
-        limits = PoolLimits(budget, **(settings or {}))
-        pools.append(Pool(entries, limits, loader, clock=clock, free_bytes=free_bytes, held=held))
+        limits = PoolLimits(host(budget), **(settings or {}))
+        pools.append(Pool(entries, limits, loader, clock=clock, free_memory=free_memory, held=held))
         return pools[-1]
 
     yield make
@@ -573,13 +575,13 @@ class TestWaiting:
 class TestMeasuring:
     async def test_bytes_above_the_prediction_are_booked(self, new_pool: NewPool, loader: FakeLoader) -> None:
         pool = new_pool(a=4)
-        loader.memory_bytes["a"] = 5
+        loader.memory["a"] = host(5)
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 5
 
     async def test_bytes_below_it_are_not_trusted(self, new_pool: NewPool, loader: FakeLoader) -> None:
         pool = new_pool(a=4)
-        loader.memory_bytes["a"] = 2
+        loader.memory["a"] = host(2)
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 4
 
@@ -587,7 +589,7 @@ class TestMeasuring:
         self, new_pool: NewPool, loader: FakeLoader, clock: Clock
     ) -> None:
         pool = new_pool(a=4, b=4)
-        loader.memory_bytes["a"] = 5
+        loader.memory["a"] = host(5)
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         await pool.unload("a")
         clock.advance(1)
@@ -604,7 +606,7 @@ class TestMeasuring:
         pool = new_pool(a=4, b=4)
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         clock.advance(1)
-        loader.memory_bytes["b"] = 6
+        loader.memory["b"] = host(6)
         held = await pool.lease("b", max_wait_s=LONG_S)
         await turns()
         assert states(pool) == {"b": State.WARM}
@@ -614,22 +616,45 @@ class TestMeasuring:
     async def test_the_device_is_asked_before_and_after(self, new_pool: NewPool) -> None:
         free = iter([100, 93])
 
-        async def free_bytes() -> int:
-            return next(free)
+        async def free_memory() -> Memory:
+            return host(next(free))
 
-        pool = new_pool(a=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, free_memory=free_memory)
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 7
+
+    @pytest.mark.parametrize(("lost", "measured", "expected"), [(0, 6, 6), (7, 6, 7), (0, 3, 4)])
+    async def test_the_larger_is_believed_of_what_the_card_lost_and_what_the_worker_measured(
+        self, lost: int, measured: int, expected: int, new_pool: NewPool, loader: FakeLoader
+    ) -> None:
+        free = iter([100, 100 - lost])
+
+        async def free_memory() -> Memory:
+            return host(next(free))
+
+        loader.memory["a"] = host(measured)
+        pool = new_pool(a=4, free_memory=free_memory)
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert booked(pool) == expected
+
+    async def test_each_place_is_measured_by_itself(self, loader: FakeLoader, clock: Clock) -> None:
+        loader.memory["a"] = both(6, 1)
+        entries = {"a": Entry(LoadSpec(Path("a")), both(4, 3))}
+        pool = Pool(entries, PoolLimits(both(8, 8)), loader, clock=clock)
+        await pool.lease("a", max_wait_s=LONG_S)
+        assert pool.status().booked == both(6, 3)
+        assert booked(pool) == 6
+        await pool.close()
 
     async def test_the_device_is_asked_at_the_first_load_of_each_group(self, new_pool: NewPool) -> None:
         free, asked = iter([100, 93, 100, 95]), 0
 
-        async def free_bytes() -> int:
+        async def free_memory() -> Memory:
             nonlocal asked
             asked += 1
-            return next(free)
+            return host(next(free))
 
-        pool = new_pool(a=4, b=4, budget=8, free_bytes=free_bytes)
+        pool = new_pool(a=4, b=4, budget=8, free_memory=free_memory)
         for name in ("a", "b", "a", "b"):
             (await pool.lease(name, max_wait_s=LONG_S)).release()
         assert pool.loads == 4
@@ -639,11 +664,11 @@ class TestMeasuring:
     async def test_a_machine_without_a_device_is_asked_once(self, new_pool: NewPool) -> None:
         asked = 0
 
-        async def free_bytes() -> None:
+        async def free_memory() -> None:
             nonlocal asked
             asked += 1
 
-        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, b=4, free_memory=free_memory)
         await pool.lease("a", max_wait_s=LONG_S)
         await pool.lease("b", max_wait_s=LONG_S)
         assert asked == 1
@@ -651,19 +676,19 @@ class TestMeasuring:
     async def test_what_is_more_than_the_budget_is_measured_again(self, new_pool: NewPool) -> None:
         free = iter([100, 80, 100, 92, 100, 95])
 
-        async def free_bytes() -> int:
-            return next(free)
+        async def free_memory() -> Memory:
+            return host(next(free))
 
-        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, b=4, free_memory=free_memory)
         for name in ("a", "b", "a"):
             (await pool.lease(name, max_wait_s=LONG_S)).release()
         assert booked(pool) == 5, "15 of the 20 that went at first were another program's"
 
     async def test_two_loads_at_once_are_not_measured_as_one(self, new_pool: NewPool, loader: FakeLoader) -> None:
-        async def free_bytes() -> int:
-            return 100 - 4 * len(loader.residents)
+        async def free_memory() -> Memory:
+            return host(100 - 4 * len(loader.residents))
 
-        pool = new_pool(a=4, b=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, b=4, free_memory=free_memory)
         loader.hold("a")
         first, second = ask(pool, "a"), ask(pool, "b")
         await second
@@ -672,10 +697,10 @@ class TestMeasuring:
         assert booked(pool) == 8
 
     async def test_a_measurement_that_fails_does_not_fail_the_load(self, new_pool: NewPool) -> None:
-        async def free_bytes() -> int:
+        async def free_memory() -> Memory:
             raise EngineError("no device")
 
-        pool = new_pool(a=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, free_memory=free_memory)
         await pool.lease("a", max_wait_s=LONG_S)
         assert booked(pool) == 4
 
@@ -702,13 +727,13 @@ class TestClosing:
     ) -> None:
         measured = asyncio.Event()
 
-        async def free_bytes() -> int:
+        async def free_memory() -> Memory:
             if loader.residents:
                 measured.set()
                 await asyncio.Event().wait()
-            return 100
+            return host(100)
 
-        pool = new_pool(a=4, free_bytes=free_bytes)
+        pool = new_pool(a=4, free_memory=free_memory)
         asked = ask(pool, "a")
         await measured.wait()
         await pool.close()
@@ -722,7 +747,7 @@ class TestReservations:
 
     async def test_room_is_booked_like_a_resident_and_given_back(self, new_pool: NewPool) -> None:
         pool = new_pool(a=4)
-        room = await pool.reserve("the build of a", 5)
+        room = await pool.reserve("the build of a", host(5))
         assert booked(pool) == 5
         (shown,) = pool.status().residents
         assert (shown.specialists, shown.file, shown.state) == ((), "the build of a", State.WARM)
@@ -734,7 +759,7 @@ class TestReservations:
         pool = new_pool(a=4, b=4)
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         busy = await pool.lease("b", max_wait_s=LONG_S)
-        asked = asyncio.create_task(pool.reserve("a build", 6))
+        asked = asyncio.create_task(pool.reserve("a build", host(6)))
         await turns()
         assert not asked.done()
         assert states(pool)["b"] is State.WARM
@@ -745,7 +770,7 @@ class TestReservations:
         self, new_pool: NewPool, clock: Clock
     ) -> None:
         pool = new_pool(a=4, b=3)
-        room = await pool.reserve("the build of x", 5)
+        room = await pool.reserve("the build of x", host(5))
         with pytest.raises(UnavailableError, match="held by the build of x"):
             await pool.lease("a", max_wait_s=LONG_S)
         (await pool.lease("b", max_wait_s=LONG_S)).release()
@@ -763,7 +788,7 @@ class TestReservations:
             stopped.set()
             await may_end.wait()
 
-        room = await pool.reserve("a build", 4, stop=stop)
+        room = await pool.reserve("a build", host(4), stop=stop)
         asked = ask(pool, "b")
         await stopped.wait()
         await turns()
@@ -780,7 +805,7 @@ class TestReservations:
     ) -> None:
         pool = new_pool(a=4, settings={"quiet_s": 60})
         lease = await pool.lease("a", max_wait_s=LONG_S)
-        asked = asyncio.create_task(pool.reserve("a build", 8, waits_for_idle=True))
+        asked = asyncio.create_task(pool.reserve("a build", host(8), waits_for_idle=True))
         await turns()
         clock.advance(100)
         await turns()
@@ -804,7 +829,7 @@ class TestReservations:
         async def stop() -> None:
             raise AssertionError("no request needs its room")
 
-        room = await pool.reserve("a build", 4, stop=stop)
+        room = await pool.reserve("a build", host(4), stop=stop)
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         clock.advance(50)
         await turns()
@@ -813,7 +838,7 @@ class TestReservations:
 
     async def test_more_than_the_budget_is_refused_at_once(self, new_pool: NewPool) -> None:
         with pytest.raises(UnavailableError, match="vram_budget"):
-            await new_pool(a=4).reserve("a build", 9)
+            await new_pool(a=4).reserve("a build", host(9))
 
     @pytest.mark.parametrize("waits_for_idle", [False, True])
     async def test_giving_up_a_reservation_leaves_the_queue(
@@ -821,7 +846,7 @@ class TestReservations:
     ) -> None:
         pool = new_pool(a=8, b=4, settings={"quiet_s": 60})
         lease = await pool.lease("a", max_wait_s=LONG_S)
-        asked = asyncio.create_task(pool.reserve("a build", 8, waits_for_idle=waits_for_idle))
+        asked = asyncio.create_task(pool.reserve("a build", host(8), waits_for_idle=waits_for_idle))
         await turns()
         asked.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -836,7 +861,8 @@ class TestReservations:
         pool = new_pool(a=8)
         await pool.lease("a", max_wait_s=LONG_S)
         asked = [
-            asyncio.create_task(pool.reserve(f"build {quiet}", 8, waits_for_idle=quiet)) for quiet in (True, False)
+            asyncio.create_task(pool.reserve(f"build {quiet}", host(8), waits_for_idle=quiet))
+            for quiet in (True, False)
         ]
         await turns()
         await pool.close()
@@ -847,11 +873,11 @@ class TestReservations:
     async def test_a_load_beside_it_is_not_measured_by_the_free_memory(self, new_pool: NewPool) -> None:
         free = iter((100, 40, 100, 90))
 
-        async def free_bytes() -> int:
-            return next(free)
+        async def free_memory() -> Memory:
+            return host(next(free))
 
-        pool = new_pool(a=2, free_bytes=free_bytes, settings={})
-        await pool.reserve("a build", 4)
+        pool = new_pool(a=2, free_memory=free_memory, settings={})
+        await pool.reserve("a build", host(4))
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         assert booked(pool) == 6, "the 60 that went may be the build's"
 
@@ -860,14 +886,22 @@ class TestReservations:
         (await pool.lease("a", max_wait_s=LONG_S)).release()
         with pytest.raises(UnavailableError):
             await pool.lease("new", max_wait_s=LONG_S)
-        pool.serve({name: Entry(LoadSpec(Path(name), parallel=2), 4) for name in ("a", "new")})
+        pool.serve({name: Entry(LoadSpec(Path(name), parallel=2), host(4)) for name in ("a", "new")})
         (await pool.lease("new", max_wait_s=LONG_S)).release()
         assert states(pool) == {"a": State.WARM, "new": State.WARM}
 
 
+async def test_host_memory_that_never_suffices_is_refused_with_its_place(loader: FakeLoader, clock: Clock) -> None:
+    entries = {"a": Entry(LoadSpec(Path("a")), both(4, 13))}
+    pool = Pool(entries, PoolLimits(both(24, 8)), loader, clock=clock)
+    with pytest.raises(UnavailableError, match=r"a needs 13 bytes of host; the budget is 8 bytes\. .*host_budget"):
+        await pool.lease("a", max_wait_s=LONG_S)
+    await pool.close()
+
+
 async def test_what_the_server_itself_holds_is_booked_for_good(new_pool: NewPool) -> None:
-    pool = new_pool(budget=8, a=4, b=6, held={"the encoder": 3})
-    assert pool.room_bytes == 5
+    pool = new_pool(budget=8, a=4, b=6, held={"the encoder": host(3)})
+    assert pool.room == host(5)
     assert booked(pool) == 3
     with pytest.raises(UnavailableError, match=r"held by the encoder"):
         await pool.lease("b", max_wait_s=LONG_S)

@@ -18,21 +18,21 @@ from coe.engine.pool.pool import Pool
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec, Member, Sharing, Thinking
 from coe.engine.swap.plan import Pair
-from fakes.pool_world import LONG_S, Clock, FakeLoader, FakeResident, turns
+from fakes.pool_world import LONG_S, Clock, FakeLoader, FakeResident, host, turns
 
 NewPool = Callable[..., Pool]
 LAW_TO_MATH = Distances([Pair("law", "math", 0, 50)])
 
 
 def plain(**sizes: int) -> dict[str, Entry]:
-    return {name: Entry(LoadSpec(Path(name), parallel=2), size) for name, size in sizes.items()}
+    return {name: Entry(LoadSpec(Path(name), parallel=2), host(size)) for name, size in sizes.items()}
 
 
 def sharing() -> dict[str, Entry]:
     """law and math, which share residents of 4 bytes."""
     members = tuple(Member(name, Path(f"{name}.gguf")) for name in ("law", "math"))
     spec = LoadSpec(members[0].path, parallel=2, sharing=Sharing(members))
-    return {member.name: Entry(spec, 4, distances=LAW_TO_MATH) for member in members}
+    return {member.name: Entry(spec, host(4), distances=LAW_TO_MATH) for member in members}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def new_pool(loader: FakeLoader, clock: Clock, caplog: pytest.LogCaptureFi
     pools: list[Pool] = []
 
     def make(entries: Mapping[str, Entry], **limits: Any) -> Pool:
-        pools.append(Pool(entries, PoolLimits(**{"budget_bytes": 8, **limits}), loader, clock=clock))
+        pools.append(Pool(entries, PoolLimits(**{"budget": host(8), **limits}), loader, clock=clock))
         return pools[-1]
 
     yield make
@@ -206,7 +206,7 @@ async def test_what_a_resident_logs_later_is_not_of_the_request_that_began_its_l
         seen.append(REQUEST_ID.get())
         return await loader(spec, policies, on_progress)
 
-    pool = Pool(plain(a=4), PoolLimits(8), start)
+    pool = Pool(plain(a=4), PoolLimits(host(8)), start)
     (await asked_as("r1", pool, "a")).release()
     assert seen == [""]
     await pool.close()

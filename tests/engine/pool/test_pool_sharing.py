@@ -15,7 +15,7 @@ from coe.engine.pool.pool import Pool
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec, Member, Sharing
 from coe.engine.swap.plan import Pair
-from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, turns
+from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, host, turns
 
 # court lies near law; poetry is another name for law's weights.
 BYTES = {("law", "court"): 10, ("law", "math"): 50, ("court", "math"): 60}
@@ -30,8 +30,8 @@ def entries(names: Sequence[str] = NAMES, *, stamp: str = "", pinned: Sequence[s
     """Specialists of 400 bytes a resident that all share, and "alone" that does not."""
     members = tuple(Member(name, Path(f"{name}.gguf"), stamp=stamp) for name in names)
     spec = LoadSpec(members[0].path, parallel=2, sharing=Sharing(members))
-    shared = {name: Entry(spec, 400, pinned=name in pinned, distances=DISTANCES) for name in names}
-    return {**shared, "alone": Entry(LoadSpec(Path("alone.gguf"), parallel=2), 400)}
+    shared = {name: Entry(spec, host(400), pinned=name in pinned, distances=DISTANCES) for name in names}
+    return {**shared, "alone": Entry(LoadSpec(Path("alone.gguf"), parallel=2), host(400))}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def new_pool(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> Async
     pools: list[Pool] = []
 
     def make(budget: int = 400, *, pinned: Sequence[str] = (), **settings: Any) -> Pool:
-        pools.append(Pool(entries(pinned=pinned), PoolLimits(budget, **settings), loader, clock=clock))
+        pools.append(Pool(entries(pinned=pinned), PoolLimits(host(budget), **settings), loader, clock=clock))
         return pools[-1]
 
     yield make
@@ -263,7 +263,7 @@ async def test_all_that_can_become_a_specialist_are_unloaded_together(new_pool: 
 async def test_names_for_one_load_are_warm_together(new_pool: NewPool, loader: FakeLoader) -> None:
     pool = new_pool()
     spec = LoadSpec(Path("one.gguf"), parallel=2)
-    pool.serve({name: Entry(spec, 4) for name in ("general", "poet")})
+    pool.serve({name: Entry(spec, host(4)) for name in ("general", "poet")})
     assert [await used(pool, name) for name in ("general", "poet", "general")] == ["loaded", "warm", "warm"]
     assert pool.is_warm("poet")
     assert loader.loads == ["one.gguf"]

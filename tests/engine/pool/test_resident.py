@@ -194,8 +194,8 @@ class TestLoading:
         assert reported[-1] == 1.0
 
     async def test_memory_is_measured(self, resident: WatchedResident) -> None:
-        assert resident.memory_bytes is not None
-        assert resident.memory_bytes > 50 * 2**20
+        assert resident.memory is not None
+        assert resident.memory.host_bytes > 50 * 2**20
 
     @pytest.mark.model
     async def test_a_file_of_garbage_is_an_error_with_a_reason(self, tmp_path: Path) -> None:

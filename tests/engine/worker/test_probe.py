@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,16 @@ import numpy as np
 import pytest
 from random_model import Shape, write_random_model
 
-from coe.engine.errors import LoadError, ModelFileError
+from coe.engine.errors import EngineError, LoadError, ModelFileError, NoRoomToTryError, WorkerDiedError
 from coe.engine.gguf.header import TensorInfo
 from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.pool import memory
+from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
+from coe.engine.spec import Device, LoadSpec, Thinking, ThinkingMode
 from coe.engine.worker import probe
 
 
@@ -52,7 +54,8 @@ class TestPrediction:
     async def test_kv_and_compute_are_what_a_real_load_logs(self, model: str, request: pytest.FixtureRequest) -> None:
         spec = LoadSpec(request.getfixturevalue(model), context_tokens=1024, parallel=2, threads=1, mmap=False)
         predicted = (await memory.predict(spec)).footprint
-        kv, compute, host = probe.buffers(real_load(spec))
+        found = probe.buffers(real_load(spec))
+        kv, compute, host = found.kv_device + found.kv_host, found.compute_device, found.compute_host
         assert kv > 0
         assert predicted.kv_bytes == kv
         # llama.cpp logs the logits of one output a sequence; scoring a prompt makes it keep those of 64.
@@ -143,6 +146,20 @@ class TestBadFiles:
             await memory.predict(LoadSpec(path, context_tokens=256))
         assert "damaged" in caught.value.remedy
 
+    async def test_a_worker_that_aborts_says_why_where_a_debugger_is_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # ggml would run it on the worker, and its lines come after the assertion's: more than anybody keeps.
+        called = tmp_path / "called"
+        (debugger := tmp_path / "gdb").write_text(f"#!/bin/sh\ntouch {called}\nseq 1000\n")
+        debugger.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.delenv("GGML_NO_BACKTRACE", raising=False)
+        path = write_llama_moe(tmp_path / "abort.gguf", experts=48, used=32)
+        with pytest.raises(WorkerDiedError, match=r"SIGABRT\): ggml.c:\d+: GGML_ASSERT\(obj_new\)"):
+            await WorkerResident.start(LoadSpec(path, context_tokens=256), {})
+        assert not called.exists()
+
     async def test_its_smaller_sibling_works(self, tmp_path: Path) -> None:
         path = write_llama_moe(tmp_path / "fine.gguf", experts=24, used=16)
         assert (await memory.predict(LoadSpec(path, context_tokens=256))).footprint.kv_bytes > 0
@@ -197,13 +214,100 @@ class TestPlacement:
         embeddings = next(t.n_bytes for t in headers[0].tensors if t.name == "token_embd.weight")
         spec = LoadSpec(random_gemma4)
         for layers in (0, 1, 2, -1):
-            device, host = probe.weights(headers, replace(spec, gpu_layers=layers), has_gpu=layers != 0)
+            device, host = probe.weights(headers, replace(spec, gpu_layers=layers), on_gpu=layers != 0)
             copies = embeddings if layers else 0
             assert device + host == headers[0].weights_bytes + copies
 
 
-def test_the_free_memory_of_this_machine_is_known() -> None:
-    assert 0 < memory.available_host_bytes() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def cache_log(where: Mapping[int, str], mib: float, kind: str = "kv_cache") -> list[str]:
+    """What llama.cpp logs of a cache whose layers lie in these places. kind: kv_cache or memory_recurrent."""
+    mark = ":" if kind == "kv_cache" else ","
+    return [
+        *(f"llama_{kind}{mark} layer {layer:3d}: dev = {place}" for layer, place in where.items()),
+        f"llama_{kind}: size = {mib:7.2f} MiB (  1024 cells, {len(where):3d} layers,  2/1 seqs), K (f16): 1.00 MiB",
+    ]
+
+
+class TestBuffers:
+    """What llama.cpp's lines say of a context's buffers."""
+
+    MIB = 2**20
+
+    def test_layers_of_a_cache_lie_where_its_lines_say(self) -> None:
+        # Of six layers three are asked for, and the output is one of them: 45 MiB would be too much by half.
+        log = cache_log({0: "CPU", 1: "CPU", 2: "CPU", 3: "CPU", 4: "Vulkan0", 5: "Vulkan0"}, 90)
+        found = probe.buffers(log)
+        assert (found.kv_device, found.kv_host) == (30 * self.MIB, 60 * self.MIB)
+
+    def test_each_cache_has_layers_of_its_own(self) -> None:
+        whole = cache_log({1: "CPU", 3: "CUDA0"}, 32)
+        window = cache_log({0: "CPU", 2: "CUDA0", 4: "CUDA0"}, 12)
+        states = cache_log({5: "CPU", 6: "CUDA1"}, 2, "memory_recurrent")
+        found = probe.buffers([*whole, *window, *states])
+        assert (found.kv_device, found.kv_host) == (25 * self.MIB, 21 * self.MIB)
+
+    def test_layers_with_wider_keys_keep_more(self) -> None:
+        log = cache_log({0: "CPU", 1: "Metal"}, 10)
+        assert probe.buffers(log, {0: 64, 1: 256}).kv_device == 8 * self.MIB
+        assert probe.buffers(log, {1: 256}).kv_device == 5 * self.MIB  # it is not known how wide the other is
+
+    def test_a_cache_that_says_nothing_of_its_layers_is_of_the_host(self) -> None:
+        assert probe.buffers(cache_log({}, 8)) == probe.Buffers(kv_host=8 * self.MIB)
+
+    def test_pinned_memory_is_of_the_host(self) -> None:
+        log = [
+            "sched_reserve:    Vulkan0 compute buffer size =   100.00 MiB",
+            "sched_reserve: Vulkan_Host compute buffer size =    10.00 MiB",
+            "llama_context: Vulkan_Host  output buffer size =     0.50 MiB",
+            "sched_reserve:        CPU compute buffer size =     1.00 MiB",
+        ]
+        assert probe.buffers(log) == probe.Buffers(compute_device=100 * self.MIB, compute_host=23 * self.MIB // 2)
+
+    def test_the_width_of_keys_is_that_of_the_matrix_that_makes_them(self, random_gemma4: Path) -> None:
+        widths = probe.key_widths(read_split(random_gemma4))
+        assert set(widths) == set(range(read_split(random_gemma4)[0].count("block_count")))
+        assert all(widths.values())
+
+
+@pytest.mark.model
+async def test_what_keeps_off_a_gpu_that_is_there_takes_host_memory_alone(
+    random_gemma4: Path,
+) -> None:
+    spec = LoadSpec(random_gemma4, context_tokens=512, parallel=1, threads=1, gpu_layers=0)
+    beside = probe.dry_run(spec, True, {}).footprint
+    without = probe.dry_run(spec, False, {}).footprint
+    assert beside.total_bytes == 0
+    assert without.host_bytes == 0
+    parts = without.weights_bytes + without.kv_bytes + without.compute_bytes
+    assert parts < beside.host_bytes
+    assert beside.host_bytes - parts == pytest.approx(without.overhead_bytes, rel=0.2)  # of this process, which grows
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("error loading model: unable to allocate Vulkan0 buffer", NoRoomToTryError),
+        ("error loading model: vk::PhysicalDevice::createDevice: ErrorOutOfDeviceMemory", NoRoomToTryError),
+        ("failed to initialize the context: failed to allocate buffer for rs cache", NoRoomToTryError),
+        ("error loading model: unable to allocate CPU buffer", ModelFileError),
+        ("error loading model: missing tensor", ModelFileError),
+    ],
+)
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_load_that_a_gpu_refuses_is_told_from_a_damaged_file(
+    words: str, error: type[EngineError], on_gpu: bool, random_gemma4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ModelFileError(f"llama.cpp cannot load it: {words}.", "Check that the file is whole.")
+
+    monkeypatch.setattr(probe, "dry_run", refuse)
+    monkeypatch.setattr(probe, "has_card", lambda: on_gpu)
+    monkeypatch.setattr(probe, "devices", lambda: [Device("CUDA0", "", "gpu", 7 * 2**20, 2**30)])
+    with pytest.raises(error if on_gpu else ModelFileError) as caught:
+        probe.main({"spec": LoadSpec(random_gemma4).to_json()}, lambda progress: None)
+    assert type(caught.value) is (error if on_gpu else ModelFileError)
+    assert ("7.0 MiB of its memory were free" in str(caught.value)) == (type(caught.value) is NoRoomToTryError)
 
 
 async def test_a_budget_of_the_roster_is_taken_as_it_is() -> None:

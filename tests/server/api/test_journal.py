@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.engine.errors import ShuttingDownError, SlowReaderError, UnavailableError, WorkerDiedError, WorkerHungError
-from coe.engine.pool.status import PoolStatus
+from coe.engine.pool.admission import State
+from coe.engine.pool.places import HOST, Memory
+from coe.engine.pool.status import PoolStatus, ResidentStatus
 from coe.engine.request import Accepted, Delta, Event, Finish, Finished
 from coe.server.api.journal import RUNNING_KEY, Journal, about
+from coe.server.api.status import pool_json
 from coe.server.runtime.line_limit import LineLimit
 from coe.server.runtime.metrics import Metrics, RunningRequest
 from fakes.asgi import Client, until
@@ -212,8 +216,34 @@ async def test_a_slow_request_and_an_administrators_have_lines(caplog: pytest.Lo
     assert not metrics.running.requests
 
 
+def test_memory_is_told_of_each_place() -> None:
+    held = Memory({"CUDA0": 5, HOST: 3})
+    one = ResidentStatus(("math",), "math", "m.gguf", State.WARM, held, 1, 4, 0.0, 1.0, 2.0, False, {})
+    beside = replace(one, memory=Memory.at(HOST, 4))
+    status = replace(pool_status(), budget=Memory({"CUDA0": 9, HOST: 8}), booked=held, residents=(one, beside))
+    metrics = Metrics(lambda: status)
+    assert counted(metrics, "coe_budget_bytes") == {(): 9}
+    assert counted(metrics, "coe_booked_bytes") == {(): 5}
+    assert counted(metrics, "coe_place_budget_bytes") == {("CUDA0",): 9, ("host",): 8}
+    assert counted(metrics, "coe_place_booked_bytes") == {("CUDA0",): 5, ("host",): 3}
+    assert counted(metrics, "coe_resident_host_bytes") == {("m.gguf",): 7}
+    shown = pool_json(status)
+    assert (shown["budget_bytes"], shown["booked_bytes"]) == (9, 5)
+    assert shown["places"]["host"] == {"budget_bytes": 8, "booked_bytes": 3}
+    assert [(told["vram_bytes"], told["places"]) for told in shown["residents"]] == [
+        (5, {"CUDA0": 5, "host": 3}), (0, {"host": 4}),
+    ]  # fmt: skip
+    assert not {"memory", "budget", "booked"} & {*shown, *shown["residents"][0]}
+
+
+def test_without_a_card_host_memory_is_what_is_counted() -> None:
+    metrics = Metrics(lambda: pool_status())
+    assert counted(metrics, "coe_budget_bytes") == {(): 10}
+    assert counted(metrics, "coe_place_booked_bytes") == {("host",): 5}
+
+
 def pool_status(**more: object) -> PoolStatus:
-    return PoolStatus(10, 5, (), (), 0.0, 1, 0, 0, **{"stalled": (), **more})  # type: ignore[arg-type]
+    return PoolStatus(Memory.at(HOST, 10), Memory.at(HOST, 5), (), (), 0.0, 1, 0, 0, **{"stalled": (), **more})  # type: ignore[arg-type]
 
 
 def test_the_scrape_is_valid_and_tells_of_deaths_and_of_what_is_going_on() -> None:

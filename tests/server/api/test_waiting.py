@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coe.engine.pool.admission import State
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.status import PoolStatus, ResidentStatus
 from coe.engine.request import Accepted, Delta, Finish, Finished, Reading
 from coe.server.api import answers
@@ -29,7 +30,7 @@ READ = [
 
 
 def loading(progress: float, state: State = State.LOADING) -> PoolStatus:
-    one = ResidentStatus(("math",), "math", "m.gguf", state, 1, 0, 4, 0.0, progress, None, False, {})
+    one = ResidentStatus(("math",), "math", "m.gguf", state, Memory.at(HOST, 1), 0, 4, 0.0, progress, None, False, {})
     return replace(NOBODY, residents=(one,))
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from coe.engine.errors import ModelFileError, ModelTemplateError
+from coe.engine.pool.places import Memory
 from coe.engine.spec import Footprint, LoadSpec, ToolForm
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED, load_head
@@ -39,8 +40,10 @@ from coe.server.runtime.availability import (
     most_that_fit,
     page_cache_bytes,
     residents,
+    together,
 )
 from coe.server.runtime.college import supervisor_of
+from fakes.pool_world import CARD, both, host
 from fakes.server_process import write_roster
 
 GIB = 2**30
@@ -71,12 +74,14 @@ def gibs(**sizes: int) -> Footprints:
 
 
 def plans(*sizes: int) -> list[ResidentPlan]:
-    return [ResidentPlan((f"r{index}",), size) for index, size in enumerate(sizes)]
+    return [ResidentPlan((f"r{index}",), host(size)) for index, size in enumerate(sizes)]
 
 
 def test_a_thinking_policy_that_the_model_cannot_carry_out_makes_it_unavailable(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(locate(roster), gibs(a=1, b=1), 8 * GIB, lambda spec: {"a": "a model that does not think"})
+    judged = availability(
+        locate(roster), gibs(a=1, b=1), host(8 * GIB), lambda spec: {"a": "a model that does not think"}
+    )
     assert isinstance(judged["b"], Servable)
     refused = judged["a"]
     assert isinstance(refused, Unavailable)
@@ -91,10 +96,10 @@ def test_a_model_without_chats_and_what_else_a_dry_run_notes_are_told(tmp_path: 
         return Footprint(GIB, GIB, 0, notes=("context_tokens 9 is more than the 8 it was trained for",))
 
     judged = availability(
-        locate(roster), noted, 8 * GIB, chat_faults=lambda spec: fault if spec.path.stem == "a" else None
+        locate(roster), noted, host(8 * GIB), chat_faults=lambda spec: fault if spec.path.stem == "a" else None
     )
     out = StringIO()
-    assert print_report(roster, judged, 8 * GIB, Console(file=out, width=200)) == 0
+    assert print_report(roster, judged, host(8 * GIB), Console(file=out, width=200)) == 0
     printed = out.getvalue()
     assert "completions only" in printed
     assert "warning: a: It answers no chats. The model file carries no chat template. Take another." in printed
@@ -116,7 +121,7 @@ def test_what_becomes_of_tools_is_told_and_native_ones_that_cannot_be_are_refuse
     judged = availability(
         locate(roster),
         gibs(**dict.fromkeys(asked, 1)),
-        8 * GIB,
+        host(8 * GIB),
         tool_forms=lambda spec: forms.get(spec.path.stem, ToolForm(None, "the chat template knows no tools")),
     )
     told = {name: item.tools for name, item in judged.items() if isinstance(item, Servable)}
@@ -129,14 +134,14 @@ def test_what_becomes_of_tools_is_told_and_native_ones_that_cannot_be_are_refuse
     assert "the chat template knows no tools" in refused.reason
     assert "tools: generic" in refused.remedy
     out = StringIO()
-    print_report(roster, judged, 8 * GIB, Console(file=out, width=200))
+    print_report(roster, judged, host(8 * GIB), Console(file=out, width=200))
     assert "tools: gemma4: a, c" in out.getvalue()
     assert f"tools: {generic}: b" in out.getvalue()
 
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf", c="c.gguf"), {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(locate(roster), gibs(a=7, b=20), 8 * GIB)
+    judged = availability(locate(roster), gibs(a=7, b=20), host(8 * GIB))
     assert isinstance(judged["a"], Servable)
     big, absent = judged["b"], judged["c"]
     assert isinstance(big, Unavailable)
@@ -150,13 +155,13 @@ def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) 
 
 def test_a_load_that_is_exactly_the_budget_fits(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    assert isinstance(availability(locate(roster), gibs(a=7), 8 * GIB)["a"], Servable)
-    assert isinstance(availability(locate(roster), gibs(a=7), 8 * GIB - 1)["a"], Unavailable)
+    assert isinstance(availability(locate(roster), gibs(a=7), host(8 * GIB))["a"], Servable)
+    assert isinstance(availability(locate(roster), gibs(a=7), host(8 * GIB - 1))["a"], Unavailable)
 
 
 def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
-    judged = availability(locate(roster), gibs(a=7), 8 * GIB - 1)["a"]
+    judged = availability(locate(roster), gibs(a=7), host(8 * GIB - 1))["a"]
     assert isinstance(judged, Unavailable)
     assert "context_tokens" in judged.remedy
 
@@ -169,7 +174,7 @@ def test_an_unreadable_file_makes_only_its_own_specialist_unavailable(tmp_path: 
             raise ModelFileError("a.gguf is cut short.", "Fetch it again.")
         return Footprint(1, 1, 1)
 
-    judged = availability(locate(roster), predict, GIB)
+    judged = availability(locate(roster), predict, host(GIB))
     assert isinstance(judged["b"], Servable)
     assert isinstance(judged["a"], Unavailable)
     assert (judged["a"].reason, judged["a"].remedy) == ("a.gguf is cut short.", "Fetch it again.")
@@ -198,54 +203,88 @@ def test_without_predictions_whatever_is_there_can_be_served(tmp_path: Path) -> 
 
 
 def test_residents_are_taken_in_roster_order_as_long_as_they_fit() -> None:
-    assert [plan.title for plan in fit_in_order(plans(4, 9, 5, 1), 10)] == ["r0", "r2", "r3"]
+    assert [plan.title for plan in fit_in_order(plans(4, 9, 5, 1), host(10))] == ["r0", "r2", "r3"]
 
 
 def test_maximal_sets_fit_and_take_no_further_resident() -> None:
-    found = maximal_sets(plans(4, 9, 5, 1), 10)
+    found = maximal_sets(plans(4, 9, 5, 1), host(10))
     assert found is not None
     assert [{plan.title for plan in chosen} for chosen in found] == [{"r0", "r2", "r3"}, {"r1", "r3"}]
 
 
 def test_too_many_residents_are_not_tried_in_every_combination() -> None:
-    assert maximal_sets(plans(*range(1, 40)), 10) is None
-    assert most_that_fit(plans(*range(1, 40)), 10) == 4  # 1 + 2 + 3 + 4
+    assert maximal_sets(plans(*range(1, 40)), host(10)) is None
+    assert most_that_fit(plans(*range(1, 40)), host(10)) == 4  # 1 + 2 + 3 + 4
 
 
 @given(sizes=st.lists(st.integers(1, 20), max_size=8), budget=st.integers(1, 40))
 def test_the_largest_maximal_set_has_as_many_as_fit_at_best(sizes: list[int], budget: int) -> None:
-    found = maximal_sets(plans(*sizes), budget)
+    found = maximal_sets(plans(*sizes), host(budget))
     assert found is not None
-    assert max(map(len, found), default=0) == most_that_fit(plans(*sizes), budget)
-    assert all(sum(plan.bytes for plan in chosen) <= budget for chosen in found)
-    assert sum(plan.bytes for plan in fit_in_order(plans(*sizes), budget)) <= budget
+    assert max(map(len, found), default=0) == most_that_fit(plans(*sizes), host(budget))
+    assert all(together(chosen).fits_in(host(budget)) for chosen in found)
+    assert together(fit_in_order(plans(*sizes), host(budget))).fits_in(host(budget))
+
+
+def on_card(card: int, beside: int) -> Footprints:
+    """Of GiB on the card, and in host memory beside it."""
+    return lambda spec: Footprint(card * GIB, 0, 0, host_bytes=beside * GIB)
+
+
+def test_experts_in_host_memory_are_held_against_what_the_host_has(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    budget = both(24 * GIB, 8 * GIB)
+    judged = availability(locate(roster), on_card(4, 13), budget)["a"]
+    assert isinstance(judged, Unavailable)
+    assert judged.reason == (
+        f"It needs 13.00 GiB of host memory beside what it takes of {CARD}; pool.host_budget is 8.00 GiB."
+    )
+    assert "cpu_expert_layers" in judged.remedy
+    assert isinstance(availability(locate(roster), on_card(4, 8), budget)["a"], Servable)
+    short_of_both = availability(locate(roster), on_card(25, 13), budget)["a"]
+    assert isinstance(short_of_both, Unavailable)
+    assert "25.00 GiB" in short_of_both.reason
+
+
+def test_what_fits_together_fits_at_each_place(tmp_path: Path) -> None:
+    small, big = (ResidentPlan((name,), memory) for name, memory in (("small", both(4, 2)), ("big", both(4, 9))))
+    other = ResidentPlan(("other",), both(4, 2))
+    assert fit_in_order([big, small, other], both(24, 10)) == (big,)
+    assert maximal_sets([big, small, other], both(24, 10)) == ((small, other), (big,))
+    assert most_that_fit([big, small, other], both(24, 10)) == 2
+    roster = roster_of(tmp_path, entries(a="a.gguf", b="b.gguf"), {"a.gguf": 1, "b.gguf": 1})
+    out = StringIO()
+    budget = both(24 * GIB, 16 * GIB)
+    print_report(roster, availability(locate(roster), on_card(4, 9), budget), budget, Console(file=out, width=200))
+    assert f"Budget 24.00 GiB of {CARD} + 16.00 GiB of host" in out.getvalue()
+    assert f"In roster order these fit together: a (4.00 GiB of {CARD} + 9.00 GiB of host)." in out.getvalue()
 
 
 def test_pins_that_leave_no_room_for_others_are_doubted(tmp_path: Path) -> None:
     text = entries(a="a.gguf", b="b.gguf").replace("{name: a,", "{pin: true, name: a,")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(locate(roster), gibs(a=5, b=5), 8 * GIB)
-    assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, 8 * GIB))
-    assert budget_doubts(roster, judged, 12 * GIB) == ()
+    judged = availability(locate(roster), gibs(a=5, b=5), host(8 * GIB))
+    assert any("b can never load" in doubt for doubt in budget_doubts(roster, judged, host(8 * GIB)))
+    assert budget_doubts(roster, judged, host(12 * GIB)) == ()
 
 
 def test_preloads_that_do_not_fit_together_and_an_absent_fallback_are_doubted(tmp_path: Path) -> None:
     text = "pool: {preload: [a, b]}\nfallback: c\n" + entries(a="a.gguf", b="b.gguf", c="c.gguf")
     roster = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1})
-    judged = availability(locate(roster), gibs(a=5, b=5), 8 * GIB)
-    doubts = budget_doubts(roster, judged, 8 * GIB)
+    judged = availability(locate(roster), gibs(a=5, b=5), host(8 * GIB))
+    doubts = budget_doubts(roster, judged, host(8 * GIB))
     assert any("pool.preload: together 12.00 GiB" in doubt for doubt in doubts)
     assert any("whatever is warm answers" in doubt for doubt in doubts)
 
 
-def run(path: Path, footprints: Footprints | None, budget_bytes: int | None) -> tuple[int, str]:
+def run(path: Path, footprints: Footprints | None, budget: Memory | None) -> tuple[int, str]:
     out = StringIO()
     console = Console(file=out, width=200)
     try:
         roster = load_roster(path)
     except RosterError as error:
         return print_errors(error, console), out.getvalue()
-    code = print_report(roster, availability(locate(roster), footprints, budget_bytes), budget_bytes, console)
+    code = print_report(roster, availability(locate(roster), footprints, budget), budget, console)
     return code, out.getvalue()
 
 
@@ -262,7 +301,7 @@ def test_a_wrong_roster_prints_every_error_with_its_line_and_fails(tmp_path: Pat
 def test_a_roster_that_can_be_served_in_part_says_what_and_what_fits(tmp_path: Path) -> None:
     text = entries(a="a.gguf", b="b.gguf", c="c.gguf", d="d.gguf")
     path = roster_of(tmp_path, text, {"a.gguf": 1, "b.gguf": 1, "c.gguf": 1}).path
-    code, printed = run(path, gibs(a=5, b=5, c=40), 8 * GIB)
+    code, printed = run(path, gibs(a=5, b=5, c=40), host(8 * GIB))
     assert code == 0
     assert "2 of 4 can be served." in printed
     assert "At most 1 fit at once." in printed
@@ -274,7 +313,7 @@ def test_a_roster_that_can_be_served_in_part_says_what_and_what_fits(tmp_path: P
 @pytest.mark.parametrize("present", [{}, {"a.gguf": 1}])
 def test_a_roster_with_nothing_to_serve_fails(tmp_path: Path, present: dict[str, int]) -> None:
     path = roster_of(tmp_path, entries(a="a.gguf"), present).path
-    code, printed = run(path, gibs(a=40), 8 * GIB)
+    code, printed = run(path, gibs(a=40), host(8 * GIB))
     assert code == 1
     assert "Nothing in this roster can be served" in printed
 
@@ -413,9 +452,9 @@ def test_a_threshold_for_a_domain_that_is_none_is_doubted_as_the_server_doubts_i
     assert [("knitting" in line, "astrology" in line) for line in said] == [(True, False), (False, True)]
 
 
-def printed(roster: Roster, found: dict[str, Servable | Unavailable], budget_bytes: int) -> str:
+def printed(roster: Roster, found: dict[str, Servable | Unavailable], budget: Memory) -> str:
     out = StringIO()
-    print_report(roster, found, budget_bytes, Console(file=out, width=200))
+    print_report(roster, found, budget, Console(file=out, width=200))
     return out.getvalue()
 
 
@@ -424,9 +463,9 @@ def test_the_verdict_is_what_hinders_it_not_what_else_is_known(tmp_path: Path) -
         tmp_path, entries(math="small.gguf", law="big.gguf", gone="gone.gguf"), {"small.gguf": 1, "big.gguf": 1}
     )
     refused = availability(
-        locate(roster), gibs(small=1, big=9), 4 * GIB, lambda spec: {"math": "It cannot close its block."}
+        locate(roster), gibs(small=1, big=9), host(4 * GIB), lambda spec: {"math": "It cannot close its block."}
     )
-    text = printed(roster, refused, 4 * GIB)
+    text = printed(roster, refused, host(4 * GIB))
     verdicts = {line.split()[0]: line for line in text.splitlines() if " no: " in line}
     assert "no: its settings do not fit" in verdicts["math"]
     assert "no: over the budget" in verdicts["law"]
@@ -438,6 +477,6 @@ def test_what_is_to_be_pulled_is_said_once(tmp_path: Path) -> None:
         f'  - {{name: {name}, repo: owner/one, pattern: "*{name}*", domains: [math]}}\n' for name in ("a", "b", "c")
     )
     roster = roster_of(tmp_path, text, {})
-    said = printed(roster, availability(locate(roster), gibs(), GIB), GIB)
+    said = printed(roster, availability(locate(roster), gibs(), host(GIB)), host(GIB))
     assert said.count("Not downloaded") == 1
     assert "Run: coe pull a b c" in said

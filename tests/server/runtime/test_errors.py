@@ -41,6 +41,7 @@ def test_the_body_is_openais_envelope() -> None:
         (engine.WaitTimeoutError("?"), 503, "wait_timeout"),
         (engine.UnavailableError("?"), 503, "specialist_unavailable"),
         (engine.WorkerDiedError("?"), 503, "worker_died"),
+        (engine.OutOfMemoryError("?"), 503, "out_of_memory"),
         (engine.LoadError("?"), 503, "load_failed"),
         (engine.ModelFileError("?"), 503, "load_failed"),
         (engine.ThinkingPolicyError("?"), 503, "thinking_policy"),
@@ -65,6 +66,7 @@ def made(kind: type[engine.EngineError]) -> engine.EngineError:
         engine.EmptyInputError: (0,),
         engine.ChildDiedError: ("A dry run", -9, "its last words"),
         engine.SlowReaderError: (64 * 1024,),
+        engine.NoRoomToTryError: ("dry run of a.gguf", 300),
     }
     return kind(*facts.get(kind, ("what", "remedy")))
 

@@ -1,0 +1,43 @@
+"""Which of ggml's devices llama.cpp computes on, beside the processor, and the place that their memory is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from .spec import Device
+
+HOST: Final = "host"  # the place that is no card: the machine's own memory
+
+
+def cards(found: Sequence[Device]) -> tuple[Device, ...]:
+    """The cards that llama.cpp uses where it is not told which: every GPU, or the integrated ones where there is none.
+
+    found: all of ggml's devices, in its own order. An integrated card is seen by several backends at times; those of
+    the first backend count.
+    Source: llama.cpp, llama_prepare_model_devices.
+    """
+    gpus = tuple(device for device in found if device.kind == "gpu")
+    if gpus:
+        return gpus
+    integrated = [device for device in found if device.kind == "igpu"]
+    return tuple(device for device in integrated if _backend(device) == _backend(integrated[0]))
+
+
+def place(card: Device) -> str:
+    """Where a card's memory is: a place of its own, or the host for an integrated card, which has none."""
+    return HOST if card.kind == "igpu" else card.name
+
+
+def free_by_place(found: Sequence[Device]) -> dict[str, int]:
+    """Free bytes of the cards among ggml's devices, as their drivers tell them; empty without a card. Integrated ones
+    share one memory, which each of them tells of."""
+    free: dict[str, int] = {}
+    for card in cards(found):
+        free[place(card)] = max(card.free_bytes, free.get(place(card), 0))
+    return free
+
+
+def _backend(device: Device) -> str:
+    """Of a device's name without its number: "Vulkan" of "Vulkan0"."""
+    return device.name.rstrip("0123456789")
