@@ -40,7 +40,12 @@ def devices() -> list[Device]:
 
 def has_gpu() -> bool:
     """Whether there is a GPU. Nothing is opened on it."""
-    return any(_kind(device) == "gpu" for device in _handles())
+    return bool(gpu_handles())
+
+
+def gpu_handles() -> list[Any]:
+    """ggml_backend_dev_t of every GPU."""
+    return [device for device in _handles() if _kind(device) == "gpu"]
 
 
 def _handles() -> list[Any]:
