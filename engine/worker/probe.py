@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..generate.prompt import PromptReader
 from ..generate.renderer import Limits
-from ..gguf.header import Header, TensorInfo
+from ..gguf.header import Header, TensorInfo, expert_bytes
 from ..gguf.reader import read_split
 from ..last_words import is_no_device_memory
 from ..llama.context import Context
@@ -100,6 +100,13 @@ def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[in
         device += names["token_embd.weight"].n_bytes
         total += names["token_embd.weight"].n_bytes
     return device, total - device
+
+
+def movable_experts(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
+    """Bytes of each layer's experts that lie on the GPU where cpu_expert_layers leaves none in host memory."""
+    n_layers = headers[0].count("block_count")
+    first = max(0, n_layers + 1 - spec.gpu_layers) if spec.gpu_layers >= 0 else 0
+    return [size if layer >= first else 0 for layer, size in enumerate(expert_bytes(headers))]
 
 
 def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
@@ -354,6 +361,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "on_gpu": on_gpu and spec.gpu_layers != 0,
         "facts": vars(facts_of(read_split(spec.path))),
+        "expert_bytes": movable_experts(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
         "footprint": vars(tried.footprint),
         "refused": tried.refused,
         "tools": vars(tried.tools),
