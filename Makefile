@@ -70,7 +70,7 @@ test-fast: install
 test-device:
 	@command -v $(firstword $(PYTHON)) >/dev/null || { \
 	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) tools/device.py $(if $(BACKEND),--backend $(BACKEND)) $(if $(DEVICE_PYTHON),--python $(DEVICE_PYTHON)) $(PYTEST_ARGS)
+	@$(PYTHON) tools/device.py $(if $(BACKEND),--backend $(BACKEND)) $(if $(DEVICE_PYTHON),--python $(DEVICE_PYTHON)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable) $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .

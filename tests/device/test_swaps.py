@@ -14,24 +14,13 @@ from gguf import GGMLQuantizationType as Type
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.swap.swapper import Swapper
-from fakes.device import cards, logged_buffers, on_cards
+from fakes.device import LAYERS, PLACEMENTS, cards, logged_buffers, on_cards
 from fakes.sharing_models import College, logits
 
 pytestmark = [pytest.mark.device, pytest.mark.model]
 
-LAYERS = 3
 # Rows of Q4_K and Q8_0 are whole blocks at these widths; heads are wide enough for a q8_0 cache.
 SHAPE: dict[str, Any] = {"layers": LAYERS, "embedding": 256, "expert_ff": 256, "fused": True}
-
-PLACEMENTS: dict[str, dict[str, Any]] = {
-    "all layers": {},
-    "some layers": {"gpu_layers": 2},
-    "the last layer": {"gpu_layers": 1},
-    "experts on the CPU": {"cpu_expert_layers": -1},
-    "some experts on the CPU": {"cpu_expert_layers": 1},
-    "some layers, some experts on the CPU": {"gpu_layers": 3, "cpu_expert_layers": 2},
-    "q8_0 cache": {"kv_type": "q8_0"},
-}
 
 
 @contextmanager

@@ -6,19 +6,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import os
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from coe.engine.llama.devices import devices
 from coe.engine.llama.log import start
+from coe.engine.pool.memory import hardware
 from coe.engine.spec import Device
 
 GPU_KINDS: Final = ("gpu", "igpu")
+# Ways to place a model of three layers, by what lies where; the output counts as a layer, and is the first to go.
+LAYERS: Final = 3
+PLACEMENTS: Final[dict[str, dict[str, Any]]] = {
+    "all layers": {},
+    "some layers": {"gpu_layers": 2},
+    "the output alone": {"gpu_layers": 1},
+    "experts on the CPU": {"cpu_expert_layers": -1},
+    "some experts on the CPU": {"cpu_expert_layers": 1},
+    "some layers, some experts on the CPU": {"gpu_layers": 3, "cpu_expert_layers": 2},
+    "q8_0 cache": {"kv_type": "q8_0"},
+}
 _BUFFER: Final = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 
 
@@ -70,7 +82,6 @@ def on_cards(buffers: dict[tuple[str, str], float]) -> dict[tuple[str, str], flo
     return {key: mib for key, mib in buffers.items() if not key[0].startswith("CPU") and not key[0].endswith("_Host")}
 
 
-def resident_bytes(pid: int) -> int:
-    """A process's memory that is in RAM. Source: /proc/PID/statm, the second number, in pages."""
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def free_bytes() -> int:
+    """Free memory of all cards, as a process of its own sees it now."""
+    return sum(device.free_bytes for device in asyncio.run(hardware()).devices if device.kind in GPU_KINDS)

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = ("Vulkan0", "gpu", "A card")
@@ -161,6 +162,13 @@ def test_nothing_is_installed_of_the_system_and_what_is_missing_ends_it(
     said = capsys.readouterr().err
     assert "apt install libvulkan-dev glslc spirv-headers mesa-vulkan-drivers" in said
     assert "sudo" not in said
+
+
+def test_the_pipeline_installs_what_would_be_named_as_missing(tool: ModuleType) -> None:
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["device"]["steps"]
+    [install] = [step["run"] for step in steps if "apt-get install" in step.get("run", "")]
+    [needed] = tool.missing(machine(tool), "vulkan", built=False, wheel=False)
+    assert install.split()[-4:] == needed.rstrip(".").split()[-4:]
 
 
 def test_every_folder_and_file_that_is_run_exists(tool: ModuleType) -> None:
