@@ -29,8 +29,8 @@ def before() -> int:
 @pytest.fixture(scope="module")
 def sharing(tmp_path_factory: pytest.TempPathFactory, before: int) -> Iterator[ServerProcess]:
     # A software device may compile a shader that it has not met: what waits for that is not to be given up.
-    defaults = {"max_wait_s": 900}
-    with ServerProcess(college_roster(tmp_path_factory.mktemp("sharing"), defaults=defaults)) as server:
+    settings = {"max_wait_s": 900}
+    with ServerProcess(college_roster(tmp_path_factory.mktemp("sharing"), server=settings)) as server:
         server.http.timeout = 900
         yield server
 

@@ -41,12 +41,12 @@ def cards() -> tuple[Device, ...]:
     return tuple(device for device in devices() if device.kind in GPU_KINDS)
 
 
-def tolerance(on_host: float) -> float:
+def tolerance(on_host: float, on_device: float = 1e-2) -> float:
     """By how much logits of about 10 may differ that other batches, slots or caches have rounded otherwise.
 
     A device multiplies in half precision, and sums in an order that hangs on the batch's size.
     """
-    return 2e-2 if cards() else on_host
+    return on_device if cards() else on_host
 
 
 def require(item: pytest.Item) -> None:
