@@ -51,8 +51,10 @@ _ASK = (
 )
 # Batches of several sizes through the demo's models: each size has shaders of its own, and a software device compiles
 # one for seconds to a minute, more than a server's client would wait. They stay in the cache.
+_WARM_SIZES = (300, 130, 40, 16, 8, 4, 3, 2, 1)
 _WARM = """
-import importlib.util, pathlib
+import importlib.util, pathlib, sys
+size = int(sys.argv[1])
 from coe.demo.shipped import PARENT
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
@@ -63,10 +65,7 @@ for path in filter(None, (PARENT, smollm2)):
     spec = LoadSpec(path, context_tokens=2048, parallel=4)
     model = Model(spec)
     context = Context(model, spec)
-    for size in (1, 2, 4, 8, 16, 40, 130, 300):
-        print(f"    {path.name}: {size} tokens at once", flush=True)
-        context.forget(0)
-        assert context.decode([(10 + at, at, 0, at == size - 1) for at in range(size)]) == 0
+    if context.decode([(10 + at, at, 0, at == size - 1) for at in range(size)]) == 0:
         context.logits(size - 1)
     context.close()
     model.close()
@@ -234,11 +233,10 @@ def run(backend: str, python: Path | None, install_arguments: Sequence[str], pyt
             Path(value).mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     environment = {**os.environ, **chosen.environment}
-    if (
-        chosen.software
-        and subprocess.run([str(python), "-c", _WARM], cwd=ROOT, env=environment, check=False).returncode
-    ):
-        raise DeviceError("the demo's models cannot be run on it: see above.")
+    for size in _WARM_SIZES if chosen.software else ():
+        print(f"Shaders for {size} tokens at once", flush=True)
+        # What comes of it is for the tests to say: a driver that crashes on one shader must not hide the others.
+        subprocess.run([str(python), "-c", _WARM, str(size)], cwd=ROOT, env=environment, check=False)
     arguments = ["-m", MARKED, *(pytest_arguments or ("-q",)), *TESTS]
     return subprocess.run([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
 

@@ -164,6 +164,29 @@ def test_nothing_is_installed_of_the_system_and_what_is_missing_ends_it(
     assert "sudo" not in said
 
 
+@pytest.mark.parametrize("software", [False, True])
+def test_shaders_are_compiled_beforehand_for_a_software_device_alone(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, software: bool
+) -> None:
+    commands: list[list[str]] = []
+
+    def started(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        assert options["env"]["MESA_SHADER_CACHE_DIR"] == str(tmp_path / "shaders")
+        return type("Ended", (), {"returncode": 3 if "pytest" in command else -11})()
+
+    device = tool.Found("Vulkan0", "gpu", "llvmpipe" if software else "A card")
+    choice = tool.Choice(device, {"MESA_SHADER_CACHE_DIR": str(tmp_path / "shaders")}, software)
+    monkeypatch.setattr(tool, "find", lambda python, backend: choice)
+    monkeypatch.setattr(tool.subprocess, "run", started)
+    assert tool.run("vulkan", Path("python"), [], ["-v"]) == 3, "pytest's own status, whatever crashed before"
+    *before, tests = commands
+    assert [command[-1] for command in before] == ([str(size) for size in tool._WARM_SIZES] if software else [])
+    assert tests[1:5] == ["-m", "pytest", "-m", tool.MARKED]
+    assert "-v" in tests
+    assert (tmp_path / "shaders").is_dir()
+
+
 def test_the_pipeline_installs_what_would_be_named_as_missing(tool: ModuleType) -> None:
     steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["device"]["steps"]
     [install] = [step["run"] for step in steps if "apt-get install" in step.get("run", "")]
