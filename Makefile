@@ -2,7 +2,7 @@
 # What to install, and how, is the business of tools/install.py, which does nothing when nothing has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-fast test-clients test-promptfoo test-agents test-open-webui lint format bench soak fuzz clean types
+.PHONY: help install serve test test-fast test-device test-clients test-promptfoo test-agents test-open-webui lint format bench soak fuzz clean types
 
 # The first Python here that is new enough; python3 if none is, so that the installer can say what is wrong.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -26,6 +26,7 @@ help:
 	@echo "make serve      install what a server needs, then serve the demo roster on http://127.0.0.1:8000 (ROSTER=my.yaml, HOST=, PORT=)"
 	@echo "make test       install, then lint, type checks and every test (PYTEST_ARGS='-k swap' for some)"
 	@echo "make test-fast  the tests that load no model and start no server: about a minute"
+	@echo "make test-device  the engine's tests on a GPU, or on Mesa's software device (BACKEND=cuda, rocm, vulkan or metal; docs/gpu.md)"
 	@echo "make test-open-webui  Open WebUI's page in a real browser, in front of the demo (docs/open-webui.md)"
 	@echo "make lint       only ruff (rules and format) and mypy"
 	@echo "make format     write what ruff can mend"
@@ -64,7 +65,14 @@ $(OPEN_WEBUI)/bin/open-webui:
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not model and not server and not slow" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not model and not server and not slow and not device" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
+
+# llama.cpp for the GPU stands in an environment of its own, beside the CPU's: the first time it is built. The system
+# gets nothing: what is missing of it is named. DEVICE_PYTHON=FILE takes an environment that is there already.
+test-device:
+	@command -v $(firstword $(PYTHON)) >/dev/null || { \
+	  echo "There is no $(PYTHON) here. Debian, Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/device.py $(if $(BACKEND),--backend $(BACKEND)) $(if $(DEVICE_PYTHON),--python $(DEVICE_PYTHON)) $(if $(SOURCE),--source) $(if $(PORTABLE),--portable) $(PYTEST_ARGS)
 
 lint: install types
 	$(BIN)/ruff check .

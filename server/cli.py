@@ -256,8 +256,21 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure as well, for some minutes, and write all of it to a file that can be sent to others: build, "
+            "devices, memory predicted and taken, changes in place, coe bench. No paths, names or keys are in it.",
+        ),
+    ] = None,
+) -> None:
     """Say what llama.cpp sees on this machine, what is missing, and how to get it."""
+    if report is not None:
+        from .commands.report import write_report
+
+        raise typer.Exit(write_report(report, _out, _err))
     from .commands.doctor import doctor as run
 
     raise typer.Exit(run(_out))

@@ -20,7 +20,7 @@ from coe.server.commands.demo import with_own_models
 from coe.server.roster.builtin import demo_roster
 from coe.surgery.cut.cut import cut
 from coe.surgery.parent import Parent
-from fakes import signals, taught
+from fakes import device, signals, taught
 from fakes.local_engine import LocalEngine
 from fakes.server_process import ServerProcess, write_roster
 from fakes.weight import Guard, brings, mark_by_fixtures
@@ -45,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests get the markers that their fixtures bring."""
     mark_by_fixtures(items)
+
+
+@pytest.hookimpl(tryfirst=True)  # before its fixtures are set up
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a device, or the host alone, are skipped where that is not what llama.cpp has."""
+    device.require(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,6 +45,18 @@ CMAKE_FLAG = {
     "vulkan": "-DGGML_VULKAN=on",
     "metal": "-DGGML_METAL=on",
 }
+# What each backend is built with, as Debian and Ubuntu call it, and what runs it afterwards.
+PACKAGES = {
+    "cuda": ("nvidia-cuda-toolkit",),
+    "rocm": ("hipcc", "libhipblas-dev", "librocblas-dev"),
+    "vulkan": ("libvulkan-dev", "glslc", "spirv-headers"),
+}
+# NVIDIA's driver brings Vulkan along; for all other cards, and where there is none, it is Mesa's.
+VULKAN_DRIVER = "mesa-vulkan-drivers"
+# Source: ggml-vulkan.cpp fills a vk::LayerSettingEXT; the extension VK_EXT_layer_settings came with these headers.
+OLDEST_VULKAN_HEADERS = (1, 3, 272)
+# The first releases whose libvulkan-dev has them: 1.4.309 and 1.3.275.
+NEW_HEADERS_SINCE = {"debian": (13, 0), "ubuntu": (24, 4)}
 LIBRARY = {"cuda": "ggml-cuda", "rocm": "ggml-hip", "vulkan": "ggml-vulkan", "metal": "ggml-metal"}
 GIB = 1 << 30
 
@@ -68,7 +80,12 @@ class Machine:
     nvcc: str = ""
     hipcc: str = ""
     vulkan_loader: bool = False
-    vulkan_sdk: bool = False  # glslc, the Vulkan headers and the SPIR-V headers
+    vulkan_driver: bool = False  # of any maker, or Mesa's software
+    vulkan_headers: tuple[int, int, int] | None = None  # the version of those that CMake would take
+    spirv_headers: bool = False
+    glslc: bool = False
+    distribution: str = ""  # debian, ubuntu, ... as /etc/os-release says it
+    release: tuple[int, int] | None = None
     compiler: bool = True  # for C and C++
     cores: int = 1
     memory_bytes: int = 4 * GIB
@@ -108,8 +125,13 @@ def decide(machine: Machine, backend: str = "auto", portable: bool = False, from
         index = "" if portable or from_source else _wheel_index(name, machine)
         if index and (name != "cpu" or not machine.compiler):
             attempts.append(Attempt(name, index=index))
-        if machine.compiler and (backend != "auto" or _can_compile(name, machine)):
+        # What is insisted on is tried also where its toolkit is not seen: it may lie where only CMake's settings say.
+        # Headers that are seen and too old leave no hope, and the compiler would take minutes to say so.
+        hopeless = name == "vulkan" and old_headers(machine)
+        if machine.compiler and not hopeless and (backend != "auto" or _can_compile(name, machine)):
             attempts.append(_compile(name, machine, portable))
+        if backend != "auto":
+            messages += [f"{text} Then the same command again." for text in lacks(name, machine)]
     if not machine.compiler:
         messages.append(
             "No C++ compiler was found, so llama.cpp cannot be compiled. "
@@ -134,23 +156,56 @@ def _wanted_backends(machine: Machine, messages: list[str]) -> tuple[str, ...]:
         if not machine.nvcc:
             messages.append(
                 "An NVIDIA GPU is here, but the CUDA toolkit (nvcc) is not. "
-                f"Debian, Ubuntu: apt install nvidia-cuda-toolkit, {again}"
+                f"Debian, Ubuntu: apt install {' '.join(PACKAGES['cuda'])}, {again}"
             )
     if "amd" in machine.gpus:
         wanted.append("rocm")
         if not machine.hipcc:
             messages.append(
-                "An AMD GPU is here, but ROCm (hipcc) is not. Debian, Ubuntu: apt install hipcc libhipblas-dev "
-                f"librocblas-dev, {again}"
+                "An AMD GPU is here, but ROCm (hipcc) is not. "
+                f"Debian, Ubuntu: apt install {' '.join(PACKAGES['rocm'])}, {again}"
             )
-    if machine.gpus and (machine.vulkan_loader or machine.vulkan_sdk):
+    if machine.gpus and (machine.vulkan_loader or _can_vulkan(machine)):
         wanted.append("vulkan")
-    if "intel" in machine.gpus and not machine.vulkan_sdk:
-        messages.append(
-            "An Intel GPU is here, but what Vulkan needs is not. "
-            f"Debian, Ubuntu: apt install libvulkan-dev glslc spirv-headers, {again}"
-        )
+    if "intel" in machine.gpus or ("vulkan" in wanted and old_headers(machine)):
+        messages += [f"For Vulkan on this GPU: {text} Then: make clean install" for text in lacks("vulkan", machine)]
     return (*wanted, "cpu")
+
+
+def old_headers(machine: Machine) -> bool:
+    """Whether Vulkan's headers are here, and too old for llama.cpp."""
+    return machine.vulkan_headers is not None and machine.vulkan_headers < OLDEST_VULKAN_HEADERS
+
+
+def _ships_old(machine: Machine) -> bool:
+    """Whether this distribution's own headers are too old."""
+    since = NEW_HEADERS_SINCE.get(machine.distribution)
+    return since is not None and machine.release is not None and machine.release < since
+
+
+def lacks(backend: str, machine: Machine) -> list[str]:
+    """What building for a backend, and running it, needs and is not seen here: a sentence each, with the packages."""
+    if backend == "cuda":
+        missing = [] if machine.nvcc else list(PACKAGES["cuda"])
+    elif backend == "rocm":
+        missing = [] if machine.hipcc else list(PACKAGES["rocm"])
+    elif backend == "vulkan":
+        seen = (machine.vulkan_headers is not None, machine.glslc, machine.spirv_headers, machine.vulkan_driver)
+        wanted = (*PACKAGES["vulkan"], VULKAN_DRIVER)
+        missing = [package for package, here in zip(wanted, seen, strict=True) if not here]
+    else:
+        missing = []
+    found = [f"What {backend} needs is missing. Debian, Ubuntu: apt install {' '.join(missing)}."] if missing else []
+    if backend == "vulkan" and (old_headers(machine) or (machine.vulkan_headers is None and _ships_old(machine))):
+        have = ".".join(map(str, machine.vulkan_headers)) if machine.vulkan_headers else "of this distribution"
+        found.append(
+            f"The Vulkan headers {have} are too old: llama.cpp needs {'.'.join(map(str, OLDEST_VULKAN_HEADERS))} or "
+            "newer (it uses LayerSettingEXT). Beside libvulkan-dev, put newer ones into a folder and name it in "
+            "VULKAN_SDK: LunarG's SDK (https://vulkan.lunarg.com), or libvulkan-dev and spirv-headers of Debian 13 "
+            "(https://packages.debian.org/trixie), both unpacked with dpkg -x PACKAGE.deb FOLDER: "
+            "export VULKAN_SDK=FOLDER/usr."
+        )
+    return found
 
 
 def _wheel_index(backend: str, machine: Machine) -> str:
@@ -174,7 +229,11 @@ def _wheel_index(backend: str, machine: Machine) -> str:
 
 
 def _can_compile(backend: str, machine: Machine) -> bool:
-    return {"cuda": bool(machine.nvcc), "rocm": bool(machine.hipcc), "vulkan": machine.vulkan_sdk}.get(backend, True)
+    return {"cuda": bool(machine.nvcc), "rocm": bool(machine.hipcc), "vulkan": _can_vulkan(machine)}.get(backend, True)
+
+
+def _can_vulkan(machine: Machine) -> bool:
+    return machine.glslc and machine.spirv_headers and (machine.vulkan_headers or (0, 0, 0)) >= OLDEST_VULKAN_HEADERS
 
 
 def _compile(backend: str, machine: Machine, portable: bool) -> Attempt:
@@ -219,8 +278,21 @@ def progress(line: str) -> str | None:
     return None if kept is None else re.sub(r"https?://\S*/", "", line)[:100]
 
 
-def explain(log: str) -> str:
-    """The likely cause of a failed step and its remedy, from what the step printed; empty where none is known."""
+def gpu_line(machine: Machine, backend: str) -> str:
+    """What was seen of GPUs, in a line, and what that means for what is asked for."""
+    if machine.gpus:
+        return f"GPU: {', '.join(machine.gpus)}"
+    if backend in ("auto", "cpu"):
+        return "GPU: none found, so the models will run on the CPU"
+    return f"GPU: none was seen by its maker; llama.cpp is built for {backend} all the same, as it was asked for"
+
+
+def explain(log: str, backend: str = "") -> str:
+    """The likely cause of a failed step and its remedy, from what the step printed; empty where none is known.
+
+    backend: what was being built, "" where that does not matter.
+    """
+    packages = " ".join((*PACKAGES.get(backend, ()), *((VULKAN_DRIVER,) if backend == "vulkan" else ())))
     causes = (
         (r"No space left on device", "The disk is full. Free some space (3 GB are needed), then run it again."),
         (
@@ -242,9 +314,14 @@ def explain(log: str) -> str:
             "The package index's certificate is not trusted. Set PIP_CERT to your CA bundle.",
         ),
         (
+            r"LayerSetting\w*EXT",
+            "The Vulkan headers are older than llama.cpp needs "
+            f"({'.'.join(map(str, OLDEST_VULKAN_HEADERS))}): name a folder with newer ones in VULKAN_SDK.",
+        ),
+        (
             r"CUDA::\w+|Could not find nvcc|CUDAToolkit|find_package\(hip|Could NOT find Vulkan|SPIRV-Headers",
-            "The toolkit for this GPU is incomplete. Debian, Ubuntu: apt install nvidia-cuda-toolkit (NVIDIA), hipcc "
-            "libhipblas-dev librocblas-dev (AMD), libvulkan-dev glslc spirv-headers (Vulkan); then: make clean install",
+            f"The toolkit for {backend or 'this GPU'} is incomplete."
+            + (f" Debian, Ubuntu: apt install {packages}; then: make clean install" if packages else ""),
         ),
         (
             r"Unsupported gpu architecture|unsupported GNU version",
@@ -262,6 +339,7 @@ def look() -> Machine:
     """This machine. Nothing here fails: what cannot be found out counts as absent."""
     system, arch = platform.system(), platform.machine()
     nvidia_smi = _output("nvidia-smi")
+    named = _os_release()
     nvcc = _tool("nvcc", "/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
     gpus = _graphics()
     if "CUDA Version" in nvidia_smi or Path("/dev/nvidia0").exists():
@@ -279,9 +357,12 @@ def look() -> Machine:
         nvcc=nvcc,
         hipcc=_tool("hipcc", "/opt/rocm/bin/hipcc"),
         vulkan_loader=_vulkan_loader(),
-        vulkan_sdk=bool(_tool("glslc"))
-        and any(Path(folder, "vulkan/vulkan.h").exists() for folder in _include_folders())
-        and any(Path(folder, "spirv/unified1/spirv.hpp").exists() for folder in _include_folders()),
+        vulkan_driver=_vulkan_driver(),
+        vulkan_headers=vulkan_headers(_include_folders()),
+        spirv_headers=any(Path(folder, "spirv/unified1/spirv.hpp").exists() for folder in _include_folders()),
+        glslc=bool(_tool("glslc", *(f"{sdk}/bin/glslc" for sdk in (os.environ.get("VULKAN_SDK"),) if sdk))),
+        distribution=named.get("ID", ""),
+        release=_version(r"^(\d+)(?:\.(\d+))?", named.get("VERSION_ID", "")),
         compiler=_has_compiler(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -308,15 +389,53 @@ def _graphics() -> set[str]:
     return found
 
 
+def _os_release() -> dict[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:  # as on a Mac
+        return {}
+
+
 def _vulkan_loader() -> bool:
     patterns = ("libvulkan.so*", "*/libvulkan.so*")
     folders = (Path("/usr/lib"), Path("/usr/lib64"), Path("/usr/local/lib"))
     return any(next(folder.glob(pattern), None) for folder in folders for pattern in patterns)
 
 
+def _vulkan_driver() -> bool:
+    """Whether the loader would find any driver. Source: the Vulkan loader's search for driver manifests on Linux."""
+    named = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
+    if named:
+        return any(Path(path).exists() for path in named.split(":"))
+    folders = ("/usr/share", "/etc", "/usr/local/share", "/usr/local/etc", os.path.expanduser("~/.local/share"))
+    return any(next(Path(folder, "vulkan/icd.d").glob("*.json"), None) for folder in folders)
+
+
 def _include_folders() -> list[str]:
+    """Where CMake looks for Vulkan's headers, first to last. Source: CMake's FindVulkan."""
+    told = re.search(r"-DVulkan_INCLUDE_DIRS?(?::\w+)?=(\S+)", os.environ.get("CMAKE_ARGS", ""))
     sdk = os.environ.get("VULKAN_SDK")
-    return ["/usr/include", "/usr/local/include", *([f"{sdk}/include"] if sdk else [])]
+    return [*([told[1]] if told else []), *([f"{sdk}/include"] if sdk else []), "/usr/local/include", "/usr/include"]
+
+
+def vulkan_headers(folders: Iterable[str]) -> tuple[int, int, int] | None:
+    """The version of the first Vulkan headers in these folders, None where there are none.
+
+    Source: vulkan_core.h, VK_HEADER_VERSION, and VK_HEADER_VERSION_COMPLETE for the numbers before it.
+    """
+    for folder in folders:
+        try:
+            text = Path(folder, "vulkan/vulkan_core.h").read_text(errors="replace")
+        except OSError:
+            continue
+        complete = re.search(
+            r"#define VK_HEADER_VERSION_COMPLETE VK_MAKE(?:_API)?_VERSION\((?:0, )?(\d+), (\d+), VK_HEADER_VERSION\)",
+            text,
+        )
+        patch = re.search(r"#define VK_HEADER_VERSION (\d+)", text)
+        # Headers so old that they say it otherwise are older than any that would do.
+        return (int(complete[1]), int(complete[2]), int(patch[1])) if complete and patch else (0, 0, 0)
+    return None
 
 
 def _has_compiler() -> bool:
@@ -338,7 +457,7 @@ def _output(*command: str) -> str:
 
 def _version(pattern: str, text: str) -> tuple[int, int] | None:
     match = re.search(pattern, text)
-    return (int(match[1]), int(match[2])) if match else None
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def offers(index: str, name: str, version: str = "") -> bool:
@@ -474,7 +593,7 @@ def built_backend(venv: Path) -> str:
 def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: Screen) -> dict[str, Any]:
     """Take the first way that ends in a llama-cpp-python that can be imported. Returns what was built."""
     if not plan.attempts:
-        raise InstallError("llama-cpp-python can neither be compiled nor downloaded here: see above.")
+        raise InstallError(" ".join(["llama-cpp-python can neither be compiled nor downloaded here.", *plan.messages]))
     name, python = "llama-cpp-python", str(venv / "bin/python")
     pip = [python, "-m", "pip", "install", "--no-input"]
     printed = ""
@@ -520,8 +639,9 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
                 "cmake_args": list(attempt.cmake_args),
                 "ways": ways(plan),
             }
-        screen.say(f"    {explain(printed) or 'It did not give a llama.cpp that loads here.'} Details: {screen.log}")
-    known = explain(printed) or " ".join(plan.messages)
+        why = explain(printed, attempt.backend) or "It did not give a llama.cpp that loads here."
+        screen.say(f"    {why} Details: {screen.log}")
+    known = explain(printed, plan.attempts[-1].backend) or " ".join(plan.messages)
     raise InstallError(known or f"llama-cpp-python could not be installed; {screen.log} says why.")
 
 
@@ -641,7 +761,7 @@ def install(arguments: argparse.Namespace) -> None:
         machine = look()
         plan = decide(machine, arguments.backend, arguments.portable, arguments.source)
         screen.say(f"Installing into {venv}; all that is printed goes to {log}")
-        screen.say(f"GPU: {', '.join(machine.gpus) or 'none found, so the models will run on the CPU'}")
+        screen.say(gpu_line(machine, arguments.backend))
         for message in plan.messages:
             screen.say(f"NOTE: {message}")
         make_venv(venv, screen)

@@ -42,6 +42,14 @@ _GIB = 1 << 30
 # A server with a few dozen streams holds a socket for each, and a few files and pipes for each worker.
 _FEWEST_OPEN_FILES = 1024
 _GPU_LIBRARIES = {"ggml-cuda": "CUDA", "ggml-hip": "ROCm", "ggml-vulkan": "Vulkan", "ggml-metal": "Metal"}
+# What a build for a GPU says when it sees none: what to ask, by the backend.
+_NO_DEVICE: Final = {
+    "CUDA": "Check NVIDIA's driver, with: nvidia-smi",
+    "ROCm": "Check AMD's driver and that you are in the groups render and video, with: rocminfo",
+    "Vulkan": "Check the driver, with: vulkaninfo --summary (Debian, Ubuntu: apt install vulkan-tools, and for all "
+    "cards but NVIDIA's mesa-vulkan-drivers). A software device is used only where GGML_VK_VISIBLE_DEVICES=0 names it",
+    "Metal": "Check the GPU, with: system_profiler SPDisplaysDataType",
+}
 
 
 class Level(StrEnum):
@@ -153,7 +161,7 @@ def _gpu_findings(facts: Facts) -> list[Finding]:
                 f"llama.cpp was built for {built}, but sees no GPU: models will run on the CPU.",
                 "Start the container with --gpus all."
                 if facts.container
-                else "Check the GPU's driver, with nvidia-smi.",
+                else "; ".join(_NO_DEVICE[backend] for backend in facts.backends) + ".",
             )
         ]
     how = {"": "", "source": ", compiled here"}.get(facts.built_from, f", from {facts.built_from}")

@@ -61,13 +61,16 @@ class College:
         sharing = values.pop("sharing", Sharing(self.members, check=check))
         return LoadSpec(self.folder / "none.gguf", sharing=sharing, **values).loaded_as(first)
 
-    def fresh(self, name: str, order: Mapping[int, Sequence[int]]) -> NDArray[np.float32]:
-        """Logits of a fresh load of a file that has the specialist's experts in the resident's slots."""
+    def fresh(self, name: str, order: Mapping[int, Sequence[int]], **fields: Any) -> NDArray[np.float32]:
+        """Logits of a fresh load of a file that has the specialist's experts in the resident's slots.
+
+        fields: of its spec, those that the resident was loaded with.
+        """
         keep = self.masks[name].keep
         slots = {layer: [keep[layer][index] for index in order[layer]] for layer in keep}
         path = self.folder / "fresh.gguf"
         cut(self.parent, self.masks[name], path, slots=slots)
-        spec = self.spec(name, sharing=Sharing((Member(name, path),)))
+        spec = self.spec(name, **fields, sharing=Sharing((Member(name, path),)))
         model = Model(spec)
         try:
             return logits(model, spec)

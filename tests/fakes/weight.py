@@ -2,6 +2,7 @@
 
     model    a GGUF is loaded by llama.cpp, here or in a process of this project
     server   `coe serve` runs in a process of its own
+    device   a GPU is needed, and skipped without one (fakes/device.py)
     slow     takes more than about a second for another reason: a process of this project, training, torch
 
 A test without a marker is fast, and `make test-fast` runs nothing else. What a fixture brings its tests need not say.
@@ -19,7 +20,7 @@ from typing import Any, Final, TypeVar
 import llama_cpp.llama_cpp as lib
 import pytest
 
-MARKERS: Final = ("model", "server", "slow")
+MARKERS: Final = ("model", "server", "slow", "device")
 _GRACE_S: Final = 2.0  # that a test has to fail by itself
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -46,6 +46,12 @@ def nvidia(**facts: Any) -> Any:
     )
 
 
+def vulkan(**facts: Any) -> Any:
+    """A machine with all that Vulkan needs."""
+    here = {"vulkan_loader": True, "vulkan_driver": True, "spirv_headers": True, "glslc": True}
+    return machine(**{**here, "vulkan_headers": (1, 4, 309), **facts})
+
+
 def ways(plan: Any) -> list[tuple[str, str]]:
     return [
         (attempt.backend, attempt.index.rsplit("/", 1)[-1] if attempt.index else "source") for attempt in plan.attempts
@@ -113,7 +119,7 @@ def test_an_amd_gpu_gets_rocm_and_vulkan_where_only_that_is_there() -> None:
     with_rocm = installer.decide(machine(gpus=("amd",), hipcc="/opt/rocm/bin/hipcc"))
     assert ways(with_rocm) == [("rocm", "rocm72"), ("rocm", "source"), ("cpu", "source")]
     assert with_rocm.attempts[1].cmake_args == ("-DGGML_HIP=on",)
-    with_vulkan = installer.decide(machine(gpus=("amd",), vulkan_loader=True, vulkan_sdk=True))
+    with_vulkan = installer.decide(vulkan(gpus=("amd",)))
     assert ("vulkan", "source") in ways(with_vulkan)
     assert ("rocm", "source") not in ways(with_vulkan)
     assert "hipcc" in with_vulkan.messages[0]
@@ -133,6 +139,89 @@ def test_an_insisted_backend_is_built_without_its_hardware_and_never_replaced_by
     assert ways(plan) == [("cuda", "source")]
     assert "-DGGML_CUDA=on" in plan.attempts[0].cmake_args
     assert "-DGGML_NATIVE=off" in plan.attempts[0].cmake_args
+
+
+def test_what_an_insisted_backend_lacks_is_named_by_its_own_packages_alone() -> None:
+    bare = machine(distribution="debian", release=(13, 0))
+    assert installer.lacks("cuda", bare) == [
+        "What cuda needs is missing. Debian, Ubuntu: apt install nvidia-cuda-toolkit."
+    ]
+    assert "apt install hipcc libhipblas-dev librocblas-dev." in installer.lacks("rocm", bare)[0]
+    assert installer.lacks("vulkan", bare) == [
+        "What vulkan needs is missing. Debian, Ubuntu: apt install libvulkan-dev glslc spirv-headers "
+        "mesa-vulkan-drivers."
+    ]
+    assert installer.lacks("vulkan", vulkan(vulkan_driver=False)) == [
+        "What vulkan needs is missing. Debian, Ubuntu: apt install mesa-vulkan-drivers."
+    ]
+    assert installer.lacks("vulkan", vulkan()) == []
+    assert installer.lacks("cpu", bare) == []
+    assert any("nvidia-cuda-toolkit" in text for text in installer.decide(bare, backend="cuda").messages)
+    assert not any("vulkan" in text for text in installer.decide(bare, backend="cuda").messages)
+
+
+@pytest.mark.parametrize(("version", "enough"), [((1, 3, 239), False), ((1, 3, 271), False), ((1, 3, 275), True)])
+def test_vulkan_headers_that_are_too_old_are_said_at_once_with_the_way_to_newer_ones(
+    version: tuple[int, int, int], enough: bool
+) -> None:
+    plan = installer.decide(vulkan(vulkan_headers=version), backend="vulkan", from_source=True)
+    assert bool(plan.attempts) == enough  # minutes of compiling would end in an error
+    assert bool(plan.messages) != enough
+    if not enough:
+        assert ".".join(map(str, version)) in plan.messages[0]
+        assert "1.3.272" in plan.messages[0]
+        assert "VULKAN_SDK" in plan.messages[0]
+
+
+def test_a_distribution_whose_own_headers_are_too_old_is_known_before_they_are_installed() -> None:
+    for name, release, old in (
+        ("debian", (12, 0), True),
+        ("debian", (13, 0), False),
+        ("ubuntu", (22, 4), True),
+        ("ubuntu", (24, 4), False),
+        ("arch", None, False),
+    ):
+        found = installer.lacks("vulkan", vulkan(vulkan_headers=None, distribution=name, release=release))
+        assert any("VULKAN_SDK" in text for text in found) == old, name
+        assert "libvulkan-dev" in found[0]
+
+
+def test_the_version_of_vulkan_headers_is_that_of_the_first_folder(tmp_path: Path) -> None:
+    def header(folder: str, text: str) -> str:
+        (tmp_path / folder / "vulkan").mkdir(parents=True)
+        (tmp_path / folder / "vulkan/vulkan_core.h").write_text(text)
+        return str(tmp_path / folder)
+
+    complete = "#define VK_HEADER_VERSION_COMPLETE"
+    new = f"#define VK_HEADER_VERSION 309\n{complete} VK_MAKE_API_VERSION(0, 1, 4, VK_HEADER_VERSION)\n"
+    old = f"#define VK_HEADER_VERSION 70\n{complete} VK_MAKE_VERSION(1, 1, VK_HEADER_VERSION)\n"
+    folders = [header("sdk", new), header("usr", old), header("strange", "")]
+    assert installer.vulkan_headers(folders) == (1, 4, 309)
+    assert installer.vulkan_headers(folders[1:]) == (1, 1, 70)
+    assert installer.vulkan_headers(folders[2:]) == (0, 0, 0)
+    assert installer.vulkan_headers([str(tmp_path / "none")]) is None
+
+
+def test_a_folder_that_vulkan_sdk_names_comes_before_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setenv("VULKAN_SDK", "/opt/sdk")
+    assert installer._include_folders()[0] == "/opt/sdk/include"
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_BLAS=on -DVulkan_INCLUDE_DIR=/opt/headers")
+    assert installer._include_folders()[0] == "/opt/headers"
+
+
+def test_a_backend_that_was_asked_for_is_no_build_for_the_cpu() -> None:
+    assert installer.gpu_line(machine(), "auto") == "GPU: none found, so the models will run on the CPU"
+    assert "CPU" not in installer.gpu_line(machine(), "vulkan")
+    assert "vulkan" in installer.gpu_line(machine(), "vulkan")
+    assert installer.gpu_line(nvidia(), "cuda") == "GPU: nvidia"
+
+
+def test_an_intel_card_is_told_what_vulkan_lacks() -> None:
+    plan = installer.decide(machine(gpus=("intel",), vulkan_driver=True))
+    assert ways(plan) == [("cpu", "source")]
+    assert "apt install libvulkan-dev glslc spirv-headers." in plan.messages[0]
+    assert "make clean install" in plan.messages[0]
 
 
 def test_source_leaves_the_wheels_aside() -> None:
@@ -163,6 +252,15 @@ def test_no_more_compilers_run_at_once_than_memory_allows() -> None:
 )
 def test_progress_shows_what_tells(line: str, shown: str | None) -> None:
     assert installer.progress(line) == shown
+
+
+def test_an_incomplete_toolkit_is_explained_by_the_packages_of_the_backend_that_was_built() -> None:
+    printed = "CMake Error: Could NOT find Vulkan (missing: Vulkan_LIBRARY glslc)"
+    assert "apt install libvulkan-dev glslc spirv-headers mesa-vulkan-drivers" in installer.explain(printed, "vulkan")
+    assert "hipcc" not in installer.explain(printed, "vulkan")
+    assert "apt install nvidia-cuda-toolkit;" in installer.explain("Target CUDA::cublas not found", "cuda")
+    error = "error: 'LayerSettingEXT' is not a member of 'vk'"
+    assert "VULKAN_SDK" in installer.explain(error, "vulkan")
 
 
 @pytest.mark.parametrize(
@@ -369,5 +467,5 @@ def test_the_cpu_takes_over_when_the_gpu_build_fails_and_what_works_is_never_los
     built = installer.install_llama(venv, plan, "1.0", True, screen)
     assert built["backend"] == "cpu"
     assert len(commands) == 1  # the CPU's build is there already
-    with pytest.raises(installer.InstallError, match="toolkit for this GPU is incomplete"):
+    with pytest.raises(installer.InstallError, match="toolkit for cuda is incomplete"):
         installer.install_llama(venv, installer.decide(nvidia(), backend="cuda"), "1.0", True, screen)

@@ -72,6 +72,6 @@ def test_the_pipeline_and_the_hooks_run_targets_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     texts = [*(path.read_text() for path in WORKFLOWS), (ROOT / ".pre-commit-config.yaml").read_text()]
     targets = {target for text in texts for target in re.findall(r"(?:run|entry): make ([\w-]+)", text)}
-    assert targets == {"install", "lint", "test-fast"}
+    assert targets == {"install", "lint", "test-fast", "test-device"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     assert "ruff format --check" in makefile

@@ -13,6 +13,7 @@ from coe.engine.pool.memory import predict
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import Accepted, Delta, Event, Finished, GenerateRequest
 from coe.engine.spec import LoadSpec, Member, Sharing
+from fakes.device import tolerance
 from fakes.local_engine import GREEDY
 from fakes.sharing_models import College
 from fakes.weight import brings
@@ -62,8 +63,8 @@ async def test_a_worker_serves_all_its_specialists(college: College) -> None:
         await resident.stop()
     assert swaps == [False, True, True, True]
     a, b, c, again = (sureness(answer) for answer in first)
-    assert [sureness(answer) for answer in both] == pytest.approx([b, c], abs=1e-4)
-    assert again == pytest.approx(a, abs=1e-4)
+    assert [sureness(answer) for answer in both] == pytest.approx([b, c], abs=tolerance(1e-4, 1e-3))
+    assert again == pytest.approx(a, abs=tolerance(1e-4, 1e-3))
     assert min(abs(a - b), abs(b - c), abs(a - c)) > 1e-3
 
 
@@ -114,9 +115,9 @@ async def test_a_skeleton_is_not_served_without_its_parent(college: College) -> 
 
 
 async def test_host_memory_for_offloaded_conversations_is_counted(college: College) -> None:
-    without, with_ram = [
-        (await predict(college.spec(ram_budget_bytes=budget))).footprint.total_bytes for budget in (0, 100 * 2**20)
-    ]
+    found = [(await predict(college.spec(ram_budget_bytes=budget))).footprint for budget in (0, 100 * 2**20)]
+    # Beside a device's memory it is a figure of its own; without one it is part of the sum.
+    without, with_ram = (footprint.total_bytes + footprint.host_bytes for footprint in found)
     assert 90 * 2**20 < with_ram - without < 110 * 2**20
 
 

@@ -22,6 +22,7 @@ from coe.engine.swap import weights as weights_module
 from coe.engine.swap.fingerprints import fingerprint_file, member_stamp
 from coe.engine.swap.swapper import Swapper
 from coe.surgery.cut.cut import KEY, cut
+from fakes.device import tolerance
 from fakes.sharing_models import College, logits
 from fakes.weight import brings
 
@@ -112,6 +113,9 @@ def test_tensors_that_the_processor_cannot_reach_are_written_through_a_buffer(
     model.close()
 
 
+@pytest.mark.host(
+    "tensors of up to 1 MiB, as here, are set whole on a device, for a call to it costs more than the bytes"
+)
 def test_an_expert_that_both_have_stays_and_only_the_others_are_copied(tmp_path: Path, new_resident: Any) -> None:
     college = College.random(tmp_path, names="ab", architecture="qwen3moe", embedding=256, expert_ff=64)
     resident = new_resident(college)
@@ -150,7 +154,7 @@ def test_a_scaled_shared_expert_moves_with_the_others(tmp_path: Path, new_reside
     spec = college.spec("b", sharing=Sharing((Member("b", tmp_path / "b.gguf"),)))
     # The same experts in other slots round otherwise: by little, where a wrong scale would differ by much.
     model = Model(spec)
-    np.testing.assert_allclose(resident.says(), logits(model, spec), atol=1e-4)
+    np.testing.assert_allclose(resident.says(), logits(model, spec), atol=tolerance(1e-4))
     model.close()
     resident.become("a")
     np.testing.assert_array_equal(resident.says(), college.fresh("a", resident.swapper.order))
@@ -286,7 +290,8 @@ class TestWhatGoesWrong:
     def test_the_check_after_a_swap_finds_bytes_that_did_not_arrive(
         self, resident: Resident, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resident.swapper, "_read_in_place", lambda pieces, files: None)
+        for way in ("_read_in_place", "_send"):  # of the host's memory, and of a device's
+            monkeypatch.setattr(resident.swapper, way, lambda pieces, files: None)
         with pytest.raises(SwapError, match="did not arrive"):
             resident.become("b")
         assert resident.swapper.broken
@@ -313,6 +318,7 @@ class TestWhatCannotBeShared:
         model.close()
 
     @pytest.mark.model
+    @pytest.mark.host("only the processor's backend keeps weights in an order of its own")
     def test_repacked_weights_are_refused(self, tmp_path: Path) -> None:
         college = College.random(tmp_path, names="ab", **Q4)
         model = Model(LoadSpec(tmp_path / "a.gguf", mmap=False))

@@ -13,6 +13,7 @@ import pytest
 from coe.engine.llama.model import Model
 from coe.engine.request import Delta, Finish, Finished, Patience
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
+from fakes.device import tolerance
 from fakes.local_engine import LocalEngine
 
 NewEngine = Callable[..., LocalEngine]
@@ -394,13 +395,13 @@ class TestText:
         expected = logits - logits.max()
         expected -= np.log(np.exp(expected).sum())
         best = np.sort(expected)[::-1][:5]
-        assert [value for *_, value in entry.top] == pytest.approx(best.tolist(), abs=1e-4)
+        assert [value for *_, value in entry.top] == pytest.approx(best.tolist(), abs=tolerance(1e-4))
         token = next(
             t
             for t in range(smollm2_model.vocab.n_tokens)
             if smollm2_model.vocab.piece(t, special=True) == bytes(entry.bytes)
         )
-        assert entry.logprob == pytest.approx(expected[token], abs=1e-4)
+        assert entry.logprob == pytest.approx(expected[token], abs=tolerance(1e-4))
         assert np.exp([value for *_, value in entry.top]).sum() <= 1 + 1e-9
 
     def test_there_is_one_logprob_a_token(self, smollm2_model: Model, new_engine: NewEngine) -> None:

@@ -14,6 +14,7 @@ from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.request import Delta, Finish, Reading
 from coe.engine.spec import LoadSpec
+from fakes.device import tolerance
 from fakes.local_engine import Answer, LocalEngine
 
 NewEngine = Callable[..., LocalEngine]
@@ -59,9 +60,9 @@ class TestScores:
         assert entries[0].logprob is None
         assert entries[0].top == []
         found = [entry.logprob for entry in entries[1:-1]]
-        assert found == pytest.approx([wanted[at, token] for at, token in enumerate(tokens[1:])], abs=1e-4)
+        assert found == pytest.approx([wanted[at, token] for at, token in enumerate(tokens[1:])], abs=tolerance(1e-4))
         best = [[value for _, _, value in entry.top] for entry in entries[1:-1]]
-        np.testing.assert_allclose(best, np.sort(wanted, axis=1)[:, -3:][:, ::-1], atol=1e-4)
+        np.testing.assert_allclose(best, np.sort(wanted, axis=1)[:, -3:][:, ::-1], atol=tolerance(1e-4))
         # At once llama.cpp rounds otherwise.
         whole = plain(model, tokens)
         assert found == pytest.approx([whole[at, token] for at, token in enumerate(tokens[1:])], abs=0.1)
@@ -218,7 +219,9 @@ class TestRanking:
         entries = engine.ask("The capital of France is", top_logprobs=0).logprobs
         ranked = engine.ask("The capital of France is", ranked=True)
         assert ranked.logprobs == []
-        assert ranked.finished.mean_logprob == pytest.approx(np.mean([entry.logprob for entry in entries]), abs=1e-4)
+        assert ranked.finished.mean_logprob == pytest.approx(
+            np.mean([entry.logprob for entry in entries]), abs=tolerance(1e-4)
+        )
 
     def test_the_token_that_ends_it_counts(self, smollm2_model: Model, new_engine: NewEngine) -> None:
         biased = {smollm2_model.vocab.eos: 100.0}

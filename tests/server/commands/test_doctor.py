@@ -86,6 +86,19 @@ def test_a_gpu_build_that_sees_no_gpu_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("backend", "command"),
+    [("CUDA", "nvidia-smi"), ("ROCm", "rocminfo"), ("Vulkan", "vulkaninfo"), ("Metal", "system_profiler")],
+)
+def test_the_advice_for_a_build_that_sees_no_gpu_is_that_of_its_backend(backend: str, command: str) -> None:
+    first = judge(facts(backends=(backend,)))[0]
+    assert command in first.remedy
+    assert [
+        other for other in ("nvidia-smi", "rocminfo", "vulkaninfo", "system_profiler") if other in first.remedy
+    ] == [command]
+    assert "--gpus all" in judge(facts(backends=(backend,), container=True))[0].remedy
+
+
+@pytest.mark.parametrize(
     ("changes", "level", "text"),
     [
         ({"llama_error": "libgomp.so.1: cannot open"}, Level.ERROR, "libgomp.so.1"),
