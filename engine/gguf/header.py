@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,3 +63,14 @@ class Header:
                 "The file is damaged: fetch it again.",
             )
         return int(found)
+
+
+def expert_bytes(headers: Sequence[Header]) -> list[int]:
+    """Bytes of the experts of each block, 0 for one without. headers: of all parts of a model."""
+    per_layer = [0] * headers[0].count("block_count")
+    for header in headers:
+        for tensor in header.tensors:
+            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
+            if found and "_exps." in rest and block.isdecimal() and int(block) < len(per_layer):
+                per_layer[int(block)] += tensor.n_bytes
+    return per_layer

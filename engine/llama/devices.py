@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 
@@ -44,7 +44,14 @@ def devices(*, ask_memory: bool = True) -> list[Device]:
 
 def has_card() -> bool:
     """Whether llama.cpp computes on a card where it is not told otherwise. Nothing is opened on it."""
-    return bool(cards(devices(ask_memory=False)))
+    return bool(card_handles())
+
+
+def card_handles() -> list[Any]:
+    """ggml_backend_dev_t of every card that llama.cpp computes on where it is not told otherwise."""
+    names = {card.name for card in cards(devices(ask_memory=False))}
+    handles = [_get(index) for index in range(_count())]
+    return [handle for handle in handles if _name(handle).decode() in names]
 
 
 def system_info() -> str:

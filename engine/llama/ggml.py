@@ -11,6 +11,7 @@ from llama_cpp._ggml import libggml
 from ..errors import LayoutError
 
 F32: Final = 0  # ggml.h, enum ggml_type
+F16: Final = 1
 I32: Final = 26
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t

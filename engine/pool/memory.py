@@ -43,6 +43,7 @@ class Prediction:
     facts:      what the file says of itself; None where nobody has read it.
     infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
     on_gpu:     whether it is of a GPU; then the dry run itself took some of it.
+    expert_bytes: of each layer's experts that may lie on a GPU; () without one.
     """
 
     footprint: Footprint
@@ -53,6 +54,7 @@ class Prediction:
     facts: ModelFacts | None = None
     infill: bool | None = None
     on_gpu: bool = False
+    expert_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,15 @@ async def predict(
     facts = ModelFacts(**answer["facts"])
     tools = ToolForm(**answer["tools"])
     return Prediction(
-        Footprint(**sizes), answer["refused"], chat_fault, tools, form, facts, answer["infill"], answer["on_gpu"]
+        Footprint(**sizes),
+        answer["refused"],
+        chat_fault,
+        tools,
+        form,
+        facts,
+        answer["infill"],
+        answer["on_gpu"],
+        tuple(answer["expert_bytes"]),
     )
 
 

@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..generate.prompt import PromptReader
 from ..generate.renderer import Limits
-from ..gguf.header import Header, TensorInfo
+from ..gguf.header import Header, TensorInfo, expert_bytes
 from ..gguf.reader import read_split
 from ..last_words import is_no_device_memory
 from ..llama.context import Context
@@ -42,10 +42,7 @@ from ..process import rss_bytes
 from ..request import GenerateRequest
 from ..spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ThinkingMode, ToolForm
 from .batch import BatchLoop
-
-# What a GPU's runtime takes of the card for a process, before any model: context, modules, library workspaces.
-# An estimate; the pool measures the true figure with the first load.
-GPU_RUNTIME_BYTES = 420 * 2**20
+from .gpu_runtime import runtime_bytes
 
 # Types that ggml keeps a copy of in another order for this kind of processor.
 # Source: ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type.
@@ -63,7 +60,14 @@ _BUFFER = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(
 # A cache logs where each of its layers lies (at level debug), and then its size. A model may have several: for windows,
 # for the whole context, for recurrent states. Source: the constructors of llama_kv_cache and llama_memory_recurrent.
 _LAYER = re.compile(r"llama_(?:kv_cache|memory_recurrent)[:,] layer +(?P<layer>\d+): dev = (?P<where>\S+)")
-_CACHE = re.compile(r"llama_(?P<kind>kv_cache|memory_recurrent): size = +(?P<mib>[\d.]+) MiB \(")
+_CACHE = re.compile(r"llama_(?P<kind>kv_cache|memory_recurrent): size = +(?P<mib>[\d.]+) MiB \((?P<rest>.*)")
+
+# For a batch of prompt tokens Vulkan brings a layer's keys and values of this type to F16, of all cells in use, into a
+# buffer that grows with them and is kept; not where the GPU's driver has matrix cores of NVIDIA's second kind. A block
+# of 32 numbers has 34 bytes in the cache. Source: ggml-vulkan.cpp, ggml_vk_flash_attn, use_dequant_kv.
+_WIDENED = re.compile(r"K \(q8_0\): .*V \(q8_0\): ")
+_WIDER = 32 * 2 / 34
+_READS_NARROW = "matrix cores: NV_coopmat2"
 
 
 def on_device(tensor: TensorInfo, *, n_layers: int, gpu_layers: int, cpu_expert_layers: int) -> bool:
@@ -99,6 +103,13 @@ def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[in
     return device, total - device
 
 
+def movable_experts(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
+    """Bytes of each layer's experts that lie on the GPU where cpu_expert_layers leaves none in host memory."""
+    n_layers = headers[0].count("block_count")
+    first = max(0, n_layers + 1 - spec.gpu_layers) if spec.gpu_layers >= 0 else 0
+    return [size if layer >= first else 0 for layer, size in enumerate(expert_bytes(headers))]
+
+
 def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
     """Bytes that weights take a second time on a processor whose ggml repacks them.
 
@@ -114,12 +125,16 @@ def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Bytes of a context's buffers: what lies on GPUs, and what in host memory."""
+    """Bytes of a context's buffers: what lies on GPUs, and what in host memory.
+
+    widened_device: a layer's cells in F16, as Vulkan makes them of others when the cache is full.
+    """
 
     kv_device: int = 0
     kv_host: int = 0
     compute_device: int = 0
     compute_host: int = 0
+    widened_device: int = 0
 
 
 def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> Buffers:
@@ -128,33 +143,39 @@ def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> 
     key_widths: of layers, how wide the keys are that a cell keeps; layers that are not named are taken to be alike.
     """
     bytes_at: Counter[tuple[str, bool]] = Counter()  # kv or compute, and whether on a GPU
-    layers: list[tuple[int, bool]] = []  # of the cache that is being made: number, and whether on a GPU
+    layers: dict[int, str] = {}  # of the cache that is being made: where each lies
+    widened = 0
     for line in log:
         if match := _BUFFER.search(line):
             bytes_at["compute", not _is_host(match["where"])] += round(float(match["mib"]) * _MIB)
         elif match := _LAYER.search(line):
-            layers.append((int(match["layer"]), not _is_host(match["where"])))
+            layers[int(match["layer"])] = match["where"]
         elif match := _CACHE.search(line):
             size = round(float(match["mib"]) * _MIB)
-            widths = (key_widths or {}) if match["kind"] == "kv_cache" else {}
-            on_device = round(size * _device_share(layers, widths))
+            parts = _parts(layers, (key_widths or {}) if match["kind"] == "kv_cache" else {})
+            on_device = round(size * sum(part for layer, part in parts.items() if not _is_host(layers[layer])))
             bytes_at["kv", True] += on_device
             bytes_at["kv", False] += size - on_device
-            layers = []
-    return Buffers(bytes_at["kv", True], bytes_at["kv", False], bytes_at["compute", True], bytes_at["compute", False])
+            if _WIDENED.search(match["rest"]):
+                by_vulkan = [part for layer, part in parts.items() if layers[layer].startswith("Vulkan")]
+                widened = max(widened, round(size * _WIDER * max(by_vulkan, default=0.0)))
+            layers = {}
+    return Buffers(
+        bytes_at["kv", True], bytes_at["kv", False], bytes_at["compute", True], bytes_at["compute", False], widened
+    )
 
 
 def _is_host(where: str) -> bool:
     return where.startswith("CPU") or where.endswith("_Host")
 
 
-def _device_share(layers: Sequence[tuple[int, bool]], widths: Mapping[int, int]) -> float:
-    """The part of a cache that lies on GPUs, 0..1. layers: number, and whether it lies there."""
-    parts = [(widths.get(layer, 0), on_device) for layer, on_device in layers]
-    if not all(width for width, _ in parts):
-        parts = [(1, on_device) for _, on_device in parts]
-    total = sum(width for width, _ in parts)
-    return sum(width for width, on_device in parts if on_device) / total if total else 0.0
+def _parts(layers: Iterable[int], widths: Mapping[int, int]) -> dict[int, float]:
+    """The part of a cache that each of its layers has, 0..1; all alike where one's width is not known."""
+    found = {layer: widths.get(layer, 0) for layer in layers}
+    if not all(found.values()):
+        found = dict.fromkeys(found, 1)
+    total = sum(found.values())
+    return {layer: width / total for layer, width in found.items()}
 
 
 def key_widths(headers: Sequence[Header]) -> dict[int, int]:
@@ -195,12 +216,15 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
         require_layout()
     budgeted = Budgeted.HOST if not has_gpu else Budgeted.GPU if spec.gpu_layers else Budgeted.BESIDE_GPU
     log = start()
+    reads_narrow = any(_READS_NARROW in line for line in log.lines)  # said once, when ggml looked for GPUs
     log.lines.clear()
     model = Model(spec, dry_run=True)
     repacks = any("CPU_REPACK model buffer size" in line for line in log.lines)
     log.lines.clear()
     context = Context(model, spec)
     found = buffers(log.lines, key_widths(headers))
+    if reads_narrow:
+        found = replace(found, widened_device=0)
     if spec.embeddings:
         form = EmbeddingForm(model.n_embedding, context.n_cells)
         overhead = rss_bytes()
@@ -265,8 +289,8 @@ def _footprint(
     return Footprint(
         device_weights,
         found.kv_device,
-        found.compute_device,
-        GPU_RUNTIME_BYTES,
+        found.compute_device + found.widened_device,
+        runtime_bytes(),
         host_weights + found.kv_host + found.compute_host + overhead,
         tuple(notes),
     )
@@ -338,6 +362,7 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "on_gpu": on_gpu and spec.gpu_layers != 0,
         "facts": vars(facts_of(read_split(spec.path))),
+        "expert_bytes": movable_experts(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
         "footprint": vars(tried.footprint),
         "refused": tried.refused,
         "tools": vars(tried.tools),

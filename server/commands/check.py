@@ -43,7 +43,7 @@ from ..runtime.availability import (
 )
 from ..runtime.budget import Room, encoder_of, find_room
 from ..runtime.college import head_of, supervisor_of
-from ..runtime.resolve import Resolved, resolve
+from ..runtime.resolve import Resolved, offloaded_text, resolve
 from ._lines import print_line
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
 from .check_sizes import sizes_to_come
@@ -128,7 +128,7 @@ def print_report(
     servable = [name for name, item in entries.items() if isinstance(item, Servable)]
     for names, why in _reasons(entries, to_build).items():
         print_line(out, f"{', '.join(names)}: {why}")
-    for line in (*_tool_lines(entries), *_embedding_lines(entries)):
+    for line in (*_offload_lines(entries), *_tool_lines(entries), *_embedding_lines(entries)):
         print_line(out, line)
     _print_what_fits(residents(entries, budget), budget, out)
     for line in sharing:
@@ -220,6 +220,17 @@ def _tool_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
         if isinstance(item, Servable) and item.footprint is not None and not item.entry.embeddings:
             forms.setdefault(item.tools, []).append(name)
     return [f"tools: {form}: {', '.join(names)}" for form, names in forms.items()]
+
+
+def _offload_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
+    """What `cpu_expert_layers: auto` comes to, each choice once with all names that it is said of."""
+    chosen: dict[str, list[str]] = {}
+    for name, item in entries.items():
+        if isinstance(item, Servable) and item.footprint is not None and item.entry.cpu_expert_layers == "auto":
+            layers, host = item.spec.cpu_expert_layers, size_text(item.footprint.host_bytes)
+            found = f"those of {offloaded_text(layers)} stay in host memory, which takes {host} of it"
+            chosen.setdefault(found if layers else "none has to stay in host memory", []).append(name)
+    return [f"experts (cpu_expert_layers: auto): {', '.join(names)}: {found}" for found, names in chosen.items()]
 
 
 def _embedding_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:

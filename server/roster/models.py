@@ -55,10 +55,10 @@ from .values import (
     Count,
     CountOrZero,
     Digests,
+    ExpertLayers,
     Factor,
     InvalidError,
     Layers,
-    LayersOrNone,
     LoopGuardSwitch,
     Name,
     Names,
@@ -335,8 +335,9 @@ class SpecialistSettings(Section):
     """conversations that a resident decodes together"""
     gpu_layers: Layers = LoadSpec.gpu_layers
     """layers on the GPU, or all"""
-    cpu_expert_layers: LayersOrNone = LoadSpec.cpu_expert_layers
-    """layers whose experts stay in host memory, counted from the first; none, all or a number"""
+    cpu_expert_layers: ExpertLayers = LoadSpec.cpu_expert_layers
+    """layers whose experts stay in host memory, counted from the first: none, all, a number, or auto: on a GPU as
+    few as its budget asks for"""
     kv_type: Literal["f16", "q8_0"] = "f16"
     """how the KV cache is stored; q8_0 takes half"""
     mmap: Switch = LoadSpec.mmap
@@ -575,7 +576,10 @@ class Specialist(SpecialistSettings, ModelSource):
         return self.location(models_dir).path
 
     def load_spec(self, path: Path, sharing: Sharing | None = None, ram_budget_bytes: int = 0) -> LoadSpec:
-        """How the engine loads this specialist's file. Specialists with equal specs share a resident."""
+        """How the engine loads this specialist's file. Specialists with equal specs share a resident.
+
+        With `cpu_expert_layers: auto` all experts are on the GPU, as if there were room: see runtime/resolve.py.
+        """
         return LoadSpec(
             path=path,
             sharing=sharing,
@@ -584,7 +588,7 @@ class Specialist(SpecialistSettings, ModelSource):
             cache_tokens=self.cache_tokens,
             parallel=self.parallel,
             gpu_layers=self.gpu_layers,
-            cpu_expert_layers=self.cpu_expert_layers,
+            cpu_expert_layers=0 if self.cpu_expert_layers == "auto" else self.cpu_expert_layers,
             kv_type=self.kv_type,
             mmap=self.mmap,
             threads=self.threads,

@@ -123,7 +123,7 @@ def _guard(value: object) -> object:
     return value
 
 
-def _layers(word: Mapping[str, int]) -> Any:
+def _layers(word: Mapping[str, int | str]) -> Any:
     def layers(value: object) -> object:
         if isinstance(value, str):
             if value not in word:
@@ -225,7 +225,11 @@ LoopGuardSwitch = Annotated[
     WithJsonSchema({"enum": [True, False, "strict", "normal", "patient"]}),
 ]
 Layers = Annotated[int, Strict(), _layers({"all": -1}), _layers_schema("all")]
-LayersOrNone = Annotated[int, Strict(), _layers({"none": 0, "all": -1}), _layers_schema("none", "all")]
+ExpertLayers = Annotated[
+    Annotated[int, Strict()] | Literal["auto"],
+    _layers({"none": 0, "all": -1, "auto": "auto"}),
+    _layers_schema("none", "all", "auto"),
+]
 Name = Annotated[
     str,
     _matches(_NAME, "is not a name.", "Use lowercase letters, digits, `-`, `_` and `.`, a letter or digit first."),

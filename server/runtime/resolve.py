@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
+from coe.engine.expert_offload import layers_on_cpu
 from coe.engine.files import stamp
 from coe.engine.pool.memory import Prediction, booked_memory, predict
 from coe.engine.pool.placement import Distances
@@ -149,6 +150,11 @@ class Predictions:
             raise result
         return result.footprint
 
+    def of(self, spec: LoadSpec) -> Prediction | None:
+        """The dry run's result, None where it ended in an error."""
+        result = self._results.get(spec)
+        return result if isinstance(result, Prediction) else None
+
     def refused(self, spec: LoadSpec) -> Mapping[str, str]:
         """Specialists whose thinking policy or system prompt this model cannot carry out: specialist -> why."""
         result = self._results.get(spec)
@@ -227,7 +233,9 @@ async def resolve(
         if name not in loads and name not in missing and one.location.path is not None
     ]
     await predictions.make(own)
-    loads |= {entry.name: spec for entry, spec in own}
+    for entries_of_one, spec in _by_spec(own):
+        spec = await _with_experts_offloaded(entries_of_one, spec, predictions, budget.vram_bytes)
+        loads |= {entry.name: spec for entry in entries_of_one}
     entries = availability(
         tuple(located.values()),
         predictions.__getitem__,
@@ -277,7 +285,9 @@ async def _shared_load(
     most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
     try:
-        memory = booked_memory(await _predicted(members, spec, predictions), budget)
+        await _predicted(members, spec, predictions)
+        spec = await _with_experts_offloaded(members, spec, predictions, budget.vram_bytes)
+        memory = booked_memory(predictions[spec], budget)
         if HOST in memory.short_of(budget) and spec.ram_budget_bytes:
             # Conversations are read again, which is better than not to be served.
             spec = replace(spec, ram_budget_bytes=0)
@@ -291,6 +301,44 @@ async def _shared_load(
     if indifferent and not on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
         return "without a GPU, and with room for all of them, each is faster by itself"
     return spec
+
+
+def _by_spec(loads: Sequence[tuple[Specialist, LoadSpec]]) -> list[tuple[list[Specialist], LoadSpec]]:
+    found: dict[LoadSpec, list[Specialist]] = {}
+    for entry, spec in loads:
+        found.setdefault(spec, []).append(entry)
+    return [(entries, spec) for spec, entries in found.items()]
+
+
+async def _with_experts_offloaded(
+    members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions, budget_bytes: int
+) -> LoadSpec:
+    """The load, which was predicted, with as few layers' experts in host memory as let the rest fit the budget, where
+    one of its specialists wants that (`cpu_expert_layers: auto`) and it goes to a GPU. What it gives was predicted.
+
+    With all of them there where even that does not suffice.
+    """
+    if not any(member.cpu_expert_layers == "auto" for member in members):
+        return spec
+    while (found := predictions.of(spec)) is not None and found.on_gpu:
+        total, experts, layers = found.footprint.total_bytes, found.expert_bytes, spec.cpu_expert_layers
+        if total <= budget_bytes or not any(experts) or not 0 <= layers < len(experts):
+            break
+        # What the graph itself takes changes with where its weights lie: the next dry run says whether it fits now.
+        enough = layers_on_cpu(total + sum(experts[:layers]), budget_bytes, experts)
+        spec = replace(spec, cpu_expert_layers=-1 if enough is None else max(enough, layers + 1))
+        await predictions.make([(member, spec) for member in members])
+    if spec.cpu_expert_layers:
+        names = ", ".join(member.name for member in members)
+        _log.info("%s: experts of %s stay in host memory", names, offloaded_text(spec.cpu_expert_layers))
+    return spec
+
+
+def offloaded_text(cpu_expert_layers: int) -> str:
+    """Of which layers the experts stay in host memory: `the first 12 layers`."""
+    if cpu_expert_layers < 0:
+        return "all layers"
+    return f"the first {cpu_expert_layers} layers" if cpu_expert_layers > 1 else "the first layer"
 
 
 async def _predicted(members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions) -> Footprint:

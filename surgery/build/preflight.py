@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engine.errors import UnavailableError
+from coe.engine.expert_offload import layers_on_cpu
 from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
 from coe.engine.units import size_text
@@ -27,7 +28,7 @@ from ..judge.values import Question
 from ..parent import Parent
 from ..plan.methods import DropMap, ThreePass
 from ..profile.corpus import UNCLASSED, CorpusFile, read_corpus
-from ..profile.fitting import expert_bytes_by_layer, layers_on_cpu, load_spec, needed_bytes, profiling_load
+from ..profile.fitting import expert_bytes_by_layer, load_spec, needed_bytes, profiling_load
 from .job import BuildOrder, Machine
 
 _DISK_SLACK: Final = 256 * 2**20

@@ -4,11 +4,12 @@ fits the device."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from coe.engine.expert_offload import layers_on_cpu
+from coe.engine.gguf.header import expert_bytes
 from coe.engine.llama.context import BATCH_TOKENS
 from coe.engine.llama.devices import devices
 from coe.engine.pool import memory
@@ -36,27 +37,9 @@ def profiling_load(load: LoadSpec) -> LoadSpec:
     return replace(load, context_tokens=min(load.context_tokens, CONTEXT_TOKENS))
 
 
-def layers_on_cpu(needed_bytes: int, budget_bytes: int, expert_bytes: Sequence[int]) -> int | None:
-    """How many layers, from the first, must leave their experts in host memory for the rest to fit the budget.
-
-    needed_bytes: with all experts on the device. expert_bytes: of each layer, those without experts included.
-    None when it does not fit even without any.
-    """
-    for layers in range(len(expert_bytes) + 1):
-        if needed_bytes - sum(expert_bytes[:layers]) <= budget_bytes:
-            return layers
-    return None
-
-
 def expert_bytes_by_layer(parent: Parent) -> list[int]:
     """Bytes of the experts of each block, 0 for one without."""
-    per_layer = [0] * parent.headers[0].count("block_count")  # as many as there are at most: `Parent` has seen to it
-    for header in parent.headers:
-        for tensor in header.tensors:
-            block, found, rest = tensor.name.removeprefix("blk.").partition(".")
-            if found and "_exps." in rest and block.isdecimal() and int(block) < len(per_layer):
-                per_layer[int(block)] += tensor.n_bytes
-    return per_layer
+    return expert_bytes(parent.headers)
 
 
 def needed_bytes(spec: LoadSpec, parent: Parent) -> int:

@@ -219,12 +219,14 @@ class TestPlacement:
             assert device + host == headers[0].weights_bytes + copies
 
 
-def cache_log(where: Mapping[int, str], mib: float, kind: str = "kv_cache") -> list[str]:
-    """What llama.cpp logs of a cache whose layers lie in these places. kind: kv_cache or memory_recurrent."""
+def cache_log(where: Mapping[int, str], mib: float, kind: str = "kv_cache", type_: str = "f16") -> list[str]:
+    """What llama.cpp logs of a cache whose layers lie in these places. kind: kv_cache or memory_recurrent. type_: of
+    its keys and values."""
     mark = ":" if kind == "kv_cache" else ","
     return [
         *(f"llama_{kind}{mark} layer {layer:3d}: dev = {place}" for layer, place in where.items()),
-        f"llama_{kind}: size = {mib:7.2f} MiB (  1024 cells, {len(where):3d} layers,  2/1 seqs), K (f16): 1.00 MiB",
+        f"llama_{kind}: size = {mib:7.2f} MiB (  1024 cells, {len(where):3d} layers,  2/1 seqs), K ({type_}): 1 MiB, "
+        f"V ({type_}): 1 MiB",
     ]
 
 
@@ -253,6 +255,21 @@ class TestBuffers:
 
     def test_a_cache_that_says_nothing_of_its_layers_is_of_the_host(self) -> None:
         assert probe.buffers(cache_log({}, 8)) == probe.Buffers(kv_host=8 * self.MIB)
+
+    def test_vulkan_widens_the_largest_layer_of_a_q8_0_cache(self) -> None:
+        whole = cache_log({1: "CPU", 3: "Vulkan0"}, 34, type_="q8_0")
+        window = cache_log({0: "Vulkan0", 2: "Vulkan0"}, 17, type_="q8_0")
+        assert probe.buffers([*whole, *window]).widened_device == 32 * self.MIB  # 17 MiB of a layer, as F16
+        assert probe.buffers(window).widened_device == 16 * self.MIB
+        assert probe.buffers(whole, {1: 3, 3: 1}).widened_device == 16 * self.MIB
+
+    def test_others_are_read_as_they_are(self) -> None:
+        for log in (
+            cache_log({0: "Vulkan0"}, 34),
+            cache_log({0: "CUDA0"}, 34, type_="q8_0"),
+            cache_log({0: "CPU"}, 34, type_="q8_0"),
+        ):
+            assert probe.buffers(log).widened_device == 0
 
     def test_pinned_memory_is_of_the_host(self) -> None:
         log = [

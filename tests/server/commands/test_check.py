@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,29 @@ def test_what_becomes_of_tools_is_told_and_native_ones_that_cannot_be_are_refuse
     print_report(roster, judged, host(8 * GIB), Console(file=out, width=200))
     assert "tools: gemma4: a, c" in out.getvalue()
     assert f"tools: {generic}: b" in out.getvalue()
+
+
+def test_what_auto_leaves_of_the_experts_in_host_memory_is_told(tmp_path: Path) -> None:
+    listed = entries(a="a.gguf", b="b.gguf", c="c.gguf", d="d.gguf").replace("}", ", cpu_expert_layers: auto}", 3)
+    roster = roster_of(tmp_path, listed, dict.fromkeys(("a.gguf", "b.gguf", "c.gguf", "d.gguf"), 1))
+    located = locate(roster)
+    chosen = {"a": 12, "b": 1, "c": 0}
+    loads = {
+        name: replace(roster.find(name).load_spec(tmp_path / f"{name}.gguf"), cpu_expert_layers=layers)  # type: ignore[union-attr]
+        for name, layers in chosen.items()
+    }
+    judged = availability(
+        located, lambda spec: Footprint(1, 1, 1, host_bytes=7 * GIB), both(8 * GIB, 8 * GIB), loads=loads
+    )
+    out = StringIO()
+    print_report(roster, judged, both(8 * GIB, 8 * GIB), Console(file=out, width=200))
+    printed = [line for line in out.getvalue().splitlines() if line.startswith("experts")]
+    took = "stay in host memory, which takes 7.00 GiB of it"
+    assert printed == [
+        f"experts (cpu_expert_layers: auto): a: those of the first 12 layers {took}",
+        f"experts (cpu_expert_layers: auto): b: those of the first layer {took}",
+        "experts (cpu_expert_layers: auto): c: none has to stay in host memory",
+    ]
 
 
 def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) -> None:

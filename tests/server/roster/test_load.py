@@ -67,6 +67,8 @@ def test_layers_are_written_as_words_and_reach_the_engine_as_numbers(tmp_path: P
         load(tmp_path, SMALL + "    gpu_layers: all\n    cpu_expert_layers: none\n").specialists[0].load_spec(Path("m"))
     )
     assert (spec.gpu_layers, spec.cpu_expert_layers) == (-1, 0)
+    entry = load(tmp_path, SMALL + "    cpu_expert_layers: auto\n").specialists[0]
+    assert (entry.cpu_expert_layers, entry.load_spec(Path("m")).cpu_expert_layers) == ("auto", 0)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,9 @@ def test_a_wrong_default_is_reported_once_where_it_is_written(tmp_path: Path) ->
         (["on_missing: built"], "refuse or fallback or build"),
         (["gpu_layers: most"], "all"),
         (["gpu_layers: -1"], "all"),
+        (["gpu_layers: auto"], "all"),
+        (["cpu_expert_layers: some"], "none or all or auto"),
+        (["cpu_expert_layers: -2"], "all"),
         (["parallel: true"], "whole number"),
         (["sampling: {min_p: 1e-1}"], "Write 0.1"),  # YAML 1.1 reads 1e-1 as text
         (["sampling: {top_p: .nan}"], "top_p"),

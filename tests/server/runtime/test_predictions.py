@@ -22,7 +22,7 @@ from coe.server.runtime import catalog, resolve
 from coe.server.runtime.availability import Hindrance, Servable, Unavailable, availability, locate
 from coe.server.runtime.catalog import Catalog
 from coe.server.runtime.resolve import Predictions, Resolved, Tried
-from fakes.pool_world import host
+from fakes.pool_world import both, host
 
 FULL = NoRoomToTryError("dry run of a.gguf", 5 * 2**20)
 
@@ -223,3 +223,79 @@ class TestTryingAgain:
         await served.wait()
         assert isinstance(made.availability["a"], Servable)
         await made.close()
+
+
+class Card:
+    """In place of llama.cpp on a GPU: a model of four layers, with experts of 100 bytes each beside 300 others.
+
+    With experts in host memory the graph takes `more` bytes.
+    """
+
+    def __init__(self, more: int = 0, *, on_gpu: bool = True) -> None:
+        self.more = more
+        self.on_gpu = on_gpu
+        self.tried: list[int] = []
+
+    async def predict(self, spec: LoadSpec, *_: Any) -> Prediction:
+        layers = spec.cpu_expert_layers
+        self.tried.append(layers)
+        moved = 400 if layers < 0 else 100 * layers
+        footprint = Footprint(700 - moved, 0, self.more if layers else 0, host_bytes=moved)
+        return Prediction(footprint, {}, on_gpu=self.on_gpu, expert_bytes=(100,) * 4 if self.on_gpu else ())
+
+
+class TestExpertsOffloaded:
+    """`cpu_expert_layers: auto`."""
+
+    async def layers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: Card, budget: int, layers: object = "auto"
+    ) -> Resolved:
+        (tmp_path / "a.gguf").write_bytes(b"a")
+        entries = [{"name": name, "file": "a.gguf", "domains": ["math"]} for name in ("one", "two")]
+        defaults = {"cpu_expert_layers": layers, "share": False}
+        roster = Roster.model_validate(
+            {
+                "models_dir": str(tmp_path),
+                "defaults": defaults,
+                "specialists": [{**defaults, **entry} for entry in entries],
+                "fallback": "one",
+            }
+        )
+        monkeypatch.setattr(resolve, "predict", card.predict)
+        return await resolve.resolve(roster, both(budget, 1000) if card.on_gpu else host(budget))
+
+    @pytest.mark.parametrize(
+        ("budget", "layers", "tried"),
+        [(700, 0, [0]), (699, 1, [0, 1]), (500, 2, [0, 2]), (300, 4, [0, 4]), (299, None, [0, -1])],
+    )
+    async def test_as_few_as_the_budget_asks_for_stay_in_host_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, layers: int | None, tried: list[int]
+    ) -> None:
+        card = Card()
+        found = (await self.layers(tmp_path, monkeypatch, card, budget)).availability
+        for item in found.values():
+            if layers is None:
+                assert isinstance(item, Unavailable)
+                assert (item.hindrance, item.footprint and item.footprint.total_bytes) == (Hindrance.OVER_BUDGET, 300)
+            else:
+                assert isinstance(item, Servable)
+                assert item.spec.cpu_expert_layers == layers
+                assert item.footprint == Footprint(700 - 100 * layers, 0, 0, host_bytes=100 * layers)
+        assert card.tried == tried, "names of one load are tried together"
+
+    async def test_a_graph_that_takes_more_then_is_made_room_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        card = Card(more=50)
+        found = (await self.layers(tmp_path, monkeypatch, card, 610)).availability["one"]
+        assert isinstance(found, Servable)
+        assert (found.spec.cpu_expert_layers, card.tried) == (2, [0, 1, 2])
+
+    @pytest.mark.parametrize(("layers", "on_gpu"), [("none", True), ("auto", False)])
+    async def test_nothing_moves_that_is_not_to_move_or_cannot(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: str, on_gpu: bool
+    ) -> None:
+        card = Card(on_gpu=on_gpu)
+        found = (await self.layers(tmp_path, monkeypatch, card, 500, layers)).availability["one"]
+        assert isinstance(found, Unavailable)
+        assert card.tried == [0]

@@ -13,20 +13,11 @@ from coe.engine.spec import LoadSpec
 from coe.surgery.errors import ProfileError
 from coe.surgery.parent import Parent
 from coe.surgery.profile import fitting
-from coe.surgery.profile.fitting import layers_on_cpu
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("parent") / "p.gguf", Shape(experts=8, experts_used=3))
-
-
-@pytest.mark.parametrize(
-    ("budget", "layers"),
-    [(1000, 0), (999, 1), (900, 1), (899, 3), (700, 3), (699, None)],
-)
-def test_as_few_layers_as_possible_keep_their_experts_on_the_cpu(budget: int, layers: int | None) -> None:
-    assert layers_on_cpu(1000, budget, [100, 0, 200]) == layers
 
 
 @pytest.fixture
