@@ -44,11 +44,11 @@ def devices(*, ask_memory: bool = True) -> list[Device]:
 
 def has_card() -> bool:
     """Whether llama.cpp computes on a card where it is not told otherwise. Nothing is opened on it."""
-    return bool(cards(devices(ask_memory=False)))
+    return bool(card_handles())
 
 
 def card_handles() -> list[Any]:
-    """ggml_backend_dev_t of the cards that llama.cpp computes on where it is not told otherwise."""
+    """ggml_backend_dev_t of every card that llama.cpp computes on where it is not told otherwise."""
     names = {card.name for card in cards(devices(ask_memory=False))}
     handles = [_get(index) for index in range(_count())]
     return [handle for handle in handles if _name(handle).decode() in names]

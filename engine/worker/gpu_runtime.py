@@ -92,8 +92,8 @@ def _free_bytes() -> int:
 def main(job: Any, report: Report) -> None:
     """What the child does: it multiplies two matrices on each GPU, tells that it has, and waits for its end."""
     start()
-    for card in card_handles():
-        _multiply(card)
+    for gpu in card_handles():
+        _multiply(gpu)
     report("opened")
     while True:
         signal.pause()

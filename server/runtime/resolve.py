@@ -234,7 +234,7 @@ async def resolve(
     ]
     await predictions.make(own)
     for entries_of_one, spec in _by_spec(own):
-        spec = await _with_experts_offloaded(entries_of_one, spec, predictions, budget.card_bytes)
+        spec = await _with_experts_offloaded(entries_of_one, spec, predictions, budget.vram_bytes)
         loads |= {entry.name: spec for entry in entries_of_one}
     entries = availability(
         tuple(located.values()),
@@ -286,7 +286,7 @@ async def _shared_load(
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
     try:
         await _predicted(members, spec, predictions)
-        spec = await _with_experts_offloaded(members, spec, predictions, budget.card_bytes)
+        spec = await _with_experts_offloaded(members, spec, predictions, budget.vram_bytes)
         memory = booked_memory(predictions[spec], budget)
         if HOST in memory.short_of(budget) and spec.ram_budget_bytes:
             # Conversations are read again, which is better than not to be served.

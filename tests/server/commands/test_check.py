@@ -149,9 +149,11 @@ def test_what_auto_leaves_of_the_experts_in_host_memory_is_told(tmp_path: Path) 
         name: replace(roster.find(name).load_spec(tmp_path / f"{name}.gguf"), cpu_expert_layers=layers)  # type: ignore[union-attr]
         for name, layers in chosen.items()
     }
-    judged = availability(located, lambda spec: Footprint(1, 1, 1, host_bytes=7 * GIB), 8 * GIB, loads=loads)
+    judged = availability(
+        located, lambda spec: Footprint(1, 1, 1, host_bytes=7 * GIB), both(8 * GIB, 8 * GIB), loads=loads
+    )
     out = StringIO()
-    print_report(roster, judged, 8 * GIB, Console(file=out, width=200))
+    print_report(roster, judged, both(8 * GIB, 8 * GIB), Console(file=out, width=200))
     printed = [line for line in out.getvalue().splitlines() if line.startswith("experts")]
     took = "stay in host memory, which takes 7.00 GiB of it"
     assert printed == [

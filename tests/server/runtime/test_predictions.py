@@ -22,7 +22,7 @@ from coe.server.runtime import catalog, resolve
 from coe.server.runtime.availability import Hindrance, Servable, Unavailable, availability, locate
 from coe.server.runtime.catalog import Catalog
 from coe.server.runtime.resolve import Predictions, Resolved, Tried
-from fakes.pool_world import host
+from fakes.pool_world import both, host
 
 FULL = NoRoomToTryError("dry run of a.gguf", 5 * 2**20)
 
@@ -262,7 +262,7 @@ class TestExpertsOffloaded:
             }
         )
         monkeypatch.setattr(resolve, "predict", card.predict)
-        return await resolve.resolve(roster, budget)
+        return await resolve.resolve(roster, both(budget, 1000) if card.on_gpu else host(budget))
 
     @pytest.mark.parametrize(
         ("budget", "layers", "tried"),
