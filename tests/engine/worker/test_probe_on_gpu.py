@@ -1,0 +1,118 @@
+"""Predicted against logged memory on a GPU, for every way in which a model may lie there in part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from random_model import Shape, write_random_model
+
+from coe.engine.gguf.reader import read_split
+from coe.engine.llama.context import Context
+from coe.engine.llama.devices import devices, gpu_free_bytes, has_gpu
+from coe.engine.llama.log import start
+from coe.engine.llama.model import Model
+from coe.engine.spec import LoadSpec
+from coe.engine.worker import probe
+from fakes.random_moe import write_random_moe
+
+pytestmark = pytest.mark.model
+
+MIB = 2**20
+LAYERS = 6
+ROUNDED = 0.03 * MIB  # llama.cpp logs hundredths of a MiB, of each buffer by itself
+
+PLACES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "more than there are": {"gpu_layers": 99},
+    "half": {"gpu_layers": 4},
+    "the output alone": {"gpu_layers": 1},
+    "experts on the CPU": {"cpu_expert_layers": -1},
+    "some experts on the CPU": {"cpu_expert_layers": 2},
+    "half, and half of its experts": {"gpu_layers": 4, "cpu_expert_layers": 4},
+    "q8_0": {"gpu_layers": 4, "kv_type": "q8_0"},
+}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_gpu():
+        pytest.skip("there is no GPU")
+    monkeypatch.setattr(probe, "runtime_bytes", lambda: 0)  # takes seconds to measure, and is in no log
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a real load logged: bytes on GPUs by what they are for, and all of its lines."""
+
+    weights: float
+    kv: float
+    compute: float
+    lines: Sequence[str]
+
+
+def loaded(spec: LoadSpec) -> Loaded:
+    log = start()
+    log.lines.clear()
+    model = Model(spec)
+    context = Context(model, spec)
+    lines = list(log.lines)
+    context.close()
+    model.close()
+
+    def on_gpu(what: str) -> float:
+        found = (re.search(rf"(\S+) +{what} buffer size = +([\d.]+) MiB", line) for line in lines)
+        return sum(float(it[2]) for it in found if it and not it[1].startswith("CPU") and "_Host" not in it[1]) * MIB
+
+    return Loaded(on_gpu("model"), on_gpu("KV") + on_gpu("RS"), on_gpu("compute"), lines)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of sliding windows with keys of two widths, of recurrent layers, of whole attention."""
+    folder = tmp_path_factory.mktemp("models")
+    found = {name: write_random_moe(folder / f"{name}.gguf", architecture=name, layers=LAYERS) for name in
+             ("qwen3moe", "qwen35moe")}  # fmt: skip
+    found["windows"] = write_random_model(folder / "w.gguf", Shape(layers=LAYERS, context=4096, window=512))
+    return found
+
+
+def spec_of(path: Path, **fields: Any) -> LoadSpec:
+    return replace(LoadSpec(path, context_tokens=2048, parallel=2, threads=1, mmap=False), **fields)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("model", ["windows", "qwen35moe", "qwen3moe"])
+def test_what_is_predicted_of_the_gpu_is_what_a_load_takes(models: dict[str, Path], model: str, place: str) -> None:
+    spec = spec_of(models[model], **PLACES[place])
+    real = loaded(spec)
+    predicted = probe.dry_run(spec, True, {}).footprint
+    assert predicted.weights_bytes == pytest.approx(real.weights, abs=ROUNDED)
+    assert predicted.kv_bytes == pytest.approx(real.kv, abs=ROUNDED)
+    widened = probe.buffers(real.lines, probe.key_widths(read_split(spec.path))).widened_device
+    assert predicted.compute_bytes in (
+        pytest.approx(real.compute, abs=ROUNDED),
+        pytest.approx(real.compute + widened, abs=ROUNDED),
+    )
+    assert min(real.weights, real.compute) > 0, "it is a test of a GPU"
+
+
+@pytest.mark.parametrize("model", ["windows", "qwen35moe"])
+def test_without_layers_on_it_nothing_is_taken_of_the_gpu(models: dict[str, Path], model: str) -> None:
+    spec = spec_of(models[model], gpu_layers=0)
+    before = gpu_free_bytes()
+    names = {device.name.rstrip("0123456789") for device in devices() if device.kind == "gpu"}
+    real = loaded(spec)
+    places = [line for line in real.lines if "buffer size" in line or "dev = " in line]
+    assert places
+    assert not [line for line in places if any(name in line for name in names)], "nor pinned memory"
+    assert not [line for line in real.lines if "using device" in line]
+    after = gpu_free_bytes()
+    assert before is not None
+    assert after is not None
+    assert before - after < 64 * MIB  # other programs take some, too
+    assert probe.dry_run(spec, True, {}).footprint.total_bytes == 0
