@@ -17,6 +17,7 @@ from typing import Any, Final
 import llama_cpp
 
 from .. import child
+from ..cards import cards, free_by_place
 from ..child import Report
 from ..errors import EngineError
 from ..files import cache_folder, private_folder, read_bounded, written_beside
@@ -42,7 +43,7 @@ _pointer = ctypes.c_void_p
 def runtime_bytes() -> int:
     """What a process takes of the GPUs that are there: what was measured with this build on this machine, measured now
     where nothing was, and the estimate where that tells nothing."""
-    gpus = [device for device in devices() if device.kind == "gpu"]
+    gpus = cards(devices())
     if not gpus:
         return ESTIMATE_BYTES
     key, kept = _key(gpus), _kept()
@@ -86,27 +87,27 @@ async def _measure() -> int:
 
 
 def _free_bytes() -> int:
-    return sum(device.free_bytes for device in devices() if device.kind == "gpu")
+    return sum(free_by_place(devices()).values())
 
 
 def main(job: Any, report: Report) -> None:
     """What the child does: it multiplies two matrices on each GPU, tells that it has, and waits for its end."""
     start()
-    for gpu in card_handles():
-        _multiply(gpu)
+    for card in card_handles():
+        _multiply(card)
     report("opened")
     while True:
         signal.pause()
 
 
-def _multiply(gpu: Any) -> None:
+def _multiply(card: Any) -> None:
     """Run a small graph, with which a backend has all that it keeps beside a model's own buffers."""
 
     class Params(ctypes.Structure):
         _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
 
     i64, integer = ctypes.c_int64, ctypes.c_int
-    backend = ggml_function("ggml_backend_dev_init", _pointer, _pointer, ctypes.c_char_p)(gpu, None)
+    backend = ggml_function("ggml_backend_dev_init", _pointer, _pointer, ctypes.c_char_p)(card, None)
     if not backend:
         raise EngineError("The GPU cannot be opened.")
     matrix = ggml_function("ggml_new_tensor_2d", _pointer, _pointer, integer, i64, i64)

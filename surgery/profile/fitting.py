@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from coe.engine.cards import cards
 from coe.engine.expert_offload import layers_on_cpu
 from coe.engine.gguf.header import expert_bytes
 from coe.engine.llama.context import BATCH_TOKENS
@@ -55,7 +56,7 @@ def fit_spec(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSp
 
     budget_bytes: None for what is free now, less a margin. Raises ProfileError when even the rest does not fit.
     """
-    if spec.cpu_expert_layers or spec.gpu_layers == 0 or not any(device.kind == "gpu" for device in devices()):
+    if spec.cpu_expert_layers or spec.gpu_layers == 0 or not cards(devices()):
         return spec
     budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
     per_layer = expert_bytes_by_layer(parent)

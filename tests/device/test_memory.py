@@ -70,7 +70,7 @@ def share(placement: str) -> Any:
     return pytest.param(placement, marks=pytest.mark.xfail(strict=True, reason=why) if placement in PARTIAL else ())
 
 
-@pytest.mark.parametrize("placement", map(share, PLACEMENTS))
+@pytest.mark.parametrize("placement", [*map(share, PLACEMENTS)])
 @pytest.mark.parametrize("model", ["windowed", "smollm2"])
 async def test_the_cache_on_the_device_is_what_a_real_load_logs(
     model: str, placement: str, request: pytest.FixtureRequest

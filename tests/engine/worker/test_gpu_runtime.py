@@ -9,7 +9,6 @@ import pytest
 
 from coe.engine.errors import ChildDiedError
 from coe.engine.files import cache_folder
-from coe.engine.llama.devices import has_card
 from coe.engine.spec import Device
 from coe.engine.worker import gpu_runtime
 from coe.engine.worker.gpu_runtime import ESTIMATE_BYTES, believed, runtime_bytes
@@ -108,9 +107,8 @@ def test_several_cards_count_together() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.device
 async def test_the_child_opens_every_gpu_and_ends_when_it_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not has_card():
-        pytest.skip("there is no GPU")
     free = iter((1000, 900))
     monkeypatch.setattr(gpu_runtime, "_free_bytes", lambda: next(free))
     assert await gpu_runtime._measure() == 100
