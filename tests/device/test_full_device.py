@@ -17,10 +17,6 @@ from fakes.device import cards
 
 pytestmark = [pytest.mark.device, pytest.mark.model]
 
-BLAMED = pytest.mark.xfail(
-    strict=True, reason="a load that fails for want of memory is told as a file that may be damaged"
-)
-
 GIB = 2**30
 
 
@@ -66,7 +62,6 @@ def too_large(tmp_path: Path) -> Path:
     return path
 
 
-@BLAMED
 def test_weights_that_do_not_fit_are_no_damaged_file(too_large: Path) -> None:
     with pytest.raises(EngineError) as caught:
         Model(LoadSpec(too_large, context_tokens=256, parallel=1, threads=1, mmap=False))
@@ -75,7 +70,6 @@ def test_weights_that_do_not_fit_are_no_damaged_file(too_large: Path) -> None:
     assert "file is whole" not in said
 
 
-@BLAMED
 async def test_a_worker_says_so_too_and_ends(too_large: Path) -> None:
     with pytest.raises(EngineError) as caught:
         await WorkerResident.start(LoadSpec(too_large, context_tokens=256, parallel=1, threads=1, mmap=False), {})

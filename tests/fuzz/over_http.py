@@ -22,7 +22,7 @@ from coe.server.roster.builtin import demo_roster
 from fakes.server_process import ServerProcess, children_of
 
 _GROWTH_BYTES: Final = 64 * 2**20  # of a process, once it has been warm
-_REQUEST_S: Final = 60
+_REQUEST_S: Final = 240  # a client may ask for all the tokens that a context holds, beside others that do
 # A body that the document allows may be refused for what no schema says: a prompt beyond the context, a JSON schema
 # that no answer can be held to. One that it forbids may be taken: extras are ignored.
 _UNCHECKED: Final = "positive_data_acceptance,negative_data_rejection"
