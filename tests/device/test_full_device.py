@@ -83,6 +83,6 @@ async def test_a_cache_that_does_not_fit_names_the_context(tmp_path: Path) -> No
     path = write_random_model(tmp_path / "wide.gguf", shape)
     row = 2 * shape.kv_heads * shape.head  # bytes of a cell's keys
     cells = 256 * (more_than_there_is() // row // 256 + 1)
-    with pytest.raises(LoadError, match=f"No memory for a context of {cells} tokens") as caught:
+    with pytest.raises(LoadError, match=f"no context of {cells} tokens: no room on") as caught:
         await WorkerResident.start(LoadSpec(path, context_tokens=cells, parallel=1, threads=1), {})
     assert "context_tokens" in caught.value.remedy

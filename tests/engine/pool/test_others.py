@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -45,18 +44,6 @@ class TestDecision:
     def test_it_is_not_taken_for_less_while_residents_come_and_go(self) -> None:
         assert taken(5, room=5, free=9, is_settled=False) == 5
         assert taken(5, room=9, free=1, is_settled=False) == 12
-
-
-@pytest.fixture
-def loader() -> FakeLoader:
-    return FakeLoader()
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", clock.call_later)
-    return clock
 
 
 NewPool = Callable[..., Pool]

@@ -28,19 +28,6 @@ from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.spec import LoadSpec
 from fakes.pool_world import LONG_S, Clock, FakeLoader, ask, booked, both, host, states, turns
 
-
-@pytest.fixture
-def loader() -> FakeLoader:
-    return FakeLoader()
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", clock.call_later)
-    return clock
-
-
 NewPool = Callable[..., Pool]
 
 

@@ -36,18 +36,6 @@ def sharing() -> dict[str, Entry]:
 
 
 @pytest.fixture
-def loader() -> FakeLoader:
-    return FakeLoader()
-
-
-@pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", clock.call_later)
-    return clock
-
-
-@pytest.fixture
 async def new_pool(loader: FakeLoader, clock: Clock, caplog: pytest.LogCaptureFixture) -> AsyncIterator[NewPool]:
     caplog.set_level(logging.DEBUG, "coe.engine.pool")
     pools: list[Pool] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,7 @@ def entries(names: Sequence[str] = NAMES, *, stamp: str = "", pinned: Sequence[s
 
 
 @pytest.fixture
-def loader() -> FakeLoader:
-    return FakeLoader()
-
-
-@pytest.fixture
-async def new_pool(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewPool]:
-    clock = Clock()
-    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", clock.call_later)
+async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
     pools: list[Pool] = []
 
     def make(budget: int = 400, *, pinned: Sequence[str] = (), **settings: Any) -> Pool:
