@@ -134,16 +134,26 @@ def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def collect(parts: Mapping[str, Part], told: Told, words: Mapping[str, str]) -> dict[str, Any]:
-    """The report: each part's answer, or why it failed. Texts are freed of `words`, paths and secrets."""
+def collect(
+    parts: Mapping[str, Part],
+    told: Told,
+    words: Mapping[str, str],
+    keep: Callable[[Mapping[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """The report: each part's answer, or why it failed. Texts are freed of `words`, paths and secrets.
+
+    keep: is given what there is after each part, for a later one takes minutes and may be interrupted.
+    """
     found: dict[str, Any] = {"report": FORMAT}
+    cleaned: dict[str, Any] = anonymous(found, words)
     for name, part in parts.items():
         told(name)
         try:
             found[name] = part(lambda text, name=name: told(f"{name}: {text}"))  # type: ignore[misc]
         except Exception as error:  # whatever it is: the other parts are worth having
             found[name] = {"failed": _why(error)}
-    cleaned: dict[str, Any] = anonymous(found, words)
+        cleaned = anonymous(found, words)
+        keep(cleaned)
     return cleaned
 
 
@@ -293,14 +303,17 @@ def write_report(
     if file.is_dir() or not file.absolute().parent.is_dir():
         print_line(err, f"{file} cannot be written: name a file in a folder that is there.", "red")
         return 1
-    with err.status("Looking at this machine ...") as status:
-        chosen = all_parts(models_dir) if parts is None else parts
-        # A line each: some take minutes, and what was done is still to be seen when something is reported of it.
-        told = partial(_tell, err, status.update)
-        report = collect(chosen, told, personal_words())
-    try:
+
+    def keep(so_far: Mapping[str, Any]) -> None:
         with written_beside(file) as beside:
-            beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(so_far, indent=1) + "\n", encoding="utf-8")
+
+    try:
+        with err.status("Looking at this machine ...") as status:
+            chosen = all_parts(models_dir) if parts is None else parts
+            # A line each: some take minutes, and what was done is still to be seen when something is reported of it.
+            told = partial(_tell, err, status.update)
+            report = collect(chosen, told, personal_words(), keep)
     except OSError as error:
         print_line(err, f"{file} cannot be written: {error.strerror}", "red")
         return 1

@@ -195,6 +195,17 @@ def test_a_part_that_fails_is_in_the_report_and_ends_nothing(tmp_path: Path) -> 
     assert "Failed: placements: ReportError: the card is gone" in printed
 
 
+def test_what_was_measured_is_kept_when_a_later_part_is_interrupted(tmp_path: Path) -> None:
+    def interrupted(told: Any) -> Any:
+        raise KeyboardInterrupt
+
+    out = Console(file=io.StringIO())
+    parts = {"devices": lambda told: [], "placements": interrupted}
+    with pytest.raises(KeyboardInterrupt):
+        report.write_report(tmp_path / "report.json", out, out, parts=parts)
+    assert json.loads((tmp_path / "report.json").read_text()) == {"report": report.FORMAT, "devices": []}
+
+
 def test_failures_are_found_wherever_they_are() -> None:
     told = {
         "build": {"failed": "one"},
