@@ -191,9 +191,11 @@ def sequence(value: object) -> object:
 
 
 _NOT_BLANK: Final = {"type": "string", "pattern": r"\S"}
+# 0, or _LEAST_BARE_BYTES and more.
+_BARE: Final = r"0+(\.0+)?|0*(1638[4-9]|1639\d|16[4-9]\d\d|1[7-9]\d{3}|[2-9]\d{4}|[1-9]\d{5,})(\.\d+)?"
 _SIZE_TEXT: Final = {
     "type": "string",
-    "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$|^\s*(0+|[1-9]\d{5,})\s*$",
+    "pattern": rf"^\s*\d+(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]\s*$|^\s*({_BARE})\s*$",
     "examples": ["15 GiB", "900 MB"],
 }
 

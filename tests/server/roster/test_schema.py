@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
@@ -135,9 +135,14 @@ def sizes(written: object) -> bool:
     return bool(Draft7Validator(margin).is_valid(written))
 
 
+@example("16383")
+@example("16384")
+@example("020000.5")
+@example("0.0")
 @given(
     st.one_of(
         st.integers(-5, 2**60),
+        st.integers(-5, 2**18).map(str),
         st.text("0123456789. kKmMgGtTiIbB", max_size=8),
         st.booleans(),
         st.floats(allow_nan=False),
