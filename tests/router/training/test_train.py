@@ -26,7 +26,7 @@ from fakes.heads import Letters, likeliest
 
 @pytest.mark.slow
 def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path):
-    lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::9]]
+    lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::24]]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figures = train(tmp_path / "q.jsonl", tmp_path / "head.npz", Letters(), progress=lambda text: None)
     about = json.loads((tmp_path / "head.json").read_text())
