@@ -38,6 +38,12 @@ def free_by_place(found: Sequence[Device]) -> dict[str, int]:
     return free
 
 
+def is_on_host(buffer: str) -> bool:
+    """Whether a buffer lies in host memory, by the name that ggml gives it: that of the processor's backends (CPU,
+    CPU_Mapped, CPU_REPACK, AMX), or a backend's own pinned memory (CUDA_Host, Vulkan_Host)."""
+    return buffer.startswith(("CPU", "AMX", "BLAS")) or buffer.endswith("_Host")
+
+
 def _backend(device: Device) -> str:
     """Of a device's name without its number: "Vulkan" of "Vulkan0"."""
     return device.name.rstrip("0123456789")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .cards import HOST
+from .cards import HOST, is_on_host
 from .last_words import is_no_device_memory
 from .units import size_text
 
@@ -94,7 +94,7 @@ def _bytes_of(match: re.Match[str]) -> int:
 
 def _place_of(buffer: str) -> str:
     """Where a buffer of a name is: "CUDA0", but CUDA_Host and CPU_REPACK are host memory, and MTL0_Private is MTL0."""
-    if buffer.startswith("CPU") or buffer.endswith("_Host") or buffer == "output":
+    if is_on_host(buffer) or buffer == "output":
         return HOST
     return "" if buffer in _NO_PLACE else buffer.partition("_")[0]
 

@@ -18,7 +18,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
-from ..cards import free_by_place
+from ..cards import free_by_place, is_on_host
 from ..child import Report
 from ..errors import (
     EngineError,
@@ -147,13 +147,13 @@ def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> 
     widened = 0
     for line in log:
         if match := _BUFFER.search(line):
-            bytes_at["compute", not _is_host(match["where"])] += round(float(match["mib"]) * _MIB)
+            bytes_at["compute", not is_on_host(match["where"])] += round(float(match["mib"]) * _MIB)
         elif match := _LAYER.search(line):
             layers[int(match["layer"])] = match["where"]
         elif match := _CACHE.search(line):
             size = round(float(match["mib"]) * _MIB)
             parts = _parts(layers, (key_widths or {}) if match["kind"] == "kv_cache" else {})
-            on_device = round(size * sum(part for layer, part in parts.items() if not _is_host(layers[layer])))
+            on_device = round(size * sum(part for layer, part in parts.items() if not is_on_host(layers[layer])))
             bytes_at["kv", True] += on_device
             bytes_at["kv", False] += size - on_device
             if _WIDENED.search(match["rest"]):
@@ -163,10 +163,6 @@ def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> 
     return Buffers(
         bytes_at["kv", True], bytes_at["kv", False], bytes_at["compute", True], bytes_at["compute", False], widened
     )
-
-
-def _is_host(where: str) -> bool:
-    return where.startswith("CPU") or where.endswith("_Host")
 
 
 def _parts(layers: Iterable[int], widths: Mapping[int, int]) -> dict[int, float]:

@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coe.engine import child
+from coe.engine.cards import cards, is_on_host
 from coe.engine.errors import EngineError
 from coe.engine.files import written_beside
 from coe.engine.pool.memory import hardware, predict
@@ -85,18 +86,12 @@ def placements(*, has_card: bool, layers: int, has_experts: bool) -> dict[str, d
     return {**found, "q8_0 cache": {"kv_type": "q8_0"}, "host": {"gpu_layers": 0}}
 
 
-def on_host(place: str) -> bool:
-    """Whether a buffer lies in host memory, by llama.cpp's name for it. Source: ggml's buffer types: CPU, CPU_Mapped,
-    CPU_REPACK, and each backend's pinned memory, CUDA_Host, Vulkan_Host."""
-    return place.startswith(("CPU", "AMX", "BLAS")) or place.endswith("_Host")
-
-
 def compared(footprint: Mapping[str, Any], buffers: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """What was predicted where memory is budgeted beside what llama.cpp made there, in bytes: weights, KV, compute.
 
     buffers: place -> what for -> bytes. Without a device it is the host's memory that is budgeted.
     """
-    places = [place for place in buffers if not on_host(place)] or list(buffers)
+    places = [place for place in buffers if not is_on_host(place)] or list(buffers)
 
     def real(*kinds: str) -> int:
         return sum(buffers[place].get(kind, 0) for place in places for kind in kinds)
@@ -239,7 +234,7 @@ async def _measured(spec: LoadSpec) -> dict[str, Any]:
 
 async def _placements(facts: Facts, told: Told) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    has_card = any(device.kind in ("gpu", "igpu") for device in (await hardware()).devices)
+    has_card = bool(cards((await hardware()).devices))
     with tempfile.TemporaryDirectory(prefix="coe-report-") as folder:
         models: dict[str, LoadSpec] = {"the demo's college": await _college(Path(folder))}
         if facts.demo_model is not None:

@@ -14,7 +14,7 @@ from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
-from fakes.device import LAYERS, PLACEMENTS, logged_buffers, on_cards
+from fakes.device import LAYERS, PLACEMENTS, log_of_load, logged_buffers, on_cards
 
 pytestmark = [pytest.mark.device, pytest.mark.model]
 
@@ -31,14 +31,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded_for_real(spec: LoadSpec) -> dict[tuple[str, str], float]:
     """The buffers of a load: (place, what for) -> MiB."""
-    log = start()
-    log.lines.clear()
-    model = Model(spec)
-    context = Context(model, spec)
-    found = logged_buffers(log.lines)
-    context.close()
-    model.close()
-    return found
+    return logged_buffers(log_of_load(spec))
 
 
 def sum_of(buffers: dict[tuple[str, str], float], *kinds: str) -> float:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
 
+from coe.engine.cards import is_on_host
+from coe.engine.llama.context import Context
 from coe.engine.llama.devices import devices
 from coe.engine.llama.log import start
+from coe.engine.llama.model import Model
 from coe.engine.pool.memory import hardware
-from coe.engine.spec import Device
+from coe.engine.spec import Device, LoadSpec
+from coe.engine.worker.trial import buffers_by_place
 
 GPU_KINDS: Final = ("gpu", "igpu")
 # Ways to place a model of three layers, by what lies where; the output counts as a layer, and is the first to go.
@@ -31,7 +34,6 @@ PLACEMENTS: Final[dict[str, dict[str, Any]]] = {
     "some layers, some experts on the CPU": {"gpu_layers": 3, "cpu_expert_layers": 2},
     "q8_0 cache": {"kv_type": "q8_0"},
 }
-_BUFFER: Final = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 
 
 @functools.cache
@@ -64,22 +66,30 @@ def is_software() -> bool:
     return any("llvmpipe" in card.description for card in cards())
 
 
+def log_of_load(spec: LoadSpec) -> list[str]:
+    """What llama.cpp logs of a model that is loaded here for real, with its context."""
+    log = start()
+    log.lines.clear()
+    model = Model(spec)
+    context = Context(model, spec)
+    lines = list(log.lines)
+    context.close()
+    model.close()
+    return lines
+
+
 def logged_buffers(log: Iterable[str]) -> dict[tuple[str, str], float]:
     """What llama.cpp has logged of its buffers: (place, what for) -> MiB, those of a name added up.
 
     place: Vulkan0, CUDA0, CPU, CUDA_Host ...; what for: model, KV, RS, compute, output.
     """
-    found: dict[tuple[str, str], float] = {}
-    for line in log:
-        if match := _BUFFER.search(line):
-            key = (match[1], match[2])
-            found[key] = found.get(key, 0.0) + float(match[3])
-    return found
+    places = buffers_by_place(log).items()
+    return {(place, kind): n_bytes / 2**20 for place, kinds in places for kind, n_bytes in kinds.items()}
 
 
 def on_cards(buffers: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Those that lie on a device: neither the host's own memory nor the host's that a device can read."""
-    return {key: mib for key, mib in buffers.items() if not key[0].startswith("CPU") and not key[0].endswith("_Host")}
+    return {key: mib for key, mib in buffers.items() if not is_on_host(key[0])}
 
 
 def free_bytes() -> int:

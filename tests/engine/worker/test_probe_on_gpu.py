@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,10 @@ from random_model import Shape, write_random_model
 
 from coe.engine.cards import cards, free_by_place
 from coe.engine.gguf.reader import read_split
-from coe.engine.llama.context import Context
 from coe.engine.llama.devices import devices
-from coe.engine.llama.log import start
-from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.engine.worker import probe
+from fakes.device import log_of_load, logged_buffers, on_cards
 from fakes.random_moe import write_random_moe
 
 pytestmark = [pytest.mark.model, pytest.mark.device]
@@ -59,17 +56,11 @@ def free_bytes() -> int:
 
 
 def loaded(spec: LoadSpec) -> Loaded:
-    log = start()
-    log.lines.clear()
-    model = Model(spec)
-    context = Context(model, spec)
-    lines = list(log.lines)
-    context.close()
-    model.close()
+    lines = log_of_load(spec)
+    there = on_cards(logged_buffers(lines))
 
     def on_gpu(what: str) -> float:
-        found = (re.search(rf"(\S+) +{what} buffer size = +([\d.]+) MiB", line) for line in lines)
-        return sum(float(it[2]) for it in found if it and not it[1].startswith("CPU") and "_Host" not in it[1]) * MIB
+        return sum(mib for (_, kind), mib in there.items() if kind == what) * MIB
 
     return Loaded(on_gpu("model"), on_gpu("KV") + on_gpu("RS"), on_gpu("compute"), lines)
 
