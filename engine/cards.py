@@ -10,13 +10,17 @@ from .spec import Device
 HOST: Final = "host"  # the place that is no card: the machine's own memory
 
 
-def cards(found: Sequence[Device]) -> tuple[Device, ...]:
-    """The cards that llama.cpp uses where it is not told which: every GPU, or the integrated ones where there is none.
+def cards(found: Sequence[Device], named: Sequence[str] = ()) -> tuple[Device, ...]:
+    """The cards that llama.cpp uses: those that are named, in their order, as far as they are there. Where none is
+    named, those that it takes by itself: every GPU, or the integrated ones where there is none.
 
     found: all of ggml's devices, in its own order. An integrated card is seen by several backends at times; those of
     the first backend count.
     Source: llama.cpp, llama_prepare_model_devices.
     """
+    if named:
+        there = {device.name: device for device in found if device.kind in ("gpu", "igpu")}
+        return tuple(there[name] for name in named if name in there)
     gpus = tuple(device for device in found if device.kind == "gpu")
     if gpus:
         return gpus
@@ -29,11 +33,11 @@ def place(card: Device) -> str:
     return HOST if card.kind == "igpu" else card.name
 
 
-def free_by_place(found: Sequence[Device]) -> dict[str, int]:
+def free_by_place(found: Sequence[Device], named: Sequence[str] = ()) -> dict[str, int]:
     """Free bytes of the cards among ggml's devices, as their drivers tell them; empty without a card. Integrated ones
-    share one memory, which each of them tells of."""
+    share one memory, which each of them tells of. named: see `cards`."""
     free: dict[str, int] = {}
-    for card in cards(found):
+    for card in cards(found, named):
         free[place(card)] = max(card.free_bytes, free.get(place(card), 0))
     return free
 

@@ -121,6 +121,9 @@ class LoadSpec:
     parallel:       sequences that are decoded together.
     gpu_layers:     layers on the GPU, -1 for all; 0 keeps the model on the CPU.
     cpu_expert_layers: layers, from the first, whose experts stay in host memory; -1 for all of them.
+    devices:        cards by their names in ggml; () for those that llama.cpp takes by itself. Of several, each holds a
+                    part of the layers.
+    tensor_split:   each card's part; () for parts as large as what is free there.
     embeddings:     it embeds texts of up to context_tokens, and answers nothing.
     """
 
@@ -136,6 +139,8 @@ class LoadSpec:
     sharing: Sharing | None = None
     ram_budget_bytes: int = 0
     embeddings: bool = False
+    devices: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -152,11 +157,11 @@ class LoadSpec:
 
     @functools.cached_property
     def group(self) -> str:
-        """The key of the specialists that can share its residents: equal for equal specs, and for those of one group
-        of swap/groups.py whichever of its members is loaded first."""
-        whole = self
+        """The key of the specialists that can share its residents: equal for equal specs, whichever cards they are on,
+        and for those of one group of swap/groups.py whichever of its members is loaded first."""
+        whole = replace(self, devices=())
         if self.sharing is not None:
-            whole = replace(self, path=Path(), sharing=replace(self.sharing, first=""))
+            whole = replace(whole, path=Path(), sharing=replace(self.sharing, first=""))
         return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
     @property
@@ -190,7 +195,8 @@ class LoadSpec:
         if sharing is not None:
             members = tuple(map(Member.from_json, sharing["members"]))
             sharing = Sharing(**{**sharing, "members": members})
-        return cls(**{**data, "path": Path(data["path"]), "sharing": sharing})
+        lists = {name: tuple(data.get(name, ())) for name in ("devices", "tensor_split")}
+        return cls(**{**data, **lists, "path": Path(data["path"]), "sharing": sharing})
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,7 @@ class Footprint:
     device: the memory of the GPU, or of the host where there is no GPU.
     host:   host memory beside that (0 without a GPU): experts kept on the CPU, the worker itself; all of it for what
             keeps off a GPU that is there.
+    card_bytes: what each card holds of the sum, by name, where the layers lie on several; () else.
     """
 
     weights_bytes: int
@@ -208,6 +215,7 @@ class Footprint:
     overhead_bytes: int = 0  # process, runtime and device context
     host_bytes: int = 0
     notes: tuple[str, ...] = field(default=())
+    card_bytes: tuple[tuple[str, int], ...] = ()
 
     @property
     def total_bytes(self) -> int:

@@ -75,7 +75,7 @@ class Context:
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             if (shortage := find_shortage(log.errors)) is not None:
-                raise out_of_memory(f"{spec.path.name} has no context of {self.n_cells} tokens", shortage)
+                raise out_of_memory(f"{spec.path.name} has no context of {self.n_cells} tokens", shortage, spec.devices)
             raise LoadError(
                 f"No memory for a context of {self.n_cells} tokens: {log.reason('llama.cpp gives no reason')}.",
                 "Lower context_tokens or parallel in the roster, or free memory.",
@@ -87,6 +87,7 @@ class Context:
                 f"{spec.path.name} reads texts and writes none (an encoder).",
                 "Write embeddings: true in its entry, and ask it at /v1/embeddings.",
             )
+        self._devices = spec.devices
         self.n_batch: int = lib.llama_n_batch(self.handle)
         self.n_outputs = int(params.n_outputs_max)  # entries of one decode that may want logits
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
@@ -116,7 +117,7 @@ class Context:
         batch.n_tokens = count
         result = int(lib.llama_decode(self.handle, batch))
         if result < 0 and (shortage := find_shortage(self._log.errors)) is not None:
-            raise out_of_memory(f"A batch of {count} tokens could not be computed", shortage)
+            raise out_of_memory(f"A batch of {count} tokens could not be computed", shortage, self._devices)
         return result
 
     def logits(self, index: int) -> Any:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 from llama_cpp._ggml import libggml
 
-from ..errors import ModelFileError
+from ..errors import LoadError, ModelFileError
 from ..shortage import find_shortage
 from ..spec import LoadSpec
+from .devices import card_handles
 from .log import start
 from .memory import out_of_memory
 from .vocab import Vocab
@@ -30,8 +31,8 @@ class Model:
     ) -> None:
         """dry_run: header, vocabulary and sizes only, no weights. progress: called with 0..1, False stops the load.
 
-        Raises ModelFileError when llama.cpp refuses the file, with llama.cpp's own reason, and OutOfMemoryError when
-        there is too little memory for it.
+        Raises ModelFileError when llama.cpp refuses the file, with llama.cpp's own reason, OutOfMemoryError when there
+        is too little memory for it, and LoadError when a card of the spec is not there.
         """
         log = start()
         log.errors.clear()
@@ -41,10 +42,12 @@ class Model:
         params.use_extra_bufts = not spec.keeps_layout
         params.no_alloc = dry_run
         self._keep: list[Any] = []  # ctypes objects that llama.cpp points into while loading
-        if not spec.gpu_layers:
+        if not spec.gpu_layers or spec.devices:
             # Without a list llama.cpp takes every card: its contexts open on them, and long prompts are computed there,
             # though no layer lies on any. Source: llama.cpp, llama_prepare_model_devices.
-            params.devices = self._no_devices()
+            params.devices = self._devices(spec.devices if spec.gpu_layers else ())
+        if spec.tensor_split:
+            params.tensor_split = self._split(spec.tensor_split)
         if progress is not None:
             callback = lib.llama_progress_callback(lambda fraction, _: progress(fraction))
             params.progress_callback = callback
@@ -54,18 +57,27 @@ class Model:
         self.handle = lib.llama_model_load_from_file(os.fsencode(spec.path), params)
         if not self.handle:
             if (shortage := find_shortage(log.errors)) is not None:
-                raise out_of_memory(f"{spec.path.name} cannot be loaded", shortage)
+                raise out_of_memory(f"{spec.path.name} cannot be loaded", shortage, spec.devices)
             raise ModelFileError(
                 f"llama.cpp cannot load {spec.path.name}: {log.reason('no reason given')}.",
                 "Check that the file is whole, or that this version of llama.cpp knows its architecture.",
             )
         self.vocab = Vocab(self.handle)
 
-    def _no_devices(self) -> ctypes.c_void_p:
-        """ggml_backend_dev_t[]: an empty list of devices, which NULL ends."""
-        none = (ctypes.c_void_p * 1)(None)
-        self._keep.append(none)
-        return ctypes.c_void_p(ctypes.addressof(none))
+    def _devices(self, names: Sequence[str]) -> ctypes.c_void_p:
+        """ggml_backend_dev_t[]: the cards of these names, which NULL ends. Raises LoadError where one is not there."""
+        handles = card_handles(names) if names else []
+        if len(handles) < len(names):
+            raise LoadError(f"llama.cpp does not see all of the cards {', '.join(names)}.", "See: coe doctor")
+        listed = (ctypes.c_void_p * (len(handles) + 1))(*handles, None)
+        self._keep.append(listed)
+        return ctypes.c_void_p(ctypes.addressof(listed))
+
+    def _split(self, parts: Sequence[float]) -> Any:
+        """float[llama_max_devices()]: each card's part of the layers."""
+        listed = (ctypes.c_float * lib.llama_max_devices())(*parts)
+        self._keep.append(listed)
+        return ctypes.cast(listed, ctypes.POINTER(ctypes.c_float))
 
     def _experts_on_cpu(self, layers: int) -> ctypes.c_void_p:
         """llama_model_tensor_buft_override[]: expert tensors of the first `layers` layers stay in host memory."""

@@ -83,6 +83,7 @@ class ResidentView:
 class WaiterView:
     """A request that waits for a lease, and what loading a resident for it would take.
 
+    devices:    the cards that it would go to; () for those that llama.cpp takes by itself.
     bypassed_s: for how long others may have been passing it; a time in which nothing could be served does not count.
     affinity:   the resident whose cache holds its conversation, where that is known.
     """
@@ -94,6 +95,7 @@ class WaiterView:
     specialist: str = ""
     affinity: CacheAffinity | None = None
     waited_s: float = 0.0
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,12 +291,16 @@ def _load_cold(
         present.add(waiter.group)
         if waiter.need.fits_in(left):
             ledger = Ledger(waiter.need, free, budget)
-            loads.append(Load(waiter.group, waiter.specialist, waiter=waiter.id, reason=LoadReason.COLD, ledger=ledger))
+            loads.append(_load(waiter, waiter.specialist, LoadReason.COLD, ledger))
             free -= waiter.need
         elif blocked is None:
             blocked = waiter
         left -= waiter.need
     return loads, blocked
+
+
+def _load(waiter: WaiterView, specialist: str, reason: LoadReason, ledger: Ledger) -> Load:
+    return Load(waiter.group, specialist, waiter=waiter.id, reason=reason, ledger=ledger, devices=waiter.devices)
 
 
 def _evict(
@@ -334,7 +340,7 @@ def _spread(
             if not any(group.distances.between(name, other) == 0 for other in held):
                 reason = LoadReason.CROWDED if name == waiter.specialist else LoadReason.DISPLACED
                 ledger = Ledger(waiter.need, free, budget)
-                more.append(Load(waiter.group, name, waiter=waiter.id, reason=reason, ledger=ledger))
+                more.append(_load(waiter, name, reason, ledger))
                 free -= waiter.need
                 break
     return more

@@ -21,6 +21,7 @@ from .types import Stop
 class ResidentBooking:
     """A resident, from before its load until its memory is back.
 
+    devices:    its cards, by name; () for those that llama.cpp takes by itself.
     title:      the file's name, or those of the specialists that share it.
     memory:     the prediction, or of each place what was measured where that is more.
     specialist: which it is, will be once it is loaded, or was last told to become.
@@ -47,6 +48,7 @@ class ResidentBooking:
     loaded_in_s: float | None = None
     warm_since: float = 0.0
     work: asyncio.Task[None] | None = None
+    devices: tuple[str, ...] = ()
     displaced: tuple[str, ...] = ()  # specialists whose residents went for it
 
     @property

@@ -81,13 +81,17 @@ class LoadReason(StrEnum):
 
 @dataclass(frozen=True)
 class Load:
-    """A resident of a group is to be loaded as one of its specialists. waiter: the request that gave rise to it."""
+    """A resident of a group is to be loaded as one of its specialists. waiter: the request that gave rise to it.
+
+    devices: the cards that it goes to; () for those that llama.cpp takes by itself.
+    """
 
     group: str
     specialist: str
     waiter: int = field(compare=False, kw_only=True)
     reason: LoadReason = field(compare=False, kw_only=True)
     ledger: Ledger = field(compare=False, kw_only=True)
+    devices: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def is_spread(self) -> bool:
@@ -95,7 +99,8 @@ class Load:
         return self.reason is not LoadReason.COLD
 
     def __str__(self) -> str:
-        return f"{self.reason}, {self.ledger}"
+        where = f" on {' and '.join(self.devices)}" if self.devices else ""
+        return f"{self.reason}{where}, {self.ledger}"
 
 
 class EvictionReason(StrEnum):

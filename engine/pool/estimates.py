@@ -6,8 +6,10 @@ Predictions at first, corrected by what loads and residents have shown; kept for
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from .bookings import ResidentBooking
+from .card_choice import Placement
 from .places import Memory
 from .types import Entry
 
@@ -16,26 +18,39 @@ _LOAD_BYTES_PER_S = 1e9
 _SWAP_BYTES_PER_S = 4e9
 
 
+_Key = tuple[str, tuple[str, ...]]  # a group, and the cards that its resident is on
+
+
+def _key(booking: ResidentBooking) -> _Key:
+    return booking.group, booking.devices
+
+
 class Estimates:
     """Owned by the pool; the loader corrects it."""
 
     def __init__(self, budget: Memory) -> None:
         self._budget = budget
-        self._measured: dict[str, Memory] = {}  # of groups that took more than predicted
-        self._on_device: set[str] = set()  # groups of which it is known what the device lost by a load
+        # Of a group on cards: what it took more than predicted, and whether it is known what the cards lost by a load.
+        self._measured: dict[_Key, Memory] = {}
+        self._on_device: set[_Key] = set()
         self._load_s: dict[str, float] = {}  # of the last load
         self._prompt_speed: dict[str, float] = {}  # tokens a second, as residents reported before they went
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
-    def need(self, entry: Entry) -> Memory:
-        """What loading a resident would take."""
+    def placements(self, entry: Entry) -> tuple[Placement, ...]:
+        """The ways to load a resident, with what each would take."""
         # A measurement above the whole budget may include memory of other programs: it is tried again, alone.
-        return entry.memory.larger(self._measured.get(entry.spec.group, Memory()).smaller(self._budget))
+        return tuple(
+            replace(one, memory=one.memory.larger(measured.smaller(self._budget)))
+            if (measured := self._measured.get((entry.spec.group, one.devices)))
+            else one
+            for one in entry.placements
+        )
 
-    def knows_device(self, group: str) -> bool:
-        """Whether the device was asked what a load of the group takes; asking takes as long as a swap."""
-        return group in self._on_device
+    def knows_device(self, booking: ResidentBooking) -> bool:
+        """Whether the cards were asked what a load like the booking's takes; asking takes as long as a swap."""
+        return _key(booking) in self._on_device
 
     def book_device_loss(self, booking: ResidentBooking, lost: Memory, measured: Memory) -> Memory:
         """Book what the cards lost by a load, or what its worker measured, of each place the larger, where that is more
@@ -46,8 +61,8 @@ class Estimates:
         lost more than the budget: then it may include memory of other programs, and the next load is measured again.
         """
         if lost.fits_in(self._budget):
-            self._on_device.add(booking.group)
-            if self._measured.pop(booking.group, None) is not None:
+            self._on_device.add(_key(booking))
+            if self._measured.pop(_key(booking), None) is not None:
                 booking.memory = booking.predicted
         return self.book_measured(booking, lost.larger(measured))
 
@@ -59,7 +74,7 @@ class Estimates:
         more = booking.memory.larger(measured)
         excess = more - booking.memory
         if excess != Memory():
-            booking.memory = self._measured[booking.group] = more
+            booking.memory = self._measured[_key(booking)] = more
         return excess
 
     def book_shortage(self, booking: ResidentBooking, needed: Memory) -> bool:
@@ -109,5 +124,5 @@ class Estimates:
 
     def forget_bytes(self, group: str) -> None:
         """Predict anew: the group's files or settings are others now."""
-        self._measured.pop(group, None)
-        self._on_device.discard(group)
+        self._measured = {key: memory for key, memory in self._measured.items() if key[0] != group}
+        self._on_device = {key for key in self._on_device if key[0] != group}

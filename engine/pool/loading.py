@@ -76,7 +76,7 @@ class Loader:
             self.disturb()
         started = self._clock()
         try:
-            before = None if self._estimates.knows_device(booking.group) else await self._free_now()
+            before = None if self._estimates.knows_device(booking) else await self._free_now()
             booking.resident = await self._start_in_time(booking, spec, policies)
             booking.loaded_in_s = self._clock() - started
             after = None if before is None else await self._free_now()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from .. import child
-from ..cards import free_by_place
+from ..cards import cards, free_by_place, place
 from ..errors import (
     ChildDiedError,
     ChildTimeoutError,
@@ -16,6 +16,7 @@ from ..errors import (
     ModelFileError,
     ModelTemplateError,
     NoRoomToTryError,
+    UnavailableError,
 )
 from ..host_memory import available_host_bytes
 from ..last_words import is_no_device_memory
@@ -44,6 +45,7 @@ class Prediction:
     infill:     whether its vocabulary has the tokens of fill in the middle; None where nobody has looked.
     on_gpu:     whether it is of a GPU; then the dry run itself took some of it.
     expert_bytes: of each layer's experts that may lie on a GPU; () without one.
+    layer_bytes:  of each layer's weights on GPUs, the output as one more; () without one.
     """
 
     footprint: Footprint
@@ -55,6 +57,7 @@ class Prediction:
     infill: bool | None = None
     on_gpu: bool = False
     expert_bytes: tuple[int, ...] = ()
+    layer_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ async def predict(
                 "No sound file does: fetch it from its maker, or convert it again.",
             ) from None
         if spec.gpu_layers and is_no_device_memory(error.words):
-            raise NoRoomToTryError(what, await _free_or_unknown(), error.words.rstrip(".")) from None
+            raise NoRoomToTryError(what, await _free_or_unknown(spec.devices), error.words.rstrip(".")) from None
         if error.code >= 0:
             raise
         raise ModelFileError(
@@ -97,6 +100,7 @@ async def predict(
             "The file is damaged, or of a kind that this llama.cpp cannot run.",
         ) from None
     sizes = {**answer["footprint"], "notes": tuple(answer["footprint"]["notes"])}
+    sizes["card_bytes"] = tuple((card, size) for card, size in sizes["card_bytes"])
     fault = answer.get("chat_fault")
     chat_fault = ModelTemplateError(fault["message"], fault["remedy"]) if fault is not None else None
     form = EmbeddingForm(**found) if (found := answer.get("embedding")) is not None else None
@@ -112,12 +116,13 @@ async def predict(
         answer["infill"],
         answer["on_gpu"],
         tuple(answer["expert_bytes"]),
+        tuple(answer["layer_bytes"]),
     )
 
 
-async def _free_or_unknown() -> int | None:
+async def _free_or_unknown(named: Sequence[str]) -> int | None:
     try:
-        free = await free_memory()
+        free = await free_memory(named)
     except EngineError:  # a full card may refuse even that
         return None
     return free.total_bytes if free is not None else None
@@ -130,9 +135,9 @@ async def hardware() -> Hardware:
     return Hardware(tuple(Device(**device) for device in answer["devices"]), answer["system_info"])
 
 
-async def free_memory() -> Memory | None:
-    """Free memory of the cards as another process sees it, None without a card."""
-    return Memory(free_by_place((await hardware()).devices)) or None
+async def free_memory(named: Sequence[str] = ()) -> Memory | None:
+    """Free memory of the cards as another process sees it, None without a card. named: see `cards`."""
+    return Memory(free_by_place((await hardware()).devices, named)) or None
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,38 @@ class Budget:
     margin_bytes: int = 0
 
 
-async def find_budget(asked: int | None, margin_bytes: int, host_asked: int | None = None) -> Budget:
+def require_cards(found: Sequence[Device], named: Sequence[str]) -> None:
+    """Raises UnavailableError where a card that pool.devices names is not there, or one with a memory of its own is
+    named beside an integrated one. found: all of ggml's devices."""
+    there = {card.name: card for card in cards(found, [device.name for device in found])}
+    for name in named:
+        if name not in there:
+            raise UnavailableError(
+                f"pool.devices names {name}; llama.cpp sees {', '.join(there) or 'no GPU'} here.",
+                "Name cards as `coe doctor` lists them, or leave pool.devices out.",
+            )
+    integrated = [name for name in named if place(there[name]) == HOST]
+    if integrated and len(integrated) < len(named):
+        raise UnavailableError(
+            f"pool.devices names {integrated[0]}, which has no memory of its own, beside cards that have.",
+            "Name the one or the others.",
+        )
+
+
+async def find_budget(
+    asked: int | None, margin_bytes: int, host_asked: int | None = None, devices: Sequence[str] = ()
+) -> Budget:
     """The budget: the roster's figures, or what is free now less a margin.
 
     asked:      of all cards together, or of the host where there is none, or where the card is integrated and has no
                 memory of its own.
     host_asked: of the host beside a card; of no account elsewhere.
+    devices:    cards by name; () for those that llama.cpp takes by itself.
+    Raises UnavailableError where a card is named that is not there.
     """
-    free = free_by_place((await hardware()).devices)
+    found = (await hardware()).devices
+    require_cards(found, devices)
+    free = free_by_place(found, devices)
     named = [name for name in free if name != HOST]
     if not named and asked is not None:
         return Budget(Memory.at(HOST, asked), "set in the roster")
@@ -193,6 +222,20 @@ async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
     return budget.memory.vram_bytes, budget.note
 
 
-def booked_memory(footprint: Footprint, budget: Memory) -> Memory:
-    """What a resident is booked with. budget: of the machine's places."""
+def cards_of(spec: LoadSpec, budget: Memory) -> tuple[str, ...]:
+    """The cards any one of which may take a load that is meant for one, its own first; () where there is no choice."""
+    if len(spec.devices) != 1 or len(budget.cards) < 2:
+        return ()
+    return (*spec.devices, *(card for card in budget.cards if card not in spec.devices))
+
+
+def booked_memory(footprint: Footprint, budget: Memory, devices: Sequence[str] = ()) -> Memory:
+    """What a resident is booked with. budget: of the machine's places. devices: see LoadSpec.
+
+    Of several cards each holds its share of what is spread over them.
+    """
+    if len(devices) == 1 and budget.cards:
+        return Memory({devices[0]: footprint.total_bytes, HOST: footprint.host_bytes})
+    if footprint.card_bytes:
+        return Memory(dict(footprint.card_bytes)) + Memory.at(HOST, footprint.host_bytes)
     return budget.spread(footprint.total_bytes) + Memory.at(HOST, footprint.host_bytes)

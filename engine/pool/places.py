@@ -72,6 +72,10 @@ class Memory:
     def _counted(self) -> dict[str, int]:
         return {place: n_bytes for place, n_bytes in self.bytes_by_place.items() if n_bytes}
 
+    def moved(self, card: str, other: str) -> Memory:
+        """The same with what is of one card at another."""
+        return Memory({(other if place == card else place): n_bytes for place, n_bytes in self.bytes_by_place.items()})
+
     def larger(self, other: Memory) -> Memory:
         """Of each place the larger of two figures."""
         return Memory({place: max(self[place], other[place]) for place in (*self.places, *other.places)})

@@ -29,6 +29,7 @@ from ..spec import LoadSpec, Thinking
 from ..units import size_text
 from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
 from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking
+from .card_choice import Placement, choose_placement, place_all
 from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, RefusalReason
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
@@ -284,10 +285,15 @@ class Pool:
             free = self._budget - self._bookings.memory
             if states - {State.DRAINING}:
                 del self._to_restore[name]
-            elif not states and self._estimates.need(self._entries[name]).fits_in(free):
+            elif not states and (chosen := self._placed(name)).memory.fits_in(free):
                 del self._to_restore[name]
                 _log.info("loading %s again: it went for a request whose client has left", name)
-                self._begin_load(self._group(name), name, request_id="")
+                self._begin_load(self._group(name), name, chosen.devices, request_id="")
+
+    def _placed(self, specialist: str) -> Placement:
+        """Where a resident for a specialist would be loaded now."""
+        options = self._estimates.placements(self._entries[specialist])
+        return choose_placement(options, self._bookings.views(self._served), self._budget)
 
     @property
     def _budget(self) -> Memory:
@@ -411,26 +417,31 @@ class Pool:
         would be undone before it has served any.
         """
         warm_since = self._bookings.warm_since
+        options = [(self._group_of(waiter), self._options(waiter)) for waiter in waiters]
+        residents = self._bookings.views(self._served)
         return [
             WaiterView(
                 waiter.id,
-                self._group_of(waiter),
-                self._need(waiter),
+                group,
+                chosen.memory,
                 now - max(waiter.since, warm_since),
                 waiter.name,
                 waiter.affinity if isinstance(waiter, LeaseWaiter) else None,
                 now - waiter.since,
+                chosen.devices,
             )
-            for waiter in waiters
+            for waiter, (group, _), chosen in zip(
+                waiters, options, place_all(options, residents, self._budget), strict=True
+            )
         ]
 
     def _group_of(self, waiter: AnyWaiter) -> str:
         return waiter.group if isinstance(waiter, ReservationWaiter) else self._group(waiter.name)
 
-    def _need(self, waiter: AnyWaiter) -> Memory:
+    def _options(self, waiter: AnyWaiter) -> Sequence[Placement]:
         if isinstance(waiter, ReservationWaiter):
-            return waiter.memory
-        return self._estimates.need(self._entries[waiter.name])
+            return (Placement((), waiter.memory),)
+        return self._estimates.placements(self._entries[waiter.name])
 
     def _groups(self) -> dict[str, GroupView]:
         """The groups of several specialists: only one resident for a while after another has failed to load."""
@@ -496,28 +507,31 @@ class Pool:
         waiter.future.set_result(Reservation(partial(self._vacate, booking)))
 
     def _load(self, load: Load, waiter: LeaseWaiter) -> None:
-        booking = self._begin_load(load.group, load.specialist, request_id=waiter.request_id)
+        booking = self._begin_load(load.group, load.specialist, load.devices, request_id=waiter.request_id)
         booking.displaced = self._displaced.pop(waiter.id, ())
         what = "spread" if load.is_spread else "load"
         _report(waiter, "%s %s: %s, %s", what, load.specialist, booking.label, load)
 
-    def _begin_load(self, group: str, specialist: str, *, request_id: str) -> ResidentBooking:
+    def _begin_load(self, group: str, specialist: str, devices: tuple[str, ...], *, request_id: str) -> ResidentBooking:
         # The memory is booked before the first await: a plan may be made while the load runs.
         entry = self._entries[specialist]
-        spec = entry.spec.loaded_as(specialist)
+        spec = replace(entry.spec.loaded_as(specialist), devices=devices)
+        predicted = next(one.memory for one in entry.placements if one.devices == devices)
+        need = next(one.memory for one in self._estimates.placements(entry) if one.devices == devices)
         is_first = not self._bookings.of_group(group)  # of several that share, one pinned resident is enough
         booking = ResidentBooking(
             key=f"{group} {next(self._ids)}",
             group=group,
             title=spec.title,
-            predicted=entry.memory,
-            memory=self._estimates.need(entry),
+            predicted=predicted,
+            memory=need,
             pinned=is_first and any(self._entries[name].pinned for name in self._specialists(group)),
             specialist=specialist,
             is_shared=spec.sharing is not None,
             capacity=spec.parallel,
             request_id=request_id,
             last_progress=self._clock(),
+            devices=devices,
         )
         self._bookings.add(booking)
         booking.work = _task(self._load_now(booking, spec))
@@ -551,10 +565,14 @@ class Pool:
             _log.info("loading %s again: %s", booking.title, error.shortage, extra=for_request(booking.request_id))
             await self._loader.load(booking, spec, policies, disturbed=True)
 
+    def _short_place(self, booking: ResidentBooking, shortage: Shortage) -> str:
+        """Where a shortage was: where the log does not say, on the booking's own card, or the budget's first."""
+        return shortage.place or next(iter(booking.devices), self.limits.budget.device)
+
     async def _make_room(self, booking: ResidentBooking, shortage: Shortage) -> bool:
         """Let idle residents go where a load found too little memory, and wait until theirs is back. False where none
         can go, or they do not suffice. What the load is known to need is booked, here and for later loads."""
-        place = shortage.place or self.limits.budget.device
+        place = self._short_place(booking, shortage)
         self._estimates.book_shortage(booking, Memory.at(place, shortage.need_bytes))
         if shortage.had_bytes is not None:
             counted_on = self.limits.budget[place] - self._bookings.memory[place] + booking.memory[place]
@@ -596,7 +614,7 @@ class Pool:
         """A worker ended for want of memory: the next one of its group is booked with what this one lacked, so that it
         comes back where there is room for that. Where all of the budget did not suffice, it waits as after a load that
         failed."""
-        place = shortage.place or self.limits.budget.device
+        place = self._short_place(booking, shortage)
         more = max(shortage.asked_bytes, _LEAST_LACKING_BYTES)
         needed = Memory.at(place, max(shortage.need_bytes, booking.memory[place] + more))
         if self._estimates.book_shortage(booking, needed):

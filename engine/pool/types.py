@@ -9,6 +9,7 @@ from typing import Protocol
 from ..spec import LoadSpec, Thinking
 from ..vitals import STALL_S
 from .admission import GroupView
+from .card_choice import Placement
 from .placement import Distances
 from .places import Memory
 from .resident import Resident
@@ -18,6 +19,7 @@ from .resident import Resident
 class Entry:
     """One specialist as the pool sees it: what to load, the memory that takes, and whether it may be evicted.
 
+    cards:     any one of which may take it, `memory` being for the first; () where `spec` leaves no choice.
     distances: of the specialists that `spec` shares a resident with, the bytes that a swap changes.
     """
 
@@ -26,6 +28,14 @@ class Entry:
     thinking: Thinking = field(default_factory=Thinking)
     pinned: bool = False
     distances: Distances = field(default_factory=Distances)
+    cards: tuple[str, ...] = ()
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """The ways to load it."""
+        if not self.cards:
+            return (Placement(self.spec.devices, self.memory),)
+        return tuple(Placement((card,), self.memory.moved(self.cards[0], card)) for card in self.cards)
 
 
 def shared_groups(entries: Mapping[str, Entry], most_shared: int) -> dict[str, GroupView]:

@@ -11,17 +11,17 @@ import contextlib
 import ctypes
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import llama_cpp
 
 from .. import child
-from ..cards import cards, free_by_place
+from ..cards import cards
 from ..child import Report
 from ..errors import EngineError
 from ..files import cache_folder, private_folder, read_bounded, written_beside
-from ..llama.devices import card_handles, devices, system_info
+from ..llama.devices import card_handles, devices, free_memory, system_info
 from ..llama.ggml import F16, F32, ggml_function
 from ..llama.log import start
 from ..spec import Device
@@ -34,29 +34,30 @@ _LATER_BYTES: Final = 64 * 2**20
 _LOADS_LATER: Final = ("CUDA", "ROCm", "MUSA")
 
 _MOST_BYTES: Final = 2 * 2**30  # no runtime takes more: a model was loaded meanwhile
+_MOST_KEPT_BYTES: Final = 64 * _MOST_BYTES  # of as many cards
 _WITHIN_S: Final = 60.0
 _MOST_FILE_BYTES: Final = 2**20
 _FILE: Final = "gpu-runtime.json"
 _pointer = ctypes.c_void_p
 
 
-def runtime_bytes() -> int:
-    """What a process takes of the GPUs that are there: what was measured with this build on this machine, measured now
-    where nothing was, and the estimate where that tells nothing."""
-    gpus = cards(devices())
+def runtime_bytes(named: Sequence[str] = ()) -> int:
+    """What a process takes of the GPUs that it computes on, all together: what was measured with this build on this
+    machine, measured now where nothing was, and the estimate where that tells nothing. named: see `cards`."""
+    gpus = cards(devices(named), named)
     if not gpus:
         return ESTIMATE_BYTES
     key, kept = _key(gpus), _kept()
     if key not in kept:
         try:
-            lost = asyncio.run(_measure())
+            lost = asyncio.run(_measure(named))
         except EngineError:
-            return ESTIMATE_BYTES
+            return ESTIMATE_BYTES * len(gpus)
         taken = believed(lost, gpus)
         if taken is None:
-            return ESTIMATE_BYTES
+            return ESTIMATE_BYTES * len(gpus)
         _keep(kept := {**kept, key: taken})
-    return kept[key] or ESTIMATE_BYTES
+    return kept[key] or ESTIMATE_BYTES * len(gpus)
 
 
 def believed(lost_bytes: int, gpus: Sequence[Device]) -> int | None:
@@ -64,36 +65,36 @@ def believed(lost_bytes: int, gpus: Sequence[Device]) -> int | None:
 
     None where it tells nothing: other programs took or gave back memory meanwhile.
     """
-    if not 0 <= lost_bytes <= _MOST_BYTES:
+    if not 0 <= lost_bytes <= _MOST_BYTES * len(gpus):
         return None
-    return lost_bytes and lost_bytes + _LATER_BYTES * any(gpu.name.startswith(_LOADS_LATER) for gpu in gpus)
+    return lost_bytes and lost_bytes + _LATER_BYTES * sum(gpu.name.startswith(_LOADS_LATER) for gpu in gpus)
 
 
 class _Opened(Exception):
     """The child has opened the GPUs, and holds them."""
 
 
-async def _measure() -> int:
+async def _measure(named: Sequence[str]) -> int:
     """What the GPUs lose while a child has them open, in bytes."""
 
     def opened(progress: Any) -> None:
         raise _Opened
 
-    before = _free_bytes()
-    async with child.started(__name__, None, title="The process that opens the GPU") as one:
+    before = _free_bytes(named)
+    async with child.started(__name__, {"named": named}, title="The process that opens the GPU") as one:
         with contextlib.suppress(_Opened):
             await one.answer(opened, within_s=_WITHIN_S)
-        return before - _free_bytes()
+        return before - _free_bytes(named)
 
 
-def _free_bytes() -> int:
-    return sum(free_by_place(devices()).values())
+def _free_bytes(named: Sequence[str]) -> int:
+    return sum(free_memory(named).values())
 
 
-def main(job: Any, report: Report) -> None:
+def main(job: Mapping[str, Any], report: Report) -> None:
     """What the child does: it multiplies two matrices on each GPU, tells that it has, and waits for its end."""
     start()
-    for card in card_handles():
+    for card in card_handles(job["named"]):
         _multiply(card)
     report("opened")
     while True:
@@ -135,7 +136,7 @@ def _kept() -> dict[str, int]:
         return {}
     if not isinstance(kept, dict):
         return {}
-    return {key: size for key, size in kept.items() if type(size) is int and 0 <= size <= 2 * _MOST_BYTES}
+    return {key: size for key, size in kept.items() if type(size) is int and 0 <= size <= _MOST_KEPT_BYTES}
 
 
 def _keep(kept: dict[str, int]) -> None:

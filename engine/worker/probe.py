@@ -6,19 +6,20 @@ it abort takes this process down, not the server. Run by engine.child.
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
-from ..cards import free_by_place, is_on_host
+from ..cards import is_on_host
 from ..child import Report
 from ..errors import (
     EngineError,
@@ -34,7 +35,7 @@ from ..gguf.header import Header, TensorInfo, expert_bytes
 from ..gguf.reader import read_split
 from ..last_words import is_no_device_memory
 from ..llama.context import Context
-from ..llama.devices import devices, has_card, system_info
+from ..llama.devices import devices, free_memory, has_card, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
 from ..llama.model import Model
@@ -59,6 +60,8 @@ _MIB = 2**20
 _BUFFER = re.compile(r"(?P<where>\S+) +(?P<kind>compute|output) buffer size = +(?P<mib>[\d.]+) MiB")
 # A cache logs where each of its layers lies (at level debug), and then its size. A model may have several: for windows,
 # for the whole context, for recurrent states. Source: the constructors of llama_kv_cache and llama_memory_recurrent.
+# Where a layer's weights go, the output counted as one more. Source: llama-model.cpp, load_tensors.
+_ASSIGNED = re.compile(r"layer +(?P<layer>\d+) assigned to device (?P<where>[^,]+),")
 _LAYER = re.compile(r"llama_(?:kv_cache|memory_recurrent)[:,] layer +(?P<layer>\d+): dev = (?P<where>\S+)")
 _CACHE = re.compile(r"llama_(?P<kind>kv_cache|memory_recurrent): size = +(?P<mib>[\d.]+) MiB \((?P<rest>.*)")
 
@@ -86,6 +89,24 @@ def on_device(tensor: TensorInfo, *, n_layers: int, gpu_layers: int, cpu_expert_
     return layer >= n_layers + 1 - offloaded
 
 
+def card_weights(headers: Sequence[Header], spec: LoadSpec, layers: Mapping[int, str]) -> Counter[str]:
+    """Bytes of weights on each of several GPUs, by name. layers: where llama.cpp has put each, the output as one more.
+
+    What lies on them in all is what `weights` says.
+    """
+    n_layers = headers[0].count("block_count")
+    layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
+    names = {tensor.name: tensor for header in headers for tensor in header.tensors}
+    found: Counter[str] = Counter()
+    for tensor in names.values():
+        if on_device(tensor, **layout):
+            match = re.match(r"blk\.(\d+)\.", tensor.name)
+            found[layers[int(match[1]) if match is not None else n_layers]] += tensor.n_bytes
+    if "output.weight" not in names and "token_embd.weight" in names and spec.gpu_layers:
+        found[layers[n_layers]] += names["token_embd.weight"].n_bytes
+    return found
+
+
 def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[int, int]:
     """Bytes of weights on the GPU, and beside it in host memory; all in one where they do not go to a GPU."""
     tensors = [tensor for header in headers for tensor in header.tensors]
@@ -110,6 +131,14 @@ def movable_experts(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
     return [size if layer >= first else 0 for layer, size in enumerate(expert_bytes(headers))]
 
 
+def layer_weights(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
+    """Bytes of weights of each layer on the GPU, in order, the output as one more: what several GPUs share out."""
+    n_layers = headers[0].count("block_count")
+    found = card_weights(headers, spec, {layer: str(layer) for layer in range(n_layers + 1)})
+    first = max(0, n_layers + 1 - spec.gpu_layers) if spec.gpu_layers >= 0 else 0
+    return [found[str(layer)] for layer in range(first, n_layers + 1)]
+
+
 def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
     """Bytes that weights take a second time on a processor whose ggml repacks them.
 
@@ -128,6 +157,7 @@ class Buffers:
     """Bytes of a context's buffers: what lies on GPUs, and what in host memory.
 
     widened_device: a layer's cells in F16, as Vulkan makes them of others when the cache is full.
+    card_bytes:     of cache and compute buffers, what lies on each GPU, by name.
     """
 
     kv_device: int = 0
@@ -135,6 +165,7 @@ class Buffers:
     compute_device: int = 0
     compute_host: int = 0
     widened_device: int = 0
+    card_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> Buffers:
@@ -144,10 +175,14 @@ def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> 
     """
     bytes_at: Counter[tuple[str, bool]] = Counter()  # kv or compute, and whether on a GPU
     layers: dict[int, str] = {}  # of the cache that is being made: where each lies
+    card_bytes: Counter[str] = Counter()
     widened = 0
     for line in log:
         if match := _BUFFER.search(line):
-            bytes_at["compute", not is_on_host(match["where"])] += round(float(match["mib"]) * _MIB)
+            size, where = round(float(match["mib"]) * _MIB), match["where"]
+            bytes_at["compute", not is_on_host(where)] += size
+            if not is_on_host(where):
+                card_bytes[where] += size
         elif match := _LAYER.search(line):
             layers[int(match["layer"])] = match["where"]
         elif match := _CACHE.search(line):
@@ -156,12 +191,20 @@ def buffers(log: Iterable[str], key_widths: Mapping[int, int] | None = None) -> 
             on_device = round(size * sum(part for layer, part in parts.items() if not is_on_host(layers[layer])))
             bytes_at["kv", True] += on_device
             bytes_at["kv", False] += size - on_device
+            for layer, part in parts.items():
+                if not is_on_host(layers[layer]):
+                    card_bytes[layers[layer]] += round(size * part)
             if _WIDENED.search(match["rest"]):
                 by_vulkan = [part for layer, part in parts.items() if layers[layer].startswith("Vulkan")]
                 widened = max(widened, round(size * _WIDER * max(by_vulkan, default=0.0)))
             layers = {}
     return Buffers(
-        bytes_at["kv", True], bytes_at["kv", False], bytes_at["compute", True], bytes_at["compute", False], widened
+        bytes_at["kv", True],
+        bytes_at["kv", False],
+        bytes_at["compute", True],
+        bytes_at["compute", False],
+        widened,
+        card_bytes,
     )
 
 
@@ -216,7 +259,9 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
     log.lines.clear()
     model = Model(spec, dry_run=True)
     repacks = any("CPU_REPACK model buffer size" in line for line in log.lines)
+    layers = {int(match["layer"]): match["where"] for line in log.lines if (match := _ASSIGNED.search(line))}
     log.lines.clear()
+    sizes_with = functools.partial(_footprint, model, spec, headers, budgeted, repacks=repacks, layers=layers)
     context = Context(model, spec)
     found = buffers(log.lines, key_widths(headers))
     if reads_narrow:
@@ -225,7 +270,7 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
         form = EmbeddingForm(model.n_embedding, context.n_cells)
         overhead = rss_bytes()
         context.close()
-        sizes = _footprint(model, spec, headers, budgeted, repacks=repacks, found=found, overhead=overhead)
+        sizes = sizes_with(found=found, overhead=overhead)
         return DryRun(sizes, {}, None, ToolForm(), form)
     found = replace(found, compute_host=found.compute_host + context.unreserved_bytes)
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
@@ -243,7 +288,7 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
     infill = model.vocab.infill is not None
     loop.close()
     context.close()
-    sizes = _footprint(model, spec, headers, budgeted, repacks=repacks, found=found, overhead=overhead)
+    sizes = sizes_with(found=found, overhead=overhead)
     support = prompts.tool_support
     tools = ToolForm(support.family.name if support.family is not None else None, support.fault)
     return DryRun(sizes, refused, chat_fault, tools, infill=infill)
@@ -264,10 +309,12 @@ def _footprint(
     budgeted: Budgeted,
     *,
     repacks: bool,
+    layers: Mapping[int, str],
     found: Buffers,
     overhead: int,
 ) -> Footprint:
-    """The sum of a load: what llama.cpp logged, the file's weights, and the process itself."""
+    """The sum of a load: what llama.cpp logged, the file's weights, and the process itself. layers: see
+    `card_weights`."""
     device_weights, host_weights = weights(headers, spec, budgeted is Budgeted.GPU)
     notes = []
     if repacks and budgeted is not Budgeted.GPU and (extra := copies(headers, spec)):
@@ -282,13 +329,21 @@ def _footprint(
         if budgeted is Budgeted.BESIDE_GPU:
             return Footprint(0, 0, 0, 0, device_weights + kv + compute + overhead, tuple(notes))
         return Footprint(device_weights, kv, compute, overhead, 0, tuple(notes))
+    runtime = runtime_bytes(spec.devices)
+    by_card: dict[str, int] = {}
+    if len(spec.devices) > 1:
+        placed = card_weights(headers, spec, layers)
+        # Each opens every card, and may be the one that widens the largest of the layers.
+        each = found.widened_device + runtime // len(spec.devices)
+        by_card = {card: placed[card] + found.card_bytes.get(card, 0) + each for card in spec.devices}
     return Footprint(
         device_weights,
         found.kv_device,
-        found.compute_device + found.widened_device,
-        runtime_bytes(),
+        found.compute_device + found.widened_device * max(1, len(spec.devices)),
+        runtime,
         host_weights + found.kv_host + found.compute_host + overhead,
         tuple(notes),
+        tuple(by_card.items()),
     )
 
 
@@ -348,17 +403,18 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         return {"devices": [vars(device) for device in devices()], "system_info": system_info()}
     spec = LoadSpec.from_json(job["spec"])
     chats = [GenerateRequest.from_json(chat) for chat in job.get("chats", ())]
-    on_gpu = has_card()
+    on_gpu = has_card(spec.devices)
     try:
         tried = dry_run(spec, on_gpu, job.get("policies", {}), chats)
     except (ModelFileError, LoadError) as error:
         if spec.gpu_layers and on_gpu and any(map(is_no_device_memory, [error.message, *start().errors])):
-            raise NoRoomToTryError(f"dry run of {spec.path.name}", sum(free_by_place(devices()).values())) from None
+            raise NoRoomToTryError(f"dry run of {spec.path.name}", sum(free_memory(spec.devices).values())) from None
         raise
     answer: dict[str, Any] = {
         "on_gpu": on_gpu and spec.gpu_layers != 0,
         "facts": vars(facts_of(read_split(spec.path))),
         "expert_bytes": movable_experts(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
+        "layer_bytes": layer_weights(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
         "footprint": vars(tried.footprint),
         "refused": tried.refused,
         "tools": vars(tried.tools),

@@ -45,14 +45,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import frames
-from ..cards import HOST, free_by_place
+from ..cards import HOST
 from ..errors import EngineError, LoadError, ModelFileError, OutOfMemoryError, SwapError
 from ..generate.chat_template import Prompt
 from ..generate.grammar import Grammar
 from ..generate.tools.reading import Toolbox
 from ..gguf.check import checked
 from ..llama.context import Context
-from ..llama.devices import devices
+from ..llama.devices import free_memory
 from ..llama.model import Model
 from ..llama.pooling import pooled_reading
 from ..logs import WORKER_LOGGER, print_uncaught, traceback_of
@@ -107,6 +107,7 @@ class Worker:
         self._connection = connection
         self._sending = threading.Lock()  # a frame of a thread must not begin within a frame of another
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._devices: tuple[str, ...] = ()  # cards by name, see LoadSpec
         self._free_before: dict[str, int] = {}  # of the cards that it may use
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")  # of requests with a schema, which may take seconds
@@ -156,7 +157,7 @@ class Worker:
     def _watch_cards(self) -> None:
         """On a thread of its own: a driver may take its time while the card computes."""
         while True:
-            self._send({"event": "free", "free": free_by_place(devices())})
+            self._send({"event": "free", "free": free_memory(self._devices)})
             time.sleep(_FREE_S)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -170,7 +171,8 @@ class Worker:
     def _load(self, spec: LoadSpec, policies: dict[str, dict[str, Any]]) -> BatchLoop | EmbedLoop:
         call_process(f"coe {spec.title}")
         if spec.gpu_layers:  # what keeps off the card must not ask for its free memory, which may open a context on it
-            self._free_before = free_by_place(devices())
+            self._devices = spec.devices
+            self._free_before = free_memory(self._devices)
         try:
             model = Model(spec, progress=self._progress)
         except ModelFileError:
@@ -208,7 +210,7 @@ class Worker:
         """What this process takes now, by place: host memory that is its own or mapped, and what went from the cards
         since it started."""
         taken = {HOST: rss_bytes() + loop.renderer_bytes}
-        free = free_by_place(devices()) if self._free_before else {}
+        free = free_memory(self._devices) if self._free_before else {}
         for place, before in self._free_before.items():
             taken[place] = max(taken.get(place, 0), before - free.get(place, before))
         return taken

@@ -26,24 +26,20 @@ from ..roster.load import load_roster
 from ..roster.model_files import pull_remedy
 from ..roster.models import Roster
 from ..roster.source import RosterError
-from ..runtime.availability import (
+from ..runtime.availability import Servable, ToBuild, Unavailable, availability, locate
+from ..runtime.budget import Room, encoder_of, find_room
+from ..runtime.college import head_of, supervisor_of
+from ..runtime.resolve import Resolved, offloaded_text, resolve
+from ..runtime.what_fits import (
     ResidentPlan,
-    Servable,
-    ToBuild,
-    Unavailable,
-    availability,
     budget_doubts,
     fit_in_order,
-    locate,
     maximal_sets,
     most_that_fit,
     page_cache_bytes,
     residents,
     together,
 )
-from ..runtime.budget import Room, encoder_of, find_room
-from ..runtime.college import head_of, supervisor_of
-from ..runtime.resolve import Resolved, offloaded_text, resolve
 from ._lines import print_line
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
 from .check_sizes import sizes_to_come
@@ -289,11 +285,11 @@ def _print_what_fits(plans: Sequence[ResidentPlan], budget: Memory | None, out: 
     first = fit_in_order(plans, budget)
     print_line(out, f"Budget {budget}, distinct residents: {len(plans)}.")
     titles = ", ".join(plan.title for plan in first)
-    print_line(out, f"In roster order these fit together: {titles} ({together(first)}).")
+    print_line(out, f"In roster order these fit together: {titles} ({together(first, budget)}).")
     if len(first) == len(plans):
         return
     print_line(out, f"At most {most_that_fit(plans, budget)} fit at once.")
     sets = maximal_sets(plans, budget)
     if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
         for chosen in sets:
-            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({together(chosen)})")
+            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({together(chosen, budget)})")

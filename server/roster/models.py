@@ -52,6 +52,7 @@ from .values import (
     AliasesOrPrefixes,
     Budget,
     BudgetOrZero,
+    Cards,
     Count,
     CountOrZero,
     Digests,
@@ -63,6 +64,7 @@ from .values import (
     Name,
     Names,
     Package,
+    Parts,
     Pattern,
     Repo,
     Revision,
@@ -165,6 +167,8 @@ class PoolSection(Section):
     """host memory that they may take beside a GPU; auto: what is available at the start less vram_margin"""
     vram_margin: SizeOrZero = 2**30
     """what auto leaves to others"""
+    devices: Cards = "auto"
+    """cards that models are loaded on, such as [CUDA0, CUDA1], each model on one of them; auto: all that are there"""
     idle_ttl_s: Seconds | None = PoolLimits.idle_ttl_s
     """a model without requests for so long is unloaded; without it models stay until their room is needed"""
     max_bypass_s: SecondsOrZero = PoolLimits.max_bypass_s
@@ -338,6 +342,9 @@ class SpecialistSettings(Section):
     cpu_expert_layers: ExpertLayers = LoadSpec.cpu_expert_layers
     """layers whose experts stay in host memory, counted from the first: none, all, a number, or auto: on a GPU as
     few as its budget asks for"""
+    tensor_split: Parts = ()
+    """of several cards, each one's part of the layers, such as [3, 1]; without it a model lies on one card, or is
+    shared out by the room on each where it fits on none alone"""
     kv_type: Literal["f16", "q8_0"] = "f16"
     """how the KV cache is stored; q8_0 takes half"""
     mmap: Switch = LoadSpec.mmap
@@ -593,6 +600,7 @@ class Specialist(SpecialistSettings, ModelSource):
             mmap=self.mmap,
             threads=self.threads,
             embeddings=self.embeddings,
+            tensor_split=self.tensor_split,
         )
 
     def thinking_policy(self) -> Thinking:

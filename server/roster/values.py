@@ -21,6 +21,7 @@ _UNITS: Final = {
 _MOST_BYTES: Final = 2**60
 _LEAST_BARE_BYTES: Final = 2**14  # a smaller number without a unit is no size of anything that a roster bounds
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_CARD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")  # a device of ggml
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _PREFIX: Final = re.compile(rf"{_ALIAS.pattern}\*?")
@@ -149,6 +150,25 @@ def _matches(pattern: re.Pattern[str], message: str, remedy: str) -> Any:
     return AfterValidator(check)
 
 
+def _cards(value: object) -> object:
+    if value == AUTO:
+        return value
+    names = sequence(value)
+    if isinstance(names, list) and not names:
+        raise InvalidError(
+            "No card is named.", "Name one, or write `auto`; gpu_layers: 0 keeps a model off all of them."
+        )
+    if isinstance(names, list) and len(set(map(str, names))) < len(names):
+        raise InvalidError("A card is named twice.", "Name each once.")
+    return names
+
+
+def _some_part(value: tuple[float, ...]) -> tuple[float, ...]:
+    if value and not any(value):
+        raise InvalidError("No card gets a part.", "Write numbers such as [3, 1], or remove the key.")
+    return value
+
+
 def _text_schema(pattern: re.Pattern[str], **more: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$", **more})
 
@@ -232,6 +252,30 @@ ExpertLayers = Annotated[
     _layers({"none": 0, "all": -1, "auto": "auto"}),
     _layers_schema("none", "all", "auto"),
 ]
+Card = Annotated[
+    str,
+    _matches(_CARD, "is not a card.", "Write a name as `coe doctor` lists them, such as CUDA0."),
+    _text_schema(_CARD),
+]
+# Distinct cards, or all.
+Cards = Annotated[
+    Literal["auto"] | tuple[Card, ...],
+    BeforeValidator(_cards),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "uniqueItems": True,
+                    "items": {"type": "string", "pattern": f"^{_CARD.pattern}$"},
+                },
+            ]
+        }
+    ),
+]
+Parts = Annotated[tuple[Factor, ...], BeforeValidator(sequence), AfterValidator(_some_part)]
 Name = Annotated[
     str,
     _matches(_NAME, "is not a name.", "Use lowercase letters, digits, `-`, `_` and `.`, a letter or digit first."),

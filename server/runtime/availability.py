@@ -1,4 +1,4 @@
-"""Which entries of a roster can be served on this machine, as which residents, and which fit together in the budget."""
+"""Which entries of a roster can be served on this machine, and why the rest cannot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
 from pathlib import Path
 
 from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
@@ -25,8 +24,6 @@ ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
 ToolForms = Callable[[LoadSpec], ToolForm | None]
 EmbeddingForms = Callable[[LoadSpec], EmbeddingForm | None]
 Infills = Callable[[LoadSpec], bool | None]
-
-_MOST_ENUMERATED = 12  # residents of which every combination is tried: 4,096 sums
 
 
 @dataclass(frozen=True)
@@ -119,19 +116,6 @@ class ToBuild:
     how: str = "built"
 
 
-@dataclass(frozen=True)
-class ResidentPlan:
-    """One resident: the specialists that share a load, and the memory it takes."""
-
-    names: tuple[str, ...]
-    memory: Memory
-
-    @property
-    def title(self) -> str:
-        """`coding`, or `coding + math` for a resident that specialists share."""
-        return " + ".join(self.names)
-
-
 def locate(roster: Roster, names: Collection[str] | None = None) -> tuple[Located, ...]:
     """The roster's entries (of these names) with their files, in the roster's order. Looks at the disk."""
     found = []
@@ -191,7 +175,7 @@ def availability(
             untried = isinstance(result, NoRoomToTryError)
             hindrance = Hindrance.UNTRIED if untried else Hindrance.UNLOADABLE
             return Unavailable(one.entry, result.message, result.remedy, one.location, hindrance=hindrance)
-        if budget is not None and (short := booked_memory(result, budget).short_of(budget)):
+        if budget is not None and (short := booked_memory(result, budget, spec.devices).short_of(budget)):
             reason, remedy = over_budget(result, budget, short)
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
@@ -240,7 +224,15 @@ def sum_text(footprint: Footprint) -> str:
 def over_budget(footprint: Footprint, budget: Memory, short: Collection[str]) -> tuple[str, str]:
     """Why a load is over the budget, and what would make it fit. short: the places that are too small for it."""
     if not budget.cards or any(place != HOST for place in short):
-        n_bytes = budget.vram_bytes
+        if footprint.card_bytes:
+            parts = dict(footprint.card_bytes)
+            lacking = sum(max(0, size - budget[card]) for card, size in parts.items())
+            on_each = ", ".join(
+                f"{size_text(size)} of {card}, which has {size_text(budget[card])}" for card, size in parts.items()
+            )
+            reason = f"It needs {sum_text(footprint)}: {on_each}."
+            return reason, shrink_remedy(footprint, footprint.total_bytes - lacking)
+        n_bytes = max((budget[card] for card in short if card != HOST), default=budget.vram_bytes)
         reason = f"It needs {sum_text(footprint)}; the budget is {size_text(n_bytes)}."
         return reason, shrink_remedy(footprint, n_bytes)
     needed, there = size_text(footprint.host_bytes), size_text(budget.host_bytes)
@@ -258,93 +250,3 @@ def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
         f"It lacks {size_text(lacking)}: keep experts in host memory (cpu_expert_layers), choose a smaller "
         "quantisation, or raise pool.vram_budget."
     )
-
-
-def residents(entries: Mapping[str, Servable | Unavailable], budget: Memory | None = None) -> tuple[ResidentPlan, ...]:
-    """The distinct residents of what can be served and is predicted, in the roster's order. budget: None unknown."""
-    names: dict[LoadSpec, list[str]] = {}
-    sizes: dict[LoadSpec, Memory] = {}
-    for name, item in entries.items():
-        if isinstance(item, Servable) and item.footprint is not None:
-            names.setdefault(item.spec, []).append(name)
-            sizes[item.spec] = booked_memory(item.footprint, budget or Memory())
-    return tuple(ResidentPlan(tuple(names[spec]), sizes[spec]) for spec in names)
-
-
-def fit_in_order(plans: Iterable[ResidentPlan], budget: Memory) -> tuple[ResidentPlan, ...]:
-    """The residents taken in order, each that still fits beside those before it."""
-    taken: list[ResidentPlan] = []
-    free = budget
-    for plan in plans:
-        if plan.memory.fits_in(free):
-            taken.append(plan)
-            free -= plan.memory
-    return tuple(taken)
-
-
-def maximal_sets(plans: Sequence[ResidentPlan], budget: Memory) -> tuple[tuple[ResidentPlan, ...], ...] | None:
-    """Every set of residents that fits and to which no other can be added, larger ones first; None where the
-    residents are too many to try all combinations."""
-    if len(plans) > _MOST_ENUMERATED:
-        return None
-    found: list[tuple[ResidentPlan, ...]] = []
-    for count in range(len(plans), 0, -1):
-        for chosen in combinations(plans, count):
-            free = budget - together(chosen)
-            if not free.overdrawn and not any(plan.memory.fits_in(free) for plan in plans if plan not in chosen):
-                found.append(chosen)
-    return tuple(found)
-
-
-def most_that_fit(plans: Collection[ResidentPlan], budget: Memory) -> int:
-    """How many residents fit together at best; an upper bound where they need more than one place."""
-    return min((_most_at(place, plans, budget[place]) for place in budget.places), default=len(plans))
-
-
-def _most_at(place: str, plans: Iterable[ResidentPlan], budget_bytes: int) -> int:
-    count = total = 0
-    for size in sorted(plan.memory[place] for plan in plans):
-        total += size
-        if total > budget_bytes:
-            break
-        count += 1
-    return count
-
-
-def together(plans: Iterable[ResidentPlan]) -> Memory:
-    """What residents take all at once."""
-    return Memory.total(plan.memory for plan in plans)
-
-
-def page_cache_bytes(entries: Mapping[str, Servable | Unavailable]) -> int:
-    """Host memory that keeps the files of everything that can be served in the page cache, each file once."""
-    served = [item.location for item in entries.values() if isinstance(item, Servable)]
-    files = {file for location in served for file in (*location.files, *location.sources)}
-    return sum(file.stat().st_size for file in files)
-
-
-def budget_doubts(
-    roster: Roster, entries: Mapping[str, Servable | Unavailable], budget: Memory | None
-) -> tuple[str, ...]:
-    """What the roster asks for that this machine cannot give: pins and preloads beyond the budget or not servable."""
-    doubts = []
-    plans = residents(entries, budget)
-    pinned = {specialist.name for specialist in roster.specialists if specialist.pin}
-    for what, wanted in (("Pinned", pinned), ("pool.preload", set(roster.pool.preload))):
-        absent = sorted(name for name in wanted if isinstance(entries[name], Unavailable))
-        if absent:
-            doubts.append(f"{what}: {', '.join(absent)} cannot be served.")
-        total = together(plan for plan in plans if wanted.intersection(plan.names))
-        if budget is not None and not total.fits_in(budget):
-            doubts.append(f"{what}: together {total}, the budget is {budget}.")
-    if pinned and budget is not None:
-        held = [plan for plan in plans if pinned.intersection(plan.names)]
-        free = budget - together(held)
-        shut_out = [plan.title for plan in plans if plan not in held and not plan.memory.fits_in(free)]
-        if shut_out and not free.overdrawn:
-            doubts.append(f"What is pinned leaves {free}: {', '.join(shut_out)} can never load.")
-    fallback = entries.get(roster.fallback) if roster.fallback is not None else None
-    if isinstance(fallback, Unavailable):
-        instead = "whatever is warm answers in its place" if roster.fallback_warm else "nothing answers in its place"
-        doubts.append(f"The fallback {roster.fallback} cannot be served: {instead}.")
-    return tuple(doubts)

@@ -36,7 +36,8 @@ async def find_room(roster: Roster) -> Room:
     """
     pool = roster.pool
     asked, host_asked = (None if size == "auto" else size for size in (pool.vram_budget, pool.host_budget))
-    budget = await find_budget(asked, pool.vram_margin, host_asked)
+    devices = () if pool.devices == "auto" else pool.devices
+    budget = await find_budget(asked, pool.vram_margin, host_asked, devices)
     if not budget.of_host:
         return Room(budget, {})
     try:

@@ -32,7 +32,7 @@ from .builds.owner import Builds
 from .catalog import Catalog
 from .chooser import Chooser
 from .embedding import Embeddings
-from .resolve import Resolved, resolve
+from .resolve import Resolved, devices_of, resolve
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class College:
             raise UnavailableError("Nothing in the roster can be served on this machine:", lines=lines)
         spare = SpareWorker(partial(WorkerResident.spawn, roster.pool.stall_s))
         limits = _pool_limits(roster, room.budget)
-        measure = free_memory if limits.budget.cards else None
+        measure = partial(free_memory, devices_of(roster, room.residents)) if limits.budget.cards else None
         pool = Pool(entries, limits, spare.start, free_memory=measure, held=room.held)
         return cls(roster, resolved, pool, spare, supervisor_of(roster), room.budget.note)
 

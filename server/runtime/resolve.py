@@ -12,7 +12,8 @@ from pathlib import Path
 from coe.engine.errors import EngineError, ModelTemplateError, NoRoomToTryError
 from coe.engine.expert_offload import layers_on_cpu
 from coe.engine.files import stamp
-from coe.engine.pool.memory import Prediction, booked_memory, predict
+from coe.engine.layer_split import split_layers
+from coe.engine.pool.memory import Prediction, booked_memory, cards_of, predict
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.types import Entry
@@ -68,10 +69,11 @@ class Resolved:
         return {
             name: Entry(
                 item.spec,
-                booked_memory(item.footprint, self.budget),
+                booked_memory(item.footprint, self.budget, item.spec.devices),
                 item.entry.thinking_policy(),
                 item.entry.pin,
                 distances.get(name, Distances()),
+                cards_of(item.spec, self.budget),
             )
             for name, item in self.availability.items()
             if isinstance(item, Servable) and item.footprint is not None
@@ -207,6 +209,8 @@ async def resolve(
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
     predictions = Predictions(roster.server.max_prompt_tokens, before)
+    devices = devices_of(roster, budget)
+    missing |= _wrong_splits(roster, devices)
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
     why_unshared = dict(found.unshared)
@@ -214,7 +218,7 @@ async def resolve(
         if group.n_weights == 1 and not any(member.kept for member in group.members):
             continue  # names for one file: they share its load without any change
         members = [located[member.name].entry for member in group.members]
-        shared = await _shared_load(roster, group, members, predictions, budget)
+        shared = await _shared_load(roster, group, members, predictions, budget, devices)
         if isinstance(shared, LoadSpec):
             groups.append(group)
             loads |= {member.name: shared for member in members}
@@ -228,13 +232,13 @@ async def resolve(
     for name in filled:
         located[name] = replace(located[name], location=_filled_location(roster, located[name].entry))
     own = [
-        (one.entry, one.entry.load_spec(one.location.path))
+        (one.entry, _on_cards(one.entry.load_spec(one.location.path), devices, budget))
         for name, one in located.items()
         if name not in loads and name not in missing and one.location.path is not None
     ]
     await predictions.make(own)
     for entries_of_one, spec in _by_spec(own):
-        spec = await _with_experts_offloaded(entries_of_one, spec, predictions, budget.vram_bytes)
+        spec = await _fitted(entries_of_one, spec, predictions, budget, devices)
         loads |= {entry.name: spec for entry in entries_of_one}
     entries = availability(
         tuple(located.values()),
@@ -274,24 +278,29 @@ def _filled_location(roster: Roster, entry: Specialist) -> Location:
 
 
 async def _shared_load(
-    roster: Roster, group: Group, members: Sequence[Specialist], predictions: Predictions, budget: Memory
+    roster: Roster,
+    group: Group,
+    members: Sequence[Specialist],
+    predictions: Predictions,
+    budget: Memory,
+    devices: tuple[str, ...],
 ) -> LoadSpec | str:
     """The load that a group shares; or why its specialists are better loaded by themselves."""
     pool = roster.pool
     sharing = Sharing(group.members, pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
-    spec = members[0].load_spec(group.members[0].path, sharing)
+    spec = _on_cards(members[0].load_spec(group.members[0].path, sharing), devices, budget)
     on_gpu = spec.gpu_layers != 0 and bool(budget.cards)
     # Without a GPU this is memory of vram_budget.
     most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
     spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
     try:
         await _predicted(members, spec, predictions)
-        spec = await _with_experts_offloaded(members, spec, predictions, budget.vram_bytes)
-        memory = booked_memory(predictions[spec], budget)
+        spec = await _fitted(members, spec, predictions, budget, devices)
+        memory = booked_memory(predictions[spec], budget, spec.devices)
         if HOST in memory.short_of(budget) and spec.ram_budget_bytes:
             # Conversations are read again, which is better than not to be served.
             spec = replace(spec, ram_budget_bytes=0)
-            memory = booked_memory(await _predicted(members, spec, predictions), budget)
+            memory = booked_memory(await _predicted(members, spec, predictions), budget, spec.devices)
     except EngineError as error:
         _log.warning("%s cannot share a resident: %s", ", ".join(member.name for member in members), error)
         return str(error)
@@ -310,27 +319,106 @@ def _by_spec(loads: Sequence[tuple[Specialist, LoadSpec]]) -> list[tuple[list[Sp
     return [(entries, spec) for spec, entries in found.items()]
 
 
-async def _with_experts_offloaded(
-    members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions, budget_bytes: int
-) -> LoadSpec:
-    """The load, which was predicted, with as few layers' experts in host memory as let the rest fit the budget, where
-    one of its specialists wants that (`cpu_expert_layers: auto`) and it goes to a GPU. What it gives was predicted.
+def devices_of(roster: Roster, budget: Memory) -> tuple[str, ...]:
+    """The cards that loads are placed on, by name: those that the roster names, or all where there are several.
 
-    With all of them there where even that does not suffice.
+    None where llama.cpp takes the only one by itself.
     """
+    if roster.pool.devices != "auto":
+        return roster.pool.devices
+    return budget.cards if len(budget.cards) > 1 else ()
+
+
+def _wrong_splits(roster: Roster, devices: Sequence[str]) -> dict[str, Missing]:
+    """Specialists whose tensor_split has no part for each card. Where there is one card it is of no account."""
+    return {
+        entry.name: (
+            f"tensor_split has {len(entry.tensor_split)} parts, and these cards are used: {', '.join(devices)}.",
+            "Write a part for each, or name the cards in pool.devices.",
+        )
+        for entry in roster.specialists
+        if entry.tensor_split and len(devices) > 1 and len(entry.tensor_split) != len(devices)
+    }
+
+
+def _on_cards(spec: LoadSpec, devices: tuple[str, ...], budget: Memory) -> LoadSpec:
+    """The load on one card, to be tried on that with the largest budget; on all where it says how to share it out."""
+    if not spec.gpu_layers or len(devices) < 2:
+        return replace(spec, devices=devices if spec.gpu_layers else (), tensor_split=())
+    if spec.tensor_split:
+        return replace(spec, devices=devices)
+    return replace(spec, devices=(max(devices, key=lambda card: budget[card]),))
+
+
+async def _fitted(
+    members: Sequence[Specialist],
+    spec: LoadSpec,
+    predictions: Predictions,
+    budget: Memory,
+    devices: tuple[str, ...],
+) -> LoadSpec:
+    """The load, which was predicted, as it fits the budget: on one card; where it fits on none alone, its layers on all
+    of them; where one of its specialists wants that (`cpu_expert_layers: auto`), with as few layers' experts in host
+    memory as let the rest fit. What it gives was predicted.
+
+    With all experts there where even that does not suffice.
+    """
+    spread = False
+    if len(devices) > 1 and len(spec.devices) == 1 and _lacking(spec, predictions, budget):
+        spread = True
+        spec = await _spread(members, spec, predictions, budget, devices)
     if not any(member.cpu_expert_layers == "auto" for member in members):
         return spec
     while (found := predictions.of(spec)) is not None and found.on_gpu:
-        total, experts, layers = found.footprint.total_bytes, found.expert_bytes, spec.cpu_expert_layers
-        if total <= budget_bytes or not any(experts) or not 0 <= layers < len(experts):
+        lacking, experts, layers = _lacking(spec, predictions, budget), found.expert_bytes, spec.cpu_expert_layers
+        if not lacking or not any(experts) or not 0 <= layers < len(experts):
             break
         # What the graph itself takes changes with where its weights lie: the next dry run says whether it fits now.
-        enough = layers_on_cpu(total + sum(experts[:layers]), budget_bytes, experts)
+        enough = layers_on_cpu(sum(experts[:layers]) + lacking, 0, experts)
         spec = replace(spec, cpu_expert_layers=-1 if enough is None else max(enough, layers + 1))
-        await predictions.make([(member, spec) for member in members])
+        if spread:
+            spec = await _spread(members, spec, predictions, budget, devices)
+        else:
+            await predictions.make([(member, spec) for member in members])
     if spec.cpu_expert_layers:
         names = ", ".join(member.name for member in members)
         _log.info("%s: experts of %s stay in host memory", names, offloaded_text(spec.cpu_expert_layers))
+    return spec
+
+
+def _lacking(spec: LoadSpec, predictions: Predictions, budget: Memory) -> int:
+    """Bytes that a load has too little of on cards; 0 where it fits, or is not predicted."""
+    found = predictions.of(spec)
+    if found is None or not found.on_gpu:
+        return 0
+    if not budget.cards:  # an integrated GPU, which has the host's memory
+        return max(0, found.footprint.total_bytes - budget.vram_bytes)
+    need = booked_memory(found.footprint, budget, spec.devices)
+    return sum(max(0, need[card] - budget[card]) for card in budget.cards)
+
+
+async def _spread(
+    members: Sequence[Specialist],
+    spec: LoadSpec,
+    predictions: Predictions,
+    budget: Memory,
+    devices: tuple[str, ...],
+) -> LoadSpec:
+    """The load with its layers on all cards, by the room that each has for them. What it gives was predicted."""
+    alone = replace(spec, devices=spec.devices[:1], tensor_split=())
+    if predictions.of(alone) is None:
+        await predictions.make([(member, alone) for member in members])
+    found = predictions.of(alone)
+    if found is None or not found.layer_bytes:
+        return spec
+    sizes = found.footprint
+    cache = sizes.kv_bytes // len(found.layer_bytes)
+    room = [max(1, budget[card] - sizes.compute_bytes - sizes.overhead_bytes) for card in devices]
+    counts = split_layers([weights + cache for weights in found.layer_bytes], room)
+    spec = replace(alone, devices=devices, tensor_split=tuple(map(float, counts)))
+    await predictions.make([(member, spec) for member in members])
+    names = ", ".join(member.name for member in members)
+    _log.info("%s: the layers lie on %s, %s of them", names, " and ".join(devices), " and ".join(map(str, counts)))
     return spec
 
 

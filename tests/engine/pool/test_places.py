@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from coe.engine.cards import cards, free_by_place
+from coe.engine.errors import UnavailableError
 from coe.engine.pool import memory
 from coe.engine.pool.decisions import Ledger
-from coe.engine.pool.memory import Hardware, booked_memory, find_budget
+from coe.engine.pool.memory import Hardware, booked_memory, cards_of, find_budget
 from coe.engine.pool.places import HOST, Memory
-from coe.engine.spec import Device, Footprint
+from coe.engine.spec import Device, Footprint, LoadSpec
 from fakes.pool_world import CARD, both, host
 
 GIB = 2**30
@@ -80,6 +83,13 @@ class TestCards:
     def test_a_processor_is_no_card(self) -> None:
         assert free_by_place([CPU, device("BLAS", "accel")]) == {}
 
+    def test_named_ones_are_used_in_their_order_and_no_others(self) -> None:
+        found = [device("CUDA0", "gpu", 5), device("CUDA1", "gpu", 6), device("Vulkan0", "igpu", 7), CPU]
+        assert [card.name for card in cards(found, ("CUDA1", "CUDA0"))] == ["CUDA1", "CUDA0"]
+        assert free_by_place(found, ("CUDA1",)) == {"CUDA1": 6}
+        assert free_by_place(found, ("Vulkan0",)) == {HOST: 7}
+        assert cards(found, ("CPU",)) == ()
+
 
 class TestBudget:
     @pytest.fixture
@@ -118,6 +128,21 @@ class TestBudget:
         assert budget.memory == both(20, 50) + Memory.at("CUDA1", 10)
         assert budget.margin_bytes == 2, "a budget that the roster sets leaves less to others"
 
+    async def test_it_is_of_the_cards_that_the_roster_names(self, machine: list[Device]) -> None:
+        machine += [device(CARD, "gpu", 24), device("CUDA1", "gpu", 12), device("Vulkan0", "igpu", 35)]
+        assert (await find_budget(None, 10, devices=("CUDA1",))).memory == Memory({"CUDA1": 2, HOST: 50})
+        assert (await find_budget(None, 10, devices=("CUDA1", CARD))).memory.cards == ("CUDA1", CARD)
+        assert (await find_budget(None, 10, devices=("Vulkan0",))).memory == host(25)
+        with pytest.raises(UnavailableError, match=r"names CUDA2; llama.cpp sees CUDA0, CUDA1, Vulkan0 here"):
+            await find_budget(None, 10, devices=("CUDA0", "CUDA2"))
+        with pytest.raises(UnavailableError, match="names Vulkan0, which has no memory of its own, beside"):
+            await find_budget(20, 10, devices=("CUDA0", "Vulkan0"))
+
+    async def test_a_card_is_named_where_there_is_none(self, machine: list[Device]) -> None:
+        machine += [CPU]
+        with pytest.raises(UnavailableError, match=r"names CUDA0; llama.cpp sees no GPU here"):
+            await find_budget(20, 10, devices=("CUDA0",))
+
     async def test_less_than_the_margin_is_nothing(self, machine: list[Device]) -> None:
         machine += [device(CARD, "gpu", 4)]
         assert (await find_budget(None, 100)).memory == Memory()
@@ -128,6 +153,26 @@ def test_several_cards_hold_a_model_together_each_in_proportion() -> None:
     assert booked_memory(Footprint(8, 1, 1, host_bytes=3), budget) == both(7, 3) + Memory.at("CUDA1", 3)
     assert booked_memory(Footprint(20, 5, 5), budget).fits_in(budget)
     assert not booked_memory(Footprint(20, 5, 6), budget).fits_in(budget)
+
+
+def test_what_is_on_one_of_several_cards_is_booked_there() -> None:
+    budget = both(20, 50) + Memory.at("CUDA1", 10)
+    assert booked_memory(Footprint(8, 1, 1, host_bytes=3), budget, ("CUDA1",)) == Memory({"CUDA1": 10, HOST: 3})
+    assert booked_memory(Footprint(8, 1, 1), host(50), ("Vulkan0",)) == host(10), "an integrated one"
+
+
+def test_what_is_shared_out_by_layers_is_booked_as_it_lies() -> None:
+    budget = both(20, 50) + Memory.at("CUDA1", 10)
+    sizes = Footprint(8, 1, 1, host_bytes=3, card_bytes=((CARD, 6), ("CUDA1", 4)))
+    assert booked_memory(sizes, budget, (CARD, "CUDA1")) == both(6, 3) + Memory.at("CUDA1", 4)
+
+
+def test_a_load_for_one_card_may_go_to_each() -> None:
+    budget = both(20, 50) + Memory.at("CUDA1", 10)
+    assert cards_of(LoadSpec(Path("a"), devices=("CUDA1",)), budget) == ("CUDA1", CARD)
+    assert cards_of(LoadSpec(Path("a"), devices=(CARD, "CUDA1")), budget) == ()
+    assert cards_of(LoadSpec(Path("a"), devices=(CARD,)), both(20, 50)) == ()
+    assert cards_of(LoadSpec(Path("a")), budget) == ()
 
 
 def test_a_footprint_is_booked_where_it_lies() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -25,12 +27,14 @@ class Machine:
         self.gpus = list(gpus)
         self.lost: int | Exception = 90 * MIB
         self.measured = 0
+        self.opened: list[str] = []
 
-    def devices(self) -> list[Device]:
+    def devices(self, named: Sequence[str] = ()) -> list[Device]:
         return [*self.gpus, Device("CPU", "a processor", "cpu", 1, 2)]
 
-    async def measure(self) -> int:
+    async def measure(self, named: Sequence[str]) -> int:
         self.measured += 1
+        self.opened = list(named)
         if isinstance(self.lost, Exception):
             raise self.lost
         return self.lost
@@ -103,13 +107,31 @@ def test_without_a_gpu_there_is_nothing_to_measure(machine: Machine) -> None:
 def test_several_cards_count_together() -> None:
     assert believed(0, [CUDA, VULKAN]) == 0
     assert believed(100 * MIB, [CUDA, VULKAN]) == 164 * MIB
+    assert believed(100 * MIB, [CUDA, CUDA]) == 228 * MIB
     assert believed(100 * MIB, [VULKAN]) == 100 * MIB
+    assert believed(3000 * MIB, [CUDA]) is None
+    assert believed(3000 * MIB, [CUDA, CUDA]) == 3128 * MIB
+
+
+def test_what_goes_to_one_card_opens_no_other(machine: Machine) -> None:
+    machine.gpus = [VULKAN, replace(VULKAN, name="Vulkan1")]
+    assert runtime_bytes(("Vulkan1",)) == 90 * MIB
+    assert machine.opened == ["Vulkan1"]
+    machine.lost = 170 * MIB
+    assert runtime_bytes(("Vulkan0", "Vulkan1")) == 170 * MIB, "measured anew: it is another set of cards"
+    assert runtime_bytes(("Vulkan1",)) == 90 * MIB
+
+
+def test_without_a_figure_each_card_is_booked_with_the_estimate(machine: Machine) -> None:
+    machine.gpus, machine.lost = [VULKAN, CUDA], 0
+    assert runtime_bytes(("Vulkan0", "CUDA0")) == 2 * ESTIMATE_BYTES
+    assert runtime_bytes(("CUDA0",)) == ESTIMATE_BYTES
 
 
 @pytest.mark.slow
 @pytest.mark.device
 async def test_the_child_opens_every_gpu_and_ends_when_it_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter((1000, 900))
-    monkeypatch.setattr(gpu_runtime, "_free_bytes", lambda: next(free))
-    assert await gpu_runtime._measure() == 100
+    monkeypatch.setattr(gpu_runtime, "_free_bytes", lambda named: next(free))
+    assert await gpu_runtime._measure(()) == 100
     assert next(free, None) is None

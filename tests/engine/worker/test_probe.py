@@ -22,7 +22,7 @@ from coe.engine.llama.model import Model
 from coe.engine.pool import memory
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import Device, LoadSpec, Thinking, ThinkingMode
+from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
 from coe.engine.worker import probe
 
 
@@ -279,7 +279,9 @@ class TestBuffers:
             "llama_context: Vulkan_Host  output buffer size =     0.50 MiB",
             "sched_reserve:        CPU compute buffer size =     1.00 MiB",
         ]
-        assert probe.buffers(log) == probe.Buffers(compute_device=100 * self.MIB, compute_host=23 * self.MIB // 2)
+        assert probe.buffers(log) == probe.Buffers(
+            compute_device=100 * self.MIB, compute_host=23 * self.MIB // 2, card_bytes={"Vulkan0": 100 * self.MIB}
+        )
 
     def test_the_width_of_keys_is_that_of_the_matrix_that_makes_them(self, random_gemma4: Path) -> None:
         widths = probe.key_widths(read_split(random_gemma4))
@@ -320,8 +322,8 @@ def test_a_load_that_a_gpu_refuses_is_told_from_a_damaged_file(
         raise ModelFileError(f"llama.cpp cannot load it: {words}.", "Check that the file is whole.")
 
     monkeypatch.setattr(probe, "dry_run", refuse)
-    monkeypatch.setattr(probe, "has_card", lambda: on_gpu)
-    monkeypatch.setattr(probe, "devices", lambda: [Device("CUDA0", "", "gpu", 7 * 2**20, 2**30)])
+    monkeypatch.setattr(probe, "has_card", lambda named: on_gpu)
+    monkeypatch.setattr(probe, "free_memory", lambda named: {"CUDA0": 7 * 2**20})
     with pytest.raises(error if on_gpu else ModelFileError) as caught:
         probe.main({"spec": LoadSpec(random_gemma4).to_json()}, lambda progress: None)
     assert type(caught.value) is (error if on_gpu else ModelFileError)

@@ -28,22 +28,19 @@ from coe.server.commands.check import check_roster, models_dir_doubt, print_erro
 from coe.server.roster.load import load_roster
 from coe.server.roster.models import Roster
 from coe.server.roster.source import RosterError
-from coe.server.runtime.availability import (
-    Footprints,
+from coe.server.runtime.availability import Footprints, Servable, Unavailable, availability, locate
+from coe.server.runtime.college import supervisor_of
+from coe.server.runtime.what_fits import (
     ResidentPlan,
-    Servable,
-    Unavailable,
-    availability,
+    assign,
     budget_doubts,
     fit_in_order,
-    locate,
     maximal_sets,
     most_that_fit,
     page_cache_bytes,
     residents,
     together,
 )
-from coe.server.runtime.college import supervisor_of
 from fakes.pool_world import CARD, both, host
 from fakes.server_process import write_roster
 
@@ -504,3 +501,30 @@ def test_what_is_to_be_pulled_is_said_once(tmp_path: Path) -> None:
     said = printed(roster, availability(locate(roster), gibs(), host(GIB)), host(GIB))
     assert said.count("Not downloaded") == 1
     assert "Run: coe pull a b c" in said
+
+
+class TestSeveralCards:
+    BUDGET = Memory({"CUDA0": 10, "CUDA1": 8})
+
+    @staticmethod
+    def plan(name: str, size: int) -> ResidentPlan:
+        return ResidentPlan((name,), Memory.at("CUDA0", size), ("CUDA0", "CUDA1"))
+
+    def test_each_resident_goes_where_the_most_room_is(self) -> None:
+        plans = [self.plan("a", 6), self.plan("b", 6), self.plan("c", 4)]
+        assert fit_in_order(plans, self.BUDGET) == tuple(plans)
+        assert together(plans, self.BUDGET) == Memory({"CUDA0": 10, "CUDA1": 6})
+
+    def test_all_ways_are_tried_before_it_is_said_that_they_do_not_fit(self) -> None:
+        small, large = self.plan("a", 6), self.plan("b", 9)
+        assert assign([small, large], self.BUDGET) == (Memory.at("CUDA1", 6), Memory.at("CUDA0", 9))
+        assert assign([large, large], self.BUDGET) is None
+
+    def test_sets_are_maximal_over_all_cards(self) -> None:
+        a, b, c = self.plan("a", 6), self.plan("b", 8), self.plan("c", 5)
+        assert maximal_sets([a, b, c], self.BUDGET) == ((a, b), (a, c), (b, c))
+        assert most_that_fit([a, b, c], self.BUDGET) == 2
+
+    def test_what_is_spread_over_them_takes_of_each(self) -> None:
+        spread = ResidentPlan(("d",), Memory({"CUDA0": 5, "CUDA1": 5}))
+        assert fit_in_order([spread, self.plan("a", 4), self.plan("b", 4)], self.BUDGET)[1:] == (self.plan("a", 4),)
