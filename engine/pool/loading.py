@@ -115,7 +115,10 @@ class Loader:
         assert booking.resident is not None
         measured = booking.resident.memory or Memory()
         if before is not None and after is not None and booking.key not in self._disturbed:
-            excess = self._estimates.book_device_loss(booking, before - after, measured)
+            lost = before - after
+            if booking.devices:  # what others lost is not its doing
+                lost = Memory({card: lost[card] for card in booking.devices})
+            excess = self._estimates.book_device_loss(booking, lost, measured)
         else:
             excess = self._estimates.book_measured(booking, measured)
         if excess != Memory():

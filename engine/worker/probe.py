@@ -34,7 +34,7 @@ from ..generate.renderer import Limits
 from ..gguf.header import Header, TensorInfo, expert_bytes
 from ..gguf.reader import read_split
 from ..last_words import is_no_device_memory
-from ..llama.context import Context
+from ..llama.context import BATCH_TOKENS, Context
 from ..llama.devices import devices, free_memory, has_card, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
@@ -331,15 +331,21 @@ def _footprint(
         return Footprint(device_weights, kv, compute, overhead, 0, tuple(notes))
     runtime = runtime_bytes(spec.devices)
     by_card: dict[str, int] = {}
+    widened = found.widened_device
     if len(spec.devices) > 1:
         placed = card_weights(headers, spec, layers)
-        # Each opens every card, and may be the one that widens the largest of the layers.
-        each = found.widened_device + runtime // len(spec.devices)
-        by_card = {card: placed[card] + found.card_bytes.get(card, 0) + each for card in spec.devices}
+        # Each card may be the one that widens the largest of the layers; and where one takes over from another, a real
+        # load keeps a batch's states in a buffer of the graph, of which a dry run, without memory, knows nothing.
+        each = widened + 4 * model.n_embedding * min(BATCH_TOKENS, spec.cells)
+        by_card = {
+            card: placed[card] + found.card_bytes.get(card, 0) + each + runtime // len(spec.devices)
+            for card in spec.devices
+        }
+        widened = each * len(spec.devices)
     return Footprint(
         device_weights,
         found.kv_device,
-        found.compute_device + found.widened_device * max(1, len(spec.devices)),
+        found.compute_device + widened,
         runtime,
         host_weights + found.kv_host + found.compute_host + overhead,
         tuple(notes),

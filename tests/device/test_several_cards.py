@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from random_model import Shape, write_random_model
 
+from coe.engine.llama.context import BATCH_TOKENS
 from coe.engine.pool.memory import find_budget, hardware, predict
 from coe.engine.spec import LoadSpec
 from fakes.card_load import loaded_elsewhere
@@ -24,6 +25,7 @@ from fakes.server_process import ServerProcess
 pytestmark = [pytest.mark.device, pytest.mark.server]
 
 MIB = 2**20
+WIDTH = 256
 NEAR_BYTES = 0.05 * MIB  # llama.cpp logs hundredths of a MiB, of several buffers
 
 
@@ -41,7 +43,7 @@ def two() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> LoadSpec:
-    shape = Shape(layers=5, width=256, heads=4, kv_heads=2, head=64, experts=8, expert_ff=256, window=512)
+    shape = Shape(layers=5, width=WIDTH, heads=4, kv_heads=2, head=64, experts=8, expert_ff=256, window=512)
     path = write_random_model(tmp_path_factory.mktemp("model") / "five.gguf", shape, quantise=True)
     return LoadSpec(path, context_tokens=2048, parallel=2, threads=1, mmap=False)
 
@@ -55,8 +57,12 @@ async def test_each_card_holds_what_was_predicted(
     predicted = (await predict(spread)).footprint
     real = loaded_elsewhere(spread)["buffers"]
     runtime = predicted.overhead_bytes // 2
+    # Without memory the scheduler copies the mask of a batch for a card where a real cache lets it share one, and for a
+    # batch's states there is room on each card, though not each needs it.
+    spare = BATCH_TOKENS * (2 * spec.cells + 4 * WIDTH)
     for card, n_bytes in predicted.card_bytes:
-        assert n_bytes - runtime == pytest.approx(sum(real.get(card, {}).values()), abs=NEAR_BYTES), card
+        beyond = n_bytes - runtime - sum(real.get(card, {}).values())
+        assert -NEAR_BYTES <= beyond <= spare + NEAR_BYTES, card
     assert predicted.total_bytes == pytest.approx(sum(size for _, size in predicted.card_bytes), abs=NEAR_BYTES)
 
 

@@ -119,6 +119,19 @@ async def test_what_a_load_took_more_is_known_of_that_card_alone(new_pool: NewPo
     assert pool.status().booked == Memory({"CUDA0": 7, "CUDA1": 4, HOST: 2})
 
 
+async def test_what_another_card_lost_meanwhile_is_not_a_loads_doing(loader: FakeLoader, clock: Clock) -> None:
+    free = iter([Memory({"CUDA0": 10, "CUDA1": 8}), Memory({"CUDA0": 4, "CUDA1": 2})])
+
+    async def free_memory() -> Memory:
+        return next(free)
+
+    entry = Entry(LoadSpec(Path("a"), parallel=2, devices=("CUDA0",)), Memory.at("CUDA0", 4), cards=CARDS)
+    pool = Pool({"a": entry}, PoolLimits(BUDGET), loader, clock=clock, free_memory=free_memory)
+    (await ask(pool, "a")).release()
+    assert pool.status().booked == Memory.at("CUDA0", 6)
+    await pool.close()
+
+
 async def test_a_shortage_that_names_no_place_is_of_the_card_that_was_loaded(
     new_pool: NewPool, loader: FakeLoader
 ) -> None:
