@@ -48,9 +48,11 @@ serve: install
 	@$(BIN)/coe serve --roster $(ROSTER) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 # Tests of so many files run side by side; a file's tests share fixtures and stay together. TEST_WORKERS=0 for none beside.
+# Their libraries for linear algebra would use all cores each: one thread is quicker where another file has the others.
 TEST_WORKERS ?= 2
+SIDE_BY_SIDE = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: lint
-	GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --ignore tests/clients $(PYTEST_ARGS)
+	GOMP_SPINCOUNT=0 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore tests/clients $(PYTEST_ARGS)
 
 # Open WebUI's page in a browser, in front of the demo: some minutes, after an installation of 3 GB and more, most of it
 # torch. It needs `apt install chromium chromium-driver`.
@@ -65,7 +67,7 @@ $(OPEN_WEBUI)/bin/open-webui:
 
 # What the markers mean, and how they are given: tests/conftest.py.
 test-fast: install
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not model and not server and not slow and not device" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not model and not server and not slow and not device" --hypothesis-profile fast --ignore tests/clients $(PYTEST_ARGS)
 
 # llama.cpp for the GPU stands in an environment of its own, beside the CPU's: the first time it is built. The system
 # gets nothing: what is missing of it is named. DEVICE_PYTHON=FILE takes an environment that is there already.

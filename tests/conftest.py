@@ -41,10 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(config.getoption("--hypothesis-profile") or "coe")
 
 
+_LONGEST_FIRST = ("slow", "server", "model")  # by what their tests are marked with
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests get the markers that their fixtures bring."""
+    """Tests get the markers that their fixtures bring; and files that take long come first: of those that run side by
+    side, none is to be left with one at the end."""
     mark_by_fixtures(items)
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((at for at, mark in enumerate(_LONGEST_FIRST) if item.get_closest_marker(mark)), len(_LONGEST_FIRST))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.hookimpl(tryfirst=True)  # before its fixtures are set up

@@ -10,7 +10,7 @@ import pytest
 
 from coe.demo.curriculum import questions
 from fakes.demo_college import DOMAINS, college_roster
-from fakes.device import free_bytes
+from fakes.device import free_bytes, is_software
 from fakes.server_process import ServerProcess
 
 pytestmark = [pytest.mark.device, pytest.mark.server]
@@ -74,8 +74,10 @@ def test_after_a_kill_the_devices_memory_is_back_and_the_next_request_is_answere
     os.kill(worker, signal.SIGKILL)
     sharing.until(lambda: worker not in sharing.workers() and not sharing.pool()["residents"])
     assert sharing.pool()["booked_bytes"] < booked
-    # A driver without a memory budget gives one figure always; what moves must move back.
-    sharing.until(lambda: free_bytes() >= before - SLACK_BYTES, tries=50)
-    assert taken <= before + SLACK_BYTES
+    # A driver without a memory budget gives one figure always; what moves must move back. A software device has the
+    # host's memory, of which everything else on the machine takes and gives back as well.
+    if not is_software():
+        sharing.until(lambda: free_bytes() >= before - SLACK_BYTES, tries=50)
+        assert taken <= before + SLACK_BYTES
     assert {name: say(sharing, name)[0] for name in DOMAINS} == said
     assert sharing.workers() != [worker]
