@@ -180,6 +180,12 @@ class Predictions:
         result = self._results.get(spec)
         return result.infill if isinstance(result, Prediction) else None
 
+    def movable_expert_bytes(self, spec: LoadSpec) -> int:
+        """Of the experts that this load has on a GPU, and could have in host memory; 0 where it is not known."""
+        found = self.of(spec)
+        layers = spec.cpu_expert_layers
+        return sum(found.expert_bytes[layers:]) if found is not None and layers >= 0 else 0
+
     def facts(self, spec: LoadSpec) -> ModelFacts | None:
         """What this model's file says of itself; None where it does not load."""
         result = self._results.get(spec)
@@ -247,6 +253,7 @@ async def resolve(
         predictions.tool_form,
         predictions.embedding_form,
         predictions.infill,
+        predictions.movable_expert_bytes,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}

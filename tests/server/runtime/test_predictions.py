@@ -277,6 +277,8 @@ class TestExpertsOffloaded:
             if layers is None:
                 assert isinstance(item, Unavailable)
                 assert (item.hindrance, item.footprint and item.footprint.total_bytes) == (Hindrance.OVER_BUDGET, 300)
+                assert "cpu_expert_layers" not in item.remedy, "it has used them all"
+                assert "gpu_layers" in item.remedy
             else:
                 assert isinstance(item, Servable)
                 assert item.spec.cpu_expert_layers == layers
@@ -299,3 +301,4 @@ class TestExpertsOffloaded:
         found = (await self.layers(tmp_path, monkeypatch, card, 500, layers)).availability["one"]
         assert isinstance(found, Unavailable)
         assert card.tried == [0]
+        assert ("cpu_expert_layers" in found.remedy) is on_gpu, "without a GPU it frees nothing"
