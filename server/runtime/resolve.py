@@ -145,10 +145,14 @@ class Predictions:
 
     def __getitem__(self, spec: LoadSpec) -> Footprint:
         """Raises the EngineError that the dry run ended in."""
+        return self.require(spec).footprint
+
+    def require(self, spec: LoadSpec) -> Prediction:
+        """The dry run's result. Raises the EngineError that it ended in."""
         result = self._results[spec]
         if isinstance(result, EngineError):
             raise result
-        return result.footprint
+        return result
 
     def of(self, spec: LoadSpec) -> Prediction | None:
         """The dry run's result, None where it ended in an error."""
@@ -351,3 +355,13 @@ def offloaded_text(cpu_expert_layers: int) -> str:
 async def _predicted(members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions) -> Footprint:
     await predictions.make([(member, spec) for member in members])
     return predictions[spec]
+
+
+async def load_by_itself(entry: Specialist, file: Path, budget: Memory) -> tuple[LoadSpec, Prediction]:
+    """How a specialist's file is loaded where nothing is shared, and what that would take. Raises the EngineError that
+    its dry run ends in."""
+    predictions = Predictions()
+    spec = entry.load_spec(file)
+    await predictions.make([(entry, spec)])
+    spec = await _with_experts_offloaded([entry], spec, predictions, budget.vram_bytes)
+    return spec, predictions.require(spec)
