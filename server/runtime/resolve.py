@@ -309,8 +309,12 @@ async def _shared_load(
     if not memory.fits_in(budget):
         return f"one resident for all would need {memory}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
-    if indifferent and not on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
-        return "without a GPU, and with room for all of them, each is faster by itself"
+    # Weights that are to be overwritten keep the file's layout, for which the processor has slower kernels. A GPU has
+    # the same either way, an integrated one too: its changes are copies within host memory, and what sharing leaves of
+    # that is the whole machine's.
+    computed_on_gpu = predictions.require(spec).on_gpu
+    if indifferent and not computed_on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
+        return "computed by the processor, and with room for all of them, each is faster by itself"
     return spec
 
 
