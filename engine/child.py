@@ -42,11 +42,12 @@ from types import ModuleType
 from typing import Any, Final, NoReturn
 
 from . import errors as engine_errors
-from .errors import ChildDiedError, ChildTimeoutError, EngineError, FullDiskError
+from .errors import ChildDiedError, ChildTimeoutError, EngineError, FullDiskError, OutOfMemoryError
 from .files import is_full_disk
 from .last_words import MOST_CHARS, last_words
 from .private import child_environment, keep_private, make_files_private
 from .process import NO_BACKTRACE, be_killed_before_parent, die_with, effort, take_limits, take_stdout
+from .shortage import Shortage
 from .vitals import STALL_S, Beat, Lookout, Vitals
 
 _log = logging.getLogger(__name__)
@@ -300,7 +301,7 @@ def _told(error: Exception) -> dict[str, Any] | None:
     facts = {key: value for key, value in vars(error).items() if not key.startswith("_")}
     if not {"message", "remedy"} <= facts.keys():
         return None
-    plain = json.loads(json.dumps(facts, default=str))
+    plain = json.loads(json.dumps(facts, default=lambda one: asdict(one) if isinstance(one, Shortage) else str(one)))
     return {"type": type(error).__name__, "text": str(error), "facts": plain}
 
 
@@ -311,6 +312,8 @@ def _revived(told: Mapping[str, Any], modules: Sequence[ModuleType]) -> Exceptio
     error = kind.__new__(kind)  # not by its __init__: each class has its own, and the text is made already
     error.args = (told["text"],)
     vars(error).update(told["facts"])
+    if isinstance(error, OutOfMemoryError):
+        error.shortage = Shortage(**told["facts"]["shortage"])
     return error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl.h
+_RUSAGE_INFO_V0: Final = 0  # macOS, sys/resource.h
 SPARE = "coe spare"  # what a worker without a model is called
 
 # Turns of the loop in which an OpenMP thread waits for the others before it sleeps; libgomp's own choice is 300,000.
@@ -116,8 +117,33 @@ def effort() -> tuple[float, int]:
     return usage.ru_utime + usage.ru_stime, usage.ru_majflt + usage.ru_inblock
 
 
+class _RusageInfo(ctypes.Structure):
+    """Source: macOS, sys/resource.h, struct rusage_info_v0."""
+
+    _fields_ = (
+        ("ri_uuid", ctypes.c_uint8 * 16),
+        ("ri_user_time", ctypes.c_uint64),
+        ("ri_system_time", ctypes.c_uint64),
+        ("ri_pkg_idle_wkups", ctypes.c_uint64),
+        ("ri_interrupt_wkups", ctypes.c_uint64),
+        ("ri_pageins", ctypes.c_uint64),
+        ("ri_wired_size", ctypes.c_uint64),
+        ("ri_resident_size", ctypes.c_uint64),
+        ("ri_phys_footprint", ctypes.c_uint64),
+        ("ri_proc_start_abstime", ctypes.c_uint64),
+        ("ri_proc_exit_abstime", ctypes.c_uint64),
+    )
+
+
 def rss_bytes(pid: int | None = None) -> int:
-    """Resident memory of a process, this one if none is named. Source: /proc/PID/status, VmRSS."""
+    """Resident memory of a process, this one if none is named; 0 where the system does not tell.
+
+    Source: Linux, /proc/PID/status, VmRSS; macOS, libproc.h, proc_pid_rusage, which tells of one's own processes.
+    """
+    if sys.platform == "darwin":
+        info = _RusageInfo()
+        asked = ctypes.CDLL(None).proc_pid_rusage(pid or os.getpid(), _RUSAGE_INFO_V0, ctypes.byref(info))
+        return int(info.ri_resident_size) if asked == 0 else 0
     try:
         for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):

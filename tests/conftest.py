@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_by_fixtures(items)
     ranks: dict[Path, int] = {}
     for item in items:
-        rank = next((at for at, mark in enumerate(_LONGEST_FIRST) if item.get_closest_marker(mark)), len(_LONGEST_FIRST))
+        rank = next(
+            (at for at, mark in enumerate(_LONGEST_FIRST) if item.get_closest_marker(mark)), len(_LONGEST_FIRST)
+        )
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
 

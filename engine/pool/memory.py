@@ -214,11 +214,11 @@ async def find_budget(
     return Budget(memory, f"{note}; {host_note}", of_host=True, margin_bytes=margin_bytes)
 
 
-async def budget_bytes(asked: int | None, margin_bytes: int) -> tuple[int, str]:
+async def budget_bytes(asked: int | None, margin_bytes: int, devices: Sequence[str] = ()) -> tuple[int, str]:
     """What pool.vram_budget comes to in bytes, and where that comes from; see `find_budget`."""
     if asked is not None:
         return asked, "set in the roster"
-    budget = await find_budget(None, margin_bytes)
+    budget = await find_budget(None, margin_bytes, devices=devices)
     return budget.memory.vram_bytes, budget.note
 
 

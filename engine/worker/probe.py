@@ -51,6 +51,10 @@ _REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q2_K}
 if platform.machine().lower() in ("arm64", "aarch64"):
     _REPACKED = {Type.Q4_0, Type.Q4_K, Type.IQ4_NL, Type.MXFP4, Type.Q5_K, Type.Q6_K, Type.Q8_0}
 
+# Architectures for which llama.cpp makes a tied output before the token embeddings that it is a copy of. Elsewhere it
+# finds those in the same buffer, and takes them. Source: load_arch_tensors in llama.cpp's src/models/*.cpp.
+_OUTPUT_FIRST = {"gemma3n", "gemma4"}
+
 _CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabulary in every thread that samples
 
 # A dry run holds the start up: all of a template's renderings together have a few seconds.
@@ -112,7 +116,7 @@ def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[in
     tensors = [tensor for header in headers for tensor in header.tensors]
     total = sum(tensor.n_bytes for tensor in tensors)
     if not on_gpu:
-        return total, 0
+        return total + _second_embeddings(headers, spec), 0
     n_layers = headers[0].count("block_count")
     layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
     device = sum(tensor.n_bytes for tensor in tensors if on_device(tensor, **layout))
@@ -122,6 +126,17 @@ def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[in
         device += names["token_embd.weight"].n_bytes
         total += names["token_embd.weight"].n_bytes
     return device, total - device
+
+
+def _second_embeddings(headers: Sequence[Header], spec: LoadSpec) -> int:
+    """Bytes of the copy of the token embeddings that is a tied output on the processor, where there is one in memory of
+    the worker's own. In a mapped file both are the same bytes."""
+    names = {tensor.name: tensor for header in headers for tensor in header.tensors}
+    tied = "output.weight" not in names and "token_embd.weight" in names
+    mapped = spec.mmap and not spec.keeps_layout
+    if not tied or mapped or headers[0].architecture not in _OUTPUT_FIRST:
+        return 0
+    return names["token_embd.weight"].n_bytes
 
 
 def movable_experts(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
@@ -148,7 +163,8 @@ def copies(headers: Sequence[Header], spec: LoadSpec) -> int:
     names = {tensor.name for header in headers for tensor in header.tensors}
     twice = [t for header in headers for t in header.tensors if t.type in _REPACKED and len(t.shape) > 1]
     if not spec.mmap or spec.keeps_layout:
-        twice = [t for t in twice if t.name == "token_embd.weight" and "output.weight" not in names]
+        counted = _second_embeddings(headers, spec)  # among the weights
+        twice = [t for t in twice if t.name == "token_embd.weight" and "output.weight" not in names and not counted]
     return sum(tensor.n_bytes for tensor in twice)
 
 

@@ -355,7 +355,7 @@ class SpecialistSettings(Section):
     """never unload it; one that shares its resident may become another meanwhile"""
     share: ShareSwitch = "auto"
     """whether specialists of one shape share a resident and change in place: true, false, or auto: yes, except
-    without a GPU where all of them fit into the budget, each loaded by itself (docs/sharing.md)"""
+    on the processor where all of them fit into the budget, each loaded by itself (docs/sharing.md)"""
     on_missing: Literal["refuse", "fallback", "build"] = "refuse"
     """when it is asked for and cannot be served: refuse; fallback lets the fallback answer; build lets
     it answer while the specialist is being built (needs `build:` in the entry)"""

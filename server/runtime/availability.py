@@ -24,6 +24,7 @@ ChatFaults = Callable[[LoadSpec], ModelTemplateError | None]
 ToolForms = Callable[[LoadSpec], ToolForm | None]
 EmbeddingForms = Callable[[LoadSpec], EmbeddingForm | None]
 Infills = Callable[[LoadSpec], bool | None]
+MovableExperts = Callable[[LoadSpec], int]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def availability(
     tool_forms: ToolForms = lambda spec: None,
     embedding_forms: EmbeddingForms = lambda spec: None,
     infills: Infills = lambda spec: None,
+    movable_experts: MovableExperts = lambda spec: 0,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -158,6 +160,7 @@ def availability(
     tool_forms:   how its chat template writes calls of tools; None where it is not known.
     embedding_forms: what a model made for embeddings gives; None where it is not known.
     infills:      whether the loaded model can fill the middle; None where it is not known.
+    movable_experts: bytes of the experts that it has on a GPU, and could have in host memory.
     """
     loads, missing = loads or {}, missing or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
@@ -176,7 +179,7 @@ def availability(
             hindrance = Hindrance.UNTRIED if untried else Hindrance.UNLOADABLE
             return Unavailable(one.entry, result.message, result.remedy, one.location, hindrance=hindrance)
         if budget is not None and (short := booked_memory(result, budget, spec.devices).short_of(budget)):
-            reason, remedy = over_budget(result, budget, short)
+            reason, remedy = over_budget(result, budget, short, spec, movable_experts(spec))
             return Unavailable(one.entry, reason, remedy, one.location, result, Hindrance.OVER_BUDGET)
         if why := refusals(spec).get(one.entry.name):
             return Unavailable(one.entry, why, "", one.location, result, Hindrance.REFUSED)
@@ -221,32 +224,42 @@ def sum_text(footprint: Footprint) -> str:
     return f"{terms} = {size_text(footprint.total_bytes)}"
 
 
-def over_budget(footprint: Footprint, budget: Memory, short: Collection[str]) -> tuple[str, str]:
-    """Why a load is over the budget, and what would make it fit. short: the places that are too small for it."""
+def over_budget(
+    footprint: Footprint, budget: Memory, short: Collection[str], spec: LoadSpec, movable_bytes: int
+) -> tuple[str, str]:
+    """Why a load is over the budget, and what would make it fit. short: the places that are too small for it.
+    movable_bytes: of its experts on a GPU."""
     if not budget.cards or any(place != HOST for place in short):
-        if footprint.card_bytes:
-            parts = dict(footprint.card_bytes)
+        if parts := dict(footprint.card_bytes):
             lacking = sum(max(0, size - budget[card]) for card, size in parts.items())
-            on_each = ", ".join(
+            where = (
                 f"{size_text(size)} of {card}, which has {size_text(budget[card])}" for card, size in parts.items()
             )
-            reason = f"It needs {sum_text(footprint)}: {on_each}."
-            return reason, shrink_remedy(footprint, footprint.total_bytes - lacking)
-        n_bytes = max((budget[card] for card in short if card != HOST), default=budget.vram_bytes)
-        reason = f"It needs {sum_text(footprint)}; the budget is {size_text(n_bytes)}."
-        return reason, shrink_remedy(footprint, n_bytes)
+            told = ": " + ", ".join(where)
+        else:
+            n_bytes = max((budget[card] for card in short if card != HOST), default=budget.vram_bytes)
+            lacking = footprint.total_bytes - n_bytes
+            told = f"; the budget is {size_text(n_bytes)}"
+        remedy = shrink_remedy(footprint, lacking, spec, movable_bytes, on_card=bool(budget.cards))
+        return f"It needs {sum_text(footprint)}{told}.", remedy
     needed, there = size_text(footprint.host_bytes), size_text(budget.host_bytes)
     cards = " and ".join(budget.cards)
     reason = f"It needs {needed} of host memory beside what it takes of {cards}; pool.host_budget is {there}."
-    return reason, "Keep fewer layers' experts there (cpu_expert_layers), or raise pool.host_budget."
+    if spec.cpu_expert_layers and spec.gpu_layers:
+        return reason, "Keep fewer layers' experts there (cpu_expert_layers), or raise pool.host_budget."
+    return reason, "Put more layers on the GPU (gpu_layers), or raise pool.host_budget."
 
 
-def shrink_remedy(footprint: Footprint, budget_bytes: int) -> str:
-    """What would make a load that is over pool.vram_budget fit."""
-    lacking = footprint.total_bytes - budget_bytes
+def shrink_remedy(footprint: Footprint, lacking: int, spec: LoadSpec, movable_bytes: int, *, on_card: bool) -> str:
+    """What would make a load fit that lacks so many bytes of pool.vram_budget. movable_bytes: of its experts on a GPU.
+    on_card: a GPU has a memory of its own."""
     if lacking <= footprint.kv_bytes // 2:
-        return "Lower context_tokens or cache_tokens, or set kv_type to q8_0."
-    return (
-        f"It lacks {size_text(lacking)}: keep experts in host memory (cpu_expert_layers), choose a smaller "
-        "quantisation, or raise pool.vram_budget."
-    )
+        narrower = ", or set kv_type to q8_0" if spec.kv_type != "q8_0" else ""
+        return f"Lower context_tokens or cache_tokens{narrower}."
+    ways = ["choose a smaller quantisation", "or raise pool.vram_budget"]
+    if movable_bytes >= lacking:
+        ways.insert(0, "keep experts in host memory (cpu_expert_layers)")
+    elif on_card:  # it has too few experts there that could go, or none
+        ways.insert(0, "put fewer layers on the GPU (gpu_layers)")
+    # Where all memory is the host's, its layers are counted wherever they are computed.
+    return f"It lacks {size_text(lacking)}: {', '.join(ways)}."

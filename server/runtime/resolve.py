@@ -147,10 +147,14 @@ class Predictions:
 
     def __getitem__(self, spec: LoadSpec) -> Footprint:
         """Raises the EngineError that the dry run ended in."""
+        return self.require(spec).footprint
+
+    def require(self, spec: LoadSpec) -> Prediction:
+        """The dry run's result. Raises the EngineError that it ended in."""
         result = self._results[spec]
         if isinstance(result, EngineError):
             raise result
-        return result.footprint
+        return result
 
     def of(self, spec: LoadSpec) -> Prediction | None:
         """The dry run's result, None where it ended in an error."""
@@ -181,6 +185,12 @@ class Predictions:
         """Whether this model can fill the middle between two texts; None where it is not known."""
         result = self._results.get(spec)
         return result.infill if isinstance(result, Prediction) else None
+
+    def movable_expert_bytes(self, spec: LoadSpec) -> int:
+        """Of the experts that this load has on a GPU, and could have in host memory; 0 where it is not known."""
+        found = self.of(spec)
+        layers = spec.cpu_expert_layers
+        return sum(found.expert_bytes[layers:]) if found is not None and layers >= 0 else 0
 
     def facts(self, spec: LoadSpec) -> ModelFacts | None:
         """What this model's file says of itself; None where it does not load."""
@@ -251,6 +261,7 @@ async def resolve(
         predictions.tool_form,
         predictions.embedding_form,
         predictions.infill,
+        predictions.movable_expert_bytes,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
@@ -307,8 +318,12 @@ async def _shared_load(
     if not memory.fits_in(budget):
         return f"one resident for all would need {memory}"
     indifferent = all(member.share == "auto" and member.mask is None for member in members)
-    if indifferent and not on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
-        return "without a GPU, and with room for all of them, each is faster by itself"
+    # Weights that are to be overwritten keep the file's layout, for which the processor has slower kernels. A GPU has
+    # the same either way, an integrated one too: its changes are copies within host memory, and what sharing leaves of
+    # that is the whole machine's.
+    computed_on_gpu = predictions.require(spec).on_gpu
+    if indifferent and not computed_on_gpu and Memory.total([memory] * len(members)).fits_in(budget):
+        return "computed by the processor, and with room for all of them, each is faster by itself"
     return spec
 
 
@@ -432,3 +447,13 @@ def offloaded_text(cpu_expert_layers: int) -> str:
 async def _predicted(members: Sequence[Specialist], spec: LoadSpec, predictions: Predictions) -> Footprint:
     await predictions.make([(member, spec) for member in members])
     return predictions[spec]
+
+
+async def load_by_itself(entry: Specialist, file: Path, budget: Memory) -> tuple[LoadSpec, Prediction]:
+    """How a specialist's file is loaded where nothing is shared, and what that would take. Raises the EngineError that
+    its dry run ends in."""
+    predictions = Predictions()
+    spec = entry.load_spec(file)
+    await predictions.make([(entry, spec)])
+    spec = await _fitted([entry], spec, predictions, budget, ())
+    return spec, predictions.require(spec)

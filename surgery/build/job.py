@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from coe.engine.files import make_private, private_folder, written_beside
 from coe.engine.spec import LoadSpec
@@ -120,6 +120,12 @@ class Machine:
     kv_type: str = LoadSpec.kv_type
     mmap: bool = LoadSpec.mmap
     threads: int = LoadSpec.threads
+    devices: tuple[str, ...] = LoadSpec.devices
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From a file or the wire."""
+        return cls(**{**data, "devices": tuple(data.get("devices", ()))})
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class Job:
         """The order and how its models are loaded. Raises BuildError when there is none, SurgeryError for a bad one."""
         try:
             plain = json.loads(self.path("job.json").read_text())
-            return BuildOrder.from_json(plain["order"]), Machine(**plain["machine"])
+            return BuildOrder.from_json(plain["order"]), Machine.from_json(plain["machine"])
         except FileNotFoundError as error:
             raise BuildError(f"{self.folder} holds no build.", "Begin it with coe build.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:

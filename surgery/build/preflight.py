@@ -14,8 +14,10 @@ from typing import Final
 
 from coe.engine.errors import UnavailableError
 from coe.engine.expert_offload import layers_on_cpu
-from coe.engine.pool.memory import predict
-from coe.engine.spec import LoadSpec
+from coe.engine.pool.memory import booked_memory, predict
+from coe.engine.pool.places import HOST, Memory
+from coe.engine.process import rss_bytes
+from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
 
 from ..architectures import block_tensor, expert_bytes, is_per_expert
@@ -28,7 +30,7 @@ from ..judge.values import Question
 from ..parent import Parent
 from ..plan.methods import DropMap, ThreePass
 from ..profile.corpus import UNCLASSED, CorpusFile, read_corpus
-from ..profile.fitting import expert_bytes_by_layer, load_spec, needed_bytes, profiling_load
+from ..profile.fitting import expert_bytes_by_layer, load_spec, needed, profiling_load
 from .job import BuildOrder, Machine
 
 _DISK_SLACK: Final = 256 * 2**20
@@ -180,40 +182,69 @@ def judged_by(order: BuildOrder) -> Judging:
 
 @dataclass(frozen=True)
 class BuildFit:
-    """How a build's models are loaded so that they fit, and the bytes that the larger of them takes."""
+    """How a build's models are loaded so that they fit, and what the build takes of each place at most."""
 
     machine: Machine
-    need_bytes: int
+    memory: Memory
 
 
-def fit(order: BuildOrder, machine: Machine, budget_bytes: int | None) -> BuildFit:
+def fit(order: BuildOrder, machine: Machine, budget: Memory) -> BuildFit:
     """As many layers' experts in host memory as the budget asks for.
 
     Raises UnavailableError with the sum when that does not help, ModelFileError for a parent that cannot be loaded.
     """
     parent = Parent.open(order.parent)
-    watched, asked = _needs(parent, machine)
-    need = max(watched, asked)
-    if budget_bytes is not None and need > budget_bytes and machine.cpu_expert_layers == 0:
-        layers = layers_on_cpu(need, budget_bytes, expert_bytes_by_layer(parent))
+    needs = _needs(parent, machine, budget)
+    need_bytes = needs.memory.vram_bytes
+    if need_bytes > budget.vram_bytes and machine.cpu_expert_layers == 0:
+        layers = layers_on_cpu(need_bytes, budget.vram_bytes, expert_bytes_by_layer(parent))
         if layers is not None:
             # Without a GPU the experts are in host memory anyway, and that is what is counted.
             lighter = replace(machine, cpu_expert_layers=layers)
-            less = max(_needs(parent, lighter))
-            if less < need:
-                machine, need = lighter, less
-    if budget_bytes is not None and need > budget_bytes:
+            less = _needs(parent, lighter, budget)
+            if less.memory.vram_bytes < need_bytes:
+                machine, needs = lighter, less
+    short = needs.memory.short_of(budget)
+    if budget.cards and short == (HOST,):
         raise UnavailableError(
-            f"Building {order.name} needs {size_text(need)} for its parent ({size_text(watched)} while its router is "
-            f"watched, {size_text(asked)} while it answers); the budget is {size_text(budget_bytes)}.",
+            f"Building {order.name} needs {size_text(needs.memory.host_bytes)} of host memory beside the GPU's for its "
+            f"parent; the budget is {size_text(budget.host_bytes)}.",
+            "Raise pool.host_budget, keep fewer layers' experts there (cpu_expert_layers of the entry), or take a "
+            "smaller quantisation of the parent.",
+        )
+    if short:
+        watched, asked = needs.watched.total_bytes, needs.asked.total_bytes
+        raise UnavailableError(
+            f"Building {order.name} needs {size_text(needs.memory.vram_bytes)} for its parent ({size_text(watched)} "
+            f"while its router is watched, {size_text(asked)} while it answers); the budget is "
+            f"{size_text(budget.vram_bytes)}.",
             "Raise pool.vram_budget, lower context_tokens or parallel of the entry, or take a smaller quantisation of "
             "the parent.",
         )
-    return BuildFit(machine, need)
+    return BuildFit(machine, needs.memory)
 
 
-def _needs(parent: Parent, machine: Machine) -> tuple[int, int]:
-    """Bytes of the device while the parent is profiled, and while it answers."""
+@dataclass(frozen=True)
+class _Needs:
+    """While the parent is watched, while it answers, and at most."""
+
+    watched: Footprint
+    asked: Footprint
+    memory: Memory
+
+
+def _needs(parent: Parent, machine: Machine, budget: Memory) -> _Needs:
+    """The build's own process watches the parent, and a worker beside it has it answer. Files that the other steps read
+    are in the page cache, which gives way, and are not counted."""
     load = LoadSpec(parent.path, **asdict(machine))
-    watched = needed_bytes(load_spec(parent.path, profiling_load(load)), parent)
-    return watched, asyncio.run(predict(load)).footprint.total_bytes
+    watched = needed(load_spec(parent.path, profiling_load(load)), parent)
+    found = asyncio.run(predict(load))
+    asked = found.footprint
+    if found.on_gpu:  # whose runtime stays in the process that has watched
+        asked = replace(asked, overhead_bytes=asked.overhead_bytes + watched.overhead_bytes)
+    own = Memory.at(HOST, rss_bytes())  # this process has imported what the build's will
+    return _Needs(
+        watched,
+        asked,
+        booked_memory(watched, budget, machine.devices).larger(booked_memory(asked, budget, machine.devices) + own),
+    )

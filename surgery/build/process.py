@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.engine.child import Report
+from coe.engine.pool.places import Memory
 
 from .job import BuildProgress, BuildState, Job
 from .pipeline import run
@@ -22,8 +23,8 @@ from .preflight import check, fit
 def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """What the child answers: to a job with `check` what the build needs, to any other what the build came to.
 
-    check:    {"budget_bytes": most bytes of memory that it may take, or null}.
-              Answer: machine (how its models are loaded so that they fit), need_bytes, warning.
+    check:    {"budget": most bytes of memory that it may take, by place}.
+              Answer: machine (how its models are loaded so that they fit), memory (bytes by place), warning.
     accept:   release it whatever the gate says. low_priority: leave the CPU to all other processes.
               Answer: the fields of the build's progress; its state is STOPPED after SIGINT or SIGTERM. Whatever it
               writes of its progress is a sign that it gets on.
@@ -33,7 +34,8 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
     if (asked := job.get("check")) is not None:
         order, machine = folder.order()
         warning = check(order, folder.folder)
-        return {**asdict(fit(order, machine, asked["budget_bytes"])), "warning": warning}
+        found = fit(order, machine, Memory(asked["budget"]))
+        return {"machine": asdict(found.machine), "memory": dict(found.memory.bytes_by_place), "warning": warning}
     if job["low_priority"]:
         os.nice(10)
     # One way to stop, whichever signal asks for it: every step hears of Ctrl-C.

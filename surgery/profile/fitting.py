@@ -14,7 +14,7 @@ from coe.engine.gguf.header import expert_bytes
 from coe.engine.llama.context import BATCH_TOKENS
 from coe.engine.llama.devices import devices
 from coe.engine.pool import memory
-from coe.engine.spec import LoadSpec
+from coe.engine.spec import Footprint, LoadSpec
 from coe.engine.units import size_text
 
 from ..errors import ProfileError
@@ -43,12 +43,18 @@ def expert_bytes_by_layer(parent: Parent) -> list[int]:
     return expert_bytes(parent.headers)
 
 
-def needed_bytes(spec: LoadSpec, parent: Parent) -> int:
-    """What watching the parent takes of the device, from a dry run. Raises ModelFileError as that does."""
+def needed(spec: LoadSpec, parent: Parent) -> Footprint:
+    """What watching the parent takes, from a dry run. Raises ModelFileError as that does."""
     # The dry run reserves a row of logits a sequence; where the last layer only sees tokens with logits, all have one.
+    # Beside a GPU they are brought to host memory as well; what keeps off it has them there alone.
     n_vocab = next(header.array_lengths.get("tokenizer.ggml.tokens", 0) for header in parent.headers)
     rows = 4 * n_vocab * BATCH_TOKENS
-    return asyncio.run(memory.predict(spec)).footprint.total_bytes + rows
+    found = asyncio.run(memory.predict(spec)).footprint
+    return replace(
+        found,
+        compute_bytes=found.compute_bytes + (rows if found.total_bytes else 0),
+        host_bytes=found.host_bytes + (rows if found.host_bytes else 0),
+    )
 
 
 def fit_spec(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSpec:
@@ -56,15 +62,15 @@ def fit_spec(spec: LoadSpec, parent: Parent, budget_bytes: int | None) -> LoadSp
 
     budget_bytes: None for what is free now, less a margin. Raises ProfileError when even the rest does not fit.
     """
-    if spec.cpu_expert_layers or spec.gpu_layers == 0 or not cards(devices()):
+    if spec.cpu_expert_layers or spec.gpu_layers == 0 or not cards(devices(ask_memory=False), spec.devices):
         return spec
-    budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES))
+    budget, _ = asyncio.run(memory.budget_bytes(budget_bytes, _MARGIN_BYTES, spec.devices))
     per_layer = expert_bytes_by_layer(parent)
-    needed = needed_bytes(spec, parent)
-    layers = layers_on_cpu(needed, budget, per_layer)
+    whole = needed(spec, parent).total_bytes
+    layers = layers_on_cpu(whole, budget, per_layer)
     if layers is None:
         raise ProfileError(
-            f"{parent.path.name} needs {size_text(needed - sum(per_layer))} beside its experts, "
+            f"{parent.path.name} needs {size_text(whole - sum(per_layer))} beside its experts, "
             f"and the budget is {size_text(budget)}.",
             "Lower the context, or keep the model on the CPU: --gpu-layers 0.",
         )

@@ -15,7 +15,8 @@ import pytest
 
 from coe.engine import errors as engine_errors
 from coe.engine.child import Limits, run, started
-from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, PromptTooLongError
+from coe.engine.errors import ChildDiedError, ChildTimeoutError, EngineError, OutOfMemoryError, PromptTooLongError
+from coe.engine.shortage import Shortage
 from coe.engine.vitals import SHORTEST_S, Beat, Vitals
 from coe.surgery import errors as surgery_errors
 from fakes.child_modules import write_module
@@ -69,6 +70,16 @@ class TestErrors:
             await run(name, None, title=TITLE)
         assert vars(caught.value) == vars(PromptTooLongError(9, 8, by_roster=True))
         assert str(caught.value) == str(PromptTooLongError(9, 8, by_roster=True))
+
+    async def test_what_memory_was_short_is_told_as_it_was_found(self, module: Callable[[str], str]) -> None:
+        shortage = Shortage("CUDA0", 4096, free_bytes=1024, need_bytes=8192)
+        name = module(
+            "from coe.engine import errors, shortage\n"
+            f"raise errors.OutOfMemoryError.of('a model', shortage.{shortage!r}, [shortage.CardUser(7, 'blender', 9)])"
+        )
+        with pytest.raises(OutOfMemoryError, match=r"no room on CUDA0(?s:.)*blender \(pid 7\)") as caught:
+            await run(name, None, title=TITLE)
+        assert caught.value.shortage == shortage
 
     async def test_classes_are_looked_up_where_the_caller_says(self, module: Callable[[str], str]) -> None:
         name = module("from coe.surgery.errors import CutError\nraise CutError('It broke.', 'Mend it.')")

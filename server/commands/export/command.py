@@ -21,11 +21,12 @@ from ...roster.source import RosterError
 from .._bars import Bars
 from .._keeping import write_keeping
 from .._lines import print_line
+from .experts import auto_experts
 from .llama_swap import embedding, swap_entry
 from .lmstudio import model_folder, virtual_model
 from .ollama import modelfile
 from .placing import Placed, place_cut, place_file
-from .values import Card, ExportError, Sheet
+from .values import AutoExperts, Card, ExportError, Sheet
 
 _STOPPED_EXIT: Final = 130  # what shells give for a Ctrl-C
 _READABLE: Final = 0o644  # no secret stands in these
@@ -57,7 +58,12 @@ def export(
         for sentence in placed.told:
             print_line(out, sentence)
         records = read_records(placed.file)
-        card = Card.of(specialist, placed.file, placed.parts, records, roster.notice_of(specialist))
+        auto = None
+        if specialist.cpu_expert_layers == "auto":
+            # The others place experts by themselves: no load has to be tried out for them.
+            placing = program is Program.LLAMA_SWAP
+            auto = auto_experts(roster, specialist, placed.file) if placing else AutoExperts()
+        card = Card.of(specialist, placed.file, placed.parts, records, roster.notice_of(specialist), auto)
         sheet = _SHEETS[program](card, target)
         for path, text in sheet.files.items():
             copy = write_keeping(target / path, text, mode=_READABLE)

@@ -13,7 +13,7 @@ import yaml
 
 from coe.engine.spec import ThinkingMode
 
-from .values import Card, ExportError, Sheet
+from .values import AutoExperts, Card, ExportError, Sheet
 
 _FILE: Final = "llama-swap.yaml"
 _MACRO: Final = "${"
@@ -101,6 +101,8 @@ def _command(card: Card) -> str:
 
 def _notes(card: Card) -> list[str]:
     found = []
+    if (auto := card.auto_experts) is not None:
+        found += _auto_note(auto)
     if card.system_prompt:
         where = "the roster has it" if _MACRO in card.system_prompt else "it stands under `metadata`"
         found.append(f"llama-server has no system prompt of its own: clients send it ({where}).")
@@ -111,6 +113,19 @@ def _notes(card: Card) -> list[str]:
     if card.load.context_tokens < card.load.cells and not card.load.embeddings:
         found.append("One conversation may take the whole cache: llama-server knows no bound for each.")
     return found
+
+
+def _auto_note(auto: AutoExperts) -> list[str]:
+    """What has to be known of `cpu_expert_layers: auto`, of which llama-server has another kind."""
+    if auto.layers is None:
+        return [
+            f"`cpu_expert_layers: auto` is left out: {auto.why}. Where the model is too large for a GPU, add "
+            "--n-cpu-moe and the number of layers whose experts are to stay in host memory, or --cpu-moe for all."
+        ]
+    if auto.layers:
+        flag = "--cpu-moe" if auto.layers < 0 else f"--n-cpu-moe {auto.layers}"
+        return [f"`cpu_expert_layers: auto` came to {flag} with what this machine's GPU has free now."]
+    return []
 
 
 class _Block(str):

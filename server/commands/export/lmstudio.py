@@ -97,6 +97,8 @@ def _thinking(card: Card) -> dict[str, Any]:
 
 def _notes(card: Card) -> list[str]:
     found = []
+    if card.places_experts:
+        found.append("Experts that the roster keeps in host memory are placed as LM Studio sees fit.")
     if card.sampling.frequency_penalty:
         found.append("The roster's frequency_penalty cannot be told: LM Studio has none.")
     if card.thinking.budget_tokens is not None:

@@ -33,7 +33,7 @@ def modelfile(card: Card, folder: Path) -> Sheet:
         lines.append(f"LICENSE {_quoted(terms, 'The licence', notes)}")
     if card.load.kv_type != "f16":
         notes.append(f"Its cache is {card.load.kv_type} in the roster: Ollama has OLLAMA_KV_CACHE_TYPE for all models.")
-    if card.load.cpu_expert_layers:
+    if card.places_experts:
         notes.append("Experts that the roster keeps in host memory are placed as Ollama sees fit.")
     if card.parts > 1:
         notes.append(

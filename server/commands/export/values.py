@@ -21,6 +21,17 @@ class ExportError(Exception):
 
 
 @dataclass(frozen=True)
+class AutoExperts:
+    """What `cpu_expert_layers: auto` of a roster comes to on this machine.
+
+    layers: as in LoadSpec; None where that is not known, or where it says nothing of another machine, and why.
+    """
+
+    layers: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Card:
     """A specialist, as a program is told of it that loads its file.
 
@@ -28,6 +39,7 @@ class Card:
     experts:  whether it is a mixture of them.
     gemma4:   whether its prompts have the form of Gemma 4's.
     switch:   whether its chat template has one that turns thinking off.
+    auto_experts: where the roster has `cpu_expert_layers: auto`, what that comes to; `load` has it too.
     load:     how it is loaded; of a model made for embeddings the context is the longest text that it takes.
     batch_tokens: what a physical batch has to hold, for a model that reads each text at once; None for others.
     licence, notice: for people to read.
@@ -50,9 +62,23 @@ class Card:
     licence: str | None = None
     notice: str | None = None
     batch_tokens: int | None = None
+    auto_experts: AutoExperts | None = None
+
+    @property
+    def places_experts(self) -> bool:
+        """Whether the roster says which experts stay in host memory."""
+        return self.load.cpu_expert_layers != 0 or self.auto_experts is not None
 
     @classmethod
-    def of(cls, specialist: Specialist, file: Path, parts: int, records: Records, notice: str | None) -> Card:
+    def of(
+        cls,
+        specialist: Specialist,
+        file: Path,
+        parts: int,
+        records: Records,
+        notice: str | None,
+        auto_experts: AutoExperts | None = None,
+    ) -> Card:
         """By its entry of the roster, and the keys of its file's header."""
         architecture = text(records.get("general.architecture")) or ""
         template = text(records.get("tokenizer.chat_template")) or ""
@@ -61,6 +87,8 @@ class Card:
             longest = longest_text(records, load.context_tokens)
             load = replace(load, context_tokens=longest, cache_tokens=longest)
             batch_tokens = longest if is_read_whole(records) else None
+        if auto_experts is not None and auto_experts.layers is not None:
+            load = replace(load, cpu_expert_layers=auto_experts.layers)
         return cls(
             name=specialist.name,
             file=file,
@@ -79,6 +107,7 @@ class Card:
             licence=specialist.licence,
             notice=notice,
             batch_tokens=batch_tokens,
+            auto_experts=auto_experts,
         )
 
 

@@ -9,11 +9,11 @@ import signal
 from rich.console import Console
 from rich.table import Table
 
-from coe.engine.pool.memory import budget_bytes
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job
 from coe.surgery.errors import BuildError
 
 from ...roster.models import Roster, Specialist
+from ...runtime.budget import find_room
 from ...runtime.builds.order import machine_of, order_of
 from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars
@@ -54,10 +54,9 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
 async def _build(
     roster: Roster, specialist: Specialist, order: BuildOrder, job: Job, accept: bool, err: Console, *, live: bool
 ) -> BuildProgress:
-    asked = roster.pool.vram_budget
-    budget, _ = await budget_bytes(None if asked == "auto" else asked, roster.pool.vram_margin)
     if not job.at_work():
-        prepared = await prepare(job, order, machine_of(specialist), budget, stall_s=roster.pool.stall_s)
+        budget = (await find_room(roster)).budget.memory
+        prepared = await prepare(job, order, machine_of(roster, specialist), budget, stall_s=roster.pool.stall_s)
         if prepared.warning and not accept:
             print_line(err, prepared.warning, "yellow")
         await asyncio.to_thread(_as_from_here, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from coe.surgery.build.job import BuildOrder, Machine
@@ -61,7 +61,9 @@ def _with_class(roster: Roster, text: str) -> tuple[str, Path]:
     return f"{category}=", roster.resolve(path)
 
 
-def machine_of(specialist: Specialist) -> Machine:
-    """How the roster loads a specialist: its parent is loaded the same way where there is room."""
-    spec = specialist.load_spec(Path())
+def machine_of(roster: Roster, specialist: Specialist) -> Machine:
+    """How the roster loads a specialist: its parent is loaded the same way where there is room, and lies on all cards
+    that the roster names."""
+    devices = () if roster.pool.devices == "auto" else roster.pool.devices
+    spec = replace(specialist.load_spec(Path()), devices=devices if specialist.gpu_layers else ())
     return Machine(**{field.name: getattr(spec, field.name) for field in fields(Machine)})

@@ -12,6 +12,7 @@ from typing import Any
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.leases import Reservation
+from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.surgery.build.job import BuildProgress, BuildState, Busy, Job, at_work
 from coe.surgery.errors import SurgeryError
@@ -242,7 +243,9 @@ class Builds:
         assert specialist.build is not None
         order = await asyncio.to_thread(order_of, self._roster, specialist)
         pool = self._pool
-        prepared = await prepare(job, order, machine_of(specialist), pool.room.vram_bytes, stall_s=pool.limits.stall_s)
+        prepared = await prepare(
+            job, order, machine_of(self._roster, specialist), pool.room, stall_s=pool.limits.stall_s
+        )
         if prepared.warning:
             self._tracked[name].warning = prepared.warning
             _log.warning("building %s: %s", name, prepared.warning)
@@ -254,7 +257,7 @@ class Builds:
         while preempted:
             await self._record(name, BuildProgress(BuildState.WAITING, message="for its turn"))
             async with self._locked(priority=priority):
-                preempted = await self._reserve_and_run(name, job, prepared.need_bytes, priority=priority)
+                preempted = await self._reserve_and_run(name, job, prepared.memory, priority=priority)
             # The child may have finished before the signal to stop reached it.
             preempted = preempted and self.progress(name).state.unfinished
 
@@ -275,7 +278,7 @@ class Builds:
         finally:
             self._lock.release()
 
-    async def _reserve_and_run(self, name: str, job: Job, need_bytes: int, *, priority: bool) -> bool:
+    async def _reserve_and_run(self, name: str, job: Job, memory: Memory, *, priority: bool) -> bool:
         """Reserve the memory, then run the build to its end. Gives whether it was preempted.
 
         Without priority the reservation waits for idle time, is given up for a priority build until the child runs,
@@ -292,7 +295,7 @@ class Builds:
             preempted = True
             await process.stop()
 
-        title, memory = f"the build of {name}", self._pool.room.spread(need_bytes)
+        title = f"the build of {name}"
         room: Reservation | None
         if priority:
             room = await self._pool.reserve(title, memory)

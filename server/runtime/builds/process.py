@@ -13,6 +13,7 @@ from coe.engine import child
 from coe.engine import errors as engine_errors
 from coe.engine.errors import ChildDiedError, ChildTimeoutError
 from coe.engine.files import make_private
+from coe.engine.pool.places import Memory
 from coe.engine.private import child_environment
 from coe.engine.process import ending, worker_environment
 from coe.engine.vitals import STALL_S
@@ -31,16 +32,17 @@ _IDLE_S: Final = 1800.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a build before it begins. warning: what its end will suffer from, "" for nothing."""
+    """What is known of a build before it begins: what it takes of each place at most, and a warning of what its end
+    will suffer from, "" for nothing."""
 
-    need_bytes: int
+    memory: Memory
     warning: str
 
 
 async def prepare(
-    job: Job, order: BuildOrder, machine: Machine, budget_bytes: int | None, *, stall_s: float = STALL_S
+    job: Job, order: BuildOrder, machine: Machine, budget: Memory, *, stall_s: float = STALL_S
 ) -> Prepared:
-    """Write the order, with the machine settings that fit the budget, into the build's folder; give the bytes to book.
+    """Write the order, with the machine settings that fit the budget, into the build's folder; give the memory to book.
 
     A child checks whether the parent can be cut so, the corpus can be read, and disk and memory have room; it loads
     headers alone. Raises the SurgeryError or EngineError that it found, ChildTimeoutError after ten minutes, or after
@@ -49,14 +51,14 @@ async def prepare(
     await asyncio.to_thread(job.write_order, order, machine)
     answer = await child.run(
         _MODULE,
-        {"folder": str(job.folder), "check": {"budget_bytes": budget_bytes}},
+        {"folder": str(job.folder), "check": {"budget": dict(budget.bytes_by_place)}},
         title=f"The check of the build of {order.name}",
         within_s=_CHECK_S,
         stall_s=stall_s,
         errors=_ERRORS,
     )
-    await asyncio.to_thread(job.write_order, order, Machine(**answer["machine"]))
-    return Prepared(int(answer["need_bytes"]), str(answer["warning"]))
+    await asyncio.to_thread(job.write_order, order, Machine.from_json(answer["machine"]))
+    return Prepared(Memory(answer["memory"]), str(answer["warning"]))
 
 
 class BuildProcess:

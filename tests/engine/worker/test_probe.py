@@ -14,7 +14,7 @@ import pytest
 from random_model import Shape, write_random_model
 
 from coe.engine.errors import EngineError, LoadError, ModelFileError, NoRoomToTryError, WorkerDiedError
-from coe.engine.gguf.header import TensorInfo
+from coe.engine.gguf.header import Header, TensorInfo
 from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.log import start
@@ -22,8 +22,9 @@ from coe.engine.llama.model import Model
 from coe.engine.pool import memory
 from coe.engine.pool.resident import WorkerResident
 from coe.engine.request import GenerateRequest
-from coe.engine.spec import LoadSpec, Thinking, ThinkingMode
+from coe.engine.spec import LoadSpec, Sharing, Thinking, ThinkingMode
 from coe.engine.worker import probe
+from fakes.device import log_of_load, logged_buffers
 
 
 def cells_of(log: list[str]) -> tuple[int, int]:
@@ -62,8 +63,22 @@ class TestPrediction:
         # llama.cpp logs the logits of one output a sequence; scoring a prompt makes it keep those of 64.
         scored = 4 * {"smollm2": 49_152, "random_gemma4": 512}[model] * (64 - spec.parallel)
         assert predicted.compute_bytes == compute + host + scored
-        assert predicted.weights_bytes == read_header(spec.path).weights_bytes
+        header = read_header(spec.path)
+        embeddings = next(tensor.n_bytes for tensor in header.tensors if tensor.name == "token_embd.weight")
+        copied = {"smollm2": 0, "random_gemma4": embeddings}[model]  # both are tied
+        assert predicted.weights_bytes == header.weights_bytes + copied
         assert predicted.total_bytes > kv + compute + predicted.weights_bytes
+
+    @pytest.mark.model
+    @pytest.mark.host("a tied output is a copy on every GPU")
+    @pytest.mark.parametrize("model", ["smollm2", "random_gemma4"])
+    async def test_a_tied_output_is_counted_where_llama_cpp_copies_it(
+        self, model: str, request: pytest.FixtureRequest
+    ) -> None:
+        spec = LoadSpec(request.getfixturevalue(model), context_tokens=512, parallel=1, threads=1, sharing=Sharing(()))
+        real = logged_buffers(log_of_load(spec))["CPU", "model"]
+        predicted = (await memory.predict(spec)).footprint.weights_bytes
+        assert predicted / 2**20 == pytest.approx(real, abs=0.01)  # hundredths are logged
 
     @pytest.mark.model
     async def test_more_context_takes_more(self, random_gemma4: Path) -> None:
@@ -209,6 +224,13 @@ class TestPlacement:
         assert self.on("blk.2.ffn_up_exps.weight", cpu_expert_layers=2)
         assert not self.on("blk.3.ffn_up_exps.weight", cpu_expert_layers=-1)
         assert self.on("blk.1.ffn_gate_inp.weight", cpu_expert_layers=-1)
+
+    def test_a_copy_of_the_embeddings_is_counted_once_where_the_processor_repacks_it(self) -> None:
+        kind = gguf.GGMLQuantizationType.Q4_K
+        embeddings = TensorInfo("token_embd.weight", kind, (256, 8), 1152, 0)
+        header = Header(Path("m.gguf"), {"general.architecture": "gemma4"}, {}, (embeddings,), 0)
+        spec = LoadSpec(header.path, mmap=False)
+        assert probe.weights([header], spec, on_gpu=False)[0] + probe.copies([header], spec) == 2 * 1152
 
     def test_all_bytes_are_somewhere_and_a_tied_output_counts_twice(self, random_gemma4: Path) -> None:
         headers = read_split(random_gemma4)

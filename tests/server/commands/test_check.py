@@ -168,7 +168,7 @@ def test_a_specialist_is_served_when_its_file_is_there_and_fits(tmp_path: Path) 
     assert isinstance(big, Unavailable)
     assert "20.00 GiB weights + 1.00 GiB KV + 0 MiB compute = 21.00 GiB" in big.reason
     assert "8.00 GiB" in big.reason
-    assert "cpu_expert_layers" in big.remedy
+    assert big.remedy == "It lacks 13.00 GiB: choose a smaller quantisation, or raise pool.vram_budget."
     assert isinstance(absent, Unavailable)
     assert "c.gguf" in absent.reason
     assert absent.remedy
@@ -184,7 +184,31 @@ def test_a_load_that_lacks_little_is_told_to_shorten_its_context(tmp_path: Path)
     roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
     judged = availability(locate(roster), gibs(a=7), host(8 * GIB - 1))["a"]
     assert isinstance(judged, Unavailable)
-    assert "context_tokens" in judged.remedy
+    assert judged.remedy == "Lower context_tokens or cache_tokens, or set kv_type to q8_0."
+    (told,) = roster.specialists
+    narrow = told.model_copy(update={"kv_type": "q8_0"})
+    roster = roster.model_copy(update={"specialists": (narrow,)})
+    judged = availability(locate(roster), gibs(a=7), host(8 * GIB - 1))["a"]
+    assert isinstance(judged, Unavailable)
+    assert judged.remedy == "Lower context_tokens or cache_tokens."
+
+
+@pytest.mark.parametrize(
+    ("movable", "helps"),
+    [
+        (3, "keep experts in host memory (cpu_expert_layers)"),
+        (2, "put fewer layers on the GPU (gpu_layers)"),
+        (0, "put fewer layers on the GPU (gpu_layers)"),
+    ],
+)
+def test_what_is_too_large_for_a_card_is_told_what_can_still_leave_it(tmp_path: Path, movable: int, helps: str) -> None:
+    """movable: GiB of experts that are on the card."""
+    roster = roster_of(tmp_path, entries(a="a.gguf"), {"a.gguf": 1})
+    budget = both(24 * GIB, 64 * GIB)
+    judged = availability(locate(roster), on_card(27, 0), budget, movable_experts=lambda spec: movable * GIB)["a"]
+    assert isinstance(judged, Unavailable)
+    rest = "choose a smaller quantisation, or raise pool.vram_budget"
+    assert judged.remedy == f"It lacks 3.00 GiB: {helps}, {rest}."
 
 
 def test_an_unreadable_file_makes_only_its_own_specialist_unavailable(tmp_path: Path) -> None:
@@ -260,7 +284,13 @@ def test_experts_in_host_memory_are_held_against_what_the_host_has(tmp_path: Pat
     assert judged.reason == (
         f"It needs 13.00 GiB of host memory beside what it takes of {CARD}; pool.host_budget is 8.00 GiB."
     )
-    assert "cpu_expert_layers" in judged.remedy
+    assert judged.remedy == "Put more layers on the GPU (gpu_layers), or raise pool.host_budget."
+    (one,) = locate(roster)
+    for fields, key in (({"cpu_expert_layers": 9}, "cpu_expert_layers"), ({"gpu_layers": 0}, "gpu_layers")):
+        load = replace(one.entry.load_spec(tmp_path / "a.gguf"), **fields)
+        judged = availability([one], on_card(4, 13), budget, loads={"a": load})["a"]
+        assert isinstance(judged, Unavailable)
+        assert f"({key}), or raise pool.host_budget" in judged.remedy
     assert isinstance(availability(locate(roster), on_card(4, 8), budget)["a"], Servable)
     short_of_both = availability(locate(roster), on_card(25, 13), budget)["a"]
     assert isinstance(short_of_both, Unavailable)

@@ -16,7 +16,8 @@ from coe.engine.errors import ChildDiedError, EngineError, ModelFileError, NoRoo
 from coe.engine.pool import memory
 from coe.engine.pool.memory import Prediction
 from coe.engine.pool.places import Memory
-from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.spec import Footprint, LoadSpec, Member
+from coe.engine.swap.groups import Group, Grouping
 from coe.server.roster.models import Roster
 from coe.server.runtime import catalog, resolve
 from coe.server.runtime.availability import Hindrance, Servable, Unavailable, availability, locate
@@ -225,6 +226,27 @@ class TestTryingAgain:
         await made.close()
 
 
+@pytest.mark.parametrize(
+    ("budget", "on_gpu", "shared"),
+    [(host(1000), False, False), (host(10), False, True), (host(1000), True, True), (both(1000, 1000), True, True)],
+    ids=["processor", "processor without room", "integrated GPU", "card"],
+)
+async def test_files_share_where_the_processor_has_no_faster_way(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, budget: Memory, on_gpu: bool, shared: bool
+) -> None:
+    members = tuple(Member(name, roster.models_path / f"{name}.gguf") for name in "ab")
+
+    async def find_groups(contenders: Any) -> Grouping:
+        return Grouping((Group(members),))
+
+    monkeypatch.setattr(resolve, "find_groups", find_groups)
+    monkeypatch.setattr(resolve, "predict", Machine(on_gpu=on_gpu).predict)
+    resolved = await resolve.resolve(roster, budget)
+    assert [group.members for group in resolved.groups] == ([members] if shared else [])
+    reason = "computed by the processor, and with room for all of them, each is faster by itself"
+    assert resolved.unshared == ({} if shared else dict.fromkeys("ab", reason))
+
+
 class Card:
     """In place of llama.cpp on a GPU: a model of four layers, with experts of 100 bytes each beside 300 others.
 
@@ -277,6 +299,8 @@ class TestExpertsOffloaded:
             if layers is None:
                 assert isinstance(item, Unavailable)
                 assert (item.hindrance, item.footprint and item.footprint.total_bytes) == (Hindrance.OVER_BUDGET, 300)
+                assert "cpu_expert_layers" not in item.remedy, "it has used them all"
+                assert "gpu_layers" in item.remedy
             else:
                 assert isinstance(item, Servable)
                 assert item.spec.cpu_expert_layers == layers
@@ -299,6 +323,7 @@ class TestExpertsOffloaded:
         found = (await self.layers(tmp_path, monkeypatch, card, 500, layers)).availability["one"]
         assert isinstance(found, Unavailable)
         assert card.tried == [0]
+        assert ("cpu_expert_layers" in found.remedy) is on_gpu, "without a GPU it frees nothing"
 
 
 class Cards:

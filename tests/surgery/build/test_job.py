@@ -54,7 +54,7 @@ def hold(job: Job) -> subprocess.Popen[str]:
 
 
 def test_an_order_comes_back_as_it_was_asked(job: Job, tmp_path: Path) -> None:
-    asked, machine = order(tmp_path), Machine(cpu_expert_layers=-1, threads=3)
+    asked, machine = order(tmp_path), Machine(cpu_expert_layers=-1, threads=3, devices=("CUDA1",))
     job.write_order(asked, machine)
     assert job.order() == (asked, machine)
 

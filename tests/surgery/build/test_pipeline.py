@@ -27,6 +27,7 @@ from coe.engine import child
 from coe.engine import errors as engine_errors
 from coe.engine.errors import UnavailableError
 from coe.engine.gguf.reader import read_header
+from coe.engine.pool.places import HOST
 from coe.surgery import errors as surgery_errors
 from coe.surgery.build import pipeline as build
 from coe.surgery.build import preflight
@@ -556,8 +557,8 @@ def test_a_kill_while_releasing_leaves_the_old_model_or_the_new(
     assert out_of(job).read_bytes() == new
 
 
-def checked(job: Job, budget_bytes: int | None = None) -> Any:
-    asked = {"folder": str(job.folder), "check": {"budget_bytes": budget_bytes}}
+def checked(job: Job, budget_bytes: int = 2**40) -> Any:
+    asked = {"folder": str(job.folder), "check": {"budget": {HOST: budget_bytes}}}
     errors = (engine_errors, surgery_errors)
     return asyncio.run(child.run("coe.surgery.build.process", asked, title="The check", errors=errors))
 
@@ -570,7 +571,8 @@ def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: Ne
     assert "roster" in caught.value.remedy
     new_job()
     found = checked(job)
-    assert found["need_bytes"] > 2**20
+    assert list(found["memory"]) == [HOST]
+    assert found["memory"][HOST] > 2**20
     assert found["machine"] == asdict(MACHINE)
     with pytest.raises(UnavailableError) as too_much:
         checked(job, budget_bytes=1000)

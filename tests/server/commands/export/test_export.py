@@ -6,19 +6,28 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from coe.engine.errors import NoRoomToTryError
 from coe.engine.gguf.records import read_records, text
+from coe.engine.pool.memory import Budget, Prediction
+from coe.engine.spec import Footprint, LoadSpec
 from coe.server.cli import app
+from coe.server.commands.export import experts
+from coe.server.roster.models import Roster
+from coe.server.runtime import resolve
+from coe.server.runtime.budget import Room
 from coe.surgery.cut.cut import cut
 from coe.surgery.formats import read_mask
 from coe.surgery.parent import Parent
 from fakes.demo_college import MASKS, college_roster
 from fakes.full_disk import files_of_at_most
+from fakes.pool_world import both
 from fakes.random_encoder import POOLING, write_decoder, write_encoder
 from fakes.server_process import ServerProcess, write_roster
 
@@ -242,6 +251,67 @@ def test_a_file_is_referred_to_by_its_path(files: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["Modelfile"]
     assert f"-m {file}" in done("one", "--for", "gguf", "-r", files, "-o", "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "flag", "note"),
+    [(700, None, None), (500, "--n-cpu-moe 2", "came to --n-cpu-moe 2"), (299, "--cpu-moe", "came to --cpu-moe")],
+)
+def test_llama_swap_is_told_what_auto_comes_to_here(
+    files: Path, monkeypatch: pytest.MonkeyPatch, budget_bytes: int, flag: str | None, note: str | None
+) -> None:
+    """Of a model of four layers, with experts of 100 bytes each beside 300 others."""
+
+    async def predict(spec: LoadSpec, *_: Any) -> Prediction:
+        kept = 0 if spec.cpu_expert_layers < 0 else 4 - spec.cpu_expert_layers
+        return Prediction(Footprint(300 + 100 * kept, 0, 0), {}, on_gpu=True, expert_bytes=(100,) * 4)
+
+    monkeypatch.setattr(resolve, "predict", predict)
+    have_room(monkeypatch, budget_bytes)
+    said = done("one", "--for", "llama-swap", "-r", with_auto(files))
+    command = yaml.safe_load(Path("one/llama-swap.yaml").read_text())["models"]["one"]["cmd"]
+    assert [line for line in command.splitlines() if "cpu-moe" in line] == ([flag] if flag else [])
+    assert (f"`cpu_expert_layers: auto` {note} with" in said) if note else ("auto" not in said)
+
+
+@pytest.mark.model
+@pytest.mark.host("it is about a machine without a GPU")
+def test_llama_swap_is_told_that_auto_is_not_known_here(files: Path) -> None:
+    said = done("one", "--for", "llama-swap", "-r", with_auto(files))
+    assert "`cpu_expert_layers: auto` is left out: this machine has no GPU." in said
+    assert "add --n-cpu-moe" in said
+    assert "cpu-moe" not in Path("one/llama-swap.yaml").read_text()
+
+
+def test_where_auto_cannot_be_tried_llama_swap_is_told_why(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def predict(spec: LoadSpec, *_: Any) -> Prediction:
+        raise NoRoomToTryError("dry run of one.gguf", 5)
+
+    monkeypatch.setattr(resolve, "predict", predict)
+    have_room(monkeypatch, 700)
+    said = done("one", "--for", "llama-swap", "-r", with_auto(files))
+    assert "is left out: The GPU has no room for a dry run of one.gguf; 5 bytes of its memory were free. Where" in said
+
+
+def test_ollama_places_experts_itself_and_no_load_is_tried_for_it(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(resolve, "predict")
+    assert "are placed as Ollama sees fit" in done("one", "--for", "ollama", "-r", with_auto(files))
+
+
+def have_room(monkeypatch: pytest.MonkeyPatch, card_bytes: int) -> None:
+    async def room(roster: Roster) -> Room:
+        return Room(Budget(both(card_bytes, 1000), "played"), {})
+
+    monkeypatch.setattr(experts, "find_room", room)
+
+
+def with_auto(roster: Path) -> Path:
+    """The roster with `cpu_expert_layers: auto`."""
+    told = yaml.safe_load(roster.read_text())
+    for entry in told["specialists"]:
+        entry["cpu_expert_layers"] = "auto"
+    roster.write_text(yaml.safe_dump(told))
+    return roster
 
 
 def test_a_file_is_copied_whole_and_once(files: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from coe.server.commands.export.llama_swap import swap_entry
 from coe.server.commands.export.lmstudio import model_folder, virtual_model
-from coe.server.commands.export.values import Card, ExportError
+from coe.server.commands.export.values import AutoExperts, Card, ExportError
 
 FOLDER = Path("/models/my law")
 FILE = FOLDER / "law.gguf"
@@ -81,6 +81,20 @@ def test_llama_server_draws_as_the_roster_says() -> None:
 )
 def test_what_differs_from_the_usual_is_told(load: dict[str, Any], flag: str, value: str) -> None:
     assert command(replace(CARD, load=replace(CARD.load, **load)))[flag] == value
+
+
+@pytest.mark.parametrize(
+    ("auto", "told"),
+    [
+        (AutoExperts(), "placed as LM Studio sees fit"),
+        (AutoExperts(12), "placed as LM Studio sees fit"),
+        (None, ""),
+    ],
+)
+def test_lm_studio_places_experts_as_it_likes(auto: AutoExperts | None, told: str) -> None:
+    notes = " ".join(virtual_model(replace(CARD, auto_experts=auto), FOLDER).notes)
+    assert told in notes
+    assert ("host memory" in notes) is bool(told)
 
 
 def test_thinking_is_off_on_or_bounded() -> None:

@@ -50,7 +50,20 @@ def test_an_order_has_absolute_paths_and_all_that_was_written(tmp_path: Path) ->
     assert order.recipe == Recipe("three-pass", ThreePass(reasoning_cap=6), "reap")
     assert order.bound == Bound(loss=0.02)
     assert (order.system, order.quantize) == ("Be just.", "Q4_K_M")
-    assert machine_of(roster.specialists[0]).cpu_expert_layers == -1
+    assert machine_of(roster, roster.specialists[0]).cpu_expert_layers == -1
+
+
+@pytest.mark.parametrize(("asked", "keys", "devices"), [
+    ("auto", "", ()), ("[CUDA1]", "", ("CUDA1",)), ("[CUDA1]", "gpu_layers: 0", ()),
+])  # fmt: skip
+def test_a_build_keeps_to_the_cards_that_the_roster_names(
+    tmp_path: Path, asked: str, keys: str, devices: tuple[str, ...]
+) -> None:
+    placed(tmp_path)
+    roster = load(
+        tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64") + f"    {keys}\npool: {{devices: {asked}}}\n"
+    )
+    assert machine_of(roster, roster.specialists[0]).devices == devices
 
 
 @pytest.mark.parametrize("absent", ["models/big.gguf", "law.jsonl", "think.txt", "exam.jsonl"])

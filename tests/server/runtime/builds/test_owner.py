@@ -5,10 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from coe.engine.pool.leases import Reservation
+from coe.engine.pool.places import HOST, Memory
+from coe.engine.pool.pool import Pool
+from coe.server.runtime.builds import owner as owner_module
 from coe.server.runtime.builds.owner import Builds
+from coe.server.runtime.builds.process import Prepared
 from coe.surgery.build.job import BuildProgress, BuildState, Job
 from fakes.rosters import load
 
@@ -69,3 +76,42 @@ def test_a_reason_that_a_full_disk_does_not_take_is_kept_until_it_does(
         assert Job.of(roster.models_path, "small").progress().message == reason.message
 
     asyncio.run(build())
+
+
+def test_what_a_build_takes_of_each_place_is_reserved_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = load(tmp_path, ROSTER)
+    for name in ("models/parent.gguf", "sums.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    room, needed = Memory({"CUDA0": 100, HOST: 50}), Memory({"CUDA0": 70, HOST: 20})
+    happened: list[Any] = []
+
+    async def prepare(job: Job, order: Any, machine: Any, budget: Memory, *, stall_s: float) -> Prepared:
+        job.make_folder()
+        happened.append(budget)
+        return Prepared(needed, "")
+
+    async def reserve(title: str, memory: Memory, **_: Any) -> Reservation:
+        happened.append(memory)
+        return Reservation(lambda: happened.append("released"))
+
+    async def run(process: Any) -> BuildProgress:
+        happened.append("built")
+        return BuildProgress(BuildState.ASIDE)
+
+    monkeypatch.setattr(owner_module, "prepare", prepare)
+    monkeypatch.setattr(owner_module.BuildProcess, "run", run)
+    pool = cast(Pool, SimpleNamespace(room=room, limits=SimpleNamespace(stall_s=1.0), reserve=reserve))
+
+    async def build() -> None:
+        builds = Builds(roster, pool, None)  # type: ignore[arg-type]
+        builds.ask("small")
+        task = builds._tracked["small"].task
+        assert task is not None
+        await task
+        assert builds.progress("small").state is BuildState.ASIDE, builds.progress("small")
+
+    asyncio.run(build())
+    assert happened == [room, needed, "built", "released"]

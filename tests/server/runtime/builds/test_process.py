@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coe.engine.errors import ChildTimeoutError
+from coe.engine.pool.places import Memory
 from coe.engine.vitals import SHORTEST_S
 from coe.server.runtime.builds import process
 from coe.surgery.build.job import BuildOrder, BuildProgress, BuildState, Job, Machine
@@ -71,7 +72,7 @@ def test_a_check_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(process, "_MODULE", name)
     order = BuildOrder("small", tmp_path / "parent.gguf", corpus=(), experts=4, out=tmp_path / "small.gguf")
     with pytest.raises(ChildTimeoutError, match="The check of the build of small gave no sign of life"):
-        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), None, stall_s=SHORTEST_S))
+        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), Memory(), stall_s=SHORTEST_S))
 
 
 def test_a_check_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_check_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(process, "_CHECK_S", 0.01)
     order = BuildOrder("small", tmp_path / "parent.gguf", corpus=(), experts=4, out=tmp_path / "small.gguf")
     with pytest.raises(ChildTimeoutError, match="The check of the build of small did not end"):
-        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), None))
+        asyncio.run(process.prepare(Job.of(tmp_path, "small"), order, Machine(), Memory()))
 
 
 def test_a_build_that_finished_before_it_heard_of_its_stop_has_finished(
