@@ -36,6 +36,12 @@ class GgmlTensor(ctypes.Structure):
     )
 
 
+class InitParams(ctypes.Structure):
+    """Source: ggml.h, struct ggml_init_params."""
+
+    _fields_ = (("mem_size", _size), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
+
+
 NAME_OFFSET: Final[int] = GgmlTensor.name.offset
 
 
@@ -57,15 +63,12 @@ tensor_set: Final = ggml_function("ggml_backend_tensor_set", None, _pointer, _po
 def require_layout() -> None:
     """Raises LayoutError when the library's struct ggml_tensor is not the one declared here."""
 
-    class Params(ctypes.Structure):
-        _fields_ = (("mem_size", _size), ("mem_buffer", _pointer), ("no_alloc", ctypes.c_bool))
-
     i64 = ctypes.c_int64
     new = ggml_function("ggml_new_tensor_2d", _pointer, _pointer, ctypes.c_int, i64, i64)
     view_2d = ggml_function("ggml_view_2d", _pointer, _pointer, _pointer, i64, i64, _size, _size)
     add = ggml_function("ggml_add", _pointer, _pointer, _pointer, _pointer)
     set_name = ggml_function("ggml_set_name", _pointer, _pointer, ctypes.c_char_p)
-    context = ggml_function("ggml_init", _pointer, Params)(Params(2**16, None, False))
+    context = ggml_function("ggml_init", _pointer, InitParams)(InitParams(2**16, None, False))
     whole = new(context, I32, 6, 5)
     view = view_2d(context, whole, 2, 5, 24, 4)
     total = add(context, view, view)

@@ -11,7 +11,7 @@ import math
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
@@ -38,6 +38,7 @@ from ..llama.context import BATCH_TOKENS, Context
 from ..llama.devices import devices, free_memory, has_card, system_info
 from ..llama.ggml import require_layout
 from ..llama.log import start
+from ..llama.matrices import is_refused
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
@@ -111,17 +112,22 @@ def card_weights(headers: Sequence[Header], spec: LoadSpec, layers: Mapping[int,
     return found
 
 
-def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool) -> tuple[int, int]:
-    """Bytes of weights on the GPU, and beside it in host memory; all in one where they do not go to a GPU."""
+def weights(headers: Sequence[Header], spec: LoadSpec, on_gpu: bool, refused: Collection[str] = ()) -> tuple[int, int]:
+    """Bytes of weights on the GPU, and beside it in host memory; all in one where they do not go to a GPU.
+
+    refused: tensors that the GPU does not take, see `refused_by_cards`.
+    """
     tensors = [tensor for header in headers for tensor in header.tensors]
     total = sum(tensor.n_bytes for tensor in tensors)
     if not on_gpu:
         return total + _second_embeddings(headers, spec), 0
     n_layers = headers[0].count("block_count")
     layout = {"n_layers": n_layers, "gpu_layers": spec.gpu_layers, "cpu_expert_layers": spec.cpu_expert_layers}
-    device = sum(tensor.n_bytes for tensor in tensors if on_device(tensor, **layout))
+    device = sum(t.n_bytes for t in tensors if on_device(t, **layout) and t.name not in refused)
     names = {tensor.name: tensor for tensor in tensors}
     if "output.weight" not in names and "token_embd.weight" in names and spec.gpu_layers:
+        if "token_embd.weight" in refused:
+            return device, total + _second_embeddings(headers, spec) - device
         # Tied: the output layer on the GPU has a copy of its own.
         device += names["token_embd.weight"].n_bytes
         total += names["token_embd.weight"].n_bytes
@@ -137,6 +143,21 @@ def _second_embeddings(headers: Sequence[Header], spec: LoadSpec) -> int:
     if not tied or mapped or headers[0].architecture not in _OUTPUT_FIRST:
         return 0
     return names["token_embd.weight"].n_bytes
+
+
+def refused_by_cards(headers: Sequence[Header], spec: LoadSpec) -> frozenset[str]:
+    """Names of the tensors that would go to the GPU, and that it does not take: they stay in host memory."""
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    layout = {"n_layers": headers[0].count("block_count"), "gpu_layers": spec.gpu_layers, "cpu_expert_layers": 0}
+    tied = all(tensor.name != "output.weight" for tensor in tensors)
+    going = [t for t in tensors if on_device(t, **layout) or (tied and t.name == "token_embd.weight")]
+    used = headers[0].count("expert_used_count")
+    return frozenset(t.name for t in going if is_refused(int(t.type), t.shape, t.n_bytes, used, spec.devices))
+
+
+def without(headers: Sequence[Header], refused: Collection[str]) -> list[Header]:
+    """The headers without some of their tensors."""
+    return [replace(one, tensors=tuple(t for t in one.tensors if t.name not in refused)) for one in headers]
 
 
 def movable_experts(headers: Sequence[Header], spec: LoadSpec) -> list[int]:
@@ -331,8 +352,13 @@ def _footprint(
 ) -> Footprint:
     """The sum of a load: what llama.cpp logged, the file's weights, and the process itself. layers: see
     `card_weights`."""
-    device_weights, host_weights = weights(headers, spec, budgeted is Budgeted.GPU)
+    refused = refused_by_cards(headers, spec) if budgeted is Budgeted.GPU else frozenset()
+    device_weights, host_weights = weights(headers, spec, budgeted is Budgeted.GPU, refused)
     notes = []
+    if refused:
+        first, others = min(refused), len(refused) - 1
+        which = f"{first} and {others} more stay" if others else f"{first} stays"
+        notes.append(f"{which} in host memory: the GPU multiplies by no matrix of that size")
     if repacks and budgeted is not Budgeted.GPU and (extra := copies(headers, spec)):
         device_weights += extra
         if spec.mmap:
@@ -349,7 +375,7 @@ def _footprint(
     by_card: dict[str, int] = {}
     widened = found.widened_device
     if len(spec.devices) > 1:
-        placed = card_weights(headers, spec, layers)
+        placed = card_weights(without(headers, refused), spec, layers)
         # Each card may be the one that widens the largest of the layers; and where one takes over from another, a real
         # load keeps a batch's states in a buffer of the graph, of which a dry run, without memory, knows nothing.
         each = widened + 4 * model.n_embedding * min(BATCH_TOKENS, spec.cells)
@@ -432,11 +458,13 @@ def main(job: dict[str, Any], report: Report) -> dict[str, Any]:
         if spec.gpu_layers and on_gpu and any(map(is_no_device_memory, [error.message, *start().errors])):
             raise NoRoomToTryError(f"dry run of {spec.path.name}", sum(free_memory(spec.devices).values())) from None
         raise
+    headers = read_split(spec.path)
+    taken = without(headers, refused_by_cards(headers, spec)) if on_gpu and spec.gpu_layers else headers
     answer: dict[str, Any] = {
         "on_gpu": on_gpu and spec.gpu_layers != 0,
-        "facts": vars(facts_of(read_split(spec.path))),
-        "expert_bytes": movable_experts(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
-        "layer_bytes": layer_weights(read_split(spec.path), spec) if on_gpu and spec.gpu_layers else [],
+        "facts": vars(facts_of(headers)),
+        "expert_bytes": movable_experts(taken, spec) if on_gpu and spec.gpu_layers else [],
+        "layer_bytes": layer_weights(taken, spec) if on_gpu and spec.gpu_layers else [],
         "footprint": vars(tried.footprint),
         "refused": tried.refused,
         "tools": vars(tried.tools),

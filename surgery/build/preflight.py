@@ -241,7 +241,9 @@ def _needs(parent: Parent, machine: Machine, budget: Memory) -> _Needs:
     found = asyncio.run(predict(load))
     asked = found.footprint
     if found.on_gpu:  # whose runtime stays in the process that has watched
-        asked = replace(asked, overhead_bytes=asked.overhead_bytes + watched.overhead_bytes)
+        kept = watched.overhead_bytes
+        by_card = tuple((card, n_bytes + kept // len(asked.card_bytes)) for card, n_bytes in asked.card_bytes)
+        asked = replace(asked, overhead_bytes=asked.overhead_bytes + kept, card_bytes=by_card)
     own = Memory.at(HOST, rss_bytes())  # this process has imported what the build's will
     return _Needs(
         watched,

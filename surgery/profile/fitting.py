@@ -54,6 +54,7 @@ def needed(spec: LoadSpec, parent: Parent) -> Footprint:
         found,
         compute_bytes=found.compute_bytes + (rows if found.total_bytes else 0),
         host_bytes=found.host_bytes + (rows if found.host_bytes else 0),
+        card_bytes=tuple((card, n_bytes + rows) for card, n_bytes in found.card_bytes),  # one of them has the output
     )
 
 

@@ -40,10 +40,11 @@ KINDS = {
         asyncio.run(predict(LoadSpec(path)))
     """,
     "the check of a build": """
+        from coe.engine.pool.places import Memory
         from coe.server.runtime.builds.process import prepare
         from coe.surgery.build.job import BuildOrder, Job, Machine
         order = BuildOrder("small", path, corpus=("law.txt",), experts=4, out=path.with_name("small.gguf"))
-        asyncio.run(prepare(Job.of(path.parent, "small"), order, Machine(), None))
+        asyncio.run(prepare(Job.of(path.parent, "small"), order, Machine(), Memory()))
     """,
     "a build": """
         from coe.server.runtime.builds.process import BuildProcess

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ from random_model import Shape, write_random_model
 from coe.engine.errors import EngineError, LoadError, ModelFileError, NoRoomToTryError, WorkerDiedError
 from coe.engine.gguf.header import Header, TensorInfo
 from coe.engine.gguf.reader import read_header, read_split
+from coe.engine.llama import matrices
 from coe.engine.llama.context import BATCH_TOKENS, Context
+from coe.engine.llama.ggml import F16, GgmlTensor, ggml_function, n_bytes
 from coe.engine.llama.log import start
 from coe.engine.llama.model import Model
 from coe.engine.pool import memory
@@ -240,6 +244,97 @@ class TestPlacement:
             device, host = probe.weights(headers, replace(spec, gpu_layers=layers), on_gpu=layers != 0)
             copies = embeddings if layers else 0
             assert device + host == headers[0].weights_bytes + copies
+
+
+class Limited:
+    """In place of a card that takes no tensor of more bytes than `most`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.most = most
+        self.asked: list[tuple[tuple[int, ...], ...]] = []  # shapes of an operation's sources and of its result
+        monkeypatch.setattr(matrices, "card_handles", lambda named: ["Vulkan0"])
+        monkeypatch.setattr(matrices, "_supports", self.supports)
+
+    def supports(self, handle: object, operation: int) -> bool:
+        tensors = [*filter(None, GgmlTensor.from_address(operation).src), operation]
+        self.asked.append(tuple(tuple(GgmlTensor.from_address(one).ne) for one in tensors))
+        return all(n_bytes(one) <= self.most for one in tensors)
+
+
+class TestTooLargeForTheCard:
+    """Matrices beyond what a device takes: llama.cpp leaves them in host memory without a word."""
+
+    MB = 10**6
+
+    def matrix(self, name: str, *shape: int) -> TensorInfo:
+        return TensorInfo(name, gguf.GGMLQuantizationType.F16, shape, 2 * math.prod(shape), 0)
+
+    def refused(self, *tensors: TensorInfo) -> set[str]:
+        return {t.name for t in tensors if matrices.is_refused(int(t.type), t.shape, t.n_bytes, 8)}
+
+    def test_a_matrix_or_what_a_batch_comes_to_may_be_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        card = Limited(monkeypatch, 200 * self.MB)
+        output = self.matrix("output.weight", 2048, 50_000)  # 205 MB
+        words = self.matrix("token_embd.weight", 64, 100_000)  # 13 MB, and 205 MB for a batch of 512
+        experts = self.matrix("blk.0.ffn_up_exps.weight", 1024, 1024, 128)  # 268 MB
+        fine = self.matrix("blk.0.ffn_down_exps.weight", 1024, 1024, 80)  # 168 MB
+        assert self.refused(output, words, experts, fine) == {output.name, words.name, experts.name}
+        assert card.asked[0] == ((2048, 50_000, 1, 1), (2048, 512, 1, 1), (50_000, 512, 1, 1))
+        assert card.asked[2] == ((1024, 1024, 128, 1), (1024, 8, 512, 1), (8, 512, 1, 1), (1024, 8, 512, 1))
+
+    def test_what_every_device_takes_is_not_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        card = Limited(monkeypatch, 1)
+        small = self.matrix("blk.0.ffn_up_exps.weight", 1024, 1024, 63)
+        assert self.refused(small, self.matrix("blk.0.attn_norm.weight", 10**9)) == set()
+        assert card.asked == []
+
+    def test_ggml_understands_what_it_is_asked(self) -> None:
+        processor = ggml_function("ggml_backend_dev_by_type", ctypes.c_void_p, ctypes.c_int)(0)
+        for shape in ((64, 100), (64, 64, 8)):
+            assert matrices.takes(processor, F16, shape, 2)
+
+    def test_they_are_counted_in_host_memory_and_a_tied_output_has_no_copy(self, random_gemma4: Path) -> None:
+        headers, spec = read_split(random_gemma4), LoadSpec(random_gemma4)
+        sizes = {tensor.name: tensor.n_bytes for tensor in headers[0].tensors}
+        device, host = probe.weights(headers, spec, on_gpu=True)
+        name = "blk.0.ffn_gate_up_exps.weight"
+        without = probe.weights(headers, spec, on_gpu=True, refused={name})
+        assert without == (device - sizes[name], host + sizes[name])
+        embeddings = "token_embd.weight"
+        for mmap, copies in ((True, 1), (False, 2)):
+            found = probe.weights(headers, replace(spec, mmap=mmap), on_gpu=True, refused={embeddings})
+            assert found == (device - sizes[embeddings], host + (copies - 1) * sizes[embeddings])
+        movable, taken = probe.movable_experts(headers, spec), probe.without(headers, {name, embeddings})
+        assert probe.movable_experts(taken, spec)[0] == movable[0] - sizes[name]
+        assert sum(probe.layer_weights(headers, spec)) == device
+        assert sum(probe.layer_weights(taken, spec)) == device - sizes[name] - sizes[embeddings]
+
+    def test_only_what_would_go_to_the_card_is_asked_for(
+        self, random_gemma4: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Limited(monkeypatch, 0)
+        monkeypatch.setattr(matrices, "_ALWAYS_BYTES", 0)
+        headers, spec = read_split(random_gemma4), LoadSpec(random_gemma4, gpu_layers=1)
+        assert probe.refused_by_cards(headers, spec) == {"token_embd.weight"}, "the output, which is tied"
+        experts = {t.name for t in headers[0].tensors if "_exps.weight" in t.name}
+        assert experts < probe.refused_by_cards(headers, replace(spec, gpu_layers=-1))
+
+    @pytest.mark.model
+    @pytest.mark.host("it plays a card")
+    def test_a_dry_run_says_what_stays_in_host_memory(
+        self, random_gemma4: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = [f"blk.{layer}.ffn_gate_up_exps.weight" for layer in (0, 1)]
+        spec = LoadSpec(random_gemma4, context_tokens=256, parallel=1, threads=1)
+        monkeypatch.setattr(probe, "runtime_bytes", lambda devices: 0)
+        whole = probe.dry_run(spec, True, {}).footprint
+        monkeypatch.setattr(probe, "refused_by_cards", lambda headers, spec: frozenset(names))
+        found = probe.dry_run(spec, True, {}).footprint
+        assert whole.weights_bytes - found.weights_bytes == sum(
+            tensor.n_bytes for tensor in read_header(random_gemma4).tensors if tensor.name in names
+        )
+        (note,) = set(found.notes) - set(whole.notes)
+        assert note.startswith(f"{names[0]} and 1 more stay in host memory")
 
 
 def cache_log(where: Mapping[int, str], mib: float, kind: str = "kv_cache", type_: str = "f16") -> list[str]:

@@ -107,3 +107,21 @@ def test_the_process_that_has_watched_keeps_its_hold_on_the_card_while_a_worker_
     monkeypatch.setattr(preflight, "predict", worker)
     found = preflight.fit(order, Machine(), budget_of(MUCH, MUCH))
     assert found.memory == Memory({CARD: 2 * ROWS + 2 * RUNTIME, HOST: 2 * ROWS + OWN})
+
+
+def test_of_several_cards_each_has_room_for_the_logits_and_for_what_the_process_keeps(
+    order: BuildOrder, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def on_both(spec: LoadSpec) -> Prediction:
+        each = RUNTIME // 2 + (ROWS if spec.parallel == Machine.parallel else 1)  # a worker takes as much as logits do
+        shares = tuple((name, each) for name in ("CUDA0", "CUDA1"))
+        return Prediction(Footprint(2 * each, 0, 0, RUNTIME, 70, card_bytes=shares), {}, on_gpu=True)
+
+    monkeypatch.setattr(preflight, "predict", on_both)
+    monkeypatch.setattr(fitting.memory, "predict", on_both)
+    machine = Machine(devices=("CUDA0", "CUDA1"))
+    found = preflight.fit(order, machine, Memory({"CUDA0": MUCH, "CUDA1": MUCH, HOST: MUCH}))
+    each = RUNTIME + ROWS  # while a worker answers: more than a byte, the runtime once and the logits of a batch
+    assert found.memory == Memory({"CUDA0": each, "CUDA1": each, HOST: 70 + ROWS})
+    watched = fitting.needed(LoadSpec(order.parent, parallel=1), Parent.open(order.parent))
+    assert dict(watched.card_bytes) == dict.fromkeys(("CUDA0", "CUDA1"), RUNTIME // 2 + 1 + ROWS)

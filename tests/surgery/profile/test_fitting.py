@@ -30,7 +30,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
         async def predict(spec: LoadSpec) -> Prediction:
             return Prediction(Footprint(needed, 0, 0), {})
 
-        monkeypatch.setattr(fitting, "devices", lambda: [Device("CUDA0", "", "gpu", 0, 0)])
+        monkeypatch.setattr(fitting, "devices", lambda **_: [Device("CUDA0", "", "gpu", 0, 0)])
         monkeypatch.setattr(fitting.memory, "predict", predict)
 
     return present
