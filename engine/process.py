@@ -38,6 +38,7 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 _HINTS: Final[Mapping[int, str]] = {
     signal.SIGKILL: "killed, perhaps by the kernel for lack of memory",
+    signal.SIGILL: "llama.cpp was compiled for another processor, or its use of AMX is broken: `make clean install`",
     signal.SIGBUS: "a file that it had mapped was cut short, or its disk failed",  # Source: mmap(2), SIGBUS
 }
 

@@ -59,6 +59,10 @@ OLDEST_VULKAN_HEADERS = (1, 3, 272)
 NEW_HEADERS_SINCE = {"debian": (13, 0), "ubuntu": (24, 4)}
 LIBRARY = {"cuda": "ggml-cuda", "rocm": "ggml-hip", "vulkan": "ggml-vulkan", "metal": "ggml-metal"}
 GIB = 1 << 30
+# llama.cpp's products with AMX die of an illegal instruction where the compiler has left out all but the first byte of
+# the tiles' configuration: GCC 12.2 of Debian 12 does (its _tile_loadconfig names too little memory as read). Shared
+# residents do not use AMX anyway, for it keeps weights in an order of its own. Source: llama.cpp, pull request 26954.
+NO_AMX = tuple(f"-DCMAKE_{language}_FLAGS_INIT=-U__AMX_INT8__" for language in ("C", "CXX"))
 
 
 class InstallError(Exception):
@@ -87,6 +91,7 @@ class Machine:
     distribution: str = ""  # debian, ubuntu, ... as /etc/os-release says it
     release: tuple[int, int] | None = None
     compiler: bool = True  # for C and C++
+    amx: bool = False  # the processor has Intel's matrix extensions
     cores: int = 1
     memory_bytes: int = 4 * GIB
 
@@ -247,6 +252,8 @@ def _compile(backend: str, machine: Machine, portable: bool) -> Attempt:
         clang = Path(machine.hipcc).parent.parent / "llvm/bin/clang"
         if clang.exists():
             environment.append(("HIPCXX", str(clang)))
+    if machine.amx and not portable:
+        arguments += NO_AMX
     if portable:
         # Without a GPU the driver's library is absent while linking; it is there when the image runs.
         arguments += ["-DGGML_NATIVE=off", "-DCMAKE_EXE_LINKER_FLAGS=-Wl,--allow-shlib-undefined"]
@@ -364,6 +371,7 @@ def look() -> Machine:
         distribution=named.get("ID", ""),
         release=_version(r"^(\d+)(?:\.(\d+))?", named.get("VERSION_ID", "")),
         compiler=_has_compiler(),
+        amx=_has_amx(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
@@ -453,6 +461,13 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def _has_amx() -> bool:
+    try:
+        return "amx_int8" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _version(pattern: str, text: str) -> tuple[int, int] | None:
@@ -598,7 +613,7 @@ def install_llama(venv: Path, plan: Plan, version: str, sees_gpu: bool, screen: 
     pip = [python, "-m", "pip", "install", "--no-input"]
     printed = ""
     before = earlier_build(venv)
-    usable = installed_version(venv, name) == version and works(venv)
+    usable = installed_version(venv, name) == version and works(venv) and not spoilt(venv, plan)
     # What could not be built for the GPU last time is not tried again until something about the machine changed.
     if usable and before.get("ways") == ways(plan):
         return before
@@ -656,6 +671,15 @@ def earlier_build(venv: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return build
+
+
+def spoilt(venv: Path, plan: Plan) -> bool:
+    """Whether llama.cpp was compiled here for AMX, and is to be compiled without: see NO_AMX."""
+    wanted = any(set(NO_AMX) <= set(attempt.cmake_args) for attempt in plan.attempts)
+    if not wanted or earlier_build(venv).get("from", "source").startswith("http"):
+        return False
+    ask = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    return "AMX_INT8 = 1" in _output(str(venv / "bin/python"), "-c", ask)
 
 
 def works(venv: Path) -> bool:

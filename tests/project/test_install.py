@@ -68,6 +68,38 @@ def test_a_machine_without_a_gpu_compiles_for_its_own_cpu() -> None:
     assert plan.messages == ()
 
 
+def test_what_this_processor_would_do_with_amx_is_left_out() -> None:
+    """llama.cpp's own use of it may be broken by the compiler, and then workers die of SIGILL."""
+    left_out = installer.NO_AMX
+    assert installer.decide(machine(amx=True)).attempts[0].cmake_args == left_out
+    for_a_gpu = installer.decide(vulkan(amx=True), backend="vulkan", from_source=True)
+    assert set(left_out) < set(for_a_gpu.attempts[0].cmake_args)
+    assert not set(left_out) & set(installer.decide(machine(amx=True), portable=True).attempts[0].cmake_args)
+    assert all("-U__AMX_INT8__" in argument for argument in left_out)
+
+
+@pytest.mark.parametrize(("amx", "origin", "told", "again"), [
+    (True, "source", "AMX_INT8 = 1", True), (True, "source", "AVX2 = 1", False),
+    (True, "https://wheels/cu124", "AMX_INT8 = 1", False), (False, "source", "AMX_INT8 = 1", False),
+])  # fmt: skip
+def test_what_was_compiled_with_it_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: Any, *, amx: bool, origin: str, told: str, again: bool
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(what: str, command: list[str], environment: dict[str, str] | None = None) -> tuple[bool, str]:
+        commands.append(command)
+        return True, ""
+
+    monkeypatch.setattr(screen, "run", run)
+    monkeypatch.setattr(installer, "installed_version", lambda venv, name: "1.0")
+    monkeypatch.setattr(installer, "works", lambda venv: True)
+    monkeypatch.setattr(installer, "_output", lambda *command: f"CPU : {told}" if command[1] == "-c" else "")
+    (tmp_path / "coe-build.json").write_text(f'{{"from": "{origin}"}}')
+    installer.install_llama(tmp_path, installer.decide(machine(amx=amx)), "1.0", False, screen)
+    assert bool(commands) is again
+
+
 def test_a_machine_without_a_compiler_takes_the_prebuilt_wheel_and_is_told_which_package_it_lacks() -> None:
     plan = installer.decide(machine(compiler=False))
     assert ways(plan) == [("cpu", "cpu")]
