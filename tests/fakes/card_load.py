@@ -4,6 +4,7 @@ environment names."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -21,7 +22,8 @@ _WITHIN_S = 600  # a software device compiles its shaders first
 def loaded_elsewhere(spec: LoadSpec) -> dict[str, Any]:
     """buffers: what llama.cpp logs of the load, place -> what for -> bytes. logits: of some tokens' last."""
     command = [sys.executable, "-m", __name__, json.dumps(spec.to_json())]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN_S, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN_S, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr[-2000:]
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
