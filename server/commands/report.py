@@ -86,12 +86,14 @@ def placements(*, has_card: bool, layers: int, has_experts: bool) -> dict[str, d
     return {**found, "q8_0 cache": {"kv_type": "q8_0"}, "host": {"gpu_layers": 0}}
 
 
-def compared(footprint: Mapping[str, Any], buffers: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+def compared(
+    footprint: Mapping[str, Any], buffers: Mapping[str, Mapping[str, int]], *, has_card: bool
+) -> dict[str, dict[str, int]]:
     """What was predicted where memory is budgeted beside what llama.cpp made there, in bytes: weights, KV, compute.
 
-    buffers: place -> what for -> bytes. Without a device it is the host's memory that is budgeted.
+    buffers: place -> what for -> bytes. Without a card it is the host's memory that is budgeted.
     """
-    places = [place for place in buffers if not is_on_host(place)] or list(buffers)
+    places = [place for place in buffers if not (has_card and is_on_host(place))]
 
     def real(*kinds: str) -> int:
         return sum(buffers[place].get(kind, 0) for place in places for kind in kinds)
@@ -217,14 +219,14 @@ async def _college(folder: Path) -> LoadSpec:
     return first.load_spec(members[0].path, Sharing(tuple(members), check=True)).loaded_as(members[0].name)
 
 
-async def _measured(spec: LoadSpec) -> dict[str, Any]:
+async def _measured(spec: LoadSpec, *, has_card: bool) -> dict[str, Any]:
     """A placement of a model: predicted, and loaded for real."""
     footprint = asdict((await predict(spec)).footprint)
     trial = await child.run(_TRIAL, {"spec": spec.to_json()}, title="A trial load", within_s=_TRIAL_S)
     return {
         "predicted": footprint,
         "buffers": trial["buffers"],
-        "compared": compared(footprint, trial["buffers"]),
+        "compared": compared(footprint, trial["buffers"], has_card=has_card),
         "taken_bytes": trial["taken_bytes"],
         "first_load_s": trial["first_load_s"],
         "load_s": trial["load_s"],
@@ -248,7 +250,7 @@ async def _placements(facts: Facts, told: Told) -> list[dict[str, Any]]:
                 told(f"{model}, {name}")
                 entry: dict[str, Any] = {"model": model, "placement": name, "settings": fields}
                 try:
-                    entry |= await _measured(replace(spec, **fields))
+                    entry |= await _measured(replace(spec, **fields), has_card=has_card)
                 except EngineError as error:
                     entry["failed"] = _why(error)
                 found.append(entry)

@@ -51,11 +51,13 @@ def test_what_lies_on_a_card_is_compared_and_without_one_what_lies_on_the_host()
     footprint = {"weights_bytes": 10 * MIB, "kv_bytes": 3 * MIB, "compute_bytes": 2 * MIB}
     card = {"Vulkan0": {"model": 10 * MIB, "KV": 3 * MIB, "compute": 2 * MIB}}
     host = {"CPU": {"model": 7 * MIB}, "Vulkan_Host": {"compute": MIB}, "CPU_Mapped": {"model": MIB}}
-    found = report.compared(footprint, {**card, **host})
+    found = report.compared(footprint, {**card, **host}, has_card=True)
     assert found["weights"] == {"predicted_bytes": 10 * MIB, "real_bytes": 10 * MIB}
     assert found["compute"] == {"predicted_bytes": 2 * MIB, "real_bytes": 2 * MIB}
-    assert report.compared(footprint, {"CPU": {"model": 7 * MIB, "output": MIB}})["weights"]["real_bytes"] == 7 * MIB
-    assert report.compared(footprint, {"CPU": {"model": 7 * MIB, "output": MIB}})["compute"]["real_bytes"] == MIB
+    alone = {"CPU": {"model": 7 * MIB, "output": MIB}}
+    assert report.compared(footprint, alone, has_card=False)["weights"]["real_bytes"] == 7 * MIB
+    assert report.compared(footprint, alone, has_card=False)["compute"]["real_bytes"] == MIB
+    assert report.compared(footprint, alone, has_card=True)["weights"]["real_bytes"] == 0, "nothing lies on the card"
 
 
 def test_a_swap_is_told_beside_a_load() -> None:
