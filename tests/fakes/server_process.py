@@ -194,7 +194,11 @@ class ServerProcess:
     def _children(self) -> dict[int, str]:
         """Process ids of its children, and what they are called. Source: /proc/PID/task/PID/children."""
         found = children_of(self.process.pid)
-        return {child: Path(f"/proc/{child}/comm").read_text().strip() for child in found}
+        names = {}
+        for child in found:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                names[child] = Path(f"/proc/{child}/comm").read_text().strip()
+        return names
 
 
 def children_of(pid: int) -> list[int]:
