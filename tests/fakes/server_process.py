@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -196,7 +196,7 @@ class ServerProcess:
         found = children_of(self.process.pid)
         names = {}
         for child in found:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
                 names[child] = Path(f"/proc/{child}/comm").read_text().strip()
         return names
 
