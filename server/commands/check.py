@@ -29,7 +29,8 @@ from ..roster.source import RosterError
 from ..runtime.availability import Servable, ToBuild, Unavailable, availability, locate
 from ..runtime.budget import Room, encoder_of, find_room
 from ..runtime.college import head_of, supervisor_of
-from ..runtime.resolve import Resolved, offloaded_text, resolve
+from ..runtime.fitting import offloaded_text
+from ..runtime.resolve import Resolved, resolve
 from ..runtime.what_fits import (
     ResidentPlan,
     budget_doubts,

@@ -585,7 +585,7 @@ class Specialist(SpecialistSettings, ModelSource):
     def load_spec(self, path: Path, sharing: Sharing | None = None, ram_budget_bytes: int = 0) -> LoadSpec:
         """How the engine loads this specialist's file. Specialists with equal specs share a resident.
 
-        With `cpu_expert_layers: auto` all experts are on the GPU, as if there were room: see runtime/resolve.py.
+        With `cpu_expert_layers: auto` all experts are on the GPU, as if there were room: see runtime/fitting.py.
         """
         return LoadSpec(
             path=path,

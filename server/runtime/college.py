@@ -32,7 +32,8 @@ from .builds.owner import Builds
 from .catalog import Catalog
 from .chooser import Chooser
 from .embedding import Embeddings
-from .resolve import Resolved, devices_of, resolve
+from .fitting import devices_of
+from .resolve import Resolved, resolve
 
 _log = logging.getLogger(__name__)
 

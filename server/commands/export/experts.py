@@ -11,7 +11,7 @@ from coe.engine.spec import LoadSpec
 
 from ...roster.models import Roster, Specialist
 from ...runtime.budget import find_room
-from ...runtime.resolve import load_by_itself
+from ...runtime.fitting import load_by_itself
 from .values import AutoExperts
 
 

@@ -19,10 +19,11 @@ from coe.engine.pool.places import Memory
 from coe.engine.spec import Footprint, LoadSpec, Member
 from coe.engine.swap.groups import Group, Grouping
 from coe.server.roster.models import Roster
-from coe.server.runtime import catalog, resolve
+from coe.server.runtime import catalog, predictions, resolve
 from coe.server.runtime.availability import Hindrance, Servable, Unavailable, availability, locate
 from coe.server.runtime.catalog import Catalog
-from coe.server.runtime.resolve import Predictions, Resolved, Tried
+from coe.server.runtime.predictions import Predictions, Tried
+from coe.server.runtime.resolve import Resolved
 from fakes.pool_world import both, host
 
 FULL = NoRoomToTryError("dry run of a.gguf", 5 * 2**20)
@@ -75,11 +76,11 @@ async def test_on_a_gpu_dry_runs_are_made_one_at_a_time(
     roster: Roster, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, gpu_layers: int, most: int
 ) -> None:
     machine = Machine(on_gpu=on_gpu and gpu_layers != 0)
-    monkeypatch.setattr(resolve, "predict", machine.predict)
-    predictions = Predictions()
-    await predictions.make(loads(roster)[:1])  # shows whether there is a GPU
+    monkeypatch.setattr(predictions, "predict", machine.predict)
+    tried = Predictions()
+    await tried.make(loads(roster)[:1])  # shows whether there is a GPU
     machine.most = 0
-    await predictions.make(loads(roster, gpu_layers))
+    await tried.make(loads(roster, gpu_layers))
     assert machine.most == most
     assert sorted(machine.tried) == ["a", "a", "b", "c"]
 
@@ -88,7 +89,7 @@ async def test_what_was_tried_before_holds_while_the_gpu_is_full_and_the_file_th
     roster: Roster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(on_gpu=True)
-    monkeypatch.setattr(resolve, "predict", machine.predict)
+    monkeypatch.setattr(predictions, "predict", machine.predict)
     first = Predictions()
     await first.make(loads(roster))
     machine.is_full = True
@@ -240,7 +241,7 @@ async def test_files_share_where_the_processor_has_no_faster_way(
         return Grouping((Group(members),))
 
     monkeypatch.setattr(resolve, "find_groups", find_groups)
-    monkeypatch.setattr(resolve, "predict", Machine(on_gpu=on_gpu).predict)
+    monkeypatch.setattr(predictions, "predict", Machine(on_gpu=on_gpu).predict)
     resolved = await resolve.resolve(roster, budget)
     assert [group.members for group in resolved.groups] == ([members] if shared else [])
     reason = "computed by the processor, and with room for all of them, each is faster by itself"
@@ -283,7 +284,7 @@ class TestExpertsOffloaded:
                 "fallback": "one",
             }
         )
-        monkeypatch.setattr(resolve, "predict", card.predict)
+        monkeypatch.setattr(predictions, "predict", card.predict)
         return await resolve.resolve(roster, both(budget, 1000) if card.on_gpu else host(budget))
 
     @pytest.mark.parametrize(
@@ -359,7 +360,7 @@ class TestSeveralCards:
             {"models_dir": str(folder), "pool": pool, "specialists": [entry], "fallback": "one"}
         )
         cards = Cards()
-        monkeypatch.setattr(resolve, "predict", cards.predict)
+        monkeypatch.setattr(predictions, "predict", cards.predict)
         return await resolve.resolve(roster, budget), cards
 
     async def test_what_fits_on_one_goes_to_any_of_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from coe.engine.spec import Footprint, LoadSpec
 from coe.server.cli import app
 from coe.server.commands.export import experts
 from coe.server.roster.models import Roster
-from coe.server.runtime import resolve
+from coe.server.runtime import predictions
 from coe.server.runtime.budget import Room
 from coe.surgery.cut.cut import cut
 from coe.surgery.formats import read_mask
@@ -266,7 +266,7 @@ def test_llama_swap_is_told_what_auto_comes_to_here(
         kept = 0 if spec.cpu_expert_layers < 0 else 4 - spec.cpu_expert_layers
         return Prediction(Footprint(300 + 100 * kept, 0, 0), {}, on_gpu=True, expert_bytes=(100,) * 4)
 
-    monkeypatch.setattr(resolve, "predict", predict)
+    monkeypatch.setattr(predictions, "predict", predict)
     have_room(monkeypatch, budget_bytes)
     said = done("one", "--for", "llama-swap", "-r", with_auto(files))
     command = yaml.safe_load(Path("one/llama-swap.yaml").read_text())["models"]["one"]["cmd"]
@@ -287,14 +287,14 @@ def test_where_auto_cannot_be_tried_llama_swap_is_told_why(files: Path, monkeypa
     async def predict(spec: LoadSpec, *_: Any) -> Prediction:
         raise NoRoomToTryError("dry run of one.gguf", 5)
 
-    monkeypatch.setattr(resolve, "predict", predict)
+    monkeypatch.setattr(predictions, "predict", predict)
     have_room(monkeypatch, 700)
     said = done("one", "--for", "llama-swap", "-r", with_auto(files))
     assert "is left out: The GPU has no room for a dry run of one.gguf; 5 bytes of its memory were free. Where" in said
 
 
 def test_ollama_places_experts_itself_and_no_load_is_tried_for_it(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(resolve, "predict")
+    monkeypatch.delattr(predictions, "predict")
     assert "are placed as Ollama sees fit" in done("one", "--for", "ollama", "-r", with_auto(files))
 
 
