@@ -155,7 +155,6 @@ def choose(
         software = True
         kept |= {
             "GGML_VK_VISIBLE_DEVICES": "0",
-            "GALLIVM_PERF": "nopt",  # LLVM's passes take several times longer than they save in tests
             "LP_NUM_THREADS": str(cores),
         }
     return Choice(device, {name: value for name, value in kept.items() if name not in given}, software)

@@ -203,8 +203,11 @@ class ServerProcess:
 
 def children_of(pid: int) -> list[int]:
     """The processes that any thread of a process has started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may have ended since
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def ended(pidfd: int) -> bool:
