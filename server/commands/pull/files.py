@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -55,6 +56,20 @@ class Repository:
     name: str
     revision: str
     files: tuple[HubFile, ...]
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """How a person corrects what was asked of the hub: it stands in a roster, or on the command line."""
+
+    repo: str = "Correct `repo` in the roster"
+    revision: str = "Correct `revision` in the roster, or leave it out"
+    pattern: str = "Correct `pattern` in the roster"
+    narrower: str = "Narrow `pattern` in the roster so that it finds one"
+    other: str = "choose another by `pattern` in the roster"
+
+
+ROSTER: Final = Remedies()
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def plan_downloads(
     return DownloadPlan(tuple(models.values()), tuple(refused))
 
 
-def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
+def choose_files(repository: Repository, pattern: str, remedies: Remedies = ROSTER) -> tuple[HubFile, ...]:
     """The files of the one model that the pattern finds, in order. Raises PullError when it finds none or several."""
     # A repository's names become paths here: a name that leads out of its folder is never fetched.
     inside = {file.path: file for file in repository.files if _is_inside(file.path)}
@@ -130,19 +145,19 @@ def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
     if not models:
         ggufs = [name for name in inside if name.lower().endswith(".gguf")]
         there = f"Its GGUF files: {_listed(ggufs)}." if ggufs else "It holds no GGUF file at all."
-        remedy = "Correct `pattern` in the roster." if ggufs else "Correct `repo` in the roster."
-        raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", remedy)
+        remedy = remedies.pattern if ggufs else remedies.repo
+        raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", f"{remedy}.")
     if len(models) > 1:
         first = [model[0] for model in models]
         raise PullError(
             f"{pattern!r} finds {len(models)} models in {repository.name}: {_listed(first)}.",
-            "Narrow `pattern` in the roster so that it finds one.",
+            f"{remedies.narrower}.",
         )
     missing = parts_missing(models[0])
     if missing:
         raise PullError(
             f"The model {models[0][0]} in {repository.name} lacks part {', '.join(map(str, missing))}.",
-            "Wait until its upload is complete, or choose another by `pattern` in the roster.",
+            f"Wait until its upload is complete, or {remedies.other}.",
         )
     return tuple(inside[name] for name in models[0])
 
@@ -175,7 +190,9 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def look_up(endpoint: str, repo: str, token: str | None, revision: str | None = None) -> Repository | PullError:
+def look_up(
+    endpoint: str, repo: str, token: str | None, revision: str | None = None, remedies: Remedies = ROSTER
+) -> Repository | PullError:
     """Ask the hub for a repository's files; an error is given back, so that other repositories go on.
 
     revision: None for the newest.
@@ -183,19 +200,17 @@ def look_up(endpoint: str, repo: str, token: str | None, revision: str | None = 
     try:
         info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
     except RevisionNotFoundError:
-        return PullError(
-            f"The hub has no revision {revision} of {repo}.", "Correct `revision` in the roster, or leave it out."
-        )
+        return PullError(f"The hub has no revision {revision} of {repo}.", f"{remedies.revision}.")
     except GatedRepoError:
         return gated(endpoint, repo)
     except RepositoryNotFoundError:
         # The hub says the same of a private repository to a token that may not see it.
         return PullError(
             f"The hub has no repository {repo}, or it is private.",
-            "Correct `repo` in the roster, or give a token that may read it (--token or HF_TOKEN).",
+            f"{remedies.repo}, or give a token that may read it (--token or HF_TOKEN).",
         )
     except HFValidationError as error:
-        return PullError(f"{repo} is no repository's name: {error}.", "Correct `repo` in the roster.")
+        return PullError(f"{repo} is no repository's name: {error}.", f"{remedies.repo}.")
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
