@@ -86,6 +86,25 @@ class WantedModel:
     sha256: tuple[str, ...] = ()
 
 
+HUB: Final = "hf:"  # what a model on the hub begins with on the command line
+_ADDRESS: Final = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<pattern>.+))?")
+COMMAND_LINE: Final = Remedies(
+    "Correct the repository behind hf:",
+    "Correct the revision behind @, or leave it out",
+    "Correct what stands behind the repository",
+    "Say which behind the repository: hf:OWNER/REPO/FILE.gguf, or a pattern that finds one, hf:OWNER/REPO/*Q4_K_M*",
+    "name another: hf:OWNER/REPO/FILE.gguf",
+)
+
+
+def hub_address(text: str) -> WantedModel:
+    """The model that `hf:OWNER/REPO[@REVISION][/FILE]` names; FILE may be a pattern. Raises PullError."""
+    match = _ADDRESS.fullmatch(text.removeprefix(HUB).strip("/"))
+    if not match:
+        raise PullError(f"{text} names no repository of the hub.", "Write hf:OWNER/REPO or hf:OWNER/REPO/FILE.gguf.")
+    return WantedModel(text, match["repo"], match["pattern"] or "*.gguf", match["revision"])
+
+
 @dataclass(frozen=True)
 class PlannedModel:
     """A model to be fetched: the specialists that wait for it, and its files (several of a split one) in order."""
