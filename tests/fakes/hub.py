@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -28,6 +28,7 @@ class FakeHub:
     listed_sha256: dict[str, str] = field(default_factory=dict)  # by file, where it is not the content's
     cuts: list[int] = field(default_factory=list)  # a download each: the connection ends after so many bytes
     failures: list[int] = field(default_factory=list)  # a download each: answered with this status
+    broken: bool = False  # every download is answered with status 503
     ignore_ranges: bool = False
     elsewhere: bool = False  # downloads are redirected to another host, as to a content delivery network
     wanted_token: str | None = None
@@ -105,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.before_download()
         if repo in self.hub.gated:
             return self.answer(403, b"Access is restricted", X_Error_Code="GatedRepo")
+        if self.hub.broken:
+            return self.answer(503)
         if self.hub.failures:
             return self.answer(self.hub.failures.pop(0))
         content = self.hub.repositories[repo][name]
@@ -132,7 +135,8 @@ class Handler(BaseHTTPRequestHandler):
         body = content[start : stop if cut is None else min(stop, start + cut)]
         with self.hub.lock:
             self.hub.sent_bytes += len(body)
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # who asked has gone
+            self.wfile.write(body)
         self.close_connection = True
         return None
 

@@ -208,6 +208,7 @@ class _RangedFile:
         self._url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
         self._came, self._stop = came, stop
         self._lock = threading.Lock()
+        self._is_stale = False
         self._facts = [model.revision, file.digest, self.size]
         self._record = self.path.with_name(f".{self.path.name}.ranges")
         try:
@@ -261,6 +262,9 @@ class _RangedFile:
 
     def save(self) -> None:
         """Write down what has come, once that is on the disk."""
+        if self._is_stale:
+            self._record.unlink(missing_ok=True)
+            return
         with self._lock:
             there, etag = list(self._there), self._etag
         if there == self._saved:
@@ -329,9 +333,7 @@ class _RangedFile:
 
     def _changed(self, how: str) -> PullError:
         """The file on the hub is not the one that was begun with: nothing of that can be used."""
-        with self._lock:
-            self._there, self._etag = [], None
-        self._record.unlink(missing_ok=True)
+        self._is_stale = True  # the ETag stays: other lanes have answers to hold against it
         return PullError(
             f"{self.shown} changed on the hub while it was read: {how}.",
             "What had come was thrown away: give the command again.",
