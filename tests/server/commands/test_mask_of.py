@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -262,6 +263,26 @@ def test_a_file_that_changes_between_requests_is_refused(hub: FakeHub, mask: Mas
     hub.repositories[REPO][FILE] = content
     done(f"hf:{REPO}")
     assert Mask.load(folder / "mask.json").keep == mask.keep
+
+
+def test_nothing_of_a_file_that_changed_is_used(hub: FakeHub, mask: Mask, parent: Parent, folder: Path) -> None:
+    """The hub still lists it as it was: what lies here cannot be told by its hash."""
+    hub.listed_sha256[FILE] = "0" * 64
+    other = random_mask(parent, 4, seed=1)
+    assert other.keep != mask.keep
+    hub.changes = {3: {FILE: cut_bytes(parent, other)}}
+    assert "changed on the hub" in refused(f"hf:{REPO}")
+    assert [path.name for path in kept(folder)] == [FILE]
+    done(f"hf:{REPO}")
+    assert Mask.load(folder / "mask.json").keep == other.keep
+
+
+def test_every_range_is_asked_of_the_file_that_the_first_was_of(hub: FakeHub, mask: Mask) -> None:
+    done(f"hf:{REPO}")
+    first, *others = [headers.get("if-range") for headers in hub.downloads]
+    assert first is None
+    assert others
+    assert all(etag == f'"{hashlib.sha256(hub.repositories[REPO][FILE]).hexdigest()}"' for etag in others)
 
 
 def test_a_length_that_is_not_the_listed_one_is_refused(hub: FakeHub, mask: Mask) -> None:
