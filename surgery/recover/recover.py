@@ -19,18 +19,17 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from coe.engine.errors import ModelFileError
-from coe.engine.gguf.architectures import CHOICE_BIAS, ROUTER
+from coe.engine.gguf.architectures import ROUTER
 from coe.engine.gguf.reader import read_split
 from coe.engine.swap.fingerprints import SKELETON
 
 from ..architectures import Experts, block_tensor, experts_of
-from ..cut.cut import ByteRange
 from ..errors import MaskError, ParentMismatchError
 from ..files import sha256_of
 from ..mask import Mask, Provenance
 from ..parent import Parent
+from ..weights import PLAIN, ROUTER_BIASES, ByteRange, Weights, read, values
 from .matching import Near, Twins, match_nearest, match_rows
-from .weights import PLAIN, Weights, read, values
 
 OnStage = Callable[[str, int, int], None]
 Fetch = Callable[[Sequence[ByteRange]], None]
@@ -38,7 +37,6 @@ Array = NDArray[np.float32]
 
 RECIPE: Final = "mask-of"
 
-_ROUTER_BIASES: Final = ("ffn_gate_inp.bias", CHOICE_BIAS)
 _SHARED_DOWN: Final = ("ffn_down_shexp.weight", "ffn_down.weight")
 _SAMPLE_BYTES: Final = 256 * 1024  # of a shared expert's matrix: some 100 rows tell a factor to a thousandth
 # The same weights in two quantisations have cosines of 0.85 (one bit) and more; other weights some 0.
@@ -188,7 +186,7 @@ class _Recovery:
                 "Give the parent that it was cut from.",
             )
         for layer in mine.layers:
-            for tensor in (ROUTER, *_ROUTER_BIASES):
+            for tensor in (ROUTER, *ROUTER_BIASES):
                 name = f"blk.{layer}.{tensor}"
                 there = [name in weights for weights in (self.mine, self.theirs)]
                 if there[0] != there[1] or (
@@ -221,23 +219,18 @@ class _Recovery:
         """What has to be fetched of a specialist before anything is compared."""
         yield from (self.mine.whole(name) for name in vectors)
         for layer in self.experts.layers:
-            yield from (self.mine.whole(name) for name in self._router(layer))
+            yield from (self.mine.whole(name) for name in self.mine.router(layer))
             yield from (self.mine.whole(name) for name in self._expert_scales(layer))
         first, last = self.experts.layers[0], self.experts.layers[-1]
         yield from (self.mine.slab(name, 0) for name in self._matrices(first))
         for layer in dict.fromkeys((first, last)):
             yield from (self.mine.slab(name, 0, count) for name, count in self._shared_rows(layer))
 
-    def _router(self, layer: int) -> list[str]:
-        """The tensors of a layer's router."""
-        names = [f"blk.{layer}.{tensor}" for tensor in (ROUTER, *_ROUTER_BIASES)]
-        return [name for name in names if name in self.mine]
-
     def _in_both(self, layer: int) -> Iterator[str]:
         """The experts' tensors of a layer that both files have alike, but for how many experts there are."""
         for tensor in self.experts.architecture.per_expert:
             name = f"blk.{layer}.{tensor}"
-            if tensor in (ROUTER, *_ROUTER_BIASES) or name not in self.mine or name not in self.theirs:
+            if tensor in (ROUTER, *ROUTER_BIASES) or name not in self.mine or name not in self.theirs:
                 continue
             if self.mine.info(name).shape[:-1] == self.theirs.info(name).shape[:-1]:
                 yield name
@@ -297,7 +290,7 @@ class _Recovery:
 
     def _rows(self, weights: Weights, layer: int) -> Array:
         """[experts, width]: a layer's router rows, with what is added to their product behind them."""
-        columns = [weights.values(name) for name in self._router(layer)]
+        columns = [weights.values(name) for name in weights.router(layer)]
         return np.concatenate([columns[0], *(column.reshape(-1, 1) for column in columns[1:])], axis=1)
 
     def _require_near(self, near: Mapping[int, Sequence[Near]]) -> None:

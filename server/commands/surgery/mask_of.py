@@ -12,9 +12,9 @@ from .._lines import print_line
 from ._shared import clear_errors, err_console, progress_bars, say
 
 if TYPE_CHECKING:
-    from coe.surgery.cut.cut import ByteRange
     from coe.surgery.parent import Parent
     from coe.surgery.recover.recover import Recovered
+    from coe.surgery.weights import ByteRange
 _KEPT = "What was fetched of the specialist is kept, and the same command goes on with it."
 
 

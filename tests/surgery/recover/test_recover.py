@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from coe.engine.gguf.header import TensorInfo
 from coe.engine.gguf.reader import read_split
-from coe.surgery.cut.cut import ByteRange, cut, write_skeleton
+from coe.surgery.cut.cut import cut, write_skeleton
 from coe.surgery.cut.shared_scale import scaling
 from coe.surgery.errors import MaskError, ParentMismatchError, SurgeryError
 from coe.surgery.files import sha256_of
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from coe.surgery.recover.recover import Quantisation, SharedScale, recover
+from coe.surgery.weights import ByteRange
 from fakes.random_moe import ARCHITECTURES, DRAFTING, random_mask, write_random_moe
 
 DEMO = Path(__file__).parents[3] / "demo"
@@ -78,7 +79,7 @@ def test_every_mask_of_the_demo_is_won_back(path: Path, tmp_path: Path) -> None:
     cut(parent, mask, tmp_path / "specialist.gguf")
     found = recover(parent, tmp_path / "specialist.gguf")
     assert found.mask.keep == mask.keep
-    assert found.mask.parent == mask.parent
+    assert found.mask.parent == parent.identity()
     assert found.quantisation is Quantisation.SAME
     assert (found.lowest_cosine, found.differences, found.scales, found.notes) == (None, (), (), ())
 

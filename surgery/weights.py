@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,20 @@ from numpy.typing import NDArray
 
 from coe.engine.errors import ModelFileError
 from coe.engine.files import open_regular
+from coe.engine.gguf.architectures import CHOICE_BIAS, ROUTER
 from coe.engine.gguf.header import Header, TensorInfo
 
-from ..cut.cut import ByteRange
-
+ROUTER_BIASES: Final = ("ffn_gate_inp.bias", CHOICE_BIAS)
 PLAIN: Final = (Type.F32, Type.F16, Type.BF16)  # their values are floats exactly
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes that lie together in a file."""
+
+    path: Path
+    offset: int
+    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Weights:
         path, tensor = self.places[name]
         one = tensor.n_bytes // tensor.shape[-1]
         return ByteRange(path, tensor.offset + at * one, count * one)
+
+    def router(self, layer: int) -> list[str]:
+        """The tensors of a layer's router: its rows, and what is added to their product where there is any."""
+        names = [f"blk.{layer}.{tensor}" for tensor in (ROUTER, *ROUTER_BIASES)]
+        return [name for name in names if name in self]
 
     def values(self, name: str) -> NDArray[np.float32]:
         """A tensor's values, [outermost, all others]. Raises ModelFileError for a type that numpy cannot read."""
@@ -81,3 +96,16 @@ def values(data: bytes, kind: Type, name: str) -> NDArray[np.float32]:
         raise ModelFileError(
             f"{name} is of the type {kind.name}, which cannot be read as numbers here.", "Give another quantisation."
         ) from None
+
+
+def router_sha256(weights: Weights, layers: Sequence[int]) -> str:
+    """The hash of a model's routers as F32, layer by layer: the same for every quantisation of one checkpoint, since
+    converters leave routers alone. "" for one of a type that cannot be read. Raises OSError, ModelFileError."""
+    digest = hashlib.sha256()
+    for name in (name for layer in layers for name in weights.router(layer)):
+        tensor = weights.info(name)
+        if tensor.type not in PLAIN:
+            return ""
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(weights.values(name).astype("<f4").tobytes())
+    return digest.hexdigest()
