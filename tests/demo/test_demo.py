@@ -143,8 +143,11 @@ def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
     shipped = demo_roster().parent
     identity = Parent.open(PARENT).identity()
     for path in paths:
-        # Those that are shipped are from before masks knew their parent's routers.
-        assert Mask.load(path) == Mask.load(shipped / path.relative_to(tmp_path)).with_router_of(identity), path.name
+        there = shipped / path.relative_to(tmp_path)
+        if path.suffix == ".json":  # those that are shipped are from before masks knew their parent's routers
+            assert Mask.load(path) == Mask.load(there).with_router_of(identity), path.name
+        else:
+            assert path.read_text() == there.read_text(), path.name
 
 
 @pytest.mark.model
