@@ -51,6 +51,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("  coe build NAME                 one that the roster describes, from corpus to release")
         _out.print("  coe profile, plan, cut         the same by hand: watch the parent, choose experts, cut them out")
         _out.print("  coe mask                       another tool's drop map or matrix as a mask of ours")
+        _out.print("  coe mask-of                    a published specialist as a mask of its parent")
         _out.print("  coe verify, eval               prove the file; questions beside the parent")
         _out.print("  coe inspect, compare           what a model consists of; how alike masks are\n")
         _out.print("The supervisor:")

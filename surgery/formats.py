@@ -58,7 +58,7 @@ def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mas
     if _is_ours(content):
         mask = Mask.from_json(content)
         mask.require_parent(parent)
-        return mask
+        return mask.with_router_of(parent)
     return _read_foreign(content, path, parent, MaskKind(kind))
 
 

@@ -93,18 +93,41 @@ class Mask:
         return cls(parent, keep, provenance or Provenance())
 
     def require_parent(self, parent: Identity) -> None:
-        """Raises ParentMismatchError when the mask was made for a file with other bytes, or says so."""
-        if parent.sha256 != self.parent.sha256:
-            raise ParentMismatchError(
-                f"The mask was made for {self.parent.name} (SHA-256 {self.parent.sha256[:12]}…), "
-                f"not for this {parent.name} ({parent.sha256[:12]}…).",
-                "Give the parent it was made for, or profile and plan again with this one.",
+        """Raises ParentMismatchError when the mask was made for another checkpoint, or describes this one otherwise.
+
+        Another file of the same checkpoint will do, known by its routers: experts are the same ones in every
+        quantisation. A mask from before there was the routers' hash is bound to its file alone.
+        """
+        own = self.parent
+        if not parent.is_checkpoint_of(own):
+            files = (
+                f"The mask was made for {own.name} (SHA-256 {own.sha256[:12]}…), "
+                f"not for this {parent.name} ({parent.sha256[:12]}…)"
             )
-        if replace(parent, name="") != replace(self.parent, name=""):
+            if own.router_sha256 and parent.router_sha256:
+                raise ParentMismatchError(
+                    f"{files}, which is no other quantisation of it: its router is another ({own.router_sha256[:12]}… "
+                    f"and {parent.router_sha256[:12]}…), so that it is another model or checkpoint.",
+                    "Give a file of the checkpoint it was made for, or profile and plan again with this one.",
+                )
             raise ParentMismatchError(
-                f"The mask has the hash of {parent.name}, and describes its layers or experts otherwise.",
+                f"{files}.",
+                "Give the parent it was made for, or profile and plan again with this one. If this is the same "
+                "checkpoint in another quantisation, write the mask again with its own parent, which binds it to the "
+                "router that both have: coe mask MASK --parent ITS-OWN-PARENT.gguf -o mask.json",
+            )
+        routers = {own.router_sha256, parent.router_sha256} - {""}
+        if _facts(parent) != _facts(own) or len(routers) > 1:
+            raise ParentMismatchError(
+                f"The mask has the hash of {parent.name}, and describes its layers, experts or router otherwise.",
                 "Do not edit a mask's parent: plan again.",
             )
+
+    def with_router_of(self, parent: Identity) -> Mask:
+        """The mask bound to its parent's routers as well, where it is bound to the file alone and this is that file."""
+        if self.parent.router_sha256 or self.parent.sha256 != parent.sha256:
+            return self
+        return replace(self, parent=replace(self.parent, router_sha256=parent.router_sha256))
 
     def to_json(self) -> dict[str, Any]:
         """The file's content."""
@@ -155,6 +178,11 @@ class Mask:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MaskError(f"The mask file lacks something or says too much: {error}.", "Make it again.") from error
         return cls(parent, keep, provenance)
+
+
+def _facts(parent: Identity) -> Identity:
+    """What files of one checkpoint have in common."""
+    return replace(parent, name="", sha256="", router_sha256="")
 
 
 def layer_of(key: str) -> int:

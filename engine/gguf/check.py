@@ -82,13 +82,32 @@ def checked(path: Path) -> Iterator[mmap.mmap]:
         found = stamp(path)
         if found not in _passed:
             try:
-                _Check(path, content).run()
+                _Check(path, content, len(content)).run()
             except (struct.error, IndexError, OverflowError):
                 raise _ends_early(path) from None
             _passed[found] = None
             while len(_passed) > _REMEMBERED:
                 _passed.pop(next(iter(_passed)))
         yield content
+
+
+def header_end(path: Path, begin: bytes, n_bytes: int) -> int | None:
+    """Where the header of a file ends whose first bytes these are; None where it goes on beyond them.
+
+    begin:   of a file that is elsewhere; `checked` looks through one that is here.
+    n_bytes: of the whole file: what the header says is held against that.
+    path:    what messages call it. Raises ModelFileError, which says what does not hold together.
+    """
+    if not begin.startswith(b"GGUF"):
+        raise _no_gguf(path, begin)
+    check = _Check(path, begin, n_bytes)
+    try:
+        end = check.run()
+        return end if end <= len(begin) else None
+    except (struct.error, IndexError, OverflowError):
+        if check.at > n_bytes or len(begin) >= n_bytes:
+            raise _ends_early(path) from None
+        return None
 
 
 def unreadable(path: Path, error: OSError) -> ModelFileError:
@@ -137,17 +156,21 @@ def _no_gguf(path: Path, begin: bytes) -> ModelFileError:
 
 
 class _Check:
-    """One pass over a header. Raises ModelFileError, or struct.error where the file ends too early."""
+    """One pass over a header. Raises ModelFileError, or struct.error where the content ends too early.
 
-    def __init__(self, path: Path, content: mmap.mmap) -> None:
+    content: the file, or its beginning; size: of the whole file; at: how far it has come.
+    """
+
+    def __init__(self, path: Path, content: mmap.mmap | bytes, size: int) -> None:
         self._path = path
         self._content = content
-        self._size = len(content)
-        self._at = 4
+        self._size = size
+        self.at = 4
         self._values = 0
         self._alignment = 32
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Where the header ends."""
         version = self._number(_U32, 4)
         self._require_version(version)
         n_tensors, n_keys = self._number(_U64, 8), self._number(_U64, 8)
@@ -155,12 +178,13 @@ class _Check:
         self._require_count(n_tensors, _MOST_TENSORS, "tensors", 24)
         self._keys(n_keys)
         self._tensors(n_tensors)
+        return self.at
 
     def _wrong(self, what: str, remedy: str = _AGAIN) -> ModelFileError:
         return ModelFileError(f"The header of {self._path} is damaged: {what}.", remedy)
 
     def _number(self, unpack: object, width: int) -> int:
-        at, self._at = self._at, self._at + width
+        at, self.at = self.at, self.at + width
         return int(unpack(self._content, at)[0])  # type: ignore[operator]  # one of the two above
 
     def _require_version(self, version: int) -> None:
@@ -184,7 +208,7 @@ class _Check:
         raise self._wrong(f"it gives its version as {version}")
 
     def _require_count(self, count: int, most: int, what: str, least_bytes: int) -> None:
-        if count * least_bytes > self._size - self._at:
+        if count * least_bytes > self._size - self.at:
             raise self._wrong(f"it announces {count:,} {what}, which the file has no room for")
         if count > most:
             raise ModelFileError(
@@ -194,12 +218,14 @@ class _Check:
 
     def _string(self, what: str, longest: int) -> bytes:
         length = self._number(_U64, 8)
-        if length > self._size - self._at:
+        if length > self._size - self.at:
             raise self._wrong(f"{what} of {length:,} bytes does not fit into the file")
         if length > longest:
             raise self._wrong(f"{what} has {length:,} bytes, and {longest:,} are the most")
-        begin, self._at = self._at, self._at + length
-        return self._content[begin : self._at]
+        begin, self.at = self.at, self.at + length
+        if self.at > len(self._content):
+            raise struct.error  # of a beginning: half a name could be another's
+        return self._content[begin : self.at]
 
     def _keys(self, count: int) -> None:
         seen: set[bytes] = set()
@@ -209,7 +235,7 @@ class _Check:
                 raise self._wrong(f"it has the key {_shown(key)} twice")
             seen.add(key)
             kind = self._number(_U32, 4)
-            begin = self._at
+            begin = self.at
             self._skip(kind, key)
             if key == b"general.alignment":
                 self._take_alignment(kind, begin)
@@ -217,19 +243,19 @@ class _Check:
     def _skip(self, kind: int, key: bytes) -> None:
         """Go past a value, held against the file's end."""
         if kind in _WIDTHS:
-            self._at += _WIDTHS[kind]
+            self.at += _WIDTHS[kind]
         elif kind == STRING:
             length = self._number(_U64, 8)
-            if length > self._size - self._at:
+            if length > self._size - self.at:
                 raise self._wrong(f"the value of {_shown(key)} has {length:,} bytes, which are not there")
-            self._at += length
+            self.at += length
         elif kind == ARRAY:
             self._skip_array(key)
         else:
             raise self._wrong(f"the value of {_shown(key)} is of the unknown type {kind}")
-        if self._at > self._size:
+        if self.at > self._size:
             raise struct.error
-        if self._at > _MOST_HEADER_BYTES:
+        if self.at > _MOST_HEADER_BYTES:
             raise ModelFileError(
                 f"The metadata of {self._path} take more than {_MOST_HEADER_BYTES // 2**20} MiB.",
                 "Fetch a file of a known converter.",
@@ -240,7 +266,7 @@ class _Check:
         if inner not in _WIDTHS and inner != STRING:
             what = "arrays" if inner == ARRAY else f"the unknown type {inner}"
             raise self._wrong(f"the array {_shown(key)} is one of {what}, which llama.cpp does not read")
-        if count * _WIDTHS.get(inner, 8) > self._size - self._at:
+        if count * _WIDTHS.get(inner, 8) > self._size - self.at:
             raise self._wrong(f"the array {_shown(key)} announces {count:,} values, which are not there")
         self._values += count
         if self._values > _MOST_VALUES:
@@ -249,12 +275,14 @@ class _Check:
                 "Fetch a file of a known converter.",
             )
         if inner in _WIDTHS:
-            self._at += count * _WIDTHS[inner]
+            self.at += count * _WIDTHS[inner]
             return
-        at, content = self._at, self._content
-        for _ in range(count):  # a length beyond the file ends the next read, or the test behind the loop
-            at += 8 + _U64(content, at)[0]
-        self._at = at
+        at, content = self.at, self._content
+        try:
+            for _ in range(count):  # a length beyond the file ends the next read, or the test behind the loop
+                at += 8 + _U64(content, at)[0]
+        finally:
+            self.at = at
 
     def _take_alignment(self, kind: int, begin: int) -> None:
         if kind != 4:
@@ -283,7 +311,7 @@ class _Check:
             if offset != expected:
                 raise self._wrong(f"the tensor {_shown(name)} begins at {offset:,} of the data, not at {expected:,}")
             expected = -(-(expected + n_bytes) // self._alignment) * self._alignment
-        begin = -(-self._at // self._alignment) * self._alignment
+        begin = -(-self.at // self._alignment) * self._alignment
         end = begin + max((offset + n_bytes for _, n_bytes, offset in sizes), default=0)
         if sizes and self._size < end:
             raise ModelFileError(

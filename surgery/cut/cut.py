@@ -32,6 +32,7 @@ from ..errors import CutError
 from ..files import require_output
 from ..mask import Mask
 from ..parent import Identity, Parent
+from ..weights import ByteRange as ByteRange
 from .gguf_writer import RawHeader, Tensor, Value, padded, read_raw_header
 from .quantize import quantize_file, require_file_type, roughly_bytes
 from .shared_scale import scaling
@@ -57,15 +58,6 @@ class CutReport:
     parent_sha256: str
     mask_sha256: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """Bytes that lie together in a file."""
-
-    path: Path
-    offset: int
-    n_bytes: int
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def compare(masks: Mapping[str, Mask], utilities: Mapping[str, Values] | None = 
     names = tuple(masks)
     parent = masks[names[0]].parent
     for name, mask in masks.items():
-        if mask.parent.sha256 != parent.sha256:
+        if not mask.parent.is_checkpoint_of(parent):
             raise ParentMismatchError(
                 f"The mask {name} belongs to {mask.parent.name}, {names[0]} to {parent.name}.",
                 "Compare masks of one parent.",

@@ -141,8 +141,13 @@ def test_masks_are_made_again_the_same(tmp_path: Path) -> None:
     assert set(made) == set(DOMAINS)
     paths = make_masks.write(made, tmp_path)
     shipped = demo_roster().parent
+    identity = Parent.open(PARENT).identity()
     for path in paths:
-        assert path.read_text() == (shipped / path.relative_to(tmp_path)).read_text(), path.name
+        there = shipped / path.relative_to(tmp_path)
+        if path.suffix == ".json":  # those that are shipped are from before masks knew their parent's routers
+            assert Mask.load(path) == Mask.load(there).with_router_of(identity), path.name
+        else:
+            assert path.read_text() == there.read_text(), path.name
 
 
 @pytest.mark.model

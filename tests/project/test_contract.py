@@ -46,6 +46,7 @@ LAYERS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "profile": ("", "judge"),
         "plan": ("", "judge", "profile"),
         "cut": ("", "judge", "profile", "plan"),
+        "recover": ("",),
         "verify": ("", "judge", "profile", "plan", "cut"),
         "study": ("", "judge", "profile", "plan", "cut", "verify"),
         "build": ("", "judge", "profile", "plan", "cut", "verify", "study"),

@@ -155,12 +155,60 @@ class TestRefusals:
             Mask.load(tmp_path / "none.json")
 
 
+def of_router(router: str, **changes: Any) -> Identity:
+    return replace(identity(**changes), router_sha256=router)
+
+
+def test_another_file_of_the_same_router_is_the_same_parent() -> None:
+    mask = Mask.everything(of_router("r" * 64, name="Q4"))
+    mask.require_parent(of_router("r" * 64, name="Q8"))
+    Mask.from_json(mask.to_json()).require_parent(of_router("r" * 64, name="IQ4"))
+
+
+def test_a_file_of_another_router_is_another_checkpoint() -> None:
+    mask = Mask.everything(of_router("a" * 64, name="one"))
+    with pytest.raises(ParentMismatchError, match=r"made for one .* its router is another .*model or checkpoint"):
+        mask.require_parent(of_router("b" * 64, name="two"))
+
+
+@pytest.mark.parametrize("routers", [("", ""), ("a" * 64, ""), ("", "a" * 64)])
+def test_without_both_routers_the_file_decides(routers: tuple[str, str]) -> None:
+    mask = Mask.everything(of_router(routers[0], name="one"))
+    mask.require_parent(of_router(routers[1], name="one"))
+    with pytest.raises(ParentMismatchError, match=r"made for one .*coe mask MASK"):
+        mask.require_parent(of_router(routers[1], name="two"))
+
+
+def test_the_same_router_in_another_shape_is_no_parent() -> None:
+    mask = Mask.everything(of_router("a" * 64, name="one", used=2))
+    with pytest.raises(ParentMismatchError, match="describes its layers"):
+        mask.require_parent(of_router("a" * 64, name="two", used=3))
+
+
+def test_a_mask_of_a_file_is_bound_to_its_router_by_that_file_alone() -> None:
+    old, file = Mask.everything(identity(name="one")), of_router("a" * 64, name="one")
+    assert old.with_router_of(file).parent == file
+    assert old.with_router_of(of_router("a" * 64, name="two")) == old
+    new = Mask.everything(file)
+    assert new.with_router_of(of_router("b" * 64, name="one")) == new
+
+
+def test_a_router_s_hash_that_is_no_text_is_refused() -> None:
+    content = Mask.everything(identity()).to_json()
+    content["parent"]["router_sha256"] = 5
+    with pytest.raises(MaskError, match="hashes"):
+        Mask.from_json(content)
+
+
 def test_a_mask_whose_parent_was_edited_does_not_apply(tmp_path: Path) -> None:
     parent = identity(layers=2, experts=8, used=2)
     mask = Mask.everything(parent)
     mask.require_parent(replace(parent, name="renamed"))
     with pytest.raises(ParentMismatchError, match="describes its layers"):
         mask.require_parent(replace(parent, n_used=3))
+    routed = Mask.everything(replace(parent, router_sha256="a" * 64))
+    with pytest.raises(ParentMismatchError, match="or router otherwise"):
+        routed.require_parent(replace(parent, router_sha256="b" * 64))
     for broken in ({"layers": []}, {"n_groups": 0}, {"n_groups": 3}):
         content = mask.to_json()
         content["parent"] |= broken

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import httpx
-from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -20,9 +17,6 @@ from .errors import PullError, no_room
 from .files import PlannedModel, WantedModel, look_up, plan_downloads
 
 PARENT: Final = "parent"  # what the roster's parent is called on the command line
-
-_HUB: Final = "https://huggingface.co"
-_TIMEOUT: Final = httpx.Timeout(30.0, connect=15.0)
 
 
 def pull(
@@ -41,7 +35,7 @@ def pull(
     Gives the exit status: 0 when everything asked for is there. What can be fetched is, even when something else
     cannot.
     """
-    endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+    endpoint = download.hub_endpoint()
     wanted, refused = _wanted(roster, names, console)
     repositories = dict.fromkeys((one.repo, one.revision) for one in wanted)
     found = {(repo, revision): look_up(endpoint, repo, token, revision) for repo, revision in repositories}
@@ -69,10 +63,7 @@ def pull(
         _print(console, str(error), "red")
         return 1
 
-    headers = {"accept-encoding": "identity"}  # sizes and ranges are those of the file itself
-    if bearer := token or get_token():
-        headers["authorization"] = f"Bearer {bearer}"
-    with httpx.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True) as client, _bars(console) as bars:
+    with download.hub_client(token) as client, _bars(console) as bars:
         for model in to_fetch:
             try:
                 download.fetch_model(client, endpoint, model, bars)

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import httpx
-from huggingface_hub import hf_hub_url
+from huggingface_hub import get_token, hf_hub_url
 from rich.progress import Progress
 
 from .errors import PullError, disk_error, gated, no_network
@@ -30,16 +30,36 @@ from .files import HubFile, PlannedModel
 _PARTIAL: Final = ".partial"  # hidden, so that no roster pattern finds what is in it
 _VERIFIED: Final = ".verified"
 _CHUNK_BYTES: Final = 2**20
-_RETRY_WAITS_S: Final = (1.0, 2.0, 4.0, 8.0)  # between attempts that brought next to nothing
+RETRY_WAITS_S: Final = (1.0, 2.0, 4.0, 8.0)  # between attempts that brought next to nothing
 # A server that trickles keeps a read's time limit from ever passing: less than that within so long is no download.
 _WINDOW_S: Final = 60.0
-_LEAST_BYTES: Final = 64 * 1024
+LEAST_BYTES: Final = 64 * 1024
+
+
+_HUB: Final = "https://huggingface.co"
+_TIMEOUT: Final = httpx.Timeout(30.0, connect=15.0)
+
+
+def hub_endpoint() -> str:
+    """The hub's address: HF_ENDPOINT's, else that of Hugging Face."""
+    return (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+
+
+def hub_client(token: str | None) -> httpx.Client:
+    """A client for the hub's files. token: None for the one that huggingface_hub has saved.
+
+    Where the hub redirects to another host, httpx leaves the token out.
+    """
+    headers = {"accept-encoding": "identity"}  # sizes and ranges are those of the file itself
+    if bearer := token or get_token():
+        headers["authorization"] = f"Bearer {bearer}"
+    return httpx.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=True)
 
 
 class Pace:
-    """Whether a download gets on: at least _LEAST_BYTES in every _WINDOW_S. Times are of a monotonic clock."""
+    """Whether a download gets on: at least LEAST_BYTES in every _WINDOW_S. Times are of a monotonic clock."""
 
-    fault: Final = f"less than {_LEAST_BYTES // 1024} KiB came within {_WINDOW_S:.0f} s"
+    fault: Final = f"less than {LEAST_BYTES // 1024} KiB came within {_WINDOW_S:.0f} s"
 
     def __init__(self, now: float) -> None:
         self._begun, self._n_bytes = now, 0
@@ -49,7 +69,7 @@ class Pace:
         self._n_bytes += n_bytes
         if now - self._begun < _WINDOW_S:
             return True
-        enough = self._n_bytes >= _LEAST_BYTES
+        enough = self._n_bytes >= LEAST_BYTES
         self._begun, self._n_bytes = now, 0
         return enough
 
@@ -104,7 +124,7 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                 digest = _restart(out, file)
             bars.update(bar, completed=out.tell())
             url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
-            waits = iter(_RETRY_WAITS_S)
+            waits = iter(RETRY_WAITS_S)
             while (before := out.tell()) < file.size_bytes:
                 cut: Exception = httpx.RemoteProtocolError("the file ended early")
                 try:
@@ -112,7 +132,7 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                         if before and response.status_code in (200, 416):
                             digest = _restart(out, file)  # the server cannot go on in the middle
                         if response.status_code != 416 or not before:
-                            _check_status(response, endpoint, model.repo, file.path)
+                            check_status(response, endpoint, model.repo, file.path)
                             pace = Pace(time.monotonic())
                             for chunk in response.iter_bytes():  # as it comes: gathered chunks are lost in a cut
                                 if not pace.keeps_up(time.monotonic(), len(chunk)):
@@ -124,8 +144,8 @@ def _fetch(client: httpx.Client, endpoint: str, model: PlannedModel, file: HubFi
                                     break
                 except httpx.RequestError as error:
                     cut = error
-                if out.tell() - before >= min(_LEAST_BYTES, file.size_bytes - before):
-                    waits = iter(_RETRY_WAITS_S)
+                if out.tell() - before >= min(LEAST_BYTES, file.size_bytes - before):
+                    waits = iter(RETRY_WAITS_S)
                     continue
                 wait_s = next(waits, None)
                 if wait_s is None:
@@ -188,7 +208,8 @@ def _restart(out: FileIO, file: HubFile) -> hashlib._Hash:
     return file.hasher()
 
 
-def _check_status(response: httpx.Response, endpoint: str, repo: str, path: str) -> None:
+def check_status(response: httpx.Response, endpoint: str, repo: str, path: str) -> None:
+    """Raises PullError for a refusal, httpx.RemoteProtocolError for what is worth another attempt."""
     status = response.status_code
     if status < 300:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from coe.engine.files import FULL_DISK
 from coe.engine.private import without_secrets
@@ -27,28 +28,41 @@ def gated(endpoint: str, repo: str) -> PullError:
     )
 
 
-def no_network(endpoint: str, error: Exception) -> PullError:
-    """The hub cannot be reached."""
+_MODELS_DIR: Final = "choose another `models_dir` in the roster"
+_AGAIN: Final = "pull again"
+
+
+def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> PullError:
+    """The hub cannot be reached. again: what goes on where it stopped."""
     return PullError(
         f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
-        "See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and pull again: it goes on where it stopped.",
+        f"See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and {again}: it goes on where it stopped.",
     )
 
 
-def no_room(needed_bytes: int, free_bytes: int, folder: Path) -> PullError:
-    """The disk of a folder has too little room."""
+def no_room(
+    needed_bytes: int, free_bytes: int, folder: Path, elsewhere: str = _MODELS_DIR, again: str = _AGAIN
+) -> PullError:
+    """The disk of a folder has too little room. elsewhere: how another folder is chosen."""
     return PullError(
         f"The disk of {folder} has no room: {size_text(needed_bytes)} ({needed_bytes} bytes) are needed, "
         f"{size_text(free_bytes)} ({free_bytes} bytes) are free.",
-        "Make room, or choose another `models_dir` in the roster, and pull again: it goes on where it stopped.",
+        f"Make room, or {elsewhere}, and {again}: it goes on where it stopped.",
     )
 
 
-def disk_error(error: OSError, path: Path, needed_bytes: int, free_bytes: int) -> PullError:
+def disk_error(
+    error: OSError,
+    path: Path,
+    needed_bytes: int,
+    free_bytes: int,
+    elsewhere: str = _MODELS_DIR,
+    again: str = _AGAIN,
+) -> PullError:
     """A file cannot be written, for lack of room or for another reason."""
     if error.errno in FULL_DISK:
-        return no_room(needed_bytes, free_bytes, path.parent)
+        return no_room(needed_bytes, free_bytes, path.parent, elsewhere, again)
     return PullError(
         f"{path} cannot be written: {error.strerror or error}.",
-        "See to the permissions of the folder, or choose another `models_dir` in the roster.",
+        f"See to the permissions of the folder, or {elsewhere}.",
     )

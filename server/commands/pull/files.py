@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -58,6 +59,20 @@ class Repository:
 
 
 @dataclass(frozen=True)
+class Remedies:
+    """How a person corrects what was asked of the hub: it stands in a roster, or on the command line."""
+
+    repo: str = "Correct `repo` in the roster"
+    revision: str = "Correct `revision` in the roster, or leave it out"
+    pattern: str = "Correct `pattern` in the roster"
+    narrower: str = "Narrow `pattern` in the roster so that it finds one"
+    other: str = "choose another by `pattern` in the roster"
+
+
+ROSTER: Final = Remedies()
+
+
+@dataclass(frozen=True)
 class WantedModel:
     """A model that a specialist, or the parent, is to have: the one that `pattern` finds in a repository.
 
@@ -69,6 +84,25 @@ class WantedModel:
     pattern: str
     revision: str | None = None
     sha256: tuple[str, ...] = ()
+
+
+HUB: Final = "hf:"  # what a model on the hub begins with on the command line
+_ADDRESS: Final = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<pattern>.+))?")
+COMMAND_LINE: Final = Remedies(
+    "Correct the repository behind hf:",
+    "Correct the revision behind @, or leave it out",
+    "Correct what stands behind the repository",
+    "Say which behind the repository: hf:OWNER/REPO/FILE.gguf, or a pattern that finds one, hf:OWNER/REPO/*Q4_K_M*",
+    "name another: hf:OWNER/REPO/FILE.gguf",
+)
+
+
+def hub_address(text: str) -> WantedModel:
+    """The model that `hf:OWNER/REPO[@REVISION][/FILE]` names; FILE may be a pattern. Raises PullError."""
+    match = _ADDRESS.fullmatch(text.removeprefix(HUB).strip("/"))
+    if not match:
+        raise PullError(f"{text} names no repository of the hub.", "Write hf:OWNER/REPO or hf:OWNER/REPO/FILE.gguf.")
+    return WantedModel(text, match["repo"], match["pattern"] or "*.gguf", match["revision"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +156,7 @@ def plan_downloads(
     return DownloadPlan(tuple(models.values()), tuple(refused))
 
 
-def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
+def choose_files(repository: Repository, pattern: str, remedies: Remedies = ROSTER) -> tuple[HubFile, ...]:
     """The files of the one model that the pattern finds, in order. Raises PullError when it finds none or several."""
     # A repository's names become paths here: a name that leads out of its folder is never fetched.
     inside = {file.path: file for file in repository.files if _is_inside(file.path)}
@@ -130,19 +164,19 @@ def choose_files(repository: Repository, pattern: str) -> tuple[HubFile, ...]:
     if not models:
         ggufs = [name for name in inside if name.lower().endswith(".gguf")]
         there = f"Its GGUF files: {_listed(ggufs)}." if ggufs else "It holds no GGUF file at all."
-        remedy = "Correct `pattern` in the roster." if ggufs else "Correct `repo` in the roster."
-        raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", remedy)
+        remedy = remedies.pattern if ggufs else remedies.repo
+        raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", f"{remedy}.")
     if len(models) > 1:
         first = [model[0] for model in models]
         raise PullError(
             f"{pattern!r} finds {len(models)} models in {repository.name}: {_listed(first)}.",
-            "Narrow `pattern` in the roster so that it finds one.",
+            f"{remedies.narrower}.",
         )
     missing = parts_missing(models[0])
     if missing:
         raise PullError(
             f"The model {models[0][0]} in {repository.name} lacks part {', '.join(map(str, missing))}.",
-            "Wait until its upload is complete, or choose another by `pattern` in the roster.",
+            f"Wait until its upload is complete, or {remedies.other}.",
         )
     return tuple(inside[name] for name in models[0])
 
@@ -175,7 +209,9 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def look_up(endpoint: str, repo: str, token: str | None, revision: str | None = None) -> Repository | PullError:
+def look_up(
+    endpoint: str, repo: str, token: str | None, revision: str | None = None, remedies: Remedies = ROSTER
+) -> Repository | PullError:
     """Ask the hub for a repository's files; an error is given back, so that other repositories go on.
 
     revision: None for the newest.
@@ -183,19 +219,17 @@ def look_up(endpoint: str, repo: str, token: str | None, revision: str | None = 
     try:
         info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
     except RevisionNotFoundError:
-        return PullError(
-            f"The hub has no revision {revision} of {repo}.", "Correct `revision` in the roster, or leave it out."
-        )
+        return PullError(f"The hub has no revision {revision} of {repo}.", f"{remedies.revision}.")
     except GatedRepoError:
         return gated(endpoint, repo)
     except RepositoryNotFoundError:
         # The hub says the same of a private repository to a token that may not see it.
         return PullError(
             f"The hub has no repository {repo}, or it is private.",
-            "Correct `repo` in the roster, or give a token that may read it (--token or HF_TOKEN).",
+            f"{remedies.repo}, or give a token that may read it (--token or HF_TOKEN).",
         )
     except HFValidationError as error:
-        return PullError(f"{repo} is no repository's name: {error}.", "Correct `repo` in the roster.")
+        return PullError(f"{repo} is no repository's name: {error}.", f"{remedies.repo}.")
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

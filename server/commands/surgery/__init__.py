@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from . import build, compare, cut, eval, inspect, mask, plan, profile, verify
+from . import build, compare, cut, eval, inspect, mask, mask_of, plan, profile, verify
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(profile.profile)
     app.command()(plan.plan)
     app.command()(mask.mask)
+    app.command("mask-of")(mask_of.mask_of)
     app.command()(cut.cut)
     app.command()(verify.verify)
     app.command()(compare.compare)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coe.engine.errors import ModelFileError
+from coe.engine.gguf.check import header_end
 from coe.engine.gguf.reader import read_header, read_split
 from coe.engine.gguf.records import read_records
 from coe.surgery.cut.gguf_writer import read_raw_header
@@ -140,3 +141,43 @@ def test_a_count_that_is_a_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(gguf([key(b"split.count", STRING, text(b"two"))]))
     with pytest.raises(ModelFileError, match=r"'split.count' of m.gguf is 'two', which counts nothing"):
         read_split(path)
+
+
+WHOLE = gguf(
+    [
+        key(b"general.a", STRING, text(b"a text")),
+        key(b"general.ab", ARRAY, array(STRING, 3, text(b"one") + text(b"") + text(b"three"))),
+        key(b"general.abc", ARRAY, array(U32, 2, bytes(8))),
+        key(b"b", U32, bytes(4)),
+    ],
+    [tensor(b"t", [32]), tensor(b"tt", [16], 0, 128)],
+    tail=4096,
+)
+BEHIND = len(WHOLE) - 4096
+
+
+@pytest.mark.parametrize("n_bytes", range(4, BEHIND + 40))
+def test_a_header_ends_where_it_ends_however_much_of_it_is_there(n_bytes: int) -> None:
+    """The beginning of each name is that of another: half of one is no name twice."""
+    found = header_end(Path("m.gguf"), WHOLE[:n_bytes], len(WHOLE))
+    assert found == (BEHIND if n_bytes >= BEHIND else None)
+
+
+def test_a_header_that_ends_with_a_value_is_whole_with_its_last_byte() -> None:
+    content = gguf([key(b"a", U32, bytes(4))], tail=64)
+    assert header_end(Path("m.gguf"), content[:-65], len(content)) is None
+    assert header_end(Path("m.gguf"), content[:-64], len(content)) == len(content) - 64
+
+
+@pytest.mark.parametrize("what", HURTING)
+def test_what_is_wrong_is_named_of_a_file_that_is_elsewhere(what: str) -> None:
+    content, why = HURTING[what]
+    with pytest.raises(ModelFileError, match=why):
+        header_end(Path("m.gguf"), content, len(content))
+
+
+def test_a_length_beyond_a_file_that_is_elsewhere_is_known_by_its_beginning() -> None:
+    texts = array(STRING, 2, text(b"") + struct.pack("<Q", 2**40))
+    content = gguf([key(b"a", ARRAY, texts), key(b"b", U32, bytes(4))], tail=2**16)
+    with pytest.raises(ModelFileError, match="ends within its header"):
+        header_end(Path("m.gguf"), content[:100], len(content))

@@ -4,145 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from rich.console import Console
 
 from coe.engine import files
-from coe.server.commands.pull import command, download
+from coe.server.commands.pull import download
 from coe.server.commands.pull.command import pull
 from coe.server.commands.pull.errors import PullError
 from coe.server.commands.pull.files import HubFile, Repository, WantedModel, choose_files, plan_downloads
 from coe.server.roster.load import load_roster
+from fakes.hub import COMMIT, FakeHub, played
 
-COMMIT = "c0ffee" + "0" * 34
 REPO = "someone/maths-GGUF"
 FILE = "maths-Q4_K_M.gguf"
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 
 
-@dataclass
-class FakeHub:
-    """Repositories in memory, and what is wrong with them."""
-
-    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)  # may be listed, not downloaded
-    listed_sha256: dict[str, str] = field(default_factory=dict)  # by file, where it is not the content's
-    cuts: list[int] = field(default_factory=list)  # a download each: the connection ends after so many bytes
-    failures: list[int] = field(default_factory=list)  # a download each: answered with this status
-    ignore_ranges: bool = False
-    elsewhere: bool = False  # downloads are redirected to another host, as to a content delivery network
-    wanted_token: str | None = None
-    downloads: list[dict[str, str]] = field(default_factory=list)  # the headers of each
-    revisions: list[str] = field(default_factory=list)  # that were listed; "" for the newest
-    outside_lfs: bool = False
-    url: str = ""
-
-    @property
-    def ranges(self) -> list[str | None]:
-        return [headers.get("range") for headers in self.downloads]
-
-
-def git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: FakeHub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            self.hub.revisions.append(revision)
-            if revision not in ("", COMMIT, "v1"):
-                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
-            return self.list_repository(repo)
-        found = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        assert found
-        repo, revision, name = found.groups()
-        assert revision == COMMIT
-        if self.hub.elsewhere and not path.startswith("/cdn/"):
-            other = self.hub.url.replace("127.0.0.1", "localhost")
-            return self.answer(302, Location=f"{other}/cdn{self.path}")
-        return self.send_file(repo, name)
-
-    def list_repository(self, repo: str) -> None:
-        files = self.hub.repositories.get(repo)
-        token = self.headers.get("Authorization")
-        if files is None or (self.hub.wanted_token and token != f"Bearer {self.hub.wanted_token}"):
-            return self.answer(401, b"{}", X_Error_Code="RepoNotFound")
-        siblings = []
-        for name, content in files.items():
-            sha256 = self.hub.listed_sha256.get(name, hashlib.sha256(content).hexdigest())
-            lfs = {"sha256": sha256, "size": len(content), "pointerSize": 130}
-            sibling = {"rfilename": name, "size": len(content), "blobId": git_sha1(content)}
-            siblings.append({**sibling, "lfs": lfs} if name.endswith(".gguf") and not self.hub.outside_lfs else sibling)
-        body = {"id": repo, "modelId": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
-        return self.answer(200, json.dumps(body).encode(), Content_Type="application/json")
-
-    def send_file(self, repo: str, name: str) -> None:
-        self.hub.downloads.append({key.lower(): value for key, value in self.headers.items()})
-        if repo in self.hub.gated:
-            return self.answer(403, b"Access is restricted", X_Error_Code="GatedRepo")
-        if self.hub.failures:
-            return self.answer(self.hub.failures.pop(0))
-        content = self.hub.repositories[repo][name]
-        start = 0
-        if (asked := self.headers.get("Range")) and not self.hub.ignore_ranges:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        end = start + self.hub.cuts.pop(0) if self.hub.cuts else len(content)
-        self.wfile.write(content[start:end])
-        self.close_connection = True
-        return None
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    fake = FakeHub({REPO: {FILE: CONTENT, "README.md": b"# maths"}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": fake}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("HF_ENDPOINT", fake.url)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(command, "get_token", lambda: None)  # this machine may have a token
-    monkeypatch.setattr(download, "_RETRY_WAITS_S", (0.0, 0.0))
-    yield fake
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with played(FakeHub({REPO: {FILE: CONTENT, "README.md": b"# maths"}}), monkeypatch) as fake:
+        yield fake
 
 
 @dataclass
@@ -394,7 +282,7 @@ def test_a_download_that_trickles_is_given_up_and_what_came_is_kept(
     minutes = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 61.0 * next(minutes), sleep=lambda seconds: None)
     monkeypatch.setattr(download, "time", clock)
-    monkeypatch.setattr(download, "_LEAST_BYTES", len(CONTENT))
+    monkeypatch.setattr(download, "LEAST_BYTES", len(CONTENT))
     hub.cuts = [200_000]
     assert shop.pull() == 1
     assert "less than 64 KiB came within 60 s" in shop.said

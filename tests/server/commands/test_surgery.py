@@ -31,7 +31,7 @@ from fakes import taught
 from fakes.random_moe import write_random_moe
 from fakes.server_process import GIVE_UP_S, run_coe, write_roster
 
-COMMANDS = ("profile", "plan", "mask", "cut", "verify", "compare", "inspect", "eval", "build")
+COMMANDS = ("profile", "plan", "mask", "mask-of", "cut", "verify", "compare", "inspect", "eval", "build")
 LINES = 40
 
 

@@ -100,7 +100,7 @@ async def test_a_mask_of_another_parent_says_so_and_the_rest_is_served(
 ) -> None:
     path = folder / "masks" / "law.json"
     stranger = json.loads(path.read_text())
-    stranger["parent"]["sha256"] = "0" * 64
+    stranger["parent"] |= {"sha256": "0" * 64, "router_sha256": "0" * 64}
     path.write_text(json.dumps(stranger))
     roster = roster_in(folder, parent)
     other = {"name": "general", "file": str(smollm2), "domains": ["general"], "context_tokens": 256}
@@ -270,7 +270,7 @@ async def test_skeletons_of_parents_that_are_gone_are_removed(folder: Path, pare
 async def test_what_cannot_be_prepared_is_said_of_each_mask(folder: Path, parent: Path) -> None:
     roster = two_masks(folder, parent)
     stranger = json.loads((folder / "masks" / "law.json").read_text())
-    stranger["parent"]["sha256"] = "0" * 64
+    stranger["parent"] |= {"sha256": "0" * 64, "router_sha256": "0" * 64}
     (folder / "masks" / "law.json").write_text(json.dumps(stranger))
     prepared = await prepare_masks(roster)
     assert isinstance(prepared["art"], MaskSource)

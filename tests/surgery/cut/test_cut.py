@@ -30,6 +30,7 @@ from coe.surgery.cut.cut import KEY, ByteRange, CutReport, cut, kept_experts, ma
 from coe.surgery.errors import CutError, MaskError, ParentMismatchError, SurgeryError
 from coe.surgery.mask import Mask, Provenance
 from coe.surgery.parent import Parent
+from coe.surgery.verify.verify import verify
 from fakes import random_moe
 from fakes.full_disk import files_of_at_most
 from fakes.random_moe import random_mask, write_random_moe
@@ -253,16 +254,46 @@ def test_one_expert_a_layer_is_refused(tmp_path: Path) -> None:
         cut(parent, random_mask(parent, 1), tmp_path / "out.gguf")
 
 
-def test_a_parent_changed_by_one_byte_is_another(tmp_path: Path, parent: Parent) -> None:
-    mask = random_mask(parent, 4)
-    with parent.path.open("r+b") as file:
-        file.seek(-100, os.SEEK_END)
+def change_one_byte(path: Path, tensor: str) -> None:
+    [offset] = [one.offset for one in read_header(path).tensors if one.name == tensor]
+    with path.open("r+b") as file:
+        file.seek(offset)
         byte = file.read(1)[0]
-        file.seek(-100, os.SEEK_END)
+        file.seek(offset)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(ParentMismatchError, match="The mask was made for Random gemma4"):
+
+
+def test_a_parent_whose_router_changed_by_one_byte_is_another(tmp_path: Path, parent: Parent) -> None:
+    mask = random_mask(parent, 4)
+    change_one_byte(parent.path, "blk.1.ffn_gate_inp.weight")
+    with pytest.raises(ParentMismatchError, match=r"The mask was made for Random gemma4.*its router is another"):
         cut(Parent.open(parent.path), mask, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_parent_changed_by_one_byte_is_another_to_a_mask_that_knows_no_router(tmp_path: Path, parent: Parent) -> None:
+    mask = random_mask(parent, 4)
+    old = replace(mask, parent=replace(mask.parent, router_sha256=""))
+    cut(parent, old, tmp_path / "out.gguf")
+    (tmp_path / "out.gguf").unlink()
+    change_one_byte(parent.path, "output_norm.weight")
+    with pytest.raises(ParentMismatchError, match=r"The mask was made for Random gemma4.*coe mask MASK"):
+        cut(Parent.open(parent.path), old, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_mask_serves_other_quantisations_of_its_parent(tmp_path: Path) -> None:
+    shape = {"embedding": 256, "expert_ff": 256}
+    full = Parent.open(write_random_moe(tmp_path / "full.gguf", **shape))
+    small = Parent.open(write_random_moe(tmp_path / "small.gguf", **shape, quantised=Type.Q8_0))
+    mask = random_mask(full, 4)
+    report = cut(small, mask, tmp_path / "out.gguf")
+    assert report.parent_sha256 == small.identity().sha256 != mask.parent.sha256
+    own = replace(mask, parent=small.identity())
+    cut(small, own, tmp_path / "own.gguf", provenance=False)
+    cut(small, mask, tmp_path / "other.gguf", provenance=False)
+    assert (tmp_path / "other.gguf").read_bytes() == (tmp_path / "own.gguf").read_bytes()
+    assert verify(small.path, tmp_path / "out.gguf", mask, run=False).ok
 
 
 def test_the_parent_is_never_written_over(tmp_path: Path) -> None:

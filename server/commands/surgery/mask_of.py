@@ -1,0 +1,130 @@
+"""`coe mask-of`: mask recovery, a published specialist as a mask of its parent, by its router's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .._lines import print_line
+from ._shared import clear_errors, err_console, progress_bars, say
+
+if TYPE_CHECKING:
+    from coe.surgery.parent import Parent
+    from coe.surgery.recover.recover import Recovered
+    from coe.surgery.weights import ByteRange
+_KEPT = "What was fetched of the specialist is kept, and the same command goes on with it."
+
+
+def mask_of(
+    specialist: Annotated[
+        str,
+        typer.Argument(
+            help="The specialist's GGUF; of a split one, its first part. Or one on the hub: hf:OWNER/REPO, "
+            "hf:OWNER/REPO/FILE.gguf, hf:OWNER/REPO/PATTERN."
+        ),
+    ],
+    parent: Annotated[Path, typer.Option(help="The parent's GGUF; of a split one, its first part.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="Where the mask is written.")] = Path("mask.json"),
+    nearest: Annotated[
+        float | None,
+        typer.Option(
+            help="Take rows for the parent's whose cosine is at least this, such as 0.99, where they are not the same: "
+            "for a specialist of another checkpoint."
+        ),
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
+) -> None:
+    """Find out which experts of its parent a published specialist keeps, and write that as a mask.
+
+    Of a model on the hub only the header and the router are fetched, some MiB of many GiB.
+    """
+    with clear_errors(f"The old mask, if there was one, is as it was. {_KEPT}"):
+        from coe.surgery.files import require_output
+        from coe.surgery.parent import Parent
+        from coe.surgery.recover.recover import recover
+
+        from ..pull.errors import PullError
+        from ..pull.files import HUB
+
+        whole = Parent.open(parent)
+        if specialist.startswith(HUB):
+            require_output(out, whole.paths)
+            try:
+                _of_the_hub(specialist, whole, out, nearest, token)
+            except PullError as error:
+                print_line(err_console, str(error), "red")
+                raise typer.Exit(1) from None
+        else:
+            require_output(out, [Path(specialist), *whole.paths])
+            with progress_bars() as bars:
+                found = recover(whole, Path(specialist), nearest=nearest, progress=bars.staged)
+            found.mask.save(out)
+            _tell(found, out, parent)
+
+
+def _of_the_hub(address: str, parent: Parent, out: Path, nearest: float | None, token: str | None) -> None:
+    from coe.engine.files import cache_folder, private_folder
+    from coe.engine.units import size_text
+    from coe.surgery.recover.recover import recover
+
+    from ..pull import download
+    from ..pull.errors import PullError
+    from ..pull.files import COMMAND_LINE, PlannedModel, choose_files, hub_address, look_up
+    from ..pull.ranges import RangedModel
+
+    wanted = hub_address(address)
+    endpoint = download.hub_endpoint()
+    repository = look_up(endpoint, wanted.repo, token, wanted.revision, COMMAND_LINE)
+    if isinstance(repository, PullError):
+        raise repository
+    files = choose_files(repository, wanted.pattern, COMMAND_LINE)
+    private_folder(cache_folder())
+    folder = cache_folder() / "ranges" / wanted.repo.replace("/", "--") / repository.revision[:16]
+    model = PlannedModel((address,), wanted.repo, repository.revision, folder, files)
+    source = {
+        "repository": wanted.repo,
+        "revision": repository.revision,
+        "files": {file.path: file.sha256 for file in files},
+    }
+    with (
+        download.hub_client(token) as client,
+        progress_bars() as bars,
+        RangedModel(client, endpoint, model, lambda done, total: bars.tell("fetch", done, total)) as ranged,
+    ):
+        ranged.fetch_headers()
+
+        def fetch(places: Sequence[ByteRange]) -> None:
+            ranged.fetch((place.path, place.offset, place.n_bytes) for place in places)
+
+        found = recover(parent, ranged.path, source=source, fetch=fetch, nearest=nearest, progress=bars.staged)
+        found.mask.save(out)
+        ranged.remove()
+    say(f"{size_text(ranged.fetched_bytes)} of {size_text(model.size_bytes)} were fetched of {wanted.repo}.")
+    _tell(found, out, parent.path)
+
+
+def _tell(found: Recovered, out: Path, parent: Path) -> None:
+    from coe.surgery.recover.recover import Quantisation
+
+    mask = found.mask
+    how = "to the byte" if found.lowest_cosine is None else f"by nearness, the lowest cosine {found.lowest_cosine:.6f}"
+    say(
+        f"{out}: {mask.n_keep} of {mask.parent.n_expert} experts in {len(mask.parent.layers)} layers of "
+        f"{mask.parent.name}; the router's rows were found {how}."
+    )
+    match found.quantisation:
+        case Quantisation.SAME:
+            whole = not found.differences and all(scale.cancelled for scale in found.scales)
+            say(f"One expert was compared: the same bytes.{' The mask makes that specialist again.' if whole else ''}")
+        case Quantisation.OTHER:
+            say("One expert was compared: the same experts; with the mask they are in your parent's quantisation.")
+        case Quantisation.UNKNOWN:
+            say("No expert could be compared: the two files hold none in types that can be read here.")
+    if found.differences:
+        say(f"{len(found.differences)} other weights are not the parent's, and are the parent's with the mask.")
+    for note in found.notes:
+        say(note)
+    say(f"Next: `mask: {out}` in a roster, or coe cut {parent} {out} -o SPECIALIST.gguf")
