@@ -148,8 +148,8 @@ def _booked(residents: Iterable[ResidentView]) -> Memory:
 
 
 def _short(need: Memory, free: Memory) -> tuple[str, ...]:
-    """The places that have too little room, or more booked than the budget holds."""
-    return (free - need).overdrawn
+    """The places that have too little room for the need; of no need, those with more booked than the budget holds."""
+    return need.short_of(free) if need != Memory() else free.overdrawn
 
 
 def closed_to_newcomers(
@@ -193,7 +193,8 @@ def plan(
     Requests for what is resident pass those that need a load, until the oldest of these was passed for max_bypass_s:
     then the residents in its way take no more requests from behind it, end what they do, and go. Loads start in the
     order of their oldest waiter; a later one never takes the room that an earlier one waits for. When more is booked
-    than the budget holds at some place (a load took more than predicted), idle residents go until it fits.
+    than the budget holds at some place (a load took more than predicted), idle residents go until it fits; nothing is
+    loaded there until then, and other places are used as ever.
 
     A shared resident is changed rather than another loaded: that is quicker. Where there is room that no request waits
     for, another one is loaded all the same, so that the next request finds its specialist as it left it.
@@ -203,21 +204,20 @@ def plan(
     closed = closed_to_newcomers(waiters, residents, budget, max_bypass_s)
     grants = _with_bypasses(_grant(waiters, seats, groups, closed), waiters, max_bypass_s)
     free = budget - _booked(residents)
-    loads: list[Load] = []
-    blocked: WaiterView | None = None
     evictions: tuple[Eviction, ...] = ()
-    if free.overdrawn:
+    is_over = bool(free.overdrawn)
+    if is_over:
         ledger = Ledger(Memory(), free, budget)
         evictions = _evict(seats, Memory(), EvictionReason.OVER_BUDGET, ledger, None, now)
-    else:
-        loads, blocked = _load_cold(waiters, residents, free, budget)
-        coming_memory = Memory.total(load.ledger.need for load in loads)
-        free -= coming_memory
-        if blocked is not None:
-            ledger = Ledger(blocked.need, free, budget)
-            evictions = _evict(seats, coming_memory, EvictionReason.ROOM, ledger, blocked.id, now)
-        else:
-            loads += _spread(waiters, residents, seats, loads, groups, free, budget)
+    # A card that is overbooked by what cannot go is no reason to keep another one empty.
+    loads, blocked = _load_cold(waiters, residents, free, budget)
+    coming_memory = Memory.total(load.ledger.need for load in loads)
+    free -= coming_memory
+    if blocked is not None and not evictions:
+        ledger = Ledger(blocked.need, free, budget)
+        evictions = _evict(seats, coming_memory, EvictionReason.ROOM, ledger, blocked.id, now)
+    elif blocked is None and not is_over:
+        loads += _spread(waiters, residents, seats, loads, groups, free, budget)
     served = {grant.waiter for grant in grants}
     coming = {load.group for load in loads}
     waits = tuple(
@@ -369,7 +369,7 @@ def _wait(
         reason = WaitReason.LOADING
     elif of_group:
         reason = WaitReason.STOPPING
-    elif blocked is None:
+    elif blocked is None or any(waiter.need[place] > 0 for place in free.overdrawn):
         reason = WaitReason.OVER_BUDGET
     elif blocked.id == waiter.id:
         reason = WaitReason.ROOM

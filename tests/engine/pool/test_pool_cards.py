@@ -142,3 +142,21 @@ async def test_a_shortage_that_names_no_place_is_of_the_card_that_was_loaded(
         await ask(pool, "b")
     await turns()
     assert states(pool) == {"a": State.WARM}, "it is on the other card"
+
+
+@pytest.mark.parametrize("evicts", [False, True])
+async def test_a_card_that_is_overbooked_for_good_does_not_stop_the_other(
+    new_pool: NewPool, loader: FakeLoader, evicts: bool
+) -> None:
+    pool = new_pool(a=8, b=7, c=4, pinned={"a"})
+    loader.memory["a"] = Memory({"CUDA0": 11, HOST: 1})
+    (await ask(pool, "a")).release()
+    assert pool.status().booked["CUDA0"] == 11, "more than the card's budget, and it is pinned"
+    names = ("b", "c") if evicts else ("b",)
+    for name in names:
+        asked = ask(pool, name)
+        await turns()
+        assert asked.done(), name
+        (await asked).release()
+    assert states(pool) == {"a": State.WARM, names[-1]: State.WARM}
+    assert places(loader)[names[-1]] == ("CUDA1",)
