@@ -41,8 +41,8 @@ _SHARED_DOWN: Final = ("ffn_down_shexp.weight", "ffn_down.weight")
 _SAMPLE_BYTES: Final = 256 * 1024  # of a shared expert's matrix: some 100 rows tell a factor to a thousandth
 # The same weights in two quantisations have cosines of 0.85 (one bit) and more; other weights some 0.
 _SAME_WEIGHTS: Final = 0.7
-# What the cosine of a row and the nearest one of the parent means: judged on Gemma's F32 routers rounded to 16 bits
-# (above 0.99999), and on routers trained further (0.9 to 0.9999).
+# What the cosine of a row and the nearest one of the parent means. F32 rows that were rounded to 16 bits are above the
+# first; the second is a judgement: rows of a router that was trained further are expected between the two.
 _ROUNDED: Final = 0.99999
 _TRAINED: Final = 0.9
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -573,7 +573,7 @@ def test_the_check_of_an_order_loads_nothing_and_names_what_is_wrong(new_job: Ne
     found = checked(job)
     assert list(found["memory"]) == [HOST]
     assert found["memory"][HOST] > 2**20
-    assert found["machine"] == asdict(MACHINE)
+    assert Machine.from_json(found["machine"]) == MACHINE
     with pytest.raises(UnavailableError) as too_much:
         checked(job, budget_bytes=1000)
     assert "vram_budget" in too_much.value.remedy
