@@ -300,6 +300,12 @@ class Pool:
         """What residents may take now: the budget less what other programs took of it."""
         return self.limits.budget - self._others.memory
 
+    @property
+    def _looks(self) -> bool:
+        """Whether to look at what is free on the cards: there is a margin to be kept, or others took what a load lacked
+        and may have given it back."""
+        return bool(self.limits.margin_bytes or self._others.memory)
+
     def _look_at_cards(self, now: float) -> None:
         """Notice what other programs take of the cards, by what workers last saw free on them."""
         bookings = self._bookings.residents.values()
@@ -372,7 +378,7 @@ class Pool:
             self._queue.be_busy(now)
         else:
             self._queue.admit_in_idle_time(now)
-        if self.limits.margin_bytes:
+        if self._looks:
             self._look_at_cards(now)
         decided = plan(
             self._views(self._queue.waiters, now),
@@ -402,7 +408,7 @@ class Pool:
         if self.limits.idle_ttl_s is not None:
             idle = [view for view in self._bookings.resident_views(self._served) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
-        if self.limits.margin_bytes and self.limits.budget.cards and self._bookings.residents:
+        if self._looks and self.limits.budget.cards and self._bookings.residents:
             moments.append(now + _LOOK_S)
         if self._queue.next_admission is not None:
             moments.append(self._queue.next_admission)
