@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -188,6 +189,28 @@ class TestShortage:
         with pytest.raises(OutOfMemoryError):
             await pool.lease("c", max_wait_s=LONG_S)
         assert states(pool) == {"a": State.WARM}
+
+    @pytest.mark.parametrize("others_left", [False, True])
+    async def test_without_a_margin_what_was_lacking_is_forgotten_too(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock, others_left: bool
+    ) -> None:
+        """A budget that leaves no margin has nobody look, until a load lacks something."""
+        pool = new_pool(0, a=6, c=14)
+        await load(pool, clock, "a")
+        await see(loader, clock, free=5)
+        loader.first_failures["c"] = no_room(14, 5, 14)
+        busy = await pool.lease("a", max_wait_s=LONG_S)
+        with pytest.raises(OutOfMemoryError):
+            await pool.lease("c", max_wait_s=LONG_S)
+        busy.release()
+        clock.advance(31)
+        asked = asyncio.create_task(pool.lease("c", max_wait_s=LONG_S))
+        await turns()
+        assert loader.loads == ["a", "c"], "it waits for what others took"
+        await see(loader, clock, free=14 if others_left else 5)
+        assert asked.done() is others_left
+        asked.cancel()
+        await turns()
 
     async def test_a_second_shortage_is_the_end(self, new_pool: NewPool, loader: FakeLoader, clock: Clock) -> None:
         pool = new_pool(a=6, c=8)
