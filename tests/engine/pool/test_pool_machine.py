@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coe.engine.errors import EngineError, LoadError, OutOfMemoryError
+from coe.engine.errors import EngineError, LoadError, OutOfMemoryError, UnavailableError
 from coe.engine.pool.admission import State
-from coe.engine.pool.leases import Lease, Reservation
-from coe.engine.pool.places import HOST, Memory
+from coe.engine.pool.leases import AnyWaiter, Lease, Reservation, ReservationWaiter
+from coe.engine.pool.places import Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import Loss
-from coe.engine.pool.status import ResidentStatus
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.shortage import Shortage
 from coe.engine.spec import LoadSpec
@@ -24,19 +23,12 @@ from fakes.pool_world import CARD, Clock, FakeLoader, both, turns
 
 _T = TypeVar("_T")
 SIZES = {"a": both(3, 5), "b": both(4, 0), "c": both(5, 2), "d": both(0, 4), "pinned": both(2, 1)}
-PLACES, MAX_QUEUE, MAX_WAIT_S = 2, 6, 50.0
+BUDGET, PLACES, MAX_QUEUE, MAX_WAIT_S = both(10, 8), 2, 6, 50.0
 NAMES = st.sampled_from(sorted(SIZES))
-OTHER_CARD = "CUDA1"
 
 
 class PoolMachine(RuleBasedStateMachine):
     """Requests come, are granted, end or leave; loads end or fail; workers die; time passes."""
-
-    BUDGET = both(10, 8)
-    ENTRIES: Mapping[str, Entry] = {
-        name: Entry(LoadSpec(Path(name), parallel=PLACES), size, pinned=name == "pinned")
-        for name, size in SIZES.items()
-    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +46,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = self.run(self.opened())
 
     async def opened(self) -> Pool:
-        limits = PoolLimits(self.BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
-        return Pool(self.ENTRIES, limits, self.loader, clock=self.clock)
+        entries = {
+            name: Entry(LoadSpec(Path(name), parallel=PLACES), size, pinned=name == "pinned")
+            for name, size in SIZES.items()
+        }
+        limits = PoolLimits(BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
+        return Pool(entries, limits, self.loader, clock=self.clock)
 
     def call_at(
         self, when: float, callback: Callable[..., object], *arguments: Any, **more: Any
@@ -95,7 +91,10 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), twice=st.booleans())
     def end(self, data: st.DataObject, twice: bool) -> None:
-        lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.end_one(data.draw(st.integers(0, len(self.held) - 1)), twice=twice)
+
+    def end_one(self, at: int = 0, *, twice: bool) -> None:
+        lease = self.held.pop(at)
 
         async def release() -> None:
             lease.release()
@@ -140,18 +139,16 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.loader.failures.pop(name, None)
 
-    @rule(name=NAMES, free_bytes=st.integers(0, 5), data=st.data())
-    def next_load_is_short(self, name: str, free_bytes: int, data: st.DataObject) -> None:
-        card = data.draw(st.sampled_from(self.BUDGET.cards))
-        shortage = Shortage(card, 6, free_bytes, need_bytes=6)
+    @rule(name=NAMES, free_bytes=st.integers(0, 5))
+    def next_load_is_short(self, name: str, free_bytes: int) -> None:
+        shortage = Shortage(CARD, 6, free_bytes, need_bytes=6)
         self.loader.first_failures[name] = OutOfMemoryError.of("a model", shortage)
 
-    @rule(name=NAMES, data=st.data())
-    def die_short(self, name: str, data: st.DataObject) -> None:
-        card = data.draw(st.sampled_from(self.BUDGET.cards))
+    @rule(name=NAMES)
+    def die_short(self, name: str) -> None:
         resident = self.loader.residents.get(name)
         if resident is not None and not resident.lost.done():
-            resident.lost.set_result(Loss("died (exit 1)", shortage=Shortage(card, 1, 0)))
+            resident.lost.set_result(Loss("died (exit 1)", shortage=Shortage(CARD, 1, 0)))
             resident.gone.set()
             self.settle()
 
@@ -178,21 +175,12 @@ class PoolMachine(RuleBasedStateMachine):
     def the_budget_is_kept(self) -> None:
         status = self.pool.status()
         assert status.booked == Memory.total(one.memory for one in status.residents)
-        foreseen = Memory.total(map(self.foreseen, status.residents))
-        assert not (self.BUDGET - foreseen).overdrawn
+        foreseen = Memory.total(one.memory.smaller(SIZES.get(one.file, one.memory)) for one in status.residents)
+        assert not (BUDGET - foreseen).overdrawn
         # What is measured may be more; then nothing idle is left but what is about to go, and nothing is loaded.
-        over = (self.BUDGET - status.booked).overdrawn
+        over = (BUDGET - status.booked).overdrawn
         idle = [one for one in status.residents if one.state is State.WARM and not one.leases and not one.pinned]
         assert not any(one.memory[place] for one in idle for place in over)
-
-    def foreseen(self, one: ResidentStatus) -> Memory:
-        """What a resident was to take where it lies; a reservation takes what it says."""
-        if one.file not in self.ENTRIES:
-            return one.memory
-        placements = self.ENTRIES[one.file].placements
-        where = {place for place in one.memory.places if place != HOST}
-        memory = next((p.memory for p in placements if where & set(p.devices)), placements[0].memory)
-        return one.memory.smaller(memory)
 
     @invariant()
     def no_lease_is_lost_and_none_made_up(self) -> None:
@@ -219,10 +207,37 @@ class PoolMachine(RuleBasedStateMachine):
     def what_is_drained_is_not_asked(self) -> None:
         assert all(not one.leases for one in self.pool.status().residents if one.state is State.LOADING)
 
-    def teardown(self) -> None:
-        """Whatever happened, all comes to an end when the pool closes."""
+    def come_to_rest(self) -> None:
+        """Loads end well from now on, and whatever is held is given back, as often as somebody gets something."""
+        self.loader.failures.clear()
+        self.loader.first_failures.clear()
         for name in SIZES:
             self.loader.release(name)
+        self.settle()
+        while self.held or self.reserved:
+            while self.held:
+                self.end_one(twice=False)
+            while self.reserved:
+                self.vacate()
+
+    def never_fits(self, waiter: AnyWaiter) -> bool:
+        """Whether another that asks for the same would be refused as one that can never fit."""
+        if isinstance(waiter, ReservationWaiter):
+            asking: Coroutine[Any, Any, object] = self.pool.reserve("another build", waiter.memory)
+        else:
+            asking = self.pool.lease(waiter.name, max_wait_s=MAX_WAIT_S)
+        asked = self.loop.create_task(asking)
+        self.run(turns())
+        is_refused = asked.done() and isinstance(asked.exception(), UnavailableError)
+        asked.cancel()
+        return is_refused
+
+    def teardown(self) -> None:
+        """Whatever happened: everybody is served in the end, without any time that passes, but for what has been found
+        to need too much beside what is pinned; and all comes to an end when the pool closes."""
+        self.come_to_rest()
+        if any(not self.never_fits(waiter) for waiter in list(self.pool._queue.waiters)):
+            raise AssertionError(self.pool.describe())
         self.run(self.pool.close())
         self.settle()
         assert not self.waiting
@@ -231,26 +246,4 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-class CardsMachine(PoolMachine):
-    """The same on two cards: most models lie on either of them, one is spread over both."""
-
-    BUDGET = both(6, 8) + Memory.at(OTHER_CARD, 5)
-    ENTRIES: Mapping[str, Entry] = {
-        **{
-            name: Entry(
-                LoadSpec(Path(name), parallel=PLACES, devices=(CARD,)),
-                size,
-                pinned=name == "pinned",
-                cards=(CARD, OTHER_CARD),
-            )
-            for name, size in SIZES.items()
-        },
-        "c": Entry(
-            LoadSpec(Path("c"), parallel=PLACES, devices=(CARD, OTHER_CARD), tensor_split=(3.0, 2.0)),
-            both(3, 2) + Memory.at(OTHER_CARD, 2),
-        ),
-    }
-
-
 TestPoolMachine = PoolMachine.TestCase
-TestCardsMachine = CardsMachine.TestCase
