@@ -12,6 +12,7 @@ from coe.engine.errors import OutOfMemoryError, QueueFullError, UnavailableError
 from coe.engine.pool.admission import State
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
+from coe.engine.pool.resident import FreeReading
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.shortage import Shortage
 from coe.engine.spec import LoadSpec
@@ -184,15 +185,17 @@ async def test_what_older_requests_will_take_makes_nobody_impossible(new_pool: N
 
 
 async def test_a_card_that_others_took_is_waited_for_where_no_other_will_do(
-    new_pool: NewPool, loader: FakeLoader
+    new_pool: NewPool, loader: FakeLoader, clock: Clock
 ) -> None:
-    pool = new_pool(pinned_one=6, late=6, pinned={"pinned_one"})
-    (await ask(pool, "pinned_one")).release()
+    pool = new_pool(kept=6, late=6, pinned={"kept"})
+    (await ask(pool, "kept")).release()
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 2}), 0.0)
+    clock.advance(6)
     pool._others.lack("CUDA1", 6)
     waiting = ask(pool, "late")
     await turns()
     assert not waiting.done(), "it can be loaded when they have gone"
-    pool._others.forget("CUDA1")
-    pool._replan()
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 8}), 0.0)
+    clock.advance(6)
     (await waiting).release()
     assert places(loader)["late"] == ("CUDA1",)
