@@ -12,6 +12,7 @@ from coe.engine.errors import OutOfMemoryError, QueueFullError, UnavailableError
 from coe.engine.pool.admission import State
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
+from coe.engine.pool.resident import FreeReading
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.shortage import Shortage
 from coe.engine.spec import LoadSpec
@@ -211,7 +212,7 @@ async def test_a_card_that_others_took_is_waited_for_where_no_other_will_do(
     waiting = ask(pool, "late")
     await turns()
     assert not waiting.done(), "it can be loaded when they have gone"
-    pool._others.forget("CUDA1")
-    pool._replan()
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 8}), 0.0)
+    clock.advance(6)
     (await waiting).release()
     assert places(loader)["late"] == ("CUDA1",)
