@@ -201,7 +201,7 @@ class Pool:
             if failure is not None and refusal.reason is RefusalReason.BACK_OFF:
                 again = f"The next try may be in {refusal.retry_s:.0f} s."
                 raise LoadError(f"{specialist} failed to load: {failure.error.message}", again)
-            raise self._unfitting(specialist, refusal, self._remedy(refusal))
+            raise self._unfitting(waiter, refusal)
         self._queue.add(waiter)
         return await self._wait_for_grant(waiter, max_wait_s)
 
@@ -222,7 +222,7 @@ class Pool:
         refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget)
         if refusal is not None:
             _report(waiter, "refuse %s: %s", title, refusal)
-            raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
+            raise self._unfitting(waiter, refusal)
         if waits_for_idle:
             self._queue.add_in_idle_time(waiter)
         else:
@@ -335,14 +335,16 @@ class Pool:
         if self._closed:
             raise ShuttingDownError
 
-    def _remedy(self, refusal: Refusal) -> str:
-        """What makes room for a specialist that never fits."""
+    def _remedy(self, waiter: AnyWaiter, refusal: Refusal) -> str:
+        """What makes room for what never fits."""
+        if isinstance(waiter, ReservationWaiter):
+            return "Raise pool.vram_budget, or unpin a model."
         ledger = refusal.ledger
         if not ledger.budget.cards or ledger.need.short_of(ledger.free) != (HOST,):
             return "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
         return "Keep fewer of its experts in host memory (cpu_expert_layers), or raise pool.host_budget."
 
-    def _unfitting(self, name: str, refusal: Refusal, remedy: str) -> UnavailableError:
+    def _unfitting(self, waiter: AnyWaiter, refusal: Refusal) -> UnavailableError:
         ledger = refusal.ledger
         kept = [self._bookings.find(key) for key in refusal.kept]
         reserved = [booking.title for booking in kept if isinstance(booking, ReservationBooking)]
@@ -353,7 +355,7 @@ class Pool:
             need, budget = size_text(ledger.need[place]), size_text(ledger.budget[place])
             aside = f", {size_text(refusal.kept_memory[place])} of them {how}" if kept else ""
             found.append(f"{need}{where}; the budget is {budget}{aside}")
-        return UnavailableError(f"{name} needs {'; and '.join(found)}.", remedy)
+        return UnavailableError(f"{waiter.name} needs {'; and '.join(found)}.", self._remedy(waiter, refusal))
 
     def _release(self, booking: ResidentBooking, specialist: str) -> None:
         booking.shares[specialist] -= 1
@@ -380,9 +382,12 @@ class Pool:
             self._queue.admit_in_idle_time(now)
         if self._looks:
             self._look_at_cards(now)
+        views, residents = self._views(self._queue.waiters, now), self._bookings.views(self._served)
+        if self._refuse_unfitting(views, residents):
+            views, residents = self._views(self._queue.waiters, now), self._bookings.views(self._served)
         decided = plan(
-            self._views(self._queue.waiters, now),
-            self._bookings.views(self._served),
+            views,
+            residents,
             self._budget,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
@@ -397,6 +402,18 @@ class Pool:
             for eviction in expired(self._bookings.resident_views(self._served), now, self.limits.idle_ttl_s):
                 self._evict(eviction)
         self._set_timer(now)
+
+    def _refuse_unfitting(self, views: Sequence[WaiterView], residents: Sequence[ResidentView]) -> bool:
+        """Refuse waiters as newcomers are that can never fit: since they came, what they ask for, or what is pinned,
+        was found to need more. Gives whether there were any."""
+        never = {view.id: never_fits(view, residents, self.limits.budget) for view in views}
+        for waiter in list(self._queue.waiters):
+            refusal = never[waiter.id]
+            if refusal is not None:
+                _report(waiter, "refuse %s: %s", waiter.name, refusal)
+                self._queue.fail([waiter], self._unfitting(waiter, refusal))
+                self._restore_for(waiter)
+        return any(refusal is not None for refusal in never.values())
 
     def _set_timer(self, now: float) -> None:
         """Replan when a waiter's bound passes, a resident expires, idle time begins, or cards are to be looked at."""

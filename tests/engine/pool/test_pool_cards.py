@@ -203,11 +203,12 @@ async def test_what_older_requests_will_take_makes_nobody_impossible(new_pool: N
 
 
 async def test_a_card_that_others_took_is_waited_for_where_no_other_will_do(
-    new_pool: NewPool, loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
+    new_pool: NewPool, loader: FakeLoader, clock: Clock
 ) -> None:
-    pool = new_pool(pinned_one=6, late=6, pinned={"pinned_one"})
-    (await ask(pool, "pinned_one")).release()
-    monkeypatch.setattr(pool, "_look_at_cards", lambda now: None)  # a worker on that card would tell that it is taken
+    pool = new_pool(kept=6, late=6, pinned={"kept"})
+    (await ask(pool, "kept")).release()
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 2}), 0.0)
+    clock.advance(6)
     pool._others.lack("CUDA1", 6)
     waiting = ask(pool, "late")
     await turns()

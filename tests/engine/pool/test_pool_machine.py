@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from coe.engine.errors import EngineError, LoadError, OutOfMemoryError, UnavailableError
 from coe.engine.pool.admission import State
 from coe.engine.pool.leases import AnyWaiter, Lease, Reservation, ReservationWaiter
-from coe.engine.pool.places import Memory
+from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import Loss
+from coe.engine.pool.status import ResidentStatus
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.shortage import Shortage
 from coe.engine.spec import LoadSpec
@@ -23,12 +24,19 @@ from fakes.pool_world import CARD, Clock, FakeLoader, both, turns
 
 _T = TypeVar("_T")
 SIZES = {"a": both(3, 5), "b": both(4, 0), "c": both(5, 2), "d": both(0, 4), "pinned": both(2, 1)}
-BUDGET, PLACES, MAX_QUEUE, MAX_WAIT_S = both(10, 8), 2, 6, 50.0
+PLACES, MAX_QUEUE, MAX_WAIT_S = 2, 6, 50.0
 NAMES = st.sampled_from(sorted(SIZES))
+OTHER_CARD = "CUDA1"
 
 
 class PoolMachine(RuleBasedStateMachine):
     """Requests come, are granted, end or leave; loads end or fail; workers die; time passes."""
+
+    BUDGET = both(10, 8)
+    ENTRIES: Mapping[str, Entry] = {
+        name: Entry(LoadSpec(Path(name), parallel=PLACES), size, pinned=name == "pinned")
+        for name, size in SIZES.items()
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,12 +54,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = self.run(self.opened())
 
     async def opened(self) -> Pool:
-        entries = {
-            name: Entry(LoadSpec(Path(name), parallel=PLACES), size, pinned=name == "pinned")
-            for name, size in SIZES.items()
-        }
-        limits = PoolLimits(BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
-        return Pool(entries, limits, self.loader, clock=self.clock)
+        limits = PoolLimits(self.BUDGET, max_queue=MAX_QUEUE, max_bypass_s=5.0, idle_ttl_s=40.0, load_backoff_s=3.0)
+        return Pool(self.ENTRIES, limits, self.loader, clock=self.clock)
 
     def call_at(
         self, when: float, callback: Callable[..., object], *arguments: Any, **more: Any
@@ -139,16 +143,18 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.loader.failures.pop(name, None)
 
-    @rule(name=NAMES, free_bytes=st.integers(0, 5))
-    def next_load_is_short(self, name: str, free_bytes: int) -> None:
-        shortage = Shortage(CARD, 6, free_bytes, need_bytes=6)
+    @rule(name=NAMES, free_bytes=st.integers(0, 5), data=st.data())
+    def next_load_is_short(self, name: str, free_bytes: int, data: st.DataObject) -> None:
+        card = data.draw(st.sampled_from(self.BUDGET.cards))
+        shortage = Shortage(card, 6, free_bytes, need_bytes=6)
         self.loader.first_failures[name] = OutOfMemoryError.of("a model", shortage)
 
-    @rule(name=NAMES)
-    def die_short(self, name: str) -> None:
+    @rule(name=NAMES, data=st.data())
+    def die_short(self, name: str, data: st.DataObject) -> None:
+        card = data.draw(st.sampled_from(self.BUDGET.cards))
         resident = self.loader.residents.get(name)
         if resident is not None and not resident.lost.done():
-            resident.lost.set_result(Loss("died (exit 1)", shortage=Shortage(CARD, 1, 0)))
+            resident.lost.set_result(Loss("died (exit 1)", shortage=Shortage(card, 1, 0)))
             resident.gone.set()
             self.settle()
 
@@ -175,12 +181,21 @@ class PoolMachine(RuleBasedStateMachine):
     def the_budget_is_kept(self) -> None:
         status = self.pool.status()
         assert status.booked == Memory.total(one.memory for one in status.residents)
-        foreseen = Memory.total(one.memory.smaller(SIZES.get(one.file, one.memory)) for one in status.residents)
-        assert not (BUDGET - foreseen).overdrawn
+        foreseen = Memory.total(map(self.foreseen, status.residents))
+        assert not (self.BUDGET - foreseen).overdrawn
         # What is measured may be more; then nothing idle is left but what is about to go, and nothing is loaded.
-        over = (BUDGET - status.booked).overdrawn
+        over = (self.BUDGET - status.booked).overdrawn
         idle = [one for one in status.residents if one.state is State.WARM and not one.leases and not one.pinned]
         assert not any(one.memory[place] for one in idle for place in over)
+
+    def foreseen(self, one: ResidentStatus) -> Memory:
+        """What a resident was to take where it lies; a reservation takes what it says."""
+        if one.file not in self.ENTRIES:
+            return one.memory
+        placements = self.ENTRIES[one.file].placements
+        where = {place for place in one.memory.places if place != HOST}
+        memory = next((p.memory for p in placements if where & set(p.devices)), placements[0].memory)
+        return one.memory.smaller(memory)
 
     @invariant()
     def no_lease_is_lost_and_none_made_up(self) -> None:
@@ -246,4 +261,26 @@ class PoolMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+class CardsMachine(PoolMachine):
+    """The same on two cards: most models lie on either of them, one is spread over both."""
+
+    BUDGET = both(6, 8) + Memory.at(OTHER_CARD, 5)
+    ENTRIES: Mapping[str, Entry] = {
+        **{
+            name: Entry(
+                LoadSpec(Path(name), parallel=PLACES, devices=(CARD,)),
+                size,
+                pinned=name == "pinned",
+                cards=(CARD, OTHER_CARD),
+            )
+            for name, size in SIZES.items()
+        },
+        "c": Entry(
+            LoadSpec(Path("c"), parallel=PLACES, devices=(CARD, OTHER_CARD), tensor_split=(3.0, 2.0)),
+            both(3, 2) + Memory.at(OTHER_CARD, 2),
+        ),
+    }
+
+
 TestPoolMachine = PoolMachine.TestCase
+TestCardsMachine = CardsMachine.TestCase
