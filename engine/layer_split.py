@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 _HALVINGS: Final = 40
+_ABOVE: Final = 1 + 1e-9  # for what floats round off
 
 
 def split_layers(layer_bytes: Sequence[int], room_bytes: Sequence[int]) -> tuple[int, ...]:
@@ -14,7 +15,7 @@ def split_layers(layer_bytes: Sequence[int], room_bytes: Sequence[int]) -> tuple
     layer_bytes: of each layer, in order, the output as one more. room_bytes: of each card, positive.
     What is given sums up to all layers, and is what llama.cpp takes as `tensor_split`.
     """
-    lower, upper = 0.0, sum(layer_bytes) / min(room_bytes) + 1.0
+    lower, upper = 0.0, sum(layer_bytes) / max(room_bytes) * _ABOVE  # then the roomiest can have all of them
     for _ in range(_HALVINGS):
         middle = (lower + upper) / 2
         if sum(_filled(layer_bytes, room_bytes, middle)) == len(layer_bytes):

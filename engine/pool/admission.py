@@ -379,7 +379,10 @@ def _wait(
 
 
 def never_fits(newcomer: WaiterView, residents: Sequence[ResidentView], budget: Memory) -> Refusal | None:
-    """A refusal where the newcomer cannot be loaded beside the residents that never go, however long it waits."""
+    """A refusal where the newcomer cannot be loaded beside the residents that never go, however long it waits; a
+    resident of its group that is there serves it, whatever that was found to take."""
+    if any(one.group == newcomer.group and one.state is not State.DRAINING for one in residents):
+        return None
     kept = [resident for resident in residents if resident.pinned and resident.group != newcomer.group]
     kept_memory = _booked(kept)
     free = budget - kept_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .admission import ResidentView, State, plan_evictions
 from .places import Memory
@@ -13,11 +13,13 @@ from .places import Memory
 class Placement:
     """One way to load a resident. devices: its cards, by name; () for those that llama.cpp takes by itself.
 
-    memory: what it takes there, and of the host.
+    memory:    what it takes there, and of the host.
+    shuts_out: of one that never goes, how many could not be loaded beside it.
     """
 
     devices: tuple[str, ...]
     memory: Memory
+    shuts_out: int = 0
 
 
 def choose_placement(
@@ -25,8 +27,9 @@ def choose_placement(
 ) -> Placement:
     """The placement for which the least has to go. options: at least one. promised: what older waiters get.
 
-    First come cards that have room, the one with the most of it; then those where memory is on its way back; then those
-    where idle residents would go, the least recently used first; then those that busy residents may leave.
+    First come cards on which one that never goes is in the fewest others' way. Of those, cards that have room, the one
+    with the most of it; then those where memory is on its way back; then those where idle residents would go, the least
+    recently used first; then those that busy residents may leave.
     """
     if len(options) == 1:
         return options[0]
@@ -49,7 +52,40 @@ def choose_placement(
             return 2, max((by_key[key].last_used for key in victims), default=0.0)
         return (3, -left) if need.fits_in(budget - pinned) else (4, -left)
 
-    return min(options, key=cost)
+    return min(options, key=lambda option: (option.shuts_out, *cost(option)))
+
+
+def possible(options: Sequence[Placement], kept: Memory, budget: Memory) -> Sequence[Placement]:
+    """Those that can be, sooner or later: beside what never goes. Where none can, the one that lacks the least.
+
+    kept: what never goes.
+    """
+    if len(options) == 1:
+        return options
+    free = budget - kept
+    fitting = [option for option in options if option.memory.fits_in(free)]
+
+    def left(option: Placement) -> int:
+        return min((free - option.memory)[device] for device in option.devices)
+
+    return fitting or [max(options, key=left)]
+
+
+def counting_shut_out(
+    options: Sequence[Placement], others: Collection[Sequence[Placement]], kept: Memory, budget: Memory
+) -> Sequence[Placement]:
+    """The placements of a resident that never goes, each with how many of the others could not be loaded beside it.
+
+    others: of each, the ways to load it. kept: what else never goes.
+    """
+    if len(options) == 1:
+        return options
+    counted = []
+    for option in options:
+        free = budget - kept - option.memory
+        n_out = sum(not any(one.memory.fits_in(free) for one in placements) for placements in others)
+        counted.append(replace(option, shuts_out=n_out))
+    return counted
 
 
 def place_all(

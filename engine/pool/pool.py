@@ -27,9 +27,9 @@ from ..logs import REQUEST_ID, RemoteTraceback, for_request
 from ..shortage import Shortage
 from ..spec import LoadSpec, Thinking
 from ..units import size_text
-from .admission import GroupView, State, WaiterView, expired, never_fits, plan, refuse, replaced
+from .admission import GroupView, ResidentView, State, WaiterView, expired, never_fits, plan, refuse, replaced
 from .bookings import Booking, Bookings, ReservationBooking, ResidentBooking
-from .card_choice import Placement, choose_placement, place_all
+from .card_choice import Placement, choose_placement, counting_shut_out, place_all, possible
 from .decisions import Eviction, EvictionReason, Grant, Load, Plan, Refusal, RefusalReason
 from .estimates import Estimates
 from .leases import AnyWaiter, Granted, Lease, LeaseWaiter, Queue, Reservation, ReservationWaiter, Waiter
@@ -201,7 +201,7 @@ class Pool:
             if failure is not None and refusal.reason is RefusalReason.BACK_OFF:
                 again = f"The next try may be in {refusal.retry_s:.0f} s."
                 raise LoadError(f"{specialist} failed to load: {failure.error.message}", again)
-            raise self._unfitting(specialist, refusal, self._remedy(refusal))
+            raise self._unfitting(waiter, refusal)
         self._queue.add(waiter)
         return await self._wait_for_grant(waiter, max_wait_s)
 
@@ -222,7 +222,7 @@ class Pool:
         refusal = never_fits(newcomer, self._bookings.views(self._served), self.limits.budget)
         if refusal is not None:
             _report(waiter, "refuse %s: %s", title, refusal)
-            raise self._unfitting(title, refusal, "Raise pool.vram_budget, or unpin a model.")
+            raise self._unfitting(waiter, refusal)
         if waits_for_idle:
             self._queue.add_in_idle_time(waiter)
         else:
@@ -292,13 +292,19 @@ class Pool:
 
     def _placed(self, specialist: str) -> Placement:
         """Where a resident for a specialist would be loaded now."""
-        options = self._estimates.placements(self._entries[specialist])
-        return choose_placement(options, self._bookings.views(self._served), self._budget)
+        residents = self._bookings.views(self._served)
+        return choose_placement(self._placements(specialist, residents), residents, self._budget)
 
     @property
     def _budget(self) -> Memory:
         """What residents may take now: the budget less what other programs took of it."""
         return self.limits.budget - self._others.memory
+
+    @property
+    def _looks(self) -> bool:
+        """Whether to look at what is free on the cards: there is a margin to be kept, or others took what a load lacked
+        and may have given it back."""
+        return bool(self.limits.margin_bytes or self._others.memory)
 
     def _look_at_cards(self, now: float) -> None:
         """Notice what other programs take of the cards, by what workers last saw free on them."""
@@ -329,14 +335,16 @@ class Pool:
         if self._closed:
             raise ShuttingDownError
 
-    def _remedy(self, refusal: Refusal) -> str:
-        """What makes room for a specialist that never fits."""
+    def _remedy(self, waiter: AnyWaiter, refusal: Refusal) -> str:
+        """What makes room for what never fits."""
+        if isinstance(waiter, ReservationWaiter):
+            return "Raise pool.vram_budget, or unpin a model."
         ledger = refusal.ledger
         if not ledger.budget.cards or ledger.need.short_of(ledger.free) != (HOST,):
             return "Lower its context_tokens, choose a smaller quantisation, or raise pool.vram_budget."
         return "Keep fewer of its experts in host memory (cpu_expert_layers), or raise pool.host_budget."
 
-    def _unfitting(self, name: str, refusal: Refusal, remedy: str) -> UnavailableError:
+    def _unfitting(self, waiter: AnyWaiter, refusal: Refusal) -> UnavailableError:
         ledger = refusal.ledger
         kept = [self._bookings.find(key) for key in refusal.kept]
         reserved = [booking.title for booking in kept if isinstance(booking, ReservationBooking)]
@@ -347,7 +355,7 @@ class Pool:
             need, budget = size_text(ledger.need[place]), size_text(ledger.budget[place])
             aside = f", {size_text(refusal.kept_memory[place])} of them {how}" if kept else ""
             found.append(f"{need}{where}; the budget is {budget}{aside}")
-        return UnavailableError(f"{name} needs {'; and '.join(found)}.", remedy)
+        return UnavailableError(f"{waiter.name} needs {'; and '.join(found)}.", self._remedy(waiter, refusal))
 
     def _release(self, booking: ResidentBooking, specialist: str) -> None:
         booking.shares[specialist] -= 1
@@ -372,11 +380,14 @@ class Pool:
             self._queue.be_busy(now)
         else:
             self._queue.admit_in_idle_time(now)
-        if self.limits.margin_bytes:
+        if self._looks:
             self._look_at_cards(now)
+        views, residents = self._views(self._queue.waiters, now), self._bookings.views(self._served)
+        if self._refuse_unfitting(views, residents):
+            views, residents = self._views(self._queue.waiters, now), self._bookings.views(self._served)
         decided = plan(
-            self._views(self._queue.waiters, now),
-            self._bookings.views(self._served),
+            views,
+            residents,
             self._budget,
             max_bypass_s=self.limits.max_bypass_s,
             now=now,
@@ -392,6 +403,18 @@ class Pool:
                 self._evict(eviction)
         self._set_timer(now)
 
+    def _refuse_unfitting(self, views: Sequence[WaiterView], residents: Sequence[ResidentView]) -> bool:
+        """Refuse waiters as newcomers are that can never fit: since they came, what they ask for, or what is pinned,
+        was found to need more. Gives whether there were any."""
+        never = {view.id: never_fits(view, residents, self.limits.budget) for view in views}
+        for waiter in list(self._queue.waiters):
+            refusal = never[waiter.id]
+            if refusal is not None:
+                _report(waiter, "refuse %s: %s", waiter.name, refusal)
+                self._queue.fail([waiter], self._unfitting(waiter, refusal))
+                self._restore_for(waiter)
+        return any(refusal is not None for refusal in never.values())
+
     def _set_timer(self, now: float) -> None:
         """Replan when a waiter's bound passes, a resident expires, idle time begins, or cards are to be looked at."""
         if self._timer is not None:
@@ -402,7 +425,7 @@ class Pool:
         if self.limits.idle_ttl_s is not None:
             idle = [view for view in self._bookings.resident_views(self._served) if view.idle]
             moments += [view.last_used + self.limits.idle_ttl_s for view in idle]
-        if self.limits.margin_bytes and self.limits.budget.cards and self._bookings.residents:
+        if self._looks and self.limits.budget.cards and self._bookings.residents:
             moments.append(now + _LOOK_S)
         if self._queue.next_admission is not None:
             moments.append(self._queue.next_admission)
@@ -417,8 +440,8 @@ class Pool:
         would be undone before it has served any.
         """
         warm_since = self._bookings.warm_since
-        options = [(self._group_of(waiter), self._options(waiter)) for waiter in waiters]
         residents = self._bookings.views(self._served)
+        options = [(self._group_of(waiter), self._options(waiter, residents)) for waiter in waiters]
         return [
             WaiterView(
                 waiter.id,
@@ -438,10 +461,32 @@ class Pool:
     def _group_of(self, waiter: AnyWaiter) -> str:
         return waiter.group if isinstance(waiter, ReservationWaiter) else self._group(waiter.name)
 
-    def _options(self, waiter: AnyWaiter) -> Sequence[Placement]:
+    def _options(self, waiter: AnyWaiter, residents: Sequence[ResidentView]) -> Sequence[Placement]:
         if isinstance(waiter, ReservationWaiter):
             return (Placement((), waiter.memory),)
-        return self._estimates.placements(self._entries[waiter.name])
+        return self._placements(waiter.name, residents)
+
+    def _placements(self, specialist: str, residents: Sequence[ResidentView]) -> Sequence[Placement]:
+        """The ways to load a resident for a specialist that can be, beside what is pinned."""
+        entry, group = self._entries[specialist], self._group(specialist)
+        options: Sequence[Placement] = self._estimates.placements(entry)
+        if len(options) == 1:
+            return options
+        pinned = [view for view in residents if view.pinned and view.group != group]
+        kept = Memory.total(view.memory for view in pinned)
+        options = possible(options, kept, self.limits.budget)
+        if not self._is_pinned(group) or self._bookings.of_group(group):  # of several that share, the first is pinned
+            return options
+        there = {group, *(view.group for view in pinned)}
+        others = {
+            other.spec.group: self._estimates.placements(other)
+            for other in self._entries.values()
+            if other.spec.group not in there
+        }
+        return counting_shut_out(options, others.values(), kept, self.limits.budget)
+
+    def _is_pinned(self, group: str) -> bool:
+        return any(self._entries[name].pinned for name in self._specialists(group))
 
     def _groups(self) -> dict[str, GroupView]:
         """The groups of several specialists: only one resident for a while after another has failed to load."""
@@ -525,7 +570,7 @@ class Pool:
             title=spec.title,
             predicted=predicted,
             memory=need,
-            pinned=is_first and any(self._entries[name].pinned for name in self._specialists(group)),
+            pinned=is_first and self._is_pinned(group),
             specialist=specialist,
             is_shared=spec.sharing is not None,
             capacity=spec.parallel,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coe.engine.errors import EngineError
 from coe.engine.pool.places import Memory
 from coe.engine.units import size_text
 from coe.router.encoder import EncoderError, find_encoder
@@ -26,7 +27,7 @@ from ..roster.load import load_roster
 from ..roster.model_files import pull_remedy
 from ..roster.models import Roster
 from ..roster.source import RosterError
-from ..runtime.availability import Servable, ToBuild, Unavailable, availability, locate
+from ..runtime.availability import Hindrance, Servable, ToBuild, Unavailable, availability, locate
 from ..runtime.budget import Room, encoder_of, find_room
 from ..runtime.college import head_of, supervisor_of
 from ..runtime.fitting import offloaded_text
@@ -73,12 +74,19 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         room = await find_room(roster)
         resolved = await resolve(roster, room.residents, scratch=scratch)
         entries = resolved.availability
-        there = [name for name in entries if isinstance(entries[name], Servable)]
+        # What its settings keep from being served is not helped by being made.
+        settled = {
+            name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance is Hindrance.REFUSED
+        }
         to_build = await sizes_to_come(roster, dry_run=True)
-        return resolved, room, {name: plan for name, plan in to_build.items() if name not in there}
+        return resolved, room, {name: plan for name, plan in to_build.items() if name not in settled}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
-        resolved, room, to_build = asyncio.run(facts(Path(scratch)))
+        try:
+            resolved, room, to_build = asyncio.run(facts(Path(scratch)))
+        except EngineError as error:  # what the server would refuse to start with: cards that are not there
+            print_line(out, str(error), "red")
+            return 1
     pool, groups = roster.pool, resolved.groups
     waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_slice_wait_s)
     unshared = [f"{name} shares with no other: {why.rstrip('.')}." for name, why in resolved.unshared.items()]
@@ -290,7 +298,5 @@ def _print_what_fits(plans: Sequence[ResidentPlan], budget: Memory | None, out: 
     if len(first) == len(plans):
         return
     print_line(out, f"At most {most_that_fit(plans, budget)} fit at once.")
-    sets = maximal_sets(plans, budget)
-    if sets is not None and len(sets) <= _MOST_SETS_SHOWN:
-        for chosen in sets:
-            print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({together(chosen, budget)})")
+    for chosen in maximal_sets(plans, budget, _MOST_SETS_SHOWN) or ():
+        print_line(out, f"  {', '.join(plan.title for plan in chosen)} ({together(chosen, budget)})")

@@ -21,6 +21,9 @@ _UNITS: Final = {
 _MOST_BYTES: Final = 2**60
 _LEAST_BARE_BYTES: Final = 2**14  # a smaller number without a unit is no size of anything that a roster bounds
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+# llama.cpp adds parts up as 32-bit floats, and cannot load where the sum is nothing or infinity.
+_LEAST_PART: Final = 0.001
+_MOST_PART: Final = 1_000_000
 _CARD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,31}")  # a device of ggml
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
@@ -154,13 +157,24 @@ def _cards(value: object) -> object:
     if value == AUTO:
         return value
     names = sequence(value)
-    if isinstance(names, list) and not names:
+    if not isinstance(names, (list, tuple)):
+        raise InvalidError(f"{value!r} names no cards.", "Write names such as [CUDA0, CUDA1], or auto.")
+    if not names:
         raise InvalidError(
             "No card is named.", "Name one, or write `auto`; gpu_layers: 0 keeps a model off all of them."
         )
-    if isinstance(names, list) and len(set(map(str, names))) < len(names):
+    for name in names:
+        if not isinstance(name, str) or _CARD.fullmatch(name) is None:
+            raise InvalidError(f"{name!r} is not a card.", "Write a name as `coe doctor` lists them, such as CUDA0.")
+    if len(set(names)) < len(names):
         raise InvalidError("A card is named twice.", "Name each once.")
     return names
+
+
+def _part(value: float) -> float:
+    if value and value < _LEAST_PART:
+        raise InvalidError(f"{value:g} is a very small part.", "Write numbers such as [3, 1]; 0 for none.")
+    return value
 
 
 def _some_part(value: tuple[float, ...]) -> tuple[float, ...]:
@@ -252,14 +266,9 @@ ExpertLayers = Annotated[
     _layers({"none": 0, "all": -1, "auto": "auto"}),
     _layers_schema("none", "all", "auto"),
 ]
-Card = Annotated[
-    str,
-    _matches(_CARD, "is not a card.", "Write a name as `coe doctor` lists them, such as CUDA0."),
-    _text_schema(_CARD),
-]
-# Distinct cards, or all.
+# Distinct cards, by name, or all.
 Cards = Annotated[
-    Literal["auto"] | tuple[Card, ...],
+    Literal["auto"] | tuple[str, ...],
     BeforeValidator(_cards),
     WithJsonSchema(
         {
@@ -275,7 +284,14 @@ Cards = Annotated[
         }
     ),
 ]
-Parts = Annotated[tuple[Factor, ...], BeforeValidator(sequence), AfterValidator(_some_part)]
+Part = Annotated[
+    float,
+    Strict(),
+    Field(ge=0, le=_MOST_PART),
+    AfterValidator(_part),
+    WithJsonSchema({"anyOf": [{"const": 0}, {"type": "number", "minimum": _LEAST_PART, "maximum": _MOST_PART}]}),
+]
+Parts = Annotated[tuple[Part, ...], BeforeValidator(sequence), AfterValidator(_some_part)]
 Name = Annotated[
     str,
     _matches(_NAME, "is not a name.", "Use lowercase letters, digits, `-`, `_` and `.`, a letter or digit first."),

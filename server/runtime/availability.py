@@ -148,6 +148,7 @@ def availability(
     embedding_forms: EmbeddingForms = lambda spec: None,
     infills: Infills = lambda spec: None,
     movable_experts: MovableExperts = lambda spec: 0,
+    unfit: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Servable | Unavailable]:
     """What can be served, by name, in the order given. Equal loads are predicted once.
 
@@ -161,8 +162,9 @@ def availability(
     embedding_forms: what a model made for embeddings gives; None where it is not known.
     infills:      whether the loaded model can fill the middle; None where it is not known.
     movable_experts: bytes of the experts that it has on a GPU, and could have in host memory.
+    unfit:        specialists whose settings do not fit this machine, whatever their files: name -> reason and remedy.
     """
-    loads, missing = loads or {}, missing or {}
+    loads, missing, unfit = loads or {}, missing or {}, unfit or {}
     predicted: dict[LoadSpec, Footprint | EngineError] = {}
 
     def judge(one: Located, spec: LoadSpec) -> Servable | Unavailable:
@@ -202,7 +204,9 @@ def availability(
     entries: dict[str, Servable | Unavailable] = {}
     for one in located:
         name, location = one.entry.name, one.location
-        if name in missing:
+        if name in unfit:
+            entries[name] = Unavailable(one.entry, *unfit[name], location, hindrance=Hindrance.REFUSED)
+        elif name in missing:
             entries[name] = Unavailable(one.entry, *missing[name], location, hindrance=Hindrance.UNPREPARED)
         elif location.path is None:
             hindrance = Hindrance.ALTERED if location.altered else Hindrance.ABSENT

@@ -83,7 +83,8 @@ class Fitter:
         return sum(max(0, need[card] - budget[card]) for card in budget.cards)
 
     async def _spread(self, members: Sequence[Specialist], spec: LoadSpec) -> LoadSpec:
-        """The load with its layers on all cards, by the room that each has for them. What it gives was predicted."""
+        """The load with its layers on all cards that have room for some, by the room that each has for them. What it
+        gives was predicted."""
         alone = replace(spec, devices=spec.devices[:1], tensor_split=())
         if self.predictions.of(alone) is None:
             await self.predictions.make([(member, alone) for member in members])
@@ -94,10 +95,14 @@ class Fitter:
         cache = sizes.kv_bytes // len(found.layer_bytes)
         room = [max(1, self.budget[card] - sizes.compute_bytes - sizes.overhead_bytes) for card in devices]
         counts = split_layers([weights + cache for weights in found.layer_bytes], room)
-        spec = replace(alone, devices=devices, tensor_split=tuple(map(float, counts)))
+        # A card without a layer would be opened all the same, which may be more than it has room for.
+        used = {card: count for card, count in zip(devices, counts, strict=True) if count}
+        split = tuple(map(float, used.values())) if len(used) > 1 else ()
+        spec = replace(alone, devices=tuple(used), tensor_split=split)
         await self.predictions.make([(member, spec) for member in members])
-        names = ", ".join(member.name for member in members)
-        _log.info("%s: the layers lie on %s, %s of them", names, " and ".join(devices), " and ".join(map(str, counts)))
+        if split:
+            names, parts = ", ".join(member.name for member in members), " and ".join(map(str, used.values()))
+            _log.info("%s: the layers lie on %s, %s of them", names, " and ".join(used), parts)
         return spec
 
 
@@ -112,15 +117,20 @@ def devices_of(roster: Roster, budget: Memory) -> tuple[str, ...]:
 
 
 def wrong_splits(roster: Roster, devices: Sequence[str]) -> dict[str, Missing]:
-    """Specialists whose tensor_split has no part for each card. Where there is one card it is of no account."""
+    """Specialists whose tensor_split has no part for each card. Where there is one card, or none is used, it is of no
+    account."""
     return {
         entry.name: (
-            f"tensor_split has {len(entry.tensor_split)} parts, and these cards are used: {', '.join(devices)}.",
+            f"tensor_split has {_parts_text(len(entry.tensor_split))}, and these cards are used: {', '.join(devices)}.",
             "Write a part for each, or name the cards in pool.devices.",
         )
         for entry in roster.specialists
-        if entry.tensor_split and len(devices) > 1 and len(entry.tensor_split) != len(devices)
+        if entry.gpu_layers and entry.tensor_split and len(devices) > 1 and len(entry.tensor_split) != len(devices)
     }
+
+
+def _parts_text(count: int) -> str:
+    return "1 part" if count == 1 else f"{count} parts"
 
 
 def offloaded_text(cpu_expert_layers: int) -> str:

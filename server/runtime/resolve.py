@@ -82,14 +82,14 @@ async def resolve(
     scratch:  a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
     """
     located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
+    devices = devices_of(roster, budget)
+    wrong = wrong_splits(roster, devices)
     sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
-    sharers = [one for one in sharers if not one.entry.embeddings]
+    sharers = [one for one in sharers if not one.entry.embeddings and one.entry.name not in wrong]
     prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
     predictions = Predictions(roster.server.max_prompt_tokens, before)
-    devices = devices_of(roster, budget)
-    missing |= wrong_splits(roster, devices)
     fitter = Fitter(predictions, budget, devices)
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
@@ -106,7 +106,7 @@ async def resolve(
             why_unshared |= {member.name: shared for member in members}
     masks = {name for name, one in located.items() if one.entry.mask is not None}
     filled = masks & loads.keys()
-    if scratch is None and (to_cut := masks - filled - missing.keys()):
+    if scratch is None and (to_cut := masks - filled - missing.keys() - wrong.keys()):
         missing |= await cut_masked(roster, to_cut)
         located |= {one.entry.name: one for one in await asyncio.to_thread(locate, roster, to_cut)}
     for name in filled:
@@ -114,7 +114,7 @@ async def resolve(
     own = [
         (one.entry, fitter.on_cards(one.entry.load_spec(one.location.path)))
         for name, one in located.items()
-        if name not in loads and name not in missing and one.location.path is not None
+        if name not in loads and name not in missing and name not in wrong and one.location.path is not None
     ]
     await predictions.make(own)
     for entries_of_one, spec in _by_spec(own):
@@ -132,6 +132,7 @@ async def resolve(
         predictions.embedding_form,
         predictions.infill,
         predictions.movable_expert_bytes,
+        wrong,
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}

@@ -50,14 +50,39 @@ def residents(entries: Mapping[str, Servable | Unavailable], budget: Memory | No
 
 
 def assign(plans: Sequence[ResidentPlan], budget: Memory) -> tuple[Memory, ...] | None:
-    """What each resident takes where all of them lie in the budget at once; None where they cannot."""
-    if not plans:
-        return ()
-    first, *rest = plans
-    for memory in first.options:
-        if memory.fits_in(budget) and (others := assign(rest, budget - memory)) is not None:
-            return (memory, *others)
-    return None
+    """What each resident takes where all of them lie in the budget at once, each on the card with the most room as far
+    as that leads there; None where they cannot."""
+    # Those without a choice first; then the largest, which have the least of it.
+    order = sorted(range(len(plans)), key=lambda at: (len(plans[at].options) > 1, -plans[at].memory.card_bytes))
+    alike = all(set(plan.cards) == set(budget.cards) for plan in plans if len(plan.options) > 1)
+    in_vain: set[tuple[int, tuple[int, ...]]] = set()  # how many are placed, and what is left on the cards then
+
+    def place(n_placed: int, free: Memory) -> dict[int, Memory] | None:
+        if n_placed == len(plans):
+            return {}
+        left = [free[card] for card in budget.cards]
+        plan = plans[order[n_placed]]
+        # Those that are left may go to any card: cards that swap what they have left make no difference.
+        state = n_placed, tuple(sorted(left) if alike and len(plan.options) > 1 else left)
+        if state in in_vain:
+            return None
+        for memory in sorted(plan.options, key=lambda memory: _room_left(free, memory), reverse=True):
+            if memory.fits_in(free) and (others := place(n_placed + 1, free - memory)) is not None:
+                return {order[n_placed]: memory, **others}
+        in_vain.add(state)
+        return None
+
+    if not Memory.at(HOST, sum(plan.memory.host_bytes for plan in plans)).fits_in(budget):
+        return None
+    if sum(plan.memory.card_bytes for plan in plans) > budget.card_bytes:
+        return None
+    placed = place(0, budget)
+    return tuple(placed[at] for at in range(len(plans))) if placed is not None else None
+
+
+def _room_left(free: Memory, memory: Memory) -> int:
+    """What the fullest of the places that a resident lies in has left then."""
+    return min(((free - memory)[place] for place in memory.places if place != HOST), default=0)
 
 
 def together(plans: Sequence[ResidentPlan], budget: Memory | None = None) -> Memory:
@@ -74,13 +99,15 @@ def fit_in_order(plans: Iterable[ResidentPlan], budget: Memory) -> tuple[Residen
         fitting = [memory for memory in plan.options if memory.fits_in(free)]
         if fitting:
             taken.append(plan)
-            free -= max(fitting, key=lambda memory: min((free - memory)[card] for card in memory.places))
+            free -= max(fitting, key=lambda memory: _room_left(free, memory))
     return tuple(taken)
 
 
-def maximal_sets(plans: Sequence[ResidentPlan], budget: Memory) -> tuple[tuple[ResidentPlan, ...], ...] | None:
+def maximal_sets(
+    plans: Sequence[ResidentPlan], budget: Memory, most: int | None = None
+) -> tuple[tuple[ResidentPlan, ...], ...] | None:
     """Every set of residents that fits and to which no other can be added, larger ones first; None where the
-    residents are too many to try all combinations."""
+    residents are too many to try all combinations, or the sets are more than `most`."""
     if len(plans) > _MOST_ENUMERATED:
         return None
     found: list[tuple[ResidentPlan, ...]] = []
@@ -88,6 +115,8 @@ def maximal_sets(plans: Sequence[ResidentPlan], budget: Memory) -> tuple[tuple[R
         for chosen in combinations(plans, count):
             if any(set(chosen) < set(larger) for larger in found) or assign(chosen, budget) is None:
                 continue
+            if len(found) == most:
+                return None
             found.append(chosen)
     return tuple(found)
 

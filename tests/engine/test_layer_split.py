@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coe.engine.layer_split import split_layers
@@ -35,9 +35,12 @@ def test_layers_that_weigh_nothing_have_a_place_too() -> None:
 
 sizes = st.lists(st.integers(0, 1000), min_size=1, max_size=7)
 rooms = st.lists(st.integers(1, 5000), min_size=1, max_size=3)
+big = 10**10
 
 
 @given(sizes, rooms)
+@example([7 * big, 2 * big, 5 * big, 5 * big, 9 * big, 9 * big, 4 * big], [47 * big, 44 * big, 1])
+@example([7 * big, 9 * big, 8 * big, 10 * big, 10 * big, 4 * big, 5 * big], [47 * big, 1, 35 * big])
 def test_no_other_way_leaves_the_fullest_card_emptier(layers: list[int], room: list[int]) -> None:
     counts = split_layers(layers, room)
     assert sum(counts) == len(layers)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.engine.pool.admission import ResidentView, State
-from coe.engine.pool.card_choice import Placement, choose_placement, place_all
+from coe.engine.pool.card_choice import Placement, choose_placement, counting_shut_out, place_all, possible
 from coe.engine.pool.places import HOST, Memory
 
 BUDGET = Memory({"CUDA0": 10, "CUDA1": 8, HOST: 50})
@@ -73,6 +73,21 @@ def test_those_that_wait_together_are_spread_in_their_order() -> None:
 def test_what_is_loaded_takes_nothing_from_those_that_wait() -> None:
     there = resident("a", "CUDA0", 1)
     assert place_all([("a", on_each(8)), ("b", on_each(8))], [there], BUDGET)[1].devices == ("CUDA0",)
+
+
+def test_what_never_goes_decides_where_something_can_be_at_all() -> None:
+    kept = Memory.at("CUDA0", 5)
+    assert [one.devices for one in possible(on_each(4), kept, BUDGET)] == [("CUDA0",), ("CUDA1",)]
+    assert [one.devices for one in possible(on_each(6), kept, BUDGET)] == [("CUDA1",)]
+    assert [one.devices for one in possible(on_each(9), kept, BUDGET)] == [("CUDA1",)], "it lacks the least there"
+    assert [one.devices for one in possible(on_each(4, host=51), kept, BUDGET)] == [("CUDA1",)]
+
+
+def test_what_never_goes_counts_whom_it_keeps_out() -> None:
+    others = [on_each(9), on_each(7), on_each(7, host=50)]
+    counted = counting_shut_out(on_each(4, host=1), others, Memory(), BUDGET)
+    assert [(one.devices, one.shuts_out) for one in counted] == [(("CUDA0",), 2), (("CUDA1",), 1)]
+    assert choose_placement(counted, [resident("a", "CUDA1", 8)], BUDGET).devices == ("CUDA1",)
 
 
 residents = st.lists(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 import pytest
 
-from coe.engine.errors import LoadError, OutOfMemoryError, WorkerDiedError
+from coe.engine.errors import LoadError, OutOfMemoryError, UnavailableError, WorkerDiedError
 from coe.engine.pool.admission import State
 from coe.engine.pool.others import taken_by_others
 from coe.engine.pool.pool import Pool
@@ -54,8 +55,11 @@ async def new_pool(loader: FakeLoader, clock: Clock) -> AsyncIterator[NewPool]:
     """new_pool(a=8, b=8): specialists by their bytes of a card that has 20 for them, and a margin of 4."""
     pools: list[Pool] = []
 
-    def make(margin: int = MARGIN, **sizes: int) -> Pool:
-        entries = {name: Entry(LoadSpec(Path(name), parallel=2), both(size, 1)) for name, size in sizes.items()}
+    def make(margin: int = MARGIN, pinned: Collection[str] = (), **sizes: int) -> Pool:
+        entries = {
+            name: Entry(LoadSpec(Path(name), parallel=2), both(size, 1), pinned=name in pinned)
+            for name, size in sizes.items()
+        }
         pools.append(Pool(entries, PoolLimits(both(20, 20), margin), loader, clock=clock))
         return pools[-1]
 
@@ -189,6 +193,28 @@ class TestShortage:
             await pool.lease("c", max_wait_s=LONG_S)
         assert states(pool) == {"a": State.WARM}
 
+    @pytest.mark.parametrize("others_left", [False, True])
+    async def test_without_a_margin_what_was_lacking_is_forgotten_too(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock, others_left: bool
+    ) -> None:
+        """A budget that leaves no margin has nobody look, until a load lacks something."""
+        pool = new_pool(0, a=6, c=14)
+        await load(pool, clock, "a")
+        await see(loader, clock, free=5)
+        loader.first_failures["c"] = no_room(14, 5, 14)
+        busy = await pool.lease("a", max_wait_s=LONG_S)
+        with pytest.raises(OutOfMemoryError):
+            await pool.lease("c", max_wait_s=LONG_S)
+        busy.release()
+        clock.advance(31)
+        asked = asyncio.create_task(pool.lease("c", max_wait_s=LONG_S))
+        await turns()
+        assert loader.loads == ["a", "c"], "it waits for what others took"
+        await see(loader, clock, free=14 if others_left else 5)
+        assert asked.done() is others_left
+        asked.cancel()
+        await turns()
+
     async def test_a_second_shortage_is_the_end(self, new_pool: NewPool, loader: FakeLoader, clock: Clock) -> None:
         pool = new_pool(a=6, c=8)
         await load(pool, clock, "a")
@@ -240,6 +266,32 @@ class TestShortage:
             await pool.lease("a", max_wait_s=LONG_S)
         clock.advance(31)
         await load(pool, clock, "a")
+
+    async def test_who_waits_is_told_when_it_is_found_that_the_model_can_never_fit_beside_what_is_pinned(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("coe.engine.pool.pool._LEAST_LACKING_BYTES", 1)
+        pool = new_pool(kept=8, a=12, pinned={"kept"})
+        await load(pool, clock, "kept", "a")
+        held = [await ask(pool, "a"), await ask(pool, "a")]
+        waiting = ask(pool, "a")
+        self.die_short(loader, "a", Shortage(CARD, 3, 1))
+        await turns()
+        with pytest.raises(UnavailableError, match=r"a needs 15 bytes of CUDA0; the budget is 20 bytes, 8 bytes of"):
+            await waiting
+        for lease in held:
+            lease.release()
+
+    async def test_a_resident_that_took_more_than_foreseen_goes_on_serving(
+        self, new_pool: NewPool, loader: FakeLoader, clock: Clock
+    ) -> None:
+        pool = new_pool(kept=8, a=12, pinned={"kept"})
+        await load(pool, clock, "kept")
+        loader.memory["a"] = both(13, 1)
+        first = await ask(pool, "a")
+        assert pool.status().booked == both(21, 2)
+        (await ask(pool, "a")).release()
+        first.release()
 
     def die_short(self, loader: FakeLoader, name: str, shortage: Shortage) -> None:
         resident = loader.residents[name]

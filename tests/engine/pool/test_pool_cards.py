@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from coe.engine.errors import OutOfMemoryError, UnavailableError
+from coe.engine.errors import OutOfMemoryError, QueueFullError, UnavailableError
 from coe.engine.pool.admission import State
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
+from coe.engine.pool.resident import FreeReading
 from coe.engine.pool.types import Entry, PoolLimits
 from coe.engine.shortage import Shortage
 from coe.engine.spec import LoadSpec
@@ -160,3 +162,58 @@ async def test_a_card_that_is_overbooked_for_good_does_not_stop_the_other(
         (await asked).release()
     assert states(pool) == {"a": State.WARM, names[-1]: State.WARM}
     assert places(loader)[names[-1]] == ("CUDA1",)
+
+
+async def test_a_pinned_one_goes_where_it_keeps_nobody_out(new_pool: NewPool, loader: FakeLoader) -> None:
+    pool = new_pool(small=4, big=9, pinned={"small"})
+    for name in ("small", "big"):
+        (await ask(pool, name)).release()
+    assert places(loader) == {"small": ("CUDA1",), "big": ("CUDA0",)}, "which alone can hold the big one"
+
+
+async def test_those_that_are_pinned_keep_a_card_free_together(new_pool: NewPool, loader: FakeLoader) -> None:
+    pool = new_pool(one=4, two=4, big=9, pinned={"one", "two"})
+    for name in ("one", "two", "big"):
+        (await ask(pool, name)).release()
+    assert places(loader)["big"] == ("CUDA0",)
+
+
+async def test_a_pinned_one_goes_where_it_keeps_others_out_when_nothing_else_is_left(
+    new_pool: NewPool, loader: FakeLoader
+) -> None:
+    pool = new_pool(large=9, big=9, pinned={"large"})
+    (await ask(pool, "large")).release()
+    with pytest.raises(UnavailableError, match="pinned"):
+        await ask(pool, "big")
+
+
+async def test_what_older_requests_will_take_makes_nobody_impossible(new_pool: NewPool, loader: FakeLoader) -> None:
+    """One card is promised, on the other it could never be: it waits, or the queue is full, but it is not refused."""
+    pool = new_pool(kept=6, first=8, second=8, late=6, pinned={"kept"})
+    (await ask(pool, "kept")).release()
+    loader.hold("first")
+    pool.limits = replace(pool.limits, max_queue=2)
+    waiting = [ask(pool, "first"), ask(pool, "second")]
+    await turns()
+    with pytest.raises(QueueFullError):
+        await ask(pool, "late")
+    loader.release("first")
+    for asked in waiting:
+        (await asked).release()
+
+
+async def test_a_card_that_others_took_is_waited_for_where_no_other_will_do(
+    new_pool: NewPool, loader: FakeLoader, clock: Clock
+) -> None:
+    pool = new_pool(kept=6, late=6, pinned={"kept"})
+    (await ask(pool, "kept")).release()
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 2}), 0.0)
+    clock.advance(6)
+    pool._others.lack("CUDA1", 6)
+    waiting = ask(pool, "late")
+    await turns()
+    assert not waiting.done(), "it can be loaded when they have gone"
+    loader.residents["kept"].free = FreeReading(Memory({"CUDA0": 4, "CUDA1": 8}), 0.0)
+    clock.advance(6)
+    (await waiting).release()
+    assert places(loader)["late"] == ("CUDA1",)

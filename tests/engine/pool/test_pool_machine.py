@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coe.engine.errors import EngineError, LoadError, OutOfMemoryError
+from coe.engine.errors import EngineError, LoadError, OutOfMemoryError, UnavailableError
 from coe.engine.pool.admission import State
-from coe.engine.pool.leases import Lease, Reservation
+from coe.engine.pool.leases import AnyWaiter, Lease, Reservation, ReservationWaiter
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.pool import Pool
 from coe.engine.pool.resident import Loss
@@ -95,7 +95,10 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), twice=st.booleans())
     def end(self, data: st.DataObject, twice: bool) -> None:
-        lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.end_one(data.draw(st.integers(0, len(self.held) - 1)), twice=twice)
+
+    def end_one(self, at: int = 0, *, twice: bool) -> None:
+        lease = self.held.pop(at)
 
         async def release() -> None:
             lease.release()
@@ -219,10 +222,37 @@ class PoolMachine(RuleBasedStateMachine):
     def what_is_drained_is_not_asked(self) -> None:
         assert all(not one.leases for one in self.pool.status().residents if one.state is State.LOADING)
 
-    def teardown(self) -> None:
-        """Whatever happened, all comes to an end when the pool closes."""
+    def come_to_rest(self) -> None:
+        """Loads end well from now on, and whatever is held is given back, as often as somebody gets something."""
+        self.loader.failures.clear()
+        self.loader.first_failures.clear()
         for name in SIZES:
             self.loader.release(name)
+        self.settle()
+        while self.held or self.reserved:
+            while self.held:
+                self.end_one(twice=False)
+            while self.reserved:
+                self.vacate()
+
+    def never_fits(self, waiter: AnyWaiter) -> bool:
+        """Whether another that asks for the same would be refused as one that can never fit."""
+        if isinstance(waiter, ReservationWaiter):
+            asking: Coroutine[Any, Any, object] = self.pool.reserve("another build", waiter.memory)
+        else:
+            asking = self.pool.lease(waiter.name, max_wait_s=MAX_WAIT_S)
+        asked = self.loop.create_task(asking)
+        self.run(turns())
+        is_refused = asked.done() and isinstance(asked.exception(), UnavailableError)
+        asked.cancel()
+        return is_refused
+
+    def teardown(self) -> None:
+        """Whatever happened: everybody is served in the end, without any time that passes, but for what has been found
+        to need too much beside what is pinned; and all comes to an end when the pool closes."""
+        self.come_to_rest()
+        if any(not self.never_fits(waiter) for waiter in list(self.pool._queue.waiters)):
+            raise AssertionError(self.pool.describe())
         self.run(self.pool.close())
         self.settle()
         assert not self.waiting

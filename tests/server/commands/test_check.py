@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from coe.engine.errors import ModelFileError, ModelTemplateError
+from coe.engine.pool import memory
+from coe.engine.pool.memory import Hardware
 from coe.engine.pool.places import Memory
-from coe.engine.spec import Footprint, LoadSpec, ToolForm
+from coe.engine.spec import Device, Footprint, LoadSpec, ToolForm
 from coe.router.head import HeadError
 from coe.router.head_file import SHIPPED, load_head
 from coe.server.commands.check import check_roster, models_dir_doubt, print_errors, print_report
@@ -41,6 +44,7 @@ from coe.server.runtime.what_fits import (
     residents,
     together,
 )
+from fakes.demo_college import college_roster
 from fakes.pool_world import CARD, both, host
 from fakes.server_process import write_roster
 
@@ -433,10 +437,39 @@ def test_a_models_folder_that_has_all_need_not_be_written_to(tmp_path: Path, mon
     assert doubt_of(roster_of(tmp_path, FETCHED, {"somebody--a/a.gguf": 1})) is None
 
 
-def checked(roster: Path) -> tuple[int, str]:
+def checked(roster: Path, *, dry_run: bool = False) -> tuple[int, str]:
     out = StringIO()
-    code = check_roster(roster, dry_run=False, out=Console(file=out, width=200))
+    code = check_roster(roster, dry_run=dry_run, out=Console(file=out, width=200))
     return code, out.getvalue()
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuple(Device(f"CUDA{n}", "a card", "gpu", 8 * GIB, 8 * GIB) for n in range(2))
+
+    async def hardware() -> Hardware:
+        return Hardware(found, "")
+
+    monkeypatch.setattr(memory, "hardware", hardware)
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_a_card_that_is_not_there_is_told_as_a_mistake(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, entries(a="a.gguf") + "pool: {devices: [cuda0]}\n", {"a.gguf": 1})
+    code, printed = checked(roster.path, dry_run=True)
+    assert code == 1
+    assert printed.startswith("pool.devices names cuda0; llama.cpp sees CUDA0, CUDA1 here. Name cards as")
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("two_cards")
+def test_what_its_settings_keep_from_being_served_does_not_wait_to_be_cut(tmp_path: Path) -> None:
+    roster = college_roster(tmp_path, defaults={"tensor_split": [1, 1, 1]})
+    code, printed = checked(roster, dry_run=True)
+    assert code == 1
+    assert "to be cut" not in printed
+    assert "before it is built" not in printed
+    assert "math, chemistry, python, general: tensor_split has 3 parts" in printed
 
 
 def without_description(head: Path) -> None:
@@ -549,6 +582,29 @@ class TestSeveralCards:
         small, large = self.plan("a", 6), self.plan("b", 9)
         assert assign([small, large], self.BUDGET) == (Memory.at("CUDA1", 6), Memory.at("CUDA0", 9))
         assert assign([large, large], self.BUDGET) is None
+
+    def test_they_are_told_as_they_will_lie(self) -> None:
+        plans = [self.plan("a", 3), self.plan("b", 3)]
+        assert together(plans, self.BUDGET) == Memory({"CUDA0": 3, "CUDA1": 3}), "not one beside the other"
+
+    @given(st.lists(st.integers(1, 10), max_size=5), st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    def test_a_way_is_found_where_there_is_one(self, sizes: list[int], room: list[int]) -> None:
+        budget = Memory({f"CUDA{n}": n_bytes for n, n_bytes in enumerate(room)})
+        plans = [ResidentPlan((f"r{n}",), Memory.at("CUDA0", size), budget.cards) for n, size in enumerate(sizes)]
+        plans.append(ResidentPlan(("fixed",), Memory(dict.fromkeys(budget.cards, 1))))
+        ways = itertools.product(*(plan.options for plan in plans))
+        found = assign(plans, budget)
+        assert (found is not None) == any(Memory.total(way).fits_in(budget) for way in ways)
+        if found is not None:
+            assert Memory.total(found).fits_in(budget)
+            assert all(memory in plan.options for memory, plan in zip(found, plans, strict=True))
+
+    def test_sets_that_nobody_would_read_are_not_looked_for(self) -> None:
+        """Of cards that take two of them each, all combinations of four and more would be tried out to the end."""
+        budget = Memory({f"CUDA{n}": 24 for n in range(4)})
+        plans = [ResidentPlan((f"r{n}",), Memory.at("CUDA0", 11 + n % 3), budget.cards) for n in range(12)]
+        assert maximal_sets(plans, budget, 8) is None
+        assert maximal_sets(plans[:4], budget, 8) == (tuple(plans[:4]),)
 
     def test_sets_are_maximal_over_all_cards(self) -> None:
         a, b, c = self.plan("a", 6), self.plan("b", 8), self.plan("c", 5)

@@ -287,6 +287,29 @@ def test_a_wrong_default_is_reported_once_where_it_is_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("", "names no cards"),
+        ("CUDA0", "[CUDA0]"),
+        ("{CUDA0: 1}", "names no cards"),
+        ("[]", "No card is named"),
+        ("[0, 1]", "0 is not a card"),
+        ("[CUDA0, 'CUDA 1']", "'CUDA 1' is not a card"),
+        ("[CUDA0, CUDA0]", "named twice"),
+    ],
+)
+def test_cards_that_are_none_are_told_once(tmp_path: Path, written: str, says: str) -> None:
+    message = the_error(tmp_path, f"pool: {{devices: {written}}}\n{SMALL}")
+    assert says in message
+    assert "pool.devices:" in message
+
+
+@pytest.mark.parametrize("written", ["[0, 0]", "[1.0e-30, 1]", "[1.0e+300, 1]", "[-1, 1]", "[.inf, 1]", "[.nan, 1]"])
+def test_parts_that_llama_cpp_cannot_add_up_are_refused(tmp_path: Path, written: str) -> None:
+    assert "tensor_split" in entry(tmp_path, f"tensor_split: {written}")
+
+
+@pytest.mark.parametrize(
     ("lines", "says"),
     [
         (["repo: owner/name", "pattern: '*.gguf'"], "one source"),

@@ -180,6 +180,27 @@ class TestSeveralCards:
         assert item.hindrance is Hindrance.OVER_BUDGET
         assert "of CUDA0" in item.reason
 
+    @pytest.mark.parametrize(
+        ("budget", "device"),
+        [({"CUDA0": 400, "CUDA1": 5}, "CUDA0"), ({"CUDA0": 5, "CUDA1": 400}, "CUDA1")],
+    )
+    async def test_a_card_that_is_full_does_not_keep_a_model_off_the_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int], device: str
+    ) -> None:
+        where = Memory({**budget, "host": 1000})
+        resolved, _ = await self.resolved(tmp_path, monkeypatch, where, cpu_expert_layers="auto")
+        item = resolved.availability["one"]
+        assert isinstance(item, Servable), "which would be opened for nothing, and lacks memory for that"
+        assert (item.spec.devices, item.spec.tensor_split, item.spec.cpu_expert_layers) == ((device,), (), 4)
+        fitting = [one for one in resolved.entries()["one"].placements if one.memory.fits_in(where)]
+        assert [one.devices for one in fitting] == [(device,)]
+
+    async def test_a_full_card_of_three_is_left_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        budget = Memory({"CUDA0": 500, "CUDA1": 5, "CUDA2": 400, "host": 1000})
+        resolved, _ = await self.resolved(tmp_path, monkeypatch, budget)
+        (placement,) = resolved.entries()["one"].placements
+        assert (placement.devices, placement.memory) == (("CUDA0", "CUDA2"), Memory({"CUDA0": 460, "CUDA2": 260}))
+
     async def test_a_split_of_the_roster_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resolved, cards = await self.resolved(tmp_path, monkeypatch, tensor_split=[4, 1])
         assert [(spec.devices, spec.tensor_split) for spec in cards.tried] == [(("CUDA0", "CUDA1"), (4.0, 1.0))]
@@ -192,7 +213,15 @@ class TestSeveralCards:
         item = resolved.availability["one"]
         assert isinstance(item, Unavailable)
         assert "tensor_split has 3 parts, and these cards are used: CUDA0, CUDA1" in item.reason
+        assert item.hindrance is Hindrance.REFUSED
         assert not cards.tried
+
+    @pytest.mark.parametrize("settings", [{"tensor_split": [4, 1]}, {"tensor_split": [1], "gpu_layers": 0}])
+    async def test_a_split_has_to_fit_the_cards_only_where_cards_are_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    ) -> None:
+        resolved, _ = await self.resolved(tmp_path, monkeypatch, **settings)
+        assert isinstance(resolved.availability["one"], Servable)
 
     async def test_a_split_is_of_no_account_on_one_card(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _, cards = await self.resolved(tmp_path, monkeypatch, both(800, 1000), tensor_split=[4, 1])
