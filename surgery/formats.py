@@ -1,7 +1,8 @@
-"""Reading pruning masks: our own files, and the drop maps, matrices and expert lists of other tools."""
+"""Reading and writing pruning masks: our own files, and the drop maps, matrices and expert lists of other tools."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engine.files import unread
+from coe.engine.files import unread, written_beside
 from coe.engine.text import printable
 
 from .errors import MaskError
@@ -27,6 +28,15 @@ class MaskKind(StrEnum):
     KEEP = "keep"  # experts that stay
 
 
+class MaskForm(StrEnum):
+    """How a mask is written."""
+
+    MASK = "mask"  # ours: bound to its parent, with its ranking and its provenance
+    DROP_MAP = "drop-map"  # omnimergekit's: {"0": [dropped experts], ...}
+    KEEP_LIST = "keep-list"  # {"per_layer_keep": {"0": [kept experts], ...}}
+    MATRIX = "matrix"  # [layers, experts] of 0 and 1, 1 is kept: .npy, else JSON
+
+
 # Names under which other tools' files hold their lists, and what they list.
 _NAMED: Final = {
     "keep": MaskKind.KEEP,
@@ -35,6 +45,9 @@ _NAMED: Final = {
     "per_layer_drop": MaskKind.DROP,
     "drop_map": MaskKind.DROP,
 }
+
+
+_DRAFT: Final = "mtp"
 
 
 def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mask:
@@ -60,6 +73,43 @@ def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mas
         mask.require_parent(parent)
         return mask.with_router_of(parent)
     return _read_foreign(content, path, parent, MaskKind(kind))
+
+
+def write_mask(mask: Mask, path: Path, form: str = MaskForm.MASK) -> None:
+    """Write a mask in a form that `read_mask` reads, beside and renamed.
+
+    All but ours lose the parent's hash, the ranking and the provenance. Raises MaskError for an unknown form.
+    """
+    lists: dict[str, Sequence[int]]
+    match form:
+        case MaskForm.MASK:
+            mask.save(path)
+            return
+        case MaskForm.MATRIX if path.suffix == ".npy":
+            with written_beside(path) as beside, beside.open("wb") as file:
+                np.save(file, mask.matrix().astype(np.uint8))
+            return
+        case MaskForm.MATRIX:
+            rows = ",\n".join(json.dumps(row) for row in mask.matrix().astype(int).tolist())
+            text = f"[\n{rows}\n]\n"
+        case MaskForm.DROP_MAP:
+            everything = range(mask.parent.n_expert)
+            lists = {str(layer): sorted(set(everything) - set(kept)) for layer, kept in sorted(mask.keep.items())}
+            text = _listed(lists)
+        case MaskForm.KEEP_LIST:
+            text = (
+                f'{{"per_layer_keep": {_listed({str(at): kept for at, kept in sorted(mask.keep.items())}).strip()}}}\n'
+            )
+        case _:
+            raise MaskError(f"There is no form {form!r} of a mask.", f"It is one of: {', '.join(MaskForm)}.")
+    with written_beside(path) as beside:
+        beside.write_text(text)
+
+
+def _listed(lists: Mapping[str, Sequence[int]]) -> str:
+    """An object of lists, a line each."""
+    rows = ",\n".join(f'"{key}": {json.dumps(list(experts))}' for key, experts in lists.items())
+    return f"{{\n{rows}\n}}\n"
 
 
 def names_parent(path: Path) -> bool:
@@ -146,6 +196,8 @@ def _provenance(path: Path, kind: MaskKind) -> Provenance:
 def _rows(content: Any, parent: Identity, name: str) -> list[Sequence[Any]]:
     """A row for each layer of the parent, of an object by block number or of a list in order."""
     if isinstance(content, Mapping):
+        # omnimergekit's maps may also list experts of the block for multi-token prediction, which no mask holds.
+        content = {key: row for key, row in content.items() if key != _DRAFT}
         try:
             by_layer = {layer_of(key): row for key, row in content.items()}
             if len(by_layer) < len(content):

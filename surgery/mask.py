@@ -1,4 +1,5 @@
-"""An expert pruning mask: which experts each layer keeps, bound to its parent by hash, with its provenance."""
+"""An expert pruning mask: which experts each layer keeps, in which order it would keep more or fewer, bound to its
+parent by hash, with its provenance."""
 
 from __future__ import annotations
 
@@ -56,11 +57,17 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Mask:
-    """keep: layer -> kept experts, ascending; every layer with a router has as many as any other."""
+    """Which experts stay.
+
+    keep:    layer -> kept experts, ascending; every layer with a router has as many as any other.
+    ranking: layer -> all experts, the one that goes last first: those that are kept, then the others. Of each group of
+             experts, where there are several, the first so many are kept. Empty where the order is not known.
+    """
 
     parent: Identity
     keep: Mapping[int, tuple[int, ...]]
     provenance: Provenance = Provenance()
+    ranking: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises MaskError for a mask that contradicts itself or its parent."""
@@ -84,13 +91,66 @@ class Mask:
         return kept
 
     @classmethod
-    def from_matrix(cls, parent: Identity, kept: NDArray[np.bool_], provenance: Provenance | None = None) -> Mask:
-        """The mask of a [L, E] matrix."""
+    def from_matrix(
+        cls,
+        parent: Identity,
+        kept: NDArray[np.bool_],
+        provenance: Provenance | None = None,
+        order: NDArray[np.int_] | None = None,
+    ) -> Mask:
+        """The mask of a [L, E] matrix. order: [L, E], a layer's experts as `ranking` has them."""
         keep = {
             layer: tuple(int(expert) for expert in np.flatnonzero(row))
             for layer, row in zip(parent.layers, kept, strict=True)
         }
-        return cls(parent, keep, provenance or Provenance())
+        ranking = {}
+        if order is not None:
+            ranking = {layer: tuple(map(int, row)) for layer, row in zip(parent.layers, order, strict=True)}
+        return cls(parent, keep, provenance or Provenance(), ranking)
+
+    def count(self, wanted: float) -> int:
+        """Experts a layer that are asked for by their number (int), or as a share of all (float, to 1), rounded down to
+        what the groups allow. Raises MaskError for a share that is none."""
+        if isinstance(wanted, int):
+            return wanted
+        if not 0 < wanted <= 1:
+            raise MaskError(f"{wanted:g} is no share of the experts.", "Write 0.75 for three quarters of them, or 64.")
+        return int(wanted * self.parent.n_expert) // self.parent.n_groups * self.parent.n_groups
+
+    def can_keep(self, n_keep: int) -> bool:
+        """Whether `keeping` gives a mask for so many experts."""
+        try:
+            self.keeping(n_keep)
+        except MaskError:
+            return False
+        return True
+
+    def keeping(self, n_keep: int) -> Mask:
+        """The mask with so many experts a layer: the first of the ranking, of each group as many.
+
+        Without a ranking just as many as there are, or all. Raises MaskError where that cannot be.
+        """
+        parent = self.parent
+        if n_keep == self.n_keep:
+            return self
+        if n_keep > parent.n_expert:
+            raise MaskError(f"{parent.name} has {parent.n_expert} experts a layer, not {n_keep}.", "Keep fewer.")
+        if not self.ranking and n_keep != parent.n_expert:
+            raise MaskError(
+                f"The mask keeps {self.n_keep} experts a layer and ranks none, so that it does not say which would be "
+                f"the {n_keep}.",
+                f"Keep {self.n_keep} or all {parent.n_expert}, or plan a mask (coe plan), which ranks them.",
+            )
+        if n_keep % parent.n_groups:
+            raise MaskError(
+                f"{n_keep} experts cannot be shared out among the {parent.n_groups} groups of {parent.name}.",
+                f"Keep a multiple of {parent.n_groups}.",
+            )
+        keep = {
+            layer: _first(self.ranking.get(layer, range(parent.n_expert)), n_keep, parent) for layer in parent.layers
+        }
+        recipe = {**self.provenance.recipe, "kept": n_keep}
+        return replace(self, keep=keep, provenance=replace(self.provenance, recipe=recipe))
 
     def require_parent(self, parent: Identity) -> None:
         """Raises ParentMismatchError when the mask was made for another checkpoint, or describes this one otherwise.
@@ -135,16 +195,24 @@ class Mask:
             "schema": SCHEMA_VERSION,
             "parent": asdict(self.parent),
             "keep": {str(layer): list(self.keep[layer]) for layer in sorted(self.keep)},
+            **(
+                {"ranking": {str(layer): list(self.ranking[layer]) for layer in sorted(self.ranking)}}
+                if self.ranking
+                else {}
+            ),
             "provenance": asdict(self.provenance),
         }
 
     def save(self, path: Path) -> None:
         """Write as JSON, beside and renamed; a layer a line."""
         whole = self.to_json()
-        keep = ",\n    ".join(f'"{layer}": {json.dumps(experts)}' for layer, experts in whole.pop("keep").items())
-        text = json.dumps(whole, indent=2, ensure_ascii=False)
+        lists = {key: whole.pop(key) for key in ("keep", "ranking") if key in whole}
+        text = json.dumps(whole, indent=2, ensure_ascii=False)[:-2]
+        for key, layers in lists.items():
+            rows = ",\n    ".join(f'"{layer}": {json.dumps(experts)}' for layer, experts in layers.items())
+            text += f',\n  "{key}": {{\n    {rows}\n  }}'
         with written_beside(path) as beside:
-            beside.write_text(f'{text[:-2]},\n  "keep": {{\n    {keep}\n  }}\n}}\n')
+            beside.write_text(f"{text}\n}}\n")
 
     @classmethod
     def load(cls, path: Path) -> Mask:
@@ -164,9 +232,7 @@ class Mask:
             raise MaskError(f"This is no mask file of schema {SCHEMA_VERSION}.", _MAKE)
         try:
             parent = Identity.from_json(content["parent"])
-            keep = {layer_of(layer): tuple(experts) for layer, experts in content["keep"].items()}
-            if len(keep) < len(content["keep"]):
-                raise ValueError("a layer stands there twice")
+            keep, ranking = _by_layer(content["keep"]), _by_layer(content.get("ranking", {}))
             said = content.get("provenance", {})
             provenance = Provenance(
                 **said
@@ -177,7 +243,23 @@ class Mask:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MaskError(f"The mask file lacks something or says too much: {error}.", "Make it again.") from error
-        return cls(parent, keep, provenance)
+        return cls(parent, keep, provenance, ranking)
+
+
+def _by_layer(content: Any) -> dict[int, tuple[Any, ...]]:
+    found = {layer_of(layer): tuple(experts) for layer, experts in content.items()}
+    if len(found) < len(content):
+        raise ValueError("a layer stands there twice")
+    return found
+
+
+def _first(ranked: Sequence[int], n_keep: int, parent: Identity) -> tuple[int, ...]:
+    """The first of a layer's experts, of each group as many, ascending."""
+    size, of_group = parent.n_expert // parent.n_groups, n_keep // parent.n_groups
+    kept: list[int] = []
+    for group in range(parent.n_groups):
+        kept += [expert for expert in ranked if expert // size == group][:of_group]
+    return tuple(sorted(kept))
 
 
 def _facts(parent: Identity) -> Identity:
@@ -231,3 +313,21 @@ def _check(mask: Mask) -> None:
                     f"Layer {layer} keeps {counts[0]} experts of each group, and a group is judged by its best two.",
                     f"Keep at least {2 * parent.n_groups} experts a layer.",
                 )
+    if mask.ranking:
+        _check_ranking(mask)
+
+
+def _check_ranking(mask: Mask) -> None:
+    parent = mask.parent
+    for layer in parent.layers:
+        ranked = mask.ranking.get(layer, ())
+        if not all(isinstance(expert, int) and not isinstance(expert, bool) for expert in ranked) or sorted(
+            ranked
+        ) != list(range(parent.n_expert)):
+            raise MaskError(
+                f"Layer {layer} does not rank its experts 0 to {parent.n_expert - 1} once each.", "Make it again."
+            )
+        if _first(ranked, mask.n_keep, parent) != tuple(mask.keep[layer]):
+            raise MaskError(f"Layer {layer} keeps others than the first of its ranking.", "Make the mask again.")
+    if odd := sorted(mask.ranking.keys() - set(parent.layers)):
+        raise MaskError(f"The mask ranks the layers {odd}, which its parent does not have.", "Make the mask again.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +104,9 @@ def floors(pooled: Scores, n_keep: int, recipe: DropMap, layers: tuple[int, ...]
 
 def carry_out(
     profile: Profile, n_keep: int, recipe: DropMap, criterion: str | None, fixed: Kept, *, seed: int = 0
-) -> tuple[Kept, list[ExpertSwap]]:
-    """The [L, E] to keep, and the experts that protection kept, beside the n_keep highest aggregates.
+) -> tuple[Kept, list[ExpertSwap], tuple[NDArray[Any], ...]]:
+    """The [L, E] to keep, and the experts that protection kept, beside the n_keep highest aggregates; and the keys that
+    experts are ranked by, [L, E] each.
 
     Those of lowest aggregate are dropped until n_keep remain; `fixed` ones never, protected ones only where pins or
     groups leave them no room, and then those of lowest pooled score first.
@@ -122,6 +123,7 @@ def carry_out(
         strongest = min(int(size), n_keep)
         protected[row] = best((pooled[row : row + 1],), strongest)[0]
         protected[row] |= best((total[row : row + 1],), min(recipe.protect_top, n_keep - strongest))[0]
-    kept = best((fixed, protected, np.where(protected, pooled, total)), n_keep, parent.n_groups)
+    keys = (fixed, protected, np.where(protected, pooled, total))
+    kept = best(keys, n_keep, parent.n_groups)
     plain = best((total,), n_keep, parent.n_groups)
-    return kept, exchanged(parent, plain, kept, {}, "protected: the layer's floor")
+    return kept, exchanged(parent, plain, kept, {}, "protected: the layer's floor"), keys

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ParentMismatchError, ProfileError
 from ..mask import ExpertSwap, Mask, Pin, Provenance
@@ -16,7 +17,7 @@ from . import drop_map, three_pass
 from .criteria import score
 from .methods import DropMap, SelectionMethod, ThreePass, TopK
 from .presets import PRESETS
-from .selection import Kept, best, exchanged, pinned, require_count, top_k
+from .selection import Kept, best, exchanged, pinned, ranked, require_count, top_k
 
 
 def plan(
@@ -35,7 +36,8 @@ def plan(
     second:    a profile of domain-neutral reasoning traces, for the third of the three passes; without it that pass
                is left out.
     pins:      experts that are kept whatever their score, super experts for example.
-    Every exchange that a pass made is in the mask's provenance.
+    Every exchange that a pass made is in the mask's provenance. Its ranking has what is kept before the rest; of both,
+    what is pinned or protected (the whitelist, a drop map's floor) goes last, and then the higher score.
 
     Raises MaskError when n_keep or the pins cannot be, ProfileError when the profile lacks what the method needs,
     ParentMismatchError when the second profile is of another parent.
@@ -56,6 +58,7 @@ def plan(
             settings = {"name": "top-k", **settings}
             scores = score(profile, settings["criterion"], seed=seed)
             kept, swaps = _first_pass(profile, scores, n_keep, fixed, pins)
+            keys: tuple[NDArray[Any], ...] = (fixed, scores)
         case ThreePass():
             scores = score(profile, settings["criterion"], seed=seed)
             kept, swaps = _first_pass(profile, scores, n_keep, fixed, pins)
@@ -66,9 +69,10 @@ def plan(
                 reasoning = score(second, settings["criterion"], seed=seed)
             kept, later = three_pass.carry_out(profile, kept, method, scores, reasoning, fixed)
             swaps += later
+            keys = (kept, fixed | three_pass.whitelist(profile, method), scores)
             settings = {"name": "three-pass", **settings, **_three_pass_settings(profile, method, second)}
         case DropMap():
-            kept, swaps = drop_map.carry_out(profile, n_keep, method, criterion, fixed, seed=seed)
+            kept, swaps, keys = drop_map.carry_out(profile, n_keep, method, criterion, fixed, seed=seed)
             reasons = {(pin.layer, pin.expert): f"pinned: {pin.why}" for pin in pins}
             swaps = [ExpertSwap(s.layer, s.out, s.into, reasons.get((s.layer, s.into), s.why)) for s in swaps]
             settings = {"name": "drop-map", **settings, **_drop_map_settings(profile, method)}
@@ -82,7 +86,7 @@ def plan(
         pins=tuple(sorted(pins, key=lambda pin: (pin.layer, pin.expert))),
         made_with=f"coe-runtime {version('coe-runtime')}",
     )
-    return Mask.from_matrix(parent, kept, provenance)
+    return Mask.from_matrix(parent, kept, provenance, ranked(keys))
 
 
 def _first_pass(

@@ -33,6 +33,11 @@ def best(keys: Sequence[NDArray[Any]], n_keep: int, n_groups: int = 1) -> Kept:
     return kept.reshape(n_layers, n_expert)
 
 
+def ranked(keys: Sequence[NDArray[Any]]) -> NDArray[np.int_]:
+    """[L, E]: the experts of each layer, sorted by the keys as `best` does."""
+    return np.lexsort([-np.asarray(key, np.float64) for key in reversed(keys)], axis=-1)
+
+
 def require_count(parent: Identity, n_keep: int) -> None:
     """Raises MaskError when a parent's layers cannot keep so many experts."""
     if n_keep < parent.n_used:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.surgery.errors import MaskError, ParentMismatchError
-from coe.surgery.formats import experts_kept, names_parent, read_mask
+from coe.surgery.formats import experts_kept, names_parent, read_mask, write_mask
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Identity, Parent
 from fakes.random_moe import random_mask, write_random_moe
@@ -187,6 +187,40 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_mask(tmp_path / "objects.npy", PARENT)
     with pytest.raises(MaskError, match="no kind 'both'"):
         read_mask(tmp_path / "flat.npy", PARENT, kind="both")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "kind"),
+    [
+        ("mask", "m.json", "auto"),
+        ("drop-map", "m.json", "drop"),
+        ("keep-list", "m.json", "auto"),
+        ("matrix", "m.json", "auto"),
+        ("matrix", "m.npy", "auto"),
+    ],
+)
+def test_what_is_written_for_another_tool_is_read_again(tmp_path: Path, form: str, name: str, kind: str) -> None:
+    write_mask(Mask(PARENT, KEPT), tmp_path / name, form)
+    assert read_mask(tmp_path / name, PARENT, kind=kind).keep == KEPT
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_drop_map_is_written_as_its_tool_reads_it(tmp_path: Path) -> None:
+    write_mask(Mask(PARENT, KEPT), tmp_path / "drop.json", "drop-map")
+    content = json.loads((tmp_path / "drop.json").read_text())
+    assert content == {str(layer): list(gone) for layer, gone in DROPPED.items()}
+
+
+def test_a_form_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match=r"no form 'yaml'.*drop-map, keep-list, matrix"):
+        write_mask(Mask(PARENT, KEPT), tmp_path / "m", "yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_drop_map_says_of_the_draft_block_is_left_out(tmp_path: Path) -> None:
+    """As omnimergekit's maps of Qwen3.5 have it: their block for multi-token prediction is no layer of the mask's."""
+    content = {str(layer): list(gone) for layer, gone in DROPPED.items()} | {"mtp": [0, 1, 2, 3, 4]}
+    assert read_mask(written(tmp_path, content), PARENT).keep == KEPT
 
 
 @settings(deadline=None, max_examples=25)

@@ -48,7 +48,12 @@ def masks(draw: st.DrawFn) -> Mask:
         swaps=tuple(draw(st.lists(st.builds(ExpertSwap, numbers, numbers, numbers, NAMES), max_size=2))),
         pins=tuple(draw(st.lists(st.builds(Pin, numbers, numbers, NAMES), max_size=2))),
     )
-    return Mask(parent, keep, provenance)
+    ranking = {}
+    if draw(st.booleans()):
+        for layer, kept in keep.items():
+            rest = sorted(set(range(parent.n_expert)) - set(kept))
+            ranking[layer] = (*draw(st.permutations(kept)), *draw(st.permutations(rest)))
+    return Mask(parent, keep, provenance, ranking)
 
 
 @settings(deadline=None, max_examples=25)
@@ -65,7 +70,61 @@ def test_any_mask_survives_its_matrix(mask: Mask) -> None:
     matrix = mask.matrix()
     assert matrix.shape == (len(mask.parent.layers), mask.parent.n_expert)
     assert (matrix.sum(1) == mask.n_keep).all()
-    assert Mask.from_matrix(mask.parent, matrix, mask.provenance) == mask
+    order = np.array([mask.ranking[layer] for layer in mask.parent.layers]) if mask.ranking else None
+    assert Mask.from_matrix(mask.parent, matrix, mask.provenance, order) == mask
+
+
+class TestOtherCounts:
+    """A ranked mask keeps more or fewer experts than it was planned for."""
+
+    @given(masks().filter(lambda mask: mask.ranking), st.data())
+    def test_more_experts_hold_the_fewer_ones(self, mask: Mask, data: st.DataObject) -> None:
+        parent = mask.parent
+        counts = [n for n in range(1, parent.n_expert + 1) if mask.can_keep(n)]
+        few, many = sorted((data.draw(st.sampled_from(counts)), data.draw(st.sampled_from(counts))))
+        fewer, more = mask.keeping(few), mask.keeping(many)
+        assert (fewer.n_keep, more.n_keep) == (few, many)
+        assert all(set(fewer.keep[layer]) <= set(more.keep[layer]) for layer in parent.layers)
+        assert more.keeping(few).keep == fewer.keep, "whatever it kept in between"
+        assert mask.keeping(few).keeping(mask.n_keep).keep == mask.keep
+
+    @given(masks())
+    def test_all_of_them_need_no_ranking(self, mask: Mask) -> None:
+        assert mask.keeping(mask.parent.n_expert).keep == Mask.everything(mask.parent).keep
+        assert mask.keeping(mask.n_keep) is mask
+
+    def test_the_first_of_the_ranking_are_kept_of_each_group_as_many(self) -> None:
+        parent = replace(identity(layers=1, experts=8, used=2), n_groups=2)
+        mask = Mask(parent, {0: (1, 2, 5, 7)}, ranking={0: (7, 5, 2, 1, 6, 4, 0, 3)})
+        assert mask.keeping(6).keep == {0: (0, 1, 2, 5, 6, 7)}
+        with pytest.raises(MaskError, match="cannot be shared out among the 2 groups"):
+            mask.keeping(5)
+
+    def test_a_mask_without_a_ranking_does_not_say_which(self) -> None:
+        mask = Mask(identity(layers=1, experts=8, used=2), {0: (1, 2, 3, 4)})
+        with pytest.raises(MaskError, match=r"ranks none.* which would be the 6\..*Keep 4 or all 8"):
+            mask.keeping(6)
+
+    @pytest.mark.parametrize(("count", "why"), [(9, "has 8 experts a layer, not 9"), (1, "every token uses 2")])
+    def test_counts_that_cannot_be_are_refused(self, count: int, why: str) -> None:
+        mask = Mask(identity(layers=1, experts=8, used=2), {0: (1, 2)}, ranking={0: (1, 2, 0, 3, 4, 5, 6, 7)})
+        with pytest.raises(MaskError, match=why):
+            mask.keeping(count)
+
+    @pytest.mark.parametrize(
+        ("ranking", "why"),
+        [
+            ({0: (0, 1, 2, 3, 4, 5, 6, 7)}, "keeps others than the first of its ranking"),
+            ({0: (1, 2, 0, 3, 4, 5, 6)}, "does not rank its experts 0 to 7 once each"),
+            ({0: (1, 2, 0, 3, 4, 5, 6, 6)}, "does not rank its experts 0 to 7 once each"),
+            ({0: (1, 2, 0, 3, 4, 5, 6, True)}, "does not rank its experts 0 to 7 once each"),
+            ({1: (1, 2, 0, 3, 4, 5, 6, 7)}, "Layer 0 does not rank"),
+            ({0: (1, 2, 0, 3, 4, 5, 6, 7), 1: (0, 1)}, r"ranks the layers \[1\]"),
+        ],
+    )
+    def test_a_ranking_that_contradicts_the_mask_is_refused(self, ranking: Any, why: str) -> None:
+        with pytest.raises(MaskError, match=why):
+            Mask(identity(layers=1, experts=8, used=2), {0: (1, 2)}, ranking=ranking)
 
 
 @given(masks().filter(lambda mask: len(mask.parent.layers) > 1), st.data())

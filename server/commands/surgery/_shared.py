@@ -15,6 +15,7 @@ from .._lines import console, print_line
 
 if TYPE_CHECKING:
     from coe.engine.spec import LoadSpec
+    from coe.surgery.mask import Mask
 
     from .._bars import Bars
 
@@ -33,6 +34,13 @@ Criterion = Annotated[
     typer.Option(
         help="What experts are scored by: gate-mass, frequency, rank-weighted, reap, mass-norm or random. "
         "Left out: the recipe's own."
+    ),
+]
+Experts = Annotated[
+    str | None,
+    typer.Option(
+        help="Experts that each layer keeps: 64, or 0.75 for three quarters of them. The mask's own when left out; "
+        "more or fewer are taken by its ranking."
     ),
 ]
 MaskKind = Annotated[str, typer.Option(help="What the numbers in another tool's mask mean: auto, keep or drop.")]
@@ -100,6 +108,20 @@ def tried(load: LoadSpec, models: Sequence[Path]) -> LoadSpec:
         with suppress(ArchitectureError):  # a dense model, or one that surgery does not know: it can be asked as well
             layers = max(layers, fit_spec(spec, Parent.open(model), None).cpu_expert_layers)
     return replace(load, cpu_expert_layers=load.cpu_expert_layers or layers)
+
+
+def with_experts(mask: Mask, experts: str | None) -> Mask:
+    """The mask with as many experts as `--experts` asks for. Raises MaskError for what is no number of them, or cannot
+    be."""
+    from coe.surgery.errors import MaskError
+
+    if experts is None:
+        return mask
+    try:
+        wanted = int(experts) if experts.isdecimal() else float(experts)
+    except ValueError:
+        raise MaskError(f"{experts!r} is no number of experts.", "Write --experts 64, or --experts 0.75.") from None
+    return mask.keeping(mask.count(wanted))
 
 
 def prefixed_path(text: str) -> tuple[str, Path]:

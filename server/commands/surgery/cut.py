@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._shared import MaskKind, clear_errors, progress_bars, say
+from ._shared import Experts, MaskKind, clear_errors, progress_bars, say, with_experts
 
 
 def cut(
@@ -22,6 +22,7 @@ def cut(
         bool, typer.Option("--provenance/--no-provenance", help="Write into the file how it was made.")
     ] = True,
     kind: MaskKind = "auto",
+    experts: Experts = None,
 ) -> None:
     """Write the specialist that a mask makes of its parent, by copying bytes."""
     with clear_errors("The old file, if there was one, is as it was."):
@@ -33,6 +34,7 @@ def cut(
         whole = Parent.open(parent)
         with progress_bars() as bars:
             chosen = read_mask(mask, whole.identity(bars.hashing(whole.paths)), kind=kind)
+            chosen = with_experts(chosen, experts)
             report = run(
                 whole,
                 chosen,
@@ -48,4 +50,5 @@ def cut(
             f"{out}: {report.n_keep} of {report.n_expert} experts, {size_text(report.n_bytes)} of the parent's "
             f"{size_text(report.parent_bytes)}."
         )
-        say(f"Next: coe verify {parent} {out} {mask}")
+        which = f" --experts {experts}" if experts is not None else ""
+        say(f"Next: coe verify {parent} {out} {mask}{which}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .._lines import print_line
-from ._shared import MaskKind, clear_errors, err_console, progress_bars, say
+from ._shared import Experts, MaskKind, clear_errors, err_console, progress_bars, say, with_experts
 
 
 def verify(
@@ -16,6 +16,7 @@ def verify(
     specialist: Annotated[Path, typer.Argument(help="The specialist's GGUF.")],
     mask: Annotated[Path, typer.Argument(help="The mask that it was cut with.")],
     kind: MaskKind = "auto",
+    experts: Experts = None,
 ) -> None:
     """Prove that a specialist is its parent without the dropped experts: bytes, numbers, and what it answers."""
     with clear_errors():
@@ -26,7 +27,7 @@ def verify(
         whole = Parent.open(parent)
         with progress_bars() as bars:
             chosen = read_mask(mask, whole.identity(bars.hashing(whole.paths)), kind=kind)
-            found = run(parent, specialist, chosen, progress=bars.staged)
+            found = run(parent, specialist, with_experts(chosen, experts), progress=bars.staged)
         for note in found.notes:
             say(note)
         say(f"{found.tensors} tensors were compared with the parent's.")

@@ -254,6 +254,32 @@ def test_a_mask_of_another_tool_becomes_one_of_ours(folder: Path) -> None:
     assert "5 of 8" in done("cut", "parent.gguf", "ours.json", "-o", "s.gguf")
 
 
+def test_a_mask_of_ours_becomes_one_of_another_tool_without_its_parent(folder: Path) -> None:
+    (folder / "drop.json").write_text(json.dumps({str(layer): [0, 1, 2] for layer in range(3)}))
+    assert "Add --parent" in refused("mask", "drop.json", "--kind", "drop")
+    done("mask", "drop.json", "--parent", "parent.gguf", "--kind", "drop", "-o", "ours.json")
+    assert "without the parent's hash" in done("mask", "ours.json", "--as", "drop-map", "-o", "back.json")
+    assert json.loads((folder / "back.json").read_text()) == json.loads((folder / "drop.json").read_text())
+    done("mask", "ours.json", "--as", "matrix", "-o", "m.npy")
+    assert "5 of 8" in done("cut", "parent.gguf", "m.npy", "-o", "s.gguf")
+    assert "drop-map, keep-list, matrix" in refused("mask", "ours.json", "--as", "list")
+
+
+@pytest.mark.model
+def test_a_ranking_is_cut_at_another_number_of_experts(folder: Path) -> None:
+    profiled()
+    planned("m.json", "--recipe", "top-k")
+    planned_keeps = Mask.load(folder / "m.json").n_keep
+    said = done("cut", "parent.gguf", "m.json", "-o", "s.gguf", "--experts", "0.75")
+    assert "6 of 8 experts" in said
+    assert read_header(folder / "s.gguf").count("expert_count") == 6
+    assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json", "--experts", "0.75")
+    assert "3 of 8" in done("mask", "m.json", "--experts", "3", "-o", "fewer.json")
+    assert Mask.load(folder / "fewer.json").keeping(planned_keeps).keep == Mask.load(folder / "m.json").keep
+    for count, says in (("9", "has 8 experts"), ("some", "no number of experts"), ("1.5", "no share"), ("1", "uses")):
+        assert says in refused("cut", "parent.gguf", "m.json", "-o", "s.gguf", "--experts", count)
+
+
 @pytest.mark.model
 def test_a_mask_of_ours_says_its_recipe_and_belongs_to_its_parent(folder: Path) -> None:
     profiled()

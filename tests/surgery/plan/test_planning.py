@@ -331,6 +331,39 @@ def test_any_plan_is_a_valid_mask_that_keeps_its_pins_and_explains_itself(case: 
         assert all(late.count(layer) <= recipe.reasoning_cap for layer in parent.layers)
 
 
+@settings(deadline=None, max_examples=60)
+@given(cases(), st.data())
+def test_any_plan_ranks_all_experts_and_keeps_what_is_pinned_the_longest(case: Any, data: st.DataObject) -> None:
+    profile, n_keep, recipe, second, pins = case
+    parent = profile.parent
+    mask = plan(profile, n_keep, recipe, second=second, pins=pins)  # Mask itself checks that the first are kept
+    count = data.draw(st.sampled_from([n for n in range(1, parent.n_expert + 1) if mask.can_keep(n)]))
+    resized = mask.keeping(count)
+    room = count // parent.n_groups
+    size = parent.n_expert // parent.n_groups
+    for layer in parent.layers:
+        for group in range(parent.n_groups):
+            pinned = {pin.expert for pin in pins if pin.layer == layer and pin.expert // size == group}
+            if len(pinned) <= room:
+                assert pinned <= set(resized.keep[layer])
+
+
+def test_top_k_of_a_ranking_is_the_plan_for_that_many() -> None:
+    profile = routed(identity(), 300, np.random.default_rng(0))
+    mask = plan(profile, 6, TopK())
+    for count in (4, 5, 8, 11):
+        assert mask.keeping(count).keep == plan(profile, count, TopK()).keep
+
+
+def test_the_whitelist_goes_last() -> None:
+    profile = flat(identity(layers=1, experts=8, used=2))
+    chosen(profile, 0, 7, rank=0, count=20, weight=0.1)  # confident and rare
+    mask = plan(profile, 4, ThreePass())
+    assert 7 in mask.keep[0]
+    assert mask.ranking[0][0] == 7
+    assert 7 in mask.keeping(2).keep[0]
+
+
 @settings(deadline=None, max_examples=30)
 @given(cases())
 def test_keeping_everything_keeps_everything(case: Any) -> None:
