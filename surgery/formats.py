@@ -50,8 +50,10 @@ _NAMED: Final = {
 _DRAFT: Final = "mtp"
 
 
-def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mask:
+def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO, experts: float | None = None) -> Mask:
     """The mask in a file, for this parent.
+
+    experts: how many a layer keeps in place of the mask's own number, or a share of all (`Mask.count`).
 
     Ours are bound to a parent by its hash. Those of other tools name none: they are checked against the parent's layers
     and number of experts alone, and are bound to it from then on. They may be
@@ -71,8 +73,12 @@ def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO) -> Mas
     if _is_ours(content):
         mask = Mask.from_json(content)
         mask.require_parent(parent)
-        return mask.with_router_of(parent)
-    return _read_foreign(content, path, parent, MaskKind(kind))
+        return _resized(mask.with_router_of(parent), experts)
+    return _resized(_read_foreign(content, path, parent, MaskKind(kind)), experts)
+
+
+def _resized(mask: Mask, experts: float | None) -> Mask:
+    return mask if experts is None else mask.keeping(mask.count(experts))
 
 
 def write_mask(mask: Mask, path: Path, form: str = MaskForm.MASK) -> None:
@@ -117,14 +123,16 @@ def names_parent(path: Path) -> bool:
     return _is_ours(_content(path))
 
 
-def experts_kept(path: Path, parent: Parent) -> int:
+def experts_kept(path: Path, parent: Parent, wanted: float | None = None) -> int:
     """Experts a layer that a mask keeps. The parent's bytes are not hashed: a mask of ours may be another parent's.
+
+    wanted: in place of the mask's own number, see `Mask.count`.
 
     Raises MaskError as read_mask does.
     """
     content = _content(path)
     if _is_ours(content):
-        return Mask.from_json(content).n_keep
+        return _resized(Mask.from_json(content), wanted).n_keep
     experts = parent.experts
     unhashed = Identity(
         parent.name,
@@ -135,7 +143,7 @@ def experts_kept(path: Path, parent: Parent) -> int:
         experts.n_used,
         experts.n_groups,
     )
-    return _read_foreign(content, path, unhashed, MaskKind.AUTO).n_keep
+    return _resized(_read_foreign(content, path, unhashed, MaskKind.AUTO), wanted).n_keep
 
 
 def _content(path: Path) -> Any:

@@ -78,7 +78,8 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         settled = {
             name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance is Hindrance.REFUSED
         }
-        to_build = await sizes_to_come(roster, dry_run=True)
+        counts = {name: fit.chosen for fit in resolved.fits for name in fit.names}
+        to_build = await sizes_to_come(roster.with_experts(counts), dry_run=True)
         return resolved, room, {name: plan for name, plan in to_build.items() if name not in settled}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
@@ -100,7 +101,9 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         f"Beside the budget, {title} takes {size_text(memory.host_bytes)} of host memory."
         for title, memory in room.held.items()
     ]
-    sharing = [*held, *pair_lines(groups), *(waits if groups else []), *unshared]
+    fits = [f"experts (fit): {', '.join(fit.names)}: each layer keeps {fit.text}" for fit in resolved.fits]
+    doubts += [f"{', '.join(fit.names)}: {fit.doubt}" for fit in resolved.fits if fit.doubt]
+    sharing = [*held, *fits, *pair_lines(groups), *(waits if groups else []), *unshared]
     return print_report(roster, resolved.availability, room.residents, out, to_build, sharing, doubts)
 
 

@@ -73,7 +73,10 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
             continue
         try:
             parent = Parent.open(location.path)
-            size = specialist_bytes(parent, experts_kept(Path(specialist.mask), parent))
+            kept = experts_kept(
+                Path(specialist.mask), parent, None if specialist.experts == "fit" else specialist.experts
+            )
+            size = specialist_bytes(parent, kept)
             gone = sum(path.stat().st_size for path in parent.paths) - size
             whole = (await predict(specialist.load_spec(location.path))).footprint.total_bytes if dry_run else None
             total = None if whole is None else max(whole - gone, 0)

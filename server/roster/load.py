@@ -110,7 +110,7 @@ def _check(source: Source) -> tuple[Roster | None, list[Finding]]:
         if "name" not in good:
             bad |= {"name"}
         specialists.append((provisional, bad))
-        findings += specialist_findings(provisional, bad, at)
+        findings += specialist_findings(provisional, bad, at, [*map(str, entry)])
 
     top_good.pop("specialists", None)
     draft = Roster.model_validate({**top_good, "specialists": ()})

@@ -123,19 +123,24 @@ def held_to(location: Location, pinned: Sequence[str], name: str) -> Location:
     return location
 
 
-def cut_path(models_dir: Path, name: str, mask: Path) -> Path:
+def cut_path(models_dir: Path, name: str, mask: Path, experts: float | str | None = None) -> Path:
     """Where the specialist that a mask makes is kept: models_dir/cut/<name>-<hash of the mask's file>.gguf.
+
+    experts: as the roster has it, where that is another number than the mask's own; it counts in the hash.
 
     A mask of ours knows its parent by hash, so that no other parent can give another file; one of another tool does
     not, and its file is held against the parent before it is served. Raises OSError.
     """
-    return models_dir / "cut" / f"{name}-{hashlib.sha256(read_bounded(mask, _MOST_MASK_BYTES)).hexdigest()[:12]}.gguf"
+    digest = hashlib.sha256(read_bounded(mask, _MOST_MASK_BYTES))
+    if experts is not None:
+        digest.update(f" {experts}".encode())
+    return models_dir / "cut" / f"{name}-{digest.hexdigest()[:12]}.gguf"
 
 
-def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
+def locate_cut(models_dir: Path, name: str, mask: Path, experts: float | str | None = None) -> Location:
     """A specialist given by its mask, if it has been cut already."""
     try:
-        path = cut_path(models_dir, name, mask)
+        path = cut_path(models_dir, name, mask, experts)
     except OSError as error:
         reason = f"The mask {mask} cannot be read: {error.strerror or error}."
         return Location(None, reason=reason, remedy=f"Correct `mask` of {name} in the roster.")

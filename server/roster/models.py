@@ -6,6 +6,7 @@ Where a default is the engine's, the router's or surgery's, it is read from ther
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -57,6 +58,7 @@ from .values import (
     CountOrZero,
     Digests,
     ExpertLayers,
+    Experts,
     Factor,
     InvalidError,
     Layers,
@@ -167,6 +169,8 @@ class PoolSection(Section):
     """host memory that they may take beside a GPU; auto: what is available at the start less vram_margin"""
     vram_margin: SizeOrZero = 2**30
     """what auto leaves to others"""
+    residents: Count = 1
+    """models that are to be in memory at once: what `experts: fit` leaves room for"""
     devices: Cards = "auto"
     """cards that models are loaded on, such as [CUDA0, CUDA1], each model on one of them; auto: all that are there"""
     idle_ttl_s: Seconds | None = PoolLimits.idle_ttl_s
@@ -342,6 +346,9 @@ class SpecialistSettings(Section):
     cpu_expert_layers: ExpertLayers = LoadSpec.cpu_expert_layers
     """layers whose experts stay in host memory, counted from the first: none, all, a number, or auto: on a GPU as
     few as its budget asks for"""
+    experts: Experts | None = None
+    """experts that each layer of a mask keeps, by its ranking: a number, a share of all such as 0.75, or fit: the most
+    that there is room for; without it as many as the mask itself"""
     tensor_split: Parts = ()
     """of several cards, each one's part of the layers, such as [3, 1]; without it a model lies on one card, or is
     shared out by the room on each where it fits on none alone"""
@@ -571,7 +578,7 @@ class Specialist(SpecialistSettings, ModelSource):
                 return Location(None, reason="It has not been built yet.", remedy=f"Run: coe build {self.name}")
             return Location(path, (path,))
         if self.mask is not None:
-            return locate_cut(models_dir, self.name, Path(self.mask))
+            return locate_cut(models_dir, self.name, Path(self.mask), self.experts)
         return self.find_file(models_dir, self.name)
 
     def built_path(self, models_dir: Path) -> Path:
@@ -695,6 +702,14 @@ class Roster(Section):
         prefixes = [(alias[:-1].casefold(), name) for alias, name in calling if alias.endswith("*")]
         begun = [(len(prefix), name) for prefix, name in prefixes if wanted.startswith(prefix)]
         return next(iter(alike), None) or max(begun, default=(0, None))[1]
+
+    def with_experts(self, counts: Mapping[str, int]) -> Roster:
+        """The roster with these counts in the place of `experts: fit`, by the specialists' names."""
+        entries = (
+            one.model_copy(update={"experts": counts[one.name]}) if one.name in counts else one
+            for one in self.specialists
+        )
+        return self.model_copy(update={"specialists": tuple(entries)})
 
     def locate(self, specialist: Specialist) -> Location:
         """Where a specialist's model is, or why it is not there and what to do."""

@@ -5,7 +5,7 @@ Pure: each rule looks at values and yields findings at key paths. Lines and word
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -33,8 +33,13 @@ class Finding:
     fatal: bool = True
 
 
-def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath) -> Iterator[Finding]:
-    """Rules within one entry, at key path `at`. A rule that needs a field in `bad` (wrong by itself) says nothing."""
+def specialist_findings(
+    specialist: Specialist, bad: frozenset[str], at: KeyPath, own: Collection[str] = ()
+) -> Iterator[Finding]:
+    """Rules within one entry, at key path `at`. A rule that needs a field in `bad` (wrong by itself) says nothing.
+
+    own: the keys that the entry says itself, and has not from `defaults`.
+    """
     kinds = ("file", "repo", "package", "mask", "build")
     sources = [key for key in kinds if getattr(specialist, key) is not None or key in bad]
     if not sources:
@@ -52,6 +57,9 @@ def specialist_findings(specialist: Specialist, bad: frozenset[str], at: KeyPath
         )
     elif sources in (["file"], ["mask"], ["build"]) and specialist.pattern is not None:
         yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
+    if "experts" in own and sources and not {"mask", "mask_of"} & set(sources):
+        remedy = "Remove it; how many a build keeps stands in its `build:`."
+        yield Finding((*at, "experts"), "`experts` goes with a mask: a file keeps what it has.", remedy)
     yield from _pin_findings(specialist, at, sources)
     if specialist.build is not None:
         yield from _build_findings(specialist.build, (*at, "build"))

@@ -144,6 +144,19 @@ def _layers_schema(*words: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"enum": [*words]}]})
 
 
+def _experts(value: object) -> object:
+    remedy = "Write a number of experts such as 64, a share of all such as 0.75, or fit."
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value != value:
+        raise InvalidError(f"{value!r} is no number of experts.", remedy)
+    if isinstance(value, str) and value != "fit":
+        raise InvalidError(f"{value!r} is no number of experts.", remedy)
+    if isinstance(value, int) and value < 2:
+        raise InvalidError(f"A layer cannot keep {value} of its experts.", remedy)
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise InvalidError(f"{value:g} is no share of the experts.", remedy)
+    return value
+
+
 def _matches(pattern: re.Pattern[str], message: str, remedy: str) -> Any:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -265,6 +278,20 @@ ExpertLayers = Annotated[
     Annotated[int, Strict()] | Literal["auto"],
     _layers({"none": 0, "all": -1, "auto": "auto"}),
     _layers_schema("none", "all", "auto"),
+]
+# Experts that a mask's layers keep: how many, a share of all, or as many as there is room for.
+Experts = Annotated[
+    Annotated[int, Strict()] | Annotated[float, Strict()] | Literal["fit"],
+    BeforeValidator(_experts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 2},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                {"const": "fit"},
+            ]
+        }
+    ),
 ]
 # Distinct cards, by name, or all.
 Cards = Annotated[

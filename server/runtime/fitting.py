@@ -6,18 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from coe.engine.expert_offload import layers_on_cpu
 from coe.engine.layer_split import split_layers
 from coe.engine.pool.memory import Prediction, booked_memory
 from coe.engine.pool.places import Memory
-from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.spec import Footprint, LoadSpec, Member, Sharing
 
 from ..roster.models import Roster, Specialist
 from .mask_models import Missing
 from .predictions import Predictions
 
 _log = logging.getLogger(__name__)
+
+_MOST_RAM: Final = 2 * 2**30  # for KV caches offloaded to host memory, where the roster does not say
 
 
 class Fitter:
@@ -104,6 +107,17 @@ class Fitter:
             names, parts = ", ".join(member.name for member in members), " and ".join(map(str, used.values()))
             _log.info("%s: the layers lie on %s, %s of them", names, " and ".join(used), parts)
         return spec
+
+
+def shared_load(roster: Roster, entry: Specialist, members: Sequence[Member], budget: Memory) -> LoadSpec:
+    """How specialists that share a resident are loaded, before cards are chosen. entry: one of theirs."""
+    pool = roster.pool
+    sharing = Sharing(tuple(members), pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
+    on_gpu = entry.gpu_layers != 0 and bool(budget.cards)
+    # Without a GPU this is memory of vram_budget.
+    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
+    ram_budget = most if pool.ram_budget == "auto" else pool.ram_budget
+    return entry.load_spec(members[0].path, sharing, ram_budget)
 
 
 def devices_of(roster: Roster, budget: Memory) -> tuple[str, ...]:

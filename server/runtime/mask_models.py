@@ -66,16 +66,19 @@ def _names_parent(specialist: Specialist) -> bool:
         return False
 
 
-async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Missing]:
-    """What a shared resident is filled by for each specialist that is a mask, or what it lacks.
+async def prepare_masks(
+    roster: Roster, folder: Path | None = None, names: Collection[str] | None = None
+) -> dict[str, MaskSource | Missing]:
+    """What a shared resident is filled by for each specialist (of these names) that is a mask, or what it lacks.
 
     One small file is written for all masks of one size, into `folder`; beside the cut files where None.
     """
-    wanted = masked(roster)
+    wanted = [s for s in masked(roster) if names is None or s.name in names]
     if not wanted:
         return {}
     skeletons = folder or roster.models_path / "cut"
-    answers = await _ask(roster, wanted, {"masks": [s.mask for s in wanted], "skeletons": str(skeletons)})
+    masks = [{"mask": s.mask, "experts": s.experts} for s in wanted]
+    answers = await _ask(roster, wanted, {"masks": masks, "skeletons": str(skeletons)})
     found: dict[str, MaskSource | Missing] = {}
     for specialist, answer in zip(wanted, answers, strict=True):
         if isinstance(answer, Mapping):
@@ -95,7 +98,15 @@ async def cut_masked(roster: Roster, names: Collection[str] | None = None) -> di
     wanted = await asyncio.to_thread(_to_cut, roster, names)
     if not wanted:
         return {}
-    cuts = [{"mask": s.mask, "out": str(cut_path(roster.models_path, s.name, Path(s.mask)))} for s in wanted if s.mask]
+    cuts = [
+        {
+            "mask": s.mask,
+            "experts": s.experts,
+            "out": str(cut_path(roster.models_path, s.name, Path(s.mask), s.experts)),
+        }
+        for s in wanted
+        if s.mask
+    ]
     _log.info("preparing the cut files of %s", ", ".join(s.name for s in wanted))
     told = await _ask(roster, wanted, {"cuts": cuts})
     return {s.name: (one[0], one[1]) for s, one in zip(wanted, told, strict=True) if one}

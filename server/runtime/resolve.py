@@ -13,18 +13,18 @@ from coe.engine.pool.memory import booked_memory, cards_of
 from coe.engine.pool.placement import Distances
 from coe.engine.pool.places import HOST, Memory
 from coe.engine.pool.types import Entry
-from coe.engine.spec import LoadSpec, ModelFacts, Sharing
+from coe.engine.spec import LoadSpec, ModelFacts
 from coe.engine.swap.groups import Contender, Group, find_groups
 
 from ..roster.model_files import Location
 from ..roster.models import Roster, Specialist
 from .availability import Located, Servable, Unavailable, availability, locate
-from .fitting import Fitter, devices_of, wrong_splits
+from .expert_fit import ExpertFit, choose_experts
+from .fitting import Fitter, devices_of, shared_load, wrong_splits
 from .mask_models import MaskSource, Missing, cut_masked, prepare_masks
 from .predictions import Predictions, Tried
 
 _log = logging.getLogger(__name__)
-_MOST_RAM = 2 * 2**30  # for KV caches offloaded to host memory, where the roster does not say
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Resolved:
     stamps:       by name, `Located.stamps` at the time.
     facts:        by name, what the files of those that can be loaded say of themselves.
     tried:        dry runs that went well, by load.
+    fits:         what `experts: fit` came to.
     """
 
     budget: Memory
@@ -49,6 +50,7 @@ class Resolved:
     stamps: Mapping[str, tuple[str, ...]]
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
     tried: Mapping[LoadSpec, Tried] = field(default_factory=dict)
+    fits: tuple[ExpertFit, ...] = ()
 
     def entries(self) -> dict[str, Entry]:
         """What the pool has to know of the specialists that can be served."""
@@ -81,16 +83,20 @@ async def resolve(
     before:   dry runs of an earlier time, see Predictions.
     scratch:  a folder for what that writes, to change nothing in the models folder: then nothing is cut, either.
     """
-    located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
     devices = devices_of(roster, budget)
-    wrong = wrong_splits(roster, devices)
-    sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
-    sharers = [one for one in sharers if not one.entry.embeddings and one.entry.name not in wrong]
-    prepared = await prepare_masks(roster, scratch) if any(one.entry.mask is not None for one in sharers) else {}
-    missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
-    found = await find_groups(_contenders(sharers, prepared))
     predictions = Predictions(roster.server.max_prompt_tokens, before)
     fitter = Fitter(predictions, budget, devices)
+    fits, unfit = await choose_experts(roster, fitter)
+    roster = roster.with_experts({name: fit.chosen for fit in fits for name in fit.names})
+    located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
+    wrong = wrong_splits(roster, devices) | unfit
+    sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
+    sharers = [one for one in sharers if not one.entry.embeddings and one.entry.name not in wrong]
+    prepared: dict[str, MaskSource | Missing] = {}
+    if any(one.entry.mask is not None for one in sharers):
+        prepared = await prepare_masks(roster, scratch, located.keys() - unfit.keys())
+    missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
+    found = await find_groups(_contenders(sharers, prepared))
     loads: dict[str, LoadSpec] = {}
     groups: list[Group] = []
     why_unshared = dict(found.unshared)
@@ -136,7 +142,9 @@ async def resolve(
     )
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
-    return Resolved(budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts, predictions.tried)
+    return Resolved(
+        budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts, predictions.tried, fits
+    )
 
 
 def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | Missing]) -> list[Contender]:
@@ -161,14 +169,8 @@ def _filled_location(roster: Roster, entry: Specialist) -> Location:
 
 async def _shared_load(roster: Roster, group: Group, members: Sequence[Specialist], fitter: Fitter) -> LoadSpec | str:
     """The load that a group shares; or why its specialists are better loaded by themselves."""
-    pool = roster.pool
-    sharing = Sharing(group.members, pool.swap_share, pool.max_slice_wait_s, pool.check_swaps)
     budget = fitter.budget
-    spec = fitter.on_cards(members[0].load_spec(group.members[0].path, sharing))
-    on_gpu = spec.gpu_layers != 0 and bool(budget.cards)
-    # Without a GPU this is memory of vram_budget.
-    most = _MOST_RAM if on_gpu else min(_MOST_RAM, budget.host_bytes // 8)
-    spec = replace(spec, ram_budget_bytes=most if pool.ram_budget == "auto" else pool.ram_budget)
+    spec = fitter.on_cards(shared_load(roster, members[0], group.members, budget))
     try:
         await fitter.predicted(members, spec)
         spec = await fitter.fitted(members, spec)

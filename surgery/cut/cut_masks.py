@@ -2,14 +2,14 @@
 
 The job is one of two, and the answer a list in its order:
 
-    {"parent": FILE, "cuts": [{"mask": FILE, "out": FILE}, ...]}
+    {"parent": FILE, "cuts": [{"mask": FILE, "experts": N, "out": FILE}, ...]}
         null for a file that was written, or was there and is of this parent
-    {"parent": FILE, "masks": [FILE, ...], "skeletons": FOLDER}
+    {"parent": FILE, "masks": [{"mask": FILE, "experts": N}, ...], "skeletons": FOLDER}
         what a resident is filled by, {"skeleton": FILE, "kept": [[layer, [expert, ...]], ...]}; one skeleton for all
         masks that keep as many experts
 
 Either has [what was wrong, what to do about it] for a specialist that cannot be had. A mask may be in any format that
-`coe.surgery.formats` reads.
+`coe.surgery.formats` reads. experts: how many a layer keeps, or a share of all; null for as many as the mask keeps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SKELETONS: Final = "skeleton-????????????.gguf"
 Missing = tuple[str, str]
 
 
-def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Missing | None:
+def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage, experts: float | None = None) -> Missing | None:
     """Write one specialist and remove what other masks of its name have left; None, or what was wrong and a remedy.
 
     A file that is there stays when it was cut from this parent: a mask of another tool names none, so that the mask's
@@ -46,7 +46,7 @@ def cut_one(parent: Parent, mask: Path, out: Path, progress: OnStage) -> Missing
         identity = identify(parent, progress)
         if _cut_from(out) == identity.sha256:
             return None
-        cut(parent, read_mask(mask, identity), out, progress=progress)
+        cut(parent, read_mask(mask, identity, experts=experts), out, progress=progress)
         share_like(out, parent.path)
         stem = out.stem.rpartition("-")[0]
         for old in out.parent.glob(f"{stem}-????????????.gguf"):
@@ -77,7 +77,7 @@ def skeleton_path(folder: Path, parent: Parent, identity: Identity, n_keep: int)
 
 
 def prepare_masks(
-    parent: Parent, masks: Sequence[Path], folder: Path, progress: OnStage
+    parent: Parent, masks: Sequence[tuple[Path, float | None]], folder: Path, progress: OnStage
 ) -> list[dict[str, Any] | Missing]:
     """What a resident is filled by for each mask, with the skeletons written; or what was wrong and a remedy."""
     try:
@@ -88,9 +88,9 @@ def prepare_masks(
     _remove_orphans(folder, parent, identity)
     answers: list[dict[str, Any] | Missing] = []
     written: dict[int, Path] = {}
-    for path in masks:
+    for path, experts in masks:
         try:
-            mask = read_mask(path, identity)
+            mask = read_mask(path, identity, experts=experts)
             kept = kept_experts(parent.experts, mask)
             if mask.n_keep not in written:
                 skeleton = skeleton_path(folder, parent, identity, mask.n_keep)
@@ -130,5 +130,6 @@ def main(job: dict[str, Any], report: Report) -> list[Any]:
 
     parent = Parent.open(Path(job["parent"]))
     if "cuts" in job:
-        return [cut_one(parent, Path(one["mask"]), Path(one["out"]), progress) for one in job["cuts"]]
-    return prepare_masks(parent, list(map(Path, job["masks"])), Path(job["skeletons"]), progress)
+        return [cut_one(parent, Path(one["mask"]), Path(one["out"]), progress, one["experts"]) for one in job["cuts"]]
+    masks = [(Path(one["mask"]), one["experts"]) for one in job["masks"]]
+    return prepare_masks(parent, masks, Path(job["skeletons"]), progress)

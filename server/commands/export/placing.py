@@ -41,8 +41,12 @@ def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnSta
         raise ExportError(f"The parent of {specialist.name} is not there. {location.reason} {location.remedy}")
     parent = Parent.open(location.path)
     identity = identify(parent, progress)
-    mask = read_mask(Path(specialist.mask), identity)
     told: list[str] = []
+    experts = specialist.experts
+    if experts == "fit":  # which is this machine's, and the file is another program's
+        told.append(f"{specialist.name} says `experts: fit`; the file has as many as its mask: coe cut makes others.")
+        experts = None
+    mask = read_mask(Path(specialist.mask), identity, experts=experts)
     if out.exists():
         there = look_at(out, parent, identity, mask, progress)
         told.append(there.told)

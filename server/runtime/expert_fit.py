@@ -1,0 +1,270 @@
+"""`experts: fit`: how many experts the masks of a roster keep, so that the resident they share fits the machine.
+
+The decision is pure: what a resident takes grows by the same bytes with each expert, so that two dry runs, with all
+experts and with the fewest, tell where the budget ends. A third shows that it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from coe.engine.errors import EngineError
+from coe.engine.pool.memory import booked_memory, cards_of
+from coe.engine.pool.places import HOST, Memory
+from coe.engine.spec import LoadSpec, Member
+from coe.surgery.errors import SurgeryError
+from coe.surgery.formats import names_parent
+from coe.surgery.mask import Mask
+
+from ..roster.models import Roster, Specialist
+from .fitting import Fitter, shared_load
+from .mask_models import MaskSource, Missing, prepare_masks
+from .predictions import Predictions
+from .what_fits import ResidentPlan, assign
+
+_log = logging.getLogger(__name__)
+
+# Left of a budget: a resident may take that much more than was predicted, and a dry run is not the same twice.
+_LEFT: Final = 0.01
+_SHOWN_GIB: Final = (6, 8, 10, 12, 16, 20, 24, 32, 48)
+
+
+@dataclass(frozen=True)
+class ExpertFit:
+    """How many experts the masks of one shape keep.
+
+    chosen:   a layer's. planned: what the masks themselves keep, the fewest and the most.
+    shown:    (bytes of a budget, the experts that would fit it), ascending; None where not even the fewest do.
+    """
+
+    names: tuple[str, ...]
+    n_expert: int
+    chosen: int
+    planned: tuple[int, int]
+    shown: tuple[tuple[int, int | None], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """`112 of 128 experts; 40 in 8 GiB, 84 in 12 GiB, all in 24 GiB`."""
+        steps: list[str] = []
+        last: int | None = None
+        for n_bytes, count in self.shown:
+            if count is not None and count != last:
+                steps.append(f"{'all' if count == self.n_expert else count} in {n_bytes / 2**30:g} GiB")
+            last = count
+        more = f"; with other budgets {', '.join(steps)}" if steps else ""
+        return f"{self.chosen} of {self.n_expert} experts{more}"
+
+    @property
+    def doubt(self) -> str:
+        """What an operator has to know of the number; "" for nothing."""
+        if self.chosen >= self.planned[0]:
+            return ""
+        return (
+            f"{self.chosen} experts a layer are fewer than the {self.planned[0]} that the mask was planned with: "
+            "answers get worse. A smaller quantisation of the parent, or a shorter context, leaves room for more."
+        )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The numbers of experts, ascending, that each of some masks can keep."""
+
+    counts: tuple[int, ...]
+    n_expert: int
+    planned: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a resident takes by its number of experts: known for two of them, and in proportion between."""
+
+    few: int
+    many: int
+    at_few: Memory
+    at_many: Memory
+    cards: tuple[str, ...] = ()
+
+    def at(self, count: int) -> Memory:
+        """The memory with so many experts, rounded up."""
+        span = max(self.many - self.few, 1)
+        places = {*self.at_few.places, *self.at_many.places}
+        return Memory(
+            {
+                place: self.at_few[place] - (self.at_few[place] - self.at_many[place]) * (count - self.few) // span
+                for place in places
+            }
+        )
+
+    def fits(self, count: int, budget: Memory, residents: int) -> bool:
+        """Whether so many residents with so many experts lie in a budget at once."""
+        return fit_in([ResidentPlan((), self.at(count), self.cards)] * residents, budget)
+
+
+def fit_in(plans: Sequence[ResidentPlan], budget: Memory) -> bool:
+    """Whether residents lie in a budget at once, with a little left of it."""
+    left = Memory({place: int(budget[place] * (1 - _LEFT)) for place in budget.places})
+    return assign(plans, left) is not None
+
+
+def choices_of(masks: Sequence[Mask]) -> Choices:
+    """What masks of one parent can all keep. Of masks without a ranking that is their own number, or all."""
+    parent = masks[0].parent
+    counts = [n for n in range(1, parent.n_expert + 1) if all(mask.can_keep(n) for mask in masks)]
+    planned = [mask.n_keep for mask in masks]
+    return Choices(tuple(counts), parent.n_expert, (min(planned), max(planned)))
+
+
+def largest(counts: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest of the counts that fits, where all smaller ones do as well."""
+    low, high = 0, len(counts)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(counts[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return counts[low - 1] if low else None
+
+
+def budgets_shown(line: Line, counts: Sequence[int], budget: Memory, residents: int) -> list[tuple[int, int | None]]:
+    """What other budgets would give, of the same kind as this one: on its first card, or of host memory."""
+    place = budget.cards[0] if budget.cards else HOST
+    rest = Memory({HOST: budget[HOST]}) if budget.cards else Memory()
+
+    def moved(memory: Memory) -> Memory:
+        """Of several cards the first alone."""
+        return Memory({place: memory.card_bytes, HOST: memory[HOST]}) if budget.cards else memory
+
+    here = replace(line, at_few=moved(line.at_few), at_many=moved(line.at_many), cards=())
+    found = []
+    for gib in _SHOWN_GIB:
+        given = rest + Memory.at(place, gib * 2**30)
+        found.append((gib * 2**30, largest(counts, lambda count, given=given: here.fits(count, given, residents))))  # type: ignore[misc]
+    return found
+
+
+async def choose_experts(roster: Roster, fitter: Fitter) -> tuple[tuple[ExpertFit, ...], dict[str, Missing]]:
+    """How many experts each mask of the roster keeps that says `experts: fit`, and what is wrong with those for which
+    that cannot be found out.
+
+    Masks that are loaded alike get one number, so that they share their residents. What is pinned beside them has its
+    room. The probing loads are not kept among the fitter's.
+    """
+    wanted = [one for one in roster.specialists if one.experts == "fit" and one.mask is not None]
+    parent = roster.parent.locate(roster.models_path) if roster.parent is not None else None
+    if not wanted or parent is None:  # of a parent that is not there everything else says so
+        return (), {}
+    masks, missing = await asyncio.to_thread(_read, wanted)
+    fits: list[ExpertFit] = []
+    prober = _Prober(roster, Fitter(Predictions(roster.server.max_prompt_tokens), fitter.budget, fitter.devices))
+    with tempfile.TemporaryDirectory(prefix="coe-fit-") as folder:
+        prober.folder = Path(folder)
+        kept = await prober.pinned(wanted)
+        for members in _alike([one for one in wanted if one.name in masks], masks):
+            try:
+                fits.append(await prober.fit(members, [masks[one.name] for one in members], kept))
+            except EngineError as error:
+                missing |= {one.name: (error.message, error.remedy) for one in members}
+    return tuple(fits), missing
+
+
+def _read(wanted: Sequence[Specialist]) -> tuple[dict[str, Mask], dict[str, Missing]]:
+    masks: dict[str, Mask] = {}
+    missing: dict[str, Missing] = {}
+    for one in wanted:
+        assert one.mask is not None
+        path = Path(one.mask)
+        try:
+            if names_parent(path):
+                masks[one.name] = Mask.load(path)
+            else:
+                missing[one.name] = (
+                    f"`experts: fit` wants a mask of coe plan, which ranks the experts, and {path.name} is another "
+                    "tool's.",
+                    f"Write a number of experts, or leave `experts` of {one.name} out.",
+                )
+        except SurgeryError as error:
+            missing[one.name] = (error.message, error.remedy)
+    return masks, missing
+
+
+def _alike(wanted: Sequence[Specialist], masks: Mapping[str, Mask]) -> list[list[Specialist]]:
+    """Those that are loaded alike and can keep as many. Masks without a ranking are not to bind those that have one."""
+    found: dict[tuple[LoadSpec, bool, int], list[Specialist]] = {}
+    for one in wanted:
+        mask = masks[one.name]
+        key = (one.load_spec(Path()), one.share is False, 0 if mask.ranking else mask.n_keep)
+        found.setdefault(key, []).append(one)
+    return list(found.values())
+
+
+@dataclass
+class _Prober:
+    """Tries out loads that are not kept, with skeletons in a folder that goes again."""
+
+    roster: Roster
+    fitter: Fitter
+    folder: Path = Path()
+
+    async def pinned(self, wanted: Sequence[Specialist]) -> Memory:
+        """What is pinned beside these and stays, as far as it can be told before groups are known."""
+        found: dict[LoadSpec, Memory] = {}
+        for one in self.roster.specialists:
+            path = one.locate(self.roster.models_path)
+            if one.pin and one not in wanted and path is not None:
+                spec = self.fitter.on_cards(one.load_spec(path))
+                with contextlib.suppress(EngineError):  # what cannot be loaded takes nothing
+                    footprint = await self.fitter.predicted([one], spec)
+                    found[spec] = booked_memory(footprint, self.fitter.budget, spec.devices)
+        return Memory.total(found.values())
+
+    async def fit(self, members: Sequence[Specialist], masks: Sequence[Mask], kept: Memory) -> ExpertFit:
+        """What fits beside what is kept. Raises the EngineError of a load that cannot be tried."""
+        # Masks of other parents are refused when they are read again.
+        choices = choices_of([mask for mask in masks if mask.parent == masks[0].parent])
+        counts, budget, residents = choices.counts, self.fitter.budget - kept, self.roster.pool.residents
+        if any(member.cpu_expert_layers == "auto" for member in members):
+            # Rather experts in host memory than fewer of them.
+            counts = tuple(n for n in counts if n >= choices.planned[0])
+        few, many = await self.take(members[0], counts[0]), await self.take(members[0], counts[-1])
+        line = Line(counts[0], counts[-1], few.memory, many.memory, many.cards)
+        left = counts
+        while (chosen := largest(left, lambda count: line.fits(count, budget, residents))) is not None:
+            if chosen in (line.few, line.many):
+                break
+            if fit_in([await self.take(members[0], chosen)] * residents, budget):
+                break
+            left = tuple(count for count in left if count < chosen)
+        shown = budgets_shown(line, counts, self.fitter.budget, residents)
+        names = tuple(one.name for one in members)
+        found = ExpertFit(names, choices.n_expert, chosen or choices.planned[0], choices.planned, tuple(shown))
+        _log.info("%s: each layer keeps %s", ", ".join(names), found.text)
+        if found.doubt:
+            _log.warning("%s: %s", ", ".join(names), found.doubt)
+        return found
+
+    async def take(self, one: Specialist, count: int) -> ResidentPlan:
+        """What a resident of a mask takes with so many experts, none of them kept in host memory beside a GPU.
+
+        Raises EngineError.
+        """
+        prepared = (await prepare_masks(self.roster.with_experts({one.name: count}), self.folder, [one.name]))[one.name]
+        if not isinstance(prepared, MaskSource):
+            raise EngineError(*prepared)
+        if one.cpu_expert_layers == "auto":
+            one = one.model_copy(update={"cpu_expert_layers": 0})
+        member = Member(one.name, prepared.skeleton, prepared.parent, kept=prepared.kept)
+        load = one.load_spec(member.path)
+        if one.share is not False:
+            load = shared_load(self.roster, one, [member], self.fitter.budget)
+        spec = self.fitter.on_cards(load)
+        memory = booked_memory(await self.fitter.predicted([one], spec), self.fitter.budget, spec.devices)
+        return ResidentPlan((one.name,), memory, cards_of(spec, self.fitter.budget))
