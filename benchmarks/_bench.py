@@ -107,9 +107,9 @@ def random_parent(folder: Path, *, quick: bool) -> Path:
 
 
 @asynccontextmanager
-async def worker(spec: LoadSpec) -> AsyncIterator[WorkerResident]:
+async def worker(spec: LoadSpec, specialist: str = "bench") -> AsyncIterator[WorkerResident]:
     """A resident of the engine, without a server."""
-    resident = await WorkerResident.start(spec, {"bench": Thinking()})
+    resident = await WorkerResident.start(spec, {specialist: Thinking()})
     try:
         yield resident
     finally:

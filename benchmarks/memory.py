@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--quick] [--model FILE.gguf] [--context 8192]
 
-With a GPU, real is what its free memory lost, as a process of its own sees it; without, the worker's resident memory.
+With a GPU, real is what its free memory lost, as a process of its own sees it; without, the resident memory of the
+worker and of the process that renders its chat template.
 The cache is filled by as many sequences at once as the resident decodes together, so that every cell and every output
 buffer has been used.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from pathlib import Path
 import _bench
 from random_model import Shape
 
+from coe.engine.errors import EngineError
 from coe.engine.pool.memory import free_memory, predict
 from coe.engine.pool.places import Memory
 from coe.engine.pool.resident import WorkerResident
@@ -54,13 +57,13 @@ class Measured:
     cells: int
 
 
-async def fill(resident: WorkerResident, spec: LoadSpec) -> int:
+async def fill(resident: WorkerResident, spec: LoadSpec, specialist: str = "bench") -> int:
     """Fill the cells with `parallel` prompts at once; gives the tokens evaluated."""
 
     async def ask(number: int, words: int) -> tuple[int, int]:
         request = GenerateRequest(
             id=f"fill-{number}",
-            specialist="bench",
+            specialist=specialist,
             prompt=f"{number}" + " w7" * words,
             sampling=Sampling(),
             max_tokens=_ANSWER_TOKENS,
@@ -82,10 +85,10 @@ async def fill(resident: WorkerResident, spec: LoadSpec) -> int:
     return sum(map(sum, done))
 
 
-async def measure(spec: LoadSpec, *, on_gpu: bool) -> Measured:
+async def measure(spec: LoadSpec, *, on_gpu: bool, specialist: str = "bench") -> Measured:
     """Load, fill, and look at the memory after each."""
     before = (await free_memory() or Memory()).card_bytes
-    async with _bench.worker(spec) as resident:
+    async with _bench.worker(spec, specialist) as resident:
 
         async def taken() -> int:
             if on_gpu:
@@ -93,13 +96,32 @@ async def measure(spec: LoadSpec, *, on_gpu: bool) -> Measured:
             return resident_bytes(resident.pid)
 
         loaded = await taken()
-        cells = await fill(resident, spec)
+        with contextlib.suppress(EngineError):  # a random model has no template
+            await render(resident, specialist)
+        cells = await fill(resident, spec, specialist)
         return Measured(loaded, await taken(), cells)
 
 
+async def render(resident: WorkerResident, specialist: str) -> None:
+    """Have it render a chat template, which a process of the worker's own does from then on."""
+    chat = GenerateRequest(
+        id="chat",
+        specialist=specialist,
+        messages=[{"role": "user", "content": "?"}],
+        sampling=Sampling(),
+        max_tokens=1,
+        loop_guard=None,
+    )
+    async for _ in resident.generate(chat):
+        pass
+
+
 def resident_bytes(pid: int) -> int:
-    """A process's resident memory. Source: proc(5), statm."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Resident memory of a process and those that it started. Source: proc(5), statm and children."""
+    mine = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
+    return mine + sum(resident_bytes(int(child)) for child in children)
 
 
 def cases(arguments: argparse.Namespace, folder: Path, threads: int) -> Iterator[Case]:
