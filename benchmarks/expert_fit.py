@@ -6,7 +6,7 @@ Budgets are chosen between what a resident takes with an eighth of the experts, 
 predicted, the worker's resident memory once its cache is full, and the share of right answers of every specialist to
 held-out questions of its own domain. The demo's parent is so small that most of a worker is llama.cpp itself.
 
-Target: what is real within 5 % of the budget. At this size the worker is all but its weights: where two processes map one
+Target: no worker more than 5 % over its budget. At this size it is all but its weights, and where two processes map one
 library, both count it.
 """
 
