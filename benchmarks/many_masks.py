@@ -4,7 +4,7 @@
 
 Each mask keeps half of the experts, drawn at random. The server is started with one mask, then with all: how much
 longer that takes until it is ready, how much more memory server and worker hold. Then every ordered pair: a request to
-one specialist, and one to the other; from the answer's header, that the resident changed in place, and how long it took.
+one specialist, and one to the other; by the answer's header the resident changed in place, and how long that took.
 
 Target: every pair changes in place, and one more mask adds less than 1 MiB to the server.
 """
