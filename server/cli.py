@@ -125,11 +125,22 @@ def route(
 def check(
     roster: Annotated[Path, typer.Argument(help="The roster file.")],
     dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help="Judge models that are not here as well: of each, the header alone is fetched."),
+    ] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub, for --remote.")
+    ] = None,
 ) -> None:
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
     from .commands.check import check_roster
 
-    raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
+    if not remote:
+        raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
+    from .commands.check_remote import check_ahead
+
+    raise typer.Exit(check_ahead(known_roster(roster), token, dry_run=dry_run, out=_out, err=_err))
 
 
 @app.command()

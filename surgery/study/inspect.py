@@ -107,10 +107,11 @@ def bytes_by_kind(headers: Sequence[Header]) -> dict[TensorKind, int]:
     return {kind: size for kind, size in sizes.items() if size}
 
 
-def usual_counts(experts: Experts) -> tuple[int, ...]:
-    """Three quarters, half, three eighths and a quarter of the experts, as far as a mask can have so many."""
+def usual_counts(experts: Experts, shares: Sequence[tuple[int, int]] = _SHARES) -> tuple[int, ...]:
+    """Three quarters, half, three eighths and a quarter of the experts, or other shares of them (part, of how many), as
+    far as a mask can have so many."""
     step = experts.n_groups
-    counts = (experts.n_expert * part // of // step * step for part, of in _SHARES)
+    counts = (experts.n_expert * part // of // step * step for part, of in shares)
     least = max(experts.n_used, 2 * experts.n_groups)
     return tuple(dict.fromkeys(count for count in counts if least <= count < experts.n_expert))
 

@@ -9,6 +9,8 @@ from coe.engine.files import FULL_DISK
 from coe.engine.private import without_secrets
 from coe.engine.units import size_text
 
+KEPT: Final = "What was fetched is kept, and the same command goes on with it."  # after a Ctrl-C
+
 
 class PullError(Exception):
     """A model cannot be fetched; `remedy` says what a person can do about it."""
