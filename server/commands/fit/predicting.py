@@ -82,6 +82,8 @@ class Predictor:
         model = Model(candidate.title, candidate.path.name, n_bytes, n_expert if n_expert > 1 else 0)
         whole = self._row(model, Way.WHOLE, model.n_expert, n_bytes, await self._needs(candidate, candidate.path))
         rows = [whole]
+        if all(need.memory is None for need in whole.needs.values()):
+            return rows
         if not model.n_expert:
             self._remark(f"{candidate.title} is dense: it has no experts to cut, or to keep in host memory.")
             return rows

@@ -120,7 +120,7 @@ def fits_always(row: Row, budget: Memory) -> bool:
 
 def titles(files: Sequence[str]) -> list[str]:
     """What tells files apart: their names without their ending, and without the words that all of them begin with."""
-    words = [re.split(r"(?<=[-._/])", file.removesuffix(".gguf")) for file in files]
+    words = [re.split(r"(?<=[-./])", file.removesuffix(".gguf")) for file in files]
     if len(words) < 2:
         return ["".join(each) for each in words]
     most = min(map(len, words)) - 1

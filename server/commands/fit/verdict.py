@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coe.engine.pool.places import Memory
-from coe.engine.units import size_text
-
 from .values import Row, Table, Way
 
 
@@ -31,7 +28,7 @@ def verdict(table: Table) -> str:
     if best is None and offloaded is None:
         smallest = min(rows, key=lambda row: _bytes(row, least))
         memory = smallest.needs[least].memory
-        return f"Nothing fits at {at}: {_name(smallest)} takes {memory}, and there are {budget}."
+        return f"Nothing fits at {at}: {_name(smallest)} would take {memory}, and there are {budget}."
     ways = []
     if best is not None:
         others = [row for row in cuts if row.model != best.model and row.n_keep < best.n_keep]
@@ -92,8 +89,3 @@ def _finest(rows: Iterable[Row]) -> Row | None:
 def _bytes(row: Row, context: int) -> int:
     memory = row.needs[context].memory
     return memory.total_bytes if memory is not None else 0
-
-
-def budget_text(budget: Memory) -> str:
-    """The budget, for people."""
-    return str(budget) if budget.cards else size_text(budget.host_bytes)
