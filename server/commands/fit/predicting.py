@@ -15,7 +15,7 @@ from coe.engine.pool.places import Memory
 from coe.engine.spec import LoadSpec
 from coe.surgery.architectures import Experts, expert_bytes, experts_of, is_per_expert
 from coe.surgery.cut.cut import write_outline
-from coe.surgery.errors import ArchitectureError, SurgeryError
+from coe.surgery.errors import SurgeryError
 from coe.surgery.parent import Parent
 from coe.surgery.study.inspect import fewest, usual_counts
 
@@ -92,7 +92,10 @@ class Predictor:
             needs = await self._needs(candidate, candidate.path, offloads=True)
             rows.append(self._row(model, Way.OFFLOADED, n_expert, n_bytes, needs))
         if is_alone or is_short:
-            rows += await self._cuts(candidate, model, whole, headers, with_all=is_alone)
+            try:
+                rows += await self._cuts(candidate, model, whole, headers, with_all=is_alone)
+            except (EngineError, SurgeryError) as error:
+                self._remark(f"{candidate.title} is shown whole alone. {error}")
         return rows
 
     async def _cuts(
@@ -100,11 +103,7 @@ class Predictor:
     ) -> list[Row]:
         """With fewer experts: the most that fit with each of the contexts, and those of the ladder that are no more.
         with_all: the whole ladder."""
-        try:
-            experts = experts_of(headers)
-        except ArchitectureError as error:
-            self._remark(f"{candidate.title} is shown whole alone. {error}")
-            return []
+        experts = experts_of(headers)
         parent = Parent(candidate.path, tuple(headers), experts)
         tensors = [tensor for header in headers for tensor in header.tensors]
         of_one = sum(expert_bytes(one) for one in tensors if is_per_expert(experts.architecture, one.name))

@@ -22,6 +22,10 @@ class PullError(Exception):
         super().__init__(f"{self.message} {self.remedy}")
 
 
+class HubUnreachableError(PullError):
+    """The hub cannot be reached, and will not be for the next question either."""
+
+
 def gated(endpoint: str, repo: str) -> PullError:
     """The hub refuses a repository to this token."""
     return PullError(
@@ -34,9 +38,9 @@ _MODELS_DIR: Final = "choose another `models_dir` in the roster"
 _AGAIN: Final = "pull again"
 
 
-def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> PullError:
+def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> HubUnreachableError:
     """The hub cannot be reached. again: what goes on where it stopped."""
-    return PullError(
+    return HubUnreachableError(
         f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
         f"See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and {again}: it goes on where it stopped.",
     )

@@ -15,7 +15,7 @@ from typing import Self
 from coe.engine.files import cache_folder, private_folder
 
 from . import download
-from .errors import PullError, disk_error
+from .errors import HubUnreachableError, PullError, disk_error
 from .files import COMMAND_LINE, HubFile, PlannedModel, Remedies, Repository, look_up
 from .ranges import RangedModel
 
@@ -73,7 +73,9 @@ class Hub:
         """Its files; asked once. Raises PullError."""
         key = name, revision
         if key not in self._found:
-            self._found[key] = look_up(self._endpoint, name, self._token, revision, self._remedies)
+            # One wait for a hub that does not answer is enough, however many repositories are asked for.
+            silent = next((one for one in self._found.values() if isinstance(one, HubUnreachableError)), None)
+            self._found[key] = silent or look_up(self._endpoint, name, self._token, revision, self._remedies)
         found = self._found[key]
         if isinstance(found, PullError):
             raise found

@@ -23,7 +23,9 @@ from coe.engine.pool.memory import predict
 from coe.engine.spec import LoadSpec
 from coe.server.commands.check import check_roster
 from coe.server.commands.check_remote import check_ahead
-from coe.server.commands.pull import ranges
+from coe.server.commands.pull import headers, ranges
+from coe.server.commands.pull.errors import PullError
+from coe.server.commands.pull.files import Repository
 from coe.surgery.cut.cut import cut
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
@@ -226,15 +228,24 @@ def test_what_cannot_be_looked_at_is_one_line_and_the_rest_goes_on(
     assert "1 of 2 can be served." in said
 
 
-def test_a_hub_out_of_reach_is_said_once_for_all(
+def test_a_hub_out_of_reach_is_waited_for_and_said_once_for_all(
     parent: Parent, hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    code, said = checked(roster(folder, on_hub("coder"), on_hub("other", pattern="h*.gguf")), dry_run=False)
+    asked: list[str] = []
+    honest = headers.look_up
+
+    def look_up(endpoint: str, repo: str, *more: Any) -> Repository | PullError:
+        asked.append(repo)
+        return honest(endpoint, repo, *more)
+
+    monkeypatch.setattr(headers, "look_up", look_up)
+    code, said = checked(roster(folder, on_hub("coder"), on_hub("other", repo=WHOLE)), dry_run=False)
     assert code == 1
     [line] = [line for line in said.splitlines() if "cannot be reached" in line]
     assert line.startswith("coder, other: not looked at on the hub.")
     assert "check again" in line
+    assert asked == [CODER]
 
 
 def test_the_token_goes_to_the_hub_alone(parent: Parent, hub: FakeHub, folder: Path) -> None:

@@ -27,11 +27,13 @@ from coe.engine.pool.places import Memory
 from coe.engine.spec import Footprint, LoadSpec
 from coe.server.cli import app
 from coe.server.commands._speeds import Placed, Speed, keep_speeds
+from coe.server.commands.fit import predicting
 from coe.server.commands.fit.predicting import Candidate, Predictor
 from coe.server.commands.fit.values import Row, Way
 from coe.server.commands.pull import ranges
 from coe.server.runtime import predictions
 from coe.surgery.cut.cut import cut
+from coe.surgery.errors import CutError
 from coe.surgery.parent import Parent
 from fakes.hub import FakeHub, played
 from fakes.pool_world import both, host
@@ -292,6 +294,26 @@ def test_the_table_and_its_verdict_fit_a_terminal(
     assert "…" not in said
     assert said.splitlines()[-1].startswith("The whole parent in parent-Q8_0 fits at 16k and 64k.")
     assert "llama.cpp has no GPU here" in said
+
+
+def test_a_full_disk_leaves_the_rows_of_the_whole_model(
+    dry_runs: Played, parent: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise CutError("The disk is full.", "Make room.")
+
+    monkeypatch.setattr(predicting, "write_outline", full)
+    predictor = Predictor(both(2**30, 2**30), (1024,), folder)
+    found = asyncio.run(predictor.rows([Candidate("parent", parent)]))
+    assert [row.way for row in found] == [Way.WHOLE]
+    assert predictor.remarks == ("parent is shown whole alone. The disk is full. Make room.",)
+
+
+def test_an_architecture_that_cannot_be_cut_is_shown_whole(dry_runs: Played, parent: Path, folder: Path) -> None:
+    content = parent.read_bytes().replace(b"gemma4", b"gemmaX")
+    (folder / "other.gguf").write_bytes(content)
+    [row] = rows(both(2**30, 2**30), folder, folder / "other.gguf")
+    assert (row.way, row.n_keep) == (Way.WHOLE, 8)
 
 
 def test_speeds_that_bench_kept_are_shown(dry_runs: Played, parent: Path) -> None:
