@@ -71,7 +71,7 @@ def fit(
     if as_json:
         out.print_json(json.dumps(as_values(table)))
     else:
-        _show(table, out)
+        show(table, out)
     return 0 if any(need.memory is not None for row in rows for need in row.needs.values()) else 1
 
 
@@ -140,10 +140,16 @@ def as_values(table: Table) -> dict[str, Any]:
     }
 
 
-def _show(table: Table, out: Console) -> None:
+def show(table: Table, out: Console) -> None:
+    """Print the rows, what there is to say of them, and the verdict."""
     where = "VRAM" if table.on_gpu else "memory"
     print_line(out, f"Budget {table.budget}; {where} with one conversation, and how many such residents fit at once:")
     out.print(_grid(table))
+    if any(row.way is Way.OFFLOADED for row in table.rows):
+        print_line(
+            out,
+            "CPU 6/8: the experts of the first 6 layers stay in host memory with the one context, of 8 with another.",
+        )
     for remark in table.remarks:
         print_line(out, remark)
     if not table.on_gpu:
@@ -190,4 +196,4 @@ def _experts(row: Row) -> str:
     if row.way is Way.WHOLE:
         return f"all {row.model.n_expert}"
     counts = dict.fromkeys(need.cpu_expert_layers for need in row.needs.values())
-    return f"all; of {' and '.join('all' if count < 0 else str(count) for count in counts)} layers on the CPU"
+    return f"all, CPU {'/'.join('all' if count < 0 else str(count) for count in counts)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 import struct
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from gguf import GGMLQuantizationType as Type
+from rich.console import Console
 from typer.testing import CliRunner
 
 from coe.engine.errors import ModelFileError
@@ -28,8 +30,9 @@ from coe.engine.spec import Footprint, LoadSpec
 from coe.server.cli import app
 from coe.server.commands._speeds import Placed, Speed, keep_speeds
 from coe.server.commands.fit import predicting
+from coe.server.commands.fit.command import show
 from coe.server.commands.fit.predicting import Candidate, Predictor
-from coe.server.commands.fit.values import Row, Way
+from coe.server.commands.fit.values import Row, Table, Way
 from coe.server.commands.pull import ranges
 from coe.server.runtime import predictions
 from coe.surgery.cut.cut import cut
@@ -203,6 +206,7 @@ def test_the_most_experts_that_fit_are_found_with_each_context(dry_runs: Played,
     assert [(row.model.title, row.n_keep) for row in cuts] == [("parent-Q8_0", 5), ("parent-Q8_0", 4)]
     assert [row.fits(1024, budget) for row in cuts] == [True, True]
     assert [row.fits(4096, budget) for row in cuts] == [False, True]
+    assert not any(spec.path.stem.endswith("-7") for spec in dry_runs.specs), "more than fit are not tried"
 
 
 def test_dry_runs_and_not_the_sum_decide_how_many_fit(
@@ -294,6 +298,22 @@ def test_the_table_and_its_verdict_fit_a_terminal(
     assert "…" not in said
     assert said.splitlines()[-1].startswith("The whole parent in parent-Q8_0 fits at 16k and 64k.")
     assert "llama.cpp has no GPU here" in said
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_rows_of_a_card_fit_a_terminal(width: int, dry_runs: Played, parent: Path, folder: Path) -> None:
+    budget = both(room_for(parent, 4) + 2048, 2**30)  # half of the experts, and a little more with the shorter context
+    found = rows(budget, folder, parent, speeds=(Speed(Placed(parent.name, parent.stat().st_size), 41.4),))
+    out = io.StringIO()
+    show(Table(budget, (1024, 4096), found, on_gpu=True), Console(file=out, width=width))
+    said = out.getvalue().splitlines()
+    assert "VRAM with one conversation" in said[0]
+    table = said[1 : len(found) + 2]
+    assert table[2].split()[:3] == ["all,", "CPU", "1/2"]
+    assert table[1].split()[-1] == "41"
+    assert all(len(line) <= width for line in table)
+    assert said[-1].startswith("No whole parent fits at 1k.")
+    assert "CPU 6/8" in said[len(found) + 2]
 
 
 def test_a_full_disk_leaves_the_rows_of_the_whole_model(
