@@ -171,17 +171,33 @@ def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = 
 
     progress: called with the number of bytes of each piece read. Raises OSError.
     """
-    key = hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
+    key = _hash_key(paths)
     if key in _hashed:
         return _hashed[key]
     _hashed[key] = _hashed_once(paths, key, progress)
     return _hashed[key]
 
 
+def remember_sha256(paths: tuple[Path, ...], sha256: str) -> None:
+    """What `sha256_of` gives for these files, as long as they stay as they are: of files that stand for others of which
+    the hash is known. Raises OSError where they are gone."""
+    key = _hash_key(paths)
+    if _hashed.get(key) != sha256:
+        _hashed[key] = sha256
+        _keep_hash(paths, key, sha256)
+
+
+def _hash_key(paths: tuple[Path, ...]) -> str:
+    return hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
+
+
+def _hash_place(key: str) -> Path:
+    return cache_folder() / "sha256" / f"{key}.json"
+
+
 def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], None] | None) -> str:
-    cached = cache_folder() / "sha256" / f"{key}.json"
     try:
-        return str(json.loads(cached.read_text())["sha256"])
+        return str(json.loads(_hash_place(key).read_text())["sha256"])
     except (OSError, ValueError, KeyError):
         pass
     digest = hashlib.sha256()
@@ -192,11 +208,16 @@ def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], No
                 if progress is not None:
                     progress(len(piece))
     found = digest.hexdigest()
+    _keep_hash(paths, key, found)
+    return found
+
+
+def _keep_hash(paths: tuple[Path, ...], key: str, sha256: str) -> None:
+    place = _hash_place(key)
     try:
         private_folder(cache_folder())
-        private_folder(cached.parent)
-        with written_beside(cached, private=True) as beside:
-            beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
+        private_folder(place.parent)
+        with written_beside(place, private=True) as beside:
+            beside.write_text(json.dumps({"sha256": sha256, "files": [str(path) for path in paths]}))
     except OSError:  # a cache that cannot be written costs time and nothing else
         pass
-    return found

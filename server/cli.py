@@ -38,6 +38,7 @@ def _nothing(context: typer.Context) -> None:
         _out.print("[bold]coe[/] serves a college of specialists behind one OpenAI-compatible address.\n")
         _out.print("  coe demo                       a tour of what this is, in a minute")
         _out.print("  coe serve                      the demo's college, without any download")
+        _out.print("  coe fit hf:OWNER/REPO          what of a parent fits this machine, before anything is downloaded")
         _out.print("  coe check specialists.yaml     what of a roster this machine can serve")
         _out.print("  coe schema                     the roster's JSON schema, for an editor")
         _out.print("  coe pull --roster FILE NAME    fetch a specialist's model")
@@ -125,11 +126,60 @@ def route(
 def check(
     roster: Annotated[Path, typer.Argument(help="The roster file.")],
     dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help="Judge models that are not here as well: of each, the header alone is fetched."),
+    ] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub, for --remote.")
+    ] = None,
 ) -> None:
     """Check a roster: every error at once, which files are there, and what fits together in memory."""
     from .commands.check import check_roster
 
-    raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
+    if not remote:
+        raise typer.Exit(check_roster(known_roster(roster), dry_run=dry_run, out=_out))
+    from .commands.check_remote import check_ahead
+
+    raise typer.Exit(check_ahead(known_roster(roster), token, dry_run=dry_run, out=_out, err=_err))
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The parent: a GGUF, or a repository on the hub, of which headers alone are fetched: hf:OWNER/REPO, "
+            "hf:OWNER/REPO/PATTERN.",
+            show_default=False,
+        ),
+    ],
+    vram: Annotated[
+        str | None,
+        typer.Option(help="Memory to fit it in, such as 15GiB; what is free here less a margin when left out."),
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=256, max=2**22, help="Tokens of a conversation; may be repeated. 16384 and 65536 when left out."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
+) -> None:
+    """Show what of a parent fits: the whole of it in each quantisation, fewer experts, experts in host memory.
+
+    All sums are llama.cpp's own, by dry runs that read no weights. Nothing has to be downloaded first.
+    """
+    from .commands.fit.command import fit as run
+    from .roster.values import InvalidError, parse_size
+
+    try:
+        vram_bytes = None if vram is None else parse_size(int(vram) if vram.isdecimal() else vram)
+    except InvalidError as error:
+        raise typer.BadParameter(f"{error} {error.remedy}".strip(), param_hint="--vram") from None
+    contexts = context or (16_384, 65_536)
+    raise typer.Exit(run(model, vram_bytes, contexts, token=token, as_json=as_json, out=_out, err=_err))
 
 
 @app.command()

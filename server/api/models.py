@@ -209,6 +209,8 @@ def _of_specialist(college: College, name: str) -> dict[str, Any]:
         facts["chats"] = item.chat_fault is None and not specialist.embeddings
         if not specialist.embeddings:
             facts["tools"] = item.tools
+        if item.spec.cpu_expert_layers:
+            facts["cpu_expert_layers"] = item.spec.cpu_expert_layers
         if item.doubts:
             facts["warnings"] = list(item.doubts)
     if name in college.builds:

@@ -23,11 +23,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coe.engine.errors import EngineError
+from coe.surgery.errors import SurgeryError
+from coe.surgery.formats import experts_kept
+from coe.surgery.parent import Parent
+
 from ..api.keys import read_keys
 from ..roster.load import load_roster
+from ..roster.models import Roster
 from ..roster.source import RosterError
 from ._lines import print_line
 from ._server import ServerStartError, own_server
+from ._speeds import Placed, Speed, keep_speeds
 from ._url import is_here, server_url, why_none
 
 STREAMS: Final = (1, 4)
@@ -65,12 +72,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Card:
-    """What a server says of a specialist. trouble: why it cannot be served and what to do, "" where it can."""
+    """What a server says of a specialist. trouble: why it cannot be served and what to do, "" where it can.
+
+    cpu_expert_layers: as in LoadSpec.
+    """
 
     name: str
     aliases: tuple[str, ...]
     context_tokens: int
     trouble: str
+    cpu_expert_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,8 @@ class Server:
 def _card(name: str, facts: Mapping[str, Any]) -> Card:
     why = "" if facts["available"] else f"{facts.get('reason') or ''} {facts.get('remedy') or ''}".strip()
     trouble = "" if facts["available"] else why or "It cannot be served now."
-    return Card(name, tuple(facts.get("aliases") or ()), facts.get("context_tokens") or 0, trouble)
+    names, layers = tuple(facts.get("aliases") or ()), facts.get("cpu_expert_layers") or 0
+    return Card(name, names, facts.get("context_tokens") or 0, trouble, layers)
 
 
 class _Prompts:
@@ -284,10 +296,44 @@ def bench(
         out.print_json(json.dumps({name: asdict(figures) for name, figures in found.items()}))
     else:
         show(found, out)
+    if url is None:  # what another server's specialists are, is not known here
+        _keep(roster, cards, found, err)
     for figures in found.values():
         if figures.trouble:
             print_line(err, figures.trouble, "red")
     return 1 if any(figures.trouble for figures in found.values()) else 0
+
+
+def _keep(roster: Path, cards: Sequence[Card], found: Mapping[str, Figures], err: Console) -> None:
+    """Keep the speeds for `coe fit`. That they are not kept ends nothing."""
+    try:
+        loaded = load_roster(roster)
+        placed = {card.name: placement(loaded, card) for card in cards}
+        keep_speeds(
+            Speed(place, speed, figures.prompt_tokens_per_s)
+            for name, figures in found.items()
+            if (speed := figures.tokens_per_s.get(1)) is not None and (place := placed[name]) is not None
+        )
+    except (RosterError, EngineError, SurgeryError, OSError) as error:
+        print_line(err, f"The speeds are not kept for coe fit: {error}", "yellow")
+
+
+def placement(roster: Roster, card: Card) -> Placed | None:
+    """Which file a specialist's weights are of, and where they lie; None for one that is not found. Reads headers."""
+    entry = roster.find(card.name)
+    if entry is None:
+        return None
+    n_keep = 0
+    if entry.mask is None:
+        location = roster.locate(entry)
+    else:
+        assert roster.parent is not None
+        location = roster.parent.location(roster.models_path)
+        if location.path is not None:
+            n_keep = experts_kept(Path(entry.mask), Parent.open(location.path))
+    if location.path is None:
+        return None
+    return Placed(location.path.name, location.size_bytes, n_keep, entry.gpu_layers, card.cpu_expert_layers)
 
 
 def _chosen(cards: Sequence[Card], names: Sequence[str], err: Console) -> list[Card]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -42,6 +42,7 @@ from ..runtime.what_fits import (
     residents,
     together,
 )
+from ._away import PARENT, Away
 from ._lines import print_line
 from .check_sharing import copy_bytes_per_s, pair_lines, wait_lines
 from .check_sizes import sizes_to_come
@@ -49,10 +50,11 @@ from .check_sizes import sizes_to_come
 _MOST_SETS_SHOWN = 8
 
 
-def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
+def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Roster], Away] | None = None) -> int:
     """`coe check`: print every error of a roster, or what it comes to here. Returns the exit code.
 
     dry_run: ask llama.cpp what each load would take. Nothing in the models folder is changed.
+    look:    looks at the models that are not here, to judge them as well.
     """
     try:
         roster = load_roster(path)
@@ -66,9 +68,12 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
         return 1
     labels = {*head.labels, *taught_by(examples_of(supervisor.candidates))}  # those that the supervisor will know
     doubts = [f"router.thresholds: {doubt}" for doubt in threshold_problems(supervisor.settings.thresholds, labels)]
+    written, away = roster, Away(roster) if look is None else look(roster)
+    roster = away.roster
     if not dry_run:
         to_build = asyncio.run(sizes_to_come(roster, dry_run=False))
-        return print_report(roster, availability(locate(roster), None, None), None, out, to_build, doubts=doubts)
+        entries = availability(locate(roster), None, None)
+        return print_report(written, entries, None, out, to_build, doubts=doubts, away=away)
 
     async def facts(scratch: Path) -> tuple[Resolved, Room, dict[str, ToBuild]]:
         room = await find_room(roster)
@@ -104,7 +109,7 @@ def check_roster(path: Path, *, dry_run: bool, out: Console) -> int:
     fits = [f"experts (fit): {', '.join(fit.names)}: each layer keeps {fit.text}" for fit in resolved.fits]
     doubts += [f"{', '.join(fit.names)}: {fit.doubt}" for fit in resolved.fits if fit.doubt]
     sharing = [*held, *fits, *pair_lines(groups), *(waits if groups else []), *unshared]
-    return print_report(roster, resolved.availability, room.residents, out, to_build, sharing, doubts)
+    return print_report(written, resolved.availability, room.residents, out, to_build, sharing, doubts, away)
 
 
 def print_errors(error: RosterError, out: Console) -> int:
@@ -124,25 +129,30 @@ def print_report(
     to_build: Mapping[str, ToBuild] | None = None,
     sharing: Sequence[str] = (),
     doubts: Sequence[str] = (),
+    away: Away | None = None,
 ) -> int:
     """Print what a roster comes to on this machine.
 
     to_build: of the specialists that have yet to be built, by name. sharing: lines on specialists that share.
-    doubts: further warnings.
+    doubts: further warnings. away: what is on the hub and not here, and was looked at.
     Returns the exit code: 0, or 1 where nothing in it can be served.
     """
-    to_build = to_build or {}
-    out.print(_table(entries, to_build))
-    servable = [name for name, item in entries.items() if isinstance(item, Servable)]
+    to_build, away = to_build or {}, away or Away(roster)
+    out.print(_table(entries, to_build, away))
+    fitting = [name for name, item in entries.items() if isinstance(item, Servable)]
+    servable = [name for name in fitting if name not in away.names]
     for names, why in _reasons(entries, to_build).items():
         print_line(out, f"{', '.join(names)}: {why}")
+    for line in _away_lines(away):
+        print_line(out, line)
     for line in (*_offload_lines(entries), *_tool_lines(entries), *_embedding_lines(entries)):
         print_line(out, line)
     _print_what_fits(residents(entries, budget), budget, out)
     for line in sharing:
         print_line(out, line)
     if servable:
-        print_line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(entries))}.")
+        here = {name: entries[name] for name in servable}
+        print_line(out, f"Host memory for a warm page cache: {size_text(page_cache_bytes(here))}.")
     for name, item in entries.items():
         for found in item.doubts if isinstance(item, Servable) else ():
             print_line(out, f"warning: {name}: {found}")
@@ -152,10 +162,12 @@ def print_report(
         print_line(out, f"warning: router.encoder: {doubt}")
     for doubt in doubts:
         print_line(out, f"warning: {doubt}")
-    if (doubt := models_dir_doubt(roster, entries)) is not None:
+    if (doubt := models_dir_doubt(roster, entries, away.names)) is not None:
         print_line(out, f"warning: models_dir: {doubt}")
     for doubt in budget_doubts(roster, entries, budget):
         print_line(out, f"warning: {doubt}")
+    if more := [name for name in fitting if name in away.names]:
+        print_line(out, f"{len(more)} of {len(entries)} can be served when they are fetched. {pull_remedy(more)}")
     if not servable and any(not plan.missing for plan in to_build.values()):
         print_line(out, "Nothing in this roster can be served before it is built.")
         return 0
@@ -181,13 +193,18 @@ def encoder_doubt(roster: Roster) -> str | None:
     return None
 
 
-def models_dir_doubt(roster: Roster, entries: Mapping[str, Servable | Unavailable]) -> str | None:
-    """Why nothing can be written where models are fetched, cut and built; None where it can, or need not."""
+def models_dir_doubt(
+    roster: Roster, entries: Mapping[str, Servable | Unavailable], away: Collection[str] = ()
+) -> str | None:
+    """Why nothing can be written where models are fetched, cut and built; None where it can, or need not.
+
+    away: specialists whose models are looked at on the hub."""
+    absent = {name for name, item in entries.items() if item.location.path is None}.union(away)
     writers = [
         s.name
         for s in roster.specialists
         # The server writes the skeletons of masks; a model that is there already is not fetched or built again.
-        if s.mask is not None or ((s.repo is not None or s.build is not None) and entries[s.name].location.path is None)
+        if s.mask is not None or ((s.repo is not None or s.build is not None) and s.name in absent)
     ]
     if not writers:
         return None
@@ -219,6 +236,19 @@ def _reasons(
     for reason, those in pulls.items():
         said[f"{reason} {pull_remedy(entries[name].location.pull for name in those)}"] = those
     return {tuple(those): sentence for sentence, those in said.items()}
+
+
+def _away_lines(away: Away) -> list[str]:
+    """What is to be fetched of a parent, and what could not be looked at, each reason once."""
+    lines = []
+    if PARENT in away.to_fetch:
+        made = [s.name for s in away.roster.specialists if s.name in away.parents and s.name not in away.to_fetch]
+        of = f": {', '.join(made)} {'are' if len(made) > 1 else 'is'} made of it" if made else ""
+        lines.append(f"The parent is not here, {size_text(away.to_fetch[PARENT])} to fetch{of}.")
+    said: dict[str, list[str]] = {}
+    for name, why in away.troubles.items():
+        said.setdefault(why, []).append(name)
+    return lines + [f"{', '.join(names)}: not looked at on the hub. {why}" for why, names in said.items()]
 
 
 def _tool_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]:
@@ -254,7 +284,7 @@ def _embedding_lines(entries: Mapping[str, Servable | Unavailable]) -> list[str]
     ]
 
 
-def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]) -> Table:
+def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild], away: Away) -> Table:
     table = Table("specialist", "file", box=None, pad_edge=False)
     for column in ("size", "weights", "KV", "compute", "total"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -273,8 +303,11 @@ def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str,
         else:
             parts = (footprint.weights_bytes, footprint.kv_bytes, footprint.compute_bytes, footprint.total_bytes)
             sizes += [size_text(size) for size in parts]
-        file = escape(location.path.name) if location.path is not None else "absent"
-        table.add_row(escape(name), file, *sizes, _verdict(item))
+        file = location.path.name if location.path is not None else "absent"
+        verdict = _verdict(item)
+        if name in away.names and isinstance(item, Servable):
+            verdict = "when fetched" if verdict == "yes" else f"when fetched: {verdict.removeprefix('yes, ')}"
+        table.add_row(escape(name), escape(away.text(name) or file), *sizes, verdict)
     return table
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from coe.engine.files import read_bounded, require_regular, sha256_of
 
-_PART = re.compile(r"-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
+PART = re.compile(r"-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECASE)
 _MOST_NAMED = 5  # missing parts that a message names
 _MOST_MASK_BYTES = 2**23
 # Companions of a model that a repository's quantisation pattern may catch: vision tower, draft head.
@@ -61,13 +61,13 @@ def matching_models(names: Iterable[str], pattern: str) -> list[list[str]]:
             continue
         if base.startswith(_COMPANIONS) and not wanted.startswith(_COMPANIONS):
             continue
-        groups.setdefault(_PART.sub(r"-of-\g<parts>.gguf", name), []).append(name)
+        groups.setdefault(PART.sub(r"-of-\g<parts>.gguf", name), []).append(name)
     return list(groups.values())
 
 
 def parts_missing(names: Sequence[str]) -> list[int]:
     """Numbers of the missing parts of a split model, counted from 1; nothing for a model in one file."""
-    found = [match for name in names if (match := _PART.search(name))]
+    found = [match for name in names if (match := PART.search(name))]
     if not found:
         return []
     return sorted(set(range(1, int(found[0]["parts"]) + 1)) - {int(match["part"]) for match in found})
@@ -82,7 +82,7 @@ def locate_file(path: Path, remedy: str) -> Location:
     """A model given by its path. A split model is given by any part of it."""
     if os.path.isdir(path):  # unlike Path.is_dir it takes any name, one that is too long too
         return Location(None, reason=f"{path} is a folder.", remedy="Name the GGUF file in it.")
-    split = _PART.search(path.name)
+    split = PART.search(path.name)
     if split is None:
         try:
             require_regular(path)

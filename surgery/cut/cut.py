@@ -141,16 +141,9 @@ def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: OnStage 
 
     Raises CutError for what cannot be written, or for a number of experts that no mask could keep.
     """
-    require_output(out, parent.paths)
-    experts = parent.experts
-    if not 2 <= n_keep <= experts.n_expert or n_keep % experts.n_groups:
-        raise CutError(f"No mask keeps {n_keep} of {experts.n_expert} experts.", "Make the mask again with coe plan.")
-    _require_groups(experts, n_keep)
+    header = _header_of_any(parent, n_keep, out)
     identity = identify(parent, progress or (lambda step, done, total: None))
-    order = dict.fromkeys((*experts.layers, *experts.draft_layers), tuple(range(n_keep)))
-    header, _ = _plan(parent, order, None)
     facts: dict[str, Value] = {
-        f"{experts.architecture.name}.expert_count": n_keep,
         "general.name": f"{parent.name} ({n_keep} of {identity.n_expert} experts)",
         KEY + "parent_name": parent.name,
         KEY + "parent_sha256": identity.sha256,
@@ -159,6 +152,31 @@ def write_skeleton(parent: Parent, n_keep: int, out: Path, *, progress: OnStage 
     }
     for key, value in facts.items():
         header = header.with_value(key, value)
+    return _write_hole(header, out)
+
+
+def write_outline(parent: Parent, n_keep: int, out: Path) -> None:
+    """Write what a dry run reads of a cut that keeps so many experts: its header without provenance, then a hole.
+
+    Nothing of the parent but its header is read. Its length is that of the cut file. Raises CutError as write_skeleton.
+    """
+    _write_hole(_header_of_any(parent, n_keep, out), out)
+
+
+def _header_of_any(parent: Parent, n_keep: int, out: Path) -> RawHeader:
+    """The header of every cut that keeps so many experts, whichever they are."""
+    require_output(out, parent.paths)
+    experts = parent.experts
+    if not 2 <= n_keep <= experts.n_expert or n_keep % experts.n_groups:
+        raise CutError(f"No mask keeps {n_keep} of {experts.n_expert} experts.", "Make the mask again with coe plan.")
+    _require_groups(experts, n_keep)
+    order = dict.fromkeys((*experts.layers, *experts.draft_layers), tuple(range(n_keep)))
+    header, _ = _plan(parent, order, None)
+    return header.with_value(f"{experts.architecture.name}.expert_count", n_keep)
+
+
+def _write_hole(header: RawHeader, out: Path) -> bool:
+    """A header, and a hole as long as its tensors. False where that is there already."""
     head = header.to_bytes()
     n_bytes = len(head) + header.offsets()[-1]
     if out.is_file() and out.stat().st_size == n_bytes:

@@ -107,12 +107,17 @@ def bytes_by_kind(headers: Sequence[Header]) -> dict[TensorKind, int]:
     return {kind: size for kind, size in sizes.items() if size}
 
 
-def usual_counts(experts: Experts) -> tuple[int, ...]:
-    """Three quarters, half, three eighths and a quarter of the experts, as far as a mask can have so many."""
-    step = experts.n_groups
-    counts = (experts.n_expert * part // of // step * step for part, of in _SHARES)
-    least = max(experts.n_used, 2 * experts.n_groups)
+def usual_counts(experts: Experts, shares: Sequence[tuple[int, int]] = _SHARES) -> tuple[int, ...]:
+    """Three quarters, half, three eighths and a quarter of the experts, or other shares of them (part, of how many), as
+    far as a mask can have so many."""
+    step, least = experts.n_groups, fewest(experts)
+    counts = (experts.n_expert * part // of // step * step for part, of in shares)
     return tuple(dict.fromkeys(count for count in counts if least <= count < experts.n_expert))
+
+
+def fewest(experts: Experts) -> int:
+    """The fewest experts a layer that a mask can keep: what a token uses, and of each group two."""
+    return max(experts.n_used, 2 * experts.n_groups)
 
 
 async def inspect(path: Path, keep: Sequence[int] | None = None, contexts: Sequence[int] = CONTEXTS) -> Inspection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.engine.files import open_regular, read_bounded, sha256_of
+from coe.engine.files import open_regular, read_bounded, remember_sha256, sha256_of
 
 
 def _fifo(path: Path) -> None:
@@ -64,3 +65,14 @@ def test_another_file_of_the_same_name_has_another_hash(tmp_path: Path) -> None:
     before = sha256_of((path,))
     path.write_bytes(b"two, longer")
     assert sha256_of((path,)) != before
+
+
+def test_a_hash_that_is_known_is_given_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "x"
+    path.write_bytes(b"stands for another")
+    remember_sha256((path,), "0" * 64)
+    assert sha256_of((path,)) == "0" * 64
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1, "other processes know it as well"
+    path.write_bytes(b"is itself again")
+    assert sha256_of((path,)) == hashlib.sha256(b"is itself again").hexdigest()

@@ -9,6 +9,8 @@ from coe.engine.files import FULL_DISK
 from coe.engine.private import without_secrets
 from coe.engine.units import size_text
 
+KEPT: Final = "What was fetched is kept, and the same command goes on with it."  # after a Ctrl-C
+
 
 class PullError(Exception):
     """A model cannot be fetched; `remedy` says what a person can do about it."""
@@ -18,6 +20,10 @@ class PullError(Exception):
         self.message = without_secrets(message)
         self.remedy = without_secrets(remedy)
         super().__init__(f"{self.message} {self.remedy}")
+
+
+class HubUnreachableError(PullError):
+    """The hub cannot be reached, and will not be for the next question either."""
 
 
 def gated(endpoint: str, repo: str) -> PullError:
@@ -32,9 +38,9 @@ _MODELS_DIR: Final = "choose another `models_dir` in the roster"
 _AGAIN: Final = "pull again"
 
 
-def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> PullError:
+def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> HubUnreachableError:
     """The hub cannot be reached. again: what goes on where it stopped."""
-    return PullError(
+    return HubUnreachableError(
         f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
         f"See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and {again}: it goes on where it stopped.",
     )

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ...roster.model_files import matching_models, parts_missing, repository_folder
+from ...roster.model_files import PART, matching_models, parts_missing, repository_folder
 from .errors import PullError, gated, no_network
 
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -67,6 +67,7 @@ class Remedies:
     pattern: str = "Correct `pattern` in the roster"
     narrower: str = "Narrow `pattern` in the roster so that it finds one"
     other: str = "choose another by `pattern` in the roster"
+    again: str = "pull again"
 
 
 ROSTER: Final = Remedies()
@@ -86,6 +87,7 @@ class WantedModel:
     sha256: tuple[str, ...] = ()
 
 
+EVERYTHING: Final = "*.gguf"  # the pattern of an address that names none
 HUB: Final = "hf:"  # what a model on the hub begins with on the command line
 _ADDRESS: Final = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<pattern>.+))?")
 COMMAND_LINE: Final = Remedies(
@@ -94,6 +96,7 @@ COMMAND_LINE: Final = Remedies(
     "Correct what stands behind the repository",
     "Say which behind the repository: hf:OWNER/REPO/FILE.gguf, or a pattern that finds one, hf:OWNER/REPO/*Q4_K_M*",
     "name another: hf:OWNER/REPO/FILE.gguf",
+    "give the command again",
 )
 
 
@@ -102,7 +105,7 @@ def hub_address(text: str) -> WantedModel:
     match = _ADDRESS.fullmatch(text.removeprefix(HUB).strip("/"))
     if not match:
         raise PullError(f"{text} names no repository of the hub.", "Write hf:OWNER/REPO or hf:OWNER/REPO/FILE.gguf.")
-    return WantedModel(text, match["repo"], match["pattern"] or "*.gguf", match["revision"])
+    return WantedModel(text, match["repo"], match["pattern"] or EVERYTHING, match["revision"])
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,11 @@ def plan_downloads(
     return DownloadPlan(tuple(models.values()), tuple(refused))
 
 
-def choose_files(repository: Repository, pattern: str, remedies: Remedies = ROSTER) -> tuple[HubFile, ...]:
-    """The files of the one model that the pattern finds, in order. Raises PullError when it finds none or several."""
+def listed_models(repository: Repository, pattern: str, remedies: Remedies = ROSTER) -> tuple[tuple[HubFile, ...], ...]:
+    """The files of every model that the pattern finds, in order; of a split one those parts that are there.
+
+    Raises PullError when it finds none.
+    """
     # A repository's names become paths here: a name that leads out of its folder is never fetched.
     inside = {file.path: file for file in repository.files if _is_inside(file.path)}
     models = matching_models(inside, pattern)
@@ -166,19 +172,30 @@ def choose_files(repository: Repository, pattern: str, remedies: Remedies = ROST
         there = f"Its GGUF files: {_listed(ggufs)}." if ggufs else "It holds no GGUF file at all."
         remedy = remedies.pattern if ggufs else remedies.repo
         raise PullError(f"Nothing in {repository.name} matches {pattern!r}. {there}", f"{remedy}.")
+    return tuple(tuple(inside[name] for name in model) for model in models)
+
+
+def choose_files(repository: Repository, pattern: str, remedies: Remedies = ROSTER) -> tuple[HubFile, ...]:
+    """The files of the one model that the pattern finds, in order. Raises PullError when it finds none or several."""
+    models = listed_models(repository, pattern, remedies)
     if len(models) > 1:
-        first = [model[0] for model in models]
+        first = [model[0].path for model in models]
         raise PullError(
             f"{pattern!r} finds {len(models)} models in {repository.name}: {_listed(first)}.",
             f"{remedies.narrower}.",
         )
-    missing = parts_missing(models[0])
+    missing = parts_missing([file.path for file in models[0]])
     if missing:
         raise PullError(
-            f"The model {models[0][0]} in {repository.name} lacks part {', '.join(map(str, missing))}.",
+            f"The model {models[0][0].path} in {repository.name} lacks part {', '.join(map(str, missing))}.",
             f"Wait until its upload is complete, or {remedies.other}.",
         )
-    return tuple(inside[name] for name in models[0])
+    return models[0]
+
+
+def pattern_of(files: Sequence[HubFile]) -> str:
+    """What finds a model of a repository, all its parts, where it stands behind the repository's name."""
+    return PART.sub(r"-*-of-\g<parts>.gguf", files[0].path)
 
 
 def pinned(files: tuple[HubFile, ...], wanted: WantedModel) -> tuple[HubFile, ...]:
@@ -236,7 +253,7 @@ def look_up(
             return gated(endpoint, repo)
         return PullError(f"The hub at {endpoint} answered {status} for {repo}.", "Try again later.")
     except Exception as error:  # the HTTP library below, and so what it raises, differs between hub versions
-        return no_network(endpoint, error)
+        return no_network(endpoint, error, remedies.again)
     files = tuple(
         HubFile(
             file.rfilename,

@@ -1,43 +1,108 @@
-"""`coe inspect`: a GGUF's experts, layers and bytes."""
+"""`coe inspect`: a GGUF's experts, layers and bytes; of one on the hub its header alone is fetched."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from ._shared import clear_errors, out_console, ranges, say
+from .._lines import print_line
+from ._shared import clear_errors, err_console, out_console, progress_bars, ranges, say
 
 if TYPE_CHECKING:
     from coe.surgery.study.inspect import Inspection
 
+    from ..pull.files import HubFile, Repository
+    from ..pull.headers import RemoteModel
+
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="A GGUF: a parent or a specialist.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF: a parent or a specialist. Or one on the hub, of which the header alone is fetched: "
+            "hf:OWNER/REPO, hf:OWNER/REPO/FILE.gguf, hf:OWNER/REPO/PATTERN."
+        ),
+    ],
     experts: Annotated[
         list[int] | None, typer.Option(help="Say what a mask of so many experts would save; may be repeated.")
     ] = None,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
     """Show a model's experts, layers and bytes by kind, and what fewer experts would save."""
-    with clear_errors():
-        import asyncio
+    from ..pull.errors import KEPT, PullError
+    from ..pull.files import HUB
 
+    is_remote = model.startswith(HUB)
+    with clear_errors(KEPT if is_remote else ""):
+        if not is_remote:
+            _show(Path(model), experts)
+            return
         from coe.engine.units import size_text
-        from coe.surgery.study.inspect import inspect as run
 
-        found = asyncio.run(run(model, experts or None))
-        kind = f"{found.n_expert} experts, {found.n_used} a token" if found.n_expert else "dense"
-        say(f"{found.name}: {found.architecture}, {kind}, {size_text(found.file_bytes)}")
-        if found.layers:
-            grouped = f", in {found.n_groups} groups" if found.n_groups > 1 else ""
-            say(f"{len(found.layers)} layers with a router{grouped}: {ranges(found.layers)}")
-        out_console.print(_bytes_table(found))
-        if found.savings or found.vram_bytes:
-            out_console.print(_memory_table(found))
-        for note in found.notes:
-            say(note)
+        try:
+            remote, fetched_bytes = _of_the_hub(model, token)
+        except PullError as error:
+            print_line(err_console, str(error), "red")
+            raise typer.Exit(1) from None
+        _show(remote.path, experts)
+        fetched, whole = size_text(fetched_bytes), size_text(remote.model.size_bytes)
+        say(f"{fetched} of {whole} were fetched of {remote.model.repo}, at {remote.model.revision[:12]}.")
+
+
+def _show(path: Path, experts: list[int] | None) -> None:
+    import asyncio
+
+    from coe.engine.units import size_text
+    from coe.surgery.study.inspect import inspect as run
+
+    found = asyncio.run(run(path, experts or None))
+    kind = f"{found.n_expert} experts, {found.n_used} a token" if found.n_expert else "dense"
+    say(f"{found.name}: {found.architecture}, {kind}, {size_text(found.file_bytes)}")
+    if found.layers:
+        grouped = f", in {found.n_groups} groups" if found.n_groups > 1 else ""
+        say(f"{len(found.layers)} layers with a router{grouped}: {ranges(found.layers)}")
+    out_console.print(_bytes_table(found))
+    if found.savings or found.vram_bytes:
+        out_console.print(_memory_table(found))
+    for note in found.notes:
+        say(note)
+
+
+def _of_the_hub(address: str, token: str | None) -> tuple[RemoteModel, int]:
+    """A model's header, and the bytes that were fetched. Raises PullError; ends the command where a repository holds
+    several models, and the address names none: they are listed."""
+    from ..pull.files import COMMAND_LINE, EVERYTHING, choose_files, hub_address, listed_models
+    from ..pull.headers import Hub
+
+    wanted = hub_address(address)
+    with progress_bars() as bars, Hub(token, bars.staged) as hub:
+        repository = hub.repository(wanted.repo, wanted.revision)
+        models = listed_models(repository, wanted.pattern, COMMAND_LINE)
+        if wanted.pattern != EVERYTHING or len(models) == 1:
+            return hub.look(repository, choose_files(repository, wanted.pattern, COMMAND_LINE)), hub.fetched_bytes
+    _list(repository, models, wanted.revision)
+    raise typer.Exit
+
+
+def _list(repository: Repository, models: Sequence[Sequence[HubFile]], revision: str | None) -> None:
+    from coe.engine.units import size_text
+
+    from ...roster.model_files import parts_missing
+    from ..pull.files import HUB, pattern_of
+
+    say(f"{repository.name} holds {len(models)} models:")
+    for files in models:
+        size = size_text(sum(file.size_bytes for file in files))
+        parts = f", {len(files)} files" if len(files) > 1 else ""
+        lacking = ", not complete" if parts_missing([file.path for file in files]) else ""
+        say(f"  {size:>10}  {pattern_of(files)}{parts}{lacking}")
+    at = f"@{revision}" if revision else ""
+    one = f"{HUB}{repository.name}{at}/{pattern_of(models[0])}"
+    say(f'Name one: coe inspect "{one}", or by any pattern that finds one.')
 
 
 def _bytes_table(found: Inspection) -> Table:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from coe.server.commands._speeds import Placed, known_speeds
 from coe.server.commands.bench import BenchError, Card, Server, bench, run
 from coe.server.roster.builtin import demo_roster
 from fakes.server_process import ServerProcess, write_roster
@@ -59,12 +60,18 @@ def test_speeds_of_a_real_model(college: ServerProcess) -> None:
 
 
 @pytest.mark.server
-def test_without_a_server_one_is_started(tmp_path: Path) -> None:
+def test_without_a_server_one_is_started_and_its_speeds_are_kept(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code, said, _ = measured(write_roster(tmp_path, {"plain": {}}, fallback="plain"), url=None, rounds=1)
     assert code == 0
     (row,) = (line.split() for line in said.splitlines() if line.startswith("plain"))
     assert row[2] == "-", "nobody to change with"
     assert "-" not in (row[1], *row[3:])
+    [kept] = known_speeds()
+    assert kept.placed == Placed(smollm2.name, smollm2.stat().st_size)
+    assert f"{kept.tokens_per_s:,.0f}" in row
 
 
 def test_who_cannot_be_served_is_named_with_those_who_can(demo_college: ServerProcess) -> None:
