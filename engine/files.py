@@ -163,7 +163,7 @@ def written_beside(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 _CHUNK: Final = 8 * 2**20
-_hashed: Final[dict[str, str]] = {}  # of this process: the cache's folder may not be writable
+_hashed: Final[dict[tuple[str, str], str]] = {}  # of this process: the cache's folder may not be writable
 
 
 def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = None) -> str:
@@ -171,32 +171,43 @@ def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = 
 
     progress: called with the number of bytes of each piece read. Raises OSError.
     """
+
+    def hashed() -> str:
+        digest = hashlib.sha256()
+        for path in paths:
+            with open_regular(path) as file:
+                while piece := file.read(_CHUNK):
+                    digest.update(piece)
+                    if progress is not None:
+                        progress(len(piece))
+        return digest.hexdigest()
+
+    return cached_of(paths, "sha256", hashed)
+
+
+def cached_of(paths: tuple[Path, ...], what: str, compute: Callable[[], str]) -> str:
+    """A text that is computed of files; cached by path, size and time of change.
+
+    what: what it is, for the cache's folder. Raises OSError, and what `compute` raises.
+    """
     key = hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
-    if key in _hashed:
-        return _hashed[key]
-    _hashed[key] = _hashed_once(paths, key, progress)
-    return _hashed[key]
+    if (what, key) not in _hashed:
+        _hashed[what, key] = _cached_once(paths, what, key, compute)
+    return _hashed[what, key]
 
 
-def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], None] | None) -> str:
-    cached = cache_folder() / "sha256" / f"{key}.json"
+def _cached_once(paths: tuple[Path, ...], what: str, key: str, compute: Callable[[], str]) -> str:
+    cached = cache_folder() / what / f"{key}.json"
     try:
-        return str(json.loads(cached.read_text())["sha256"])
+        return str(json.loads(cached.read_text())[what])
     except (OSError, ValueError, KeyError):
         pass
-    digest = hashlib.sha256()
-    for path in paths:
-        with open_regular(path) as file:
-            while piece := file.read(_CHUNK):
-                digest.update(piece)
-                if progress is not None:
-                    progress(len(piece))
-    found = digest.hexdigest()
+    found = compute()
     try:
         private_folder(cache_folder())
         private_folder(cached.parent)
         with written_beside(cached, private=True) as beside:
-            beside.write_text(json.dumps({"sha256": found, "files": [str(path) for path in paths]}))
+            beside.write_text(json.dumps({what: found, "files": [str(path) for path in paths]}))
     except OSError:  # a cache that cannot be written costs time and nothing else
         pass
     return found

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from coe.engine.files import read_bounded, require_regular, sha256_of
 
@@ -78,6 +79,15 @@ def repository_folder(models_dir: Path, repo: str) -> Path:
     return models_dir / repo.replace("/", "--")
 
 
+def published_mask_path(models_dir: Path, repo: str, pattern: str, revision: str | None) -> Path:
+    """Where the mask of a published specialist is kept: models_dir/masks/<owner>--<repo>-<hash of which model>.json.
+
+    Another pattern, or another revision, is another mask.
+    """
+    which = hashlib.sha256(f"{pattern}\0{revision or ''}".encode()).hexdigest()[:8]
+    return models_dir / "masks" / f"{repo.replace('/', '--')}-{which}.json"
+
+
 def locate_file(path: Path, remedy: str) -> Location:
     """A model given by its path. A split model is given by any part of it."""
     if os.path.isdir(path):  # unlike Path.is_dir it takes any name, one that is too long too
@@ -142,6 +152,20 @@ def locate_cut(models_dir: Path, name: str, mask: Path) -> Location:
     if not os.path.isfile(path):
         return Location(None, reason="It has not been cut yet.", remedy="coe serve cuts it when it starts.")
     return Location(path, (path,))
+
+
+MASKS: Final = "--masks"  # what `coe pull` is told to fetch masks of published specialists
+
+
+def mask_absent(parent: Location | None) -> Location:
+    """A published specialist's mask that has not been fetched. parent: its parent's place, where that is not there."""
+    if parent is None:
+        return Location(None, reason="Its mask has not been fetched yet.", remedy=pull_remedy([MASKS]), pull=MASKS)
+    reason = f"Neither its mask nor its parent is there. Of the parent: {parent.reason}"
+    if parent.pull:
+        words = f"{parent.pull} {MASKS}"
+        return Location(None, reason=reason, remedy=pull_remedy([words]), pull=words)
+    return Location(None, reason=reason, remedy=f"{parent.remedy} Then: coe pull {MASKS}")
 
 
 def pull_remedy(names: Iterable[str]) -> str:

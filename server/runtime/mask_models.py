@@ -67,11 +67,11 @@ def _names_parent(specialist: Specialist) -> bool:
 
 
 async def prepare_masks(roster: Roster, folder: Path | None = None) -> dict[str, MaskSource | Missing]:
-    """What a shared resident is filled by for each specialist that is a mask, or what it lacks.
+    """What a shared resident is filled by for each specialist whose mask is there, or what it lacks.
 
     One small file is written for all masks of one size, into `folder`; beside the cut files where None.
     """
-    wanted = masked(roster)
+    wanted = [s for s in masked(roster) if not s.awaits_mask]  # of those their location tells
     if not wanted:
         return {}
     skeletons = folder or roster.models_path / "cut"

@@ -20,6 +20,14 @@ class PullError(Exception):
         super().__init__(f"{self.message} {self.remedy}")
 
 
+class StoppedError(PullError):
+    """A person, or another failure, ended it before it was done."""
+
+
+class UnreachableError(PullError):
+    """The hub cannot be reached: what is asked of it next would fail in the same way."""
+
+
 def gated(endpoint: str, repo: str) -> PullError:
     """The hub refuses a repository to this token."""
     return PullError(
@@ -32,9 +40,9 @@ _MODELS_DIR: Final = "choose another `models_dir` in the roster"
 _AGAIN: Final = "pull again"
 
 
-def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> PullError:
+def no_network(endpoint: str, error: Exception, again: str = _AGAIN) -> UnreachableError:
     """The hub cannot be reached. again: what goes on where it stopped."""
-    return PullError(
+    return UnreachableError(
         f"The hub at {endpoint} cannot be reached: {error or type(error).__name__}.",
         f"See to the network, a proxy (HTTPS_PROXY) or HF_ENDPOINT, and {again}: it goes on where it stopped.",
     )
