@@ -6,7 +6,7 @@ Several repositories at a time, each with its own requests; what fails is told a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -30,11 +30,12 @@ from .files import HUB, PlannedModel, WantedModel
 from .published import Fetched, Hub, fetch_mask, find_published, source_of
 from .ranges import RangedModel
 
-# Repositories at a time. Eight requests each fill most lines; a second and third repository fill the pauses in which
-# another one's header is read and its rows are looked up.
+# Repositories at a time; a judgement. Eight requests each fill most lines; a second and third repository fill the
+# pauses in which another one's header is read and its rows are looked up.
 _AT_ONCE: Final = 3
 
 Bars = Callable[[], Progress]
+_Error = PullError | SurgeryError | EngineError | OSError
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,28 @@ def pull_masks(hub: Hub, parent_path: Path, wanted: Sequence[WantedMask], consol
     """
     try:
         parent = Parent.open(parent_path)
-    except (SurgeryError, EngineError) as error:
-        print_line(console, f"parent: {error.message} {error.remedy}".strip(), "red")
+        with bars() as progress:
+            pulling = _Pulling(hub, parent, console, progress)
+            pulling.run(wanted)
+    except (SurgeryError, EngineError, OSError) as error:  # of a mask's own they are told beside it
+        print_line(console, f"parent: {_said(error)}", "red")
         return False
-    with bars() as progress:
-        pulling = _Pulling(hub, parent, console, progress)
-        pulling.run(wanted)
     pulling.tell(wanted)
     return not pulling.failed
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of one mask."""
+
+    wanted: WantedMask
+    model: PlannedModel
+    found: Fetched | _Error
+
+
 @dataclass
 class _Pulling:
-    """The owner of one pull of masks."""
+    """The owner of one pull of masks. Threads fetch, and give what came of it; everything is printed here."""
 
     hub: Hub
     parent: Parent
@@ -130,7 +140,10 @@ class _Pulling:
                     repositories: dict[str, list[tuple[WantedMask, PlannedModel]]] = {}
                     for one, model in planned:  # one after the other of one repository: they lie in one folder
                         repositories.setdefault(model.repo, []).append((one, model))
-                    self._all(lanes.submit(self._fetch_all, some) for some in repositories.values())
+                    running = [lanes.submit(self._fetch_all, some) for some in repositories.values()]
+                    for done in as_completed(running):
+                        for outcome in done.result():
+                            self._note(outcome)
             except BaseException:
                 lanes.shutdown(wait=False, cancel_futures=True)
                 self._stop()
@@ -175,22 +188,19 @@ class _Pulling:
         self.parent.identity(lambda n_bytes: self.progress.update(bar, advance=n_bytes, visible=True))
         self.progress.update(bar, visible=False)
 
-    def _all(self, running: Iterable[Future[None]]) -> None:
-        for one in as_completed([*running]):
-            one.result()
-
-    def _fetch_all(self, some: Sequence[tuple[WantedMask, PlannedModel]]) -> None:
+    def _fetch_all(self, some: Sequence[tuple[WantedMask, PlannedModel]]) -> list[_Outcome]:
+        """Of one repository; runs on a thread."""
+        outcomes = []
         for one, model in some:
-            if self._stopped:
-                return
             try:
-                self._fetch(one, model)
+                outcomes.append(_Outcome(one, model, self._fetch(one, model)))
             except StoppedError:
-                return
+                break
             except (PullError, SurgeryError, EngineError, OSError) as error:
-                self._fail(one, error)
+                outcomes.append(_Outcome(one, model, error))
+        return outcomes
 
-    def _fetch(self, one: WantedMask, model: PlannedModel) -> None:
+    def _fetch(self, one: WantedMask, model: PlannedModel) -> Fetched:
         bar = self.progress.add_task(one.title, total=None)
         opened: list[RangedModel] = []
 
@@ -207,7 +217,7 @@ class _Pulling:
             found.mask.save(one.path)
 
         try:
-            fetched = fetch_mask(
+            return fetch_mask(
                 self.hub,
                 model,
                 self.parent,
@@ -219,9 +229,6 @@ class _Pulling:
             self.progress.update(bar, visible=False)
             with self._lock:
                 self._open.difference_update(opened)
-        with self._lock:
-            self.fetched.append((model, fetched))
-        self._tell_mask(one, fetched.recovered)
 
     def _stop(self) -> None:
         with self._lock:
@@ -230,7 +237,12 @@ class _Pulling:
         for ranged in running:
             ranged.stop()
 
-    def _tell_mask(self, one: WantedMask, found: Recovered) -> None:
+    def _note(self, outcome: _Outcome) -> None:
+        if not isinstance(outcome.found, Fetched):
+            self._fail(outcome.wanted, outcome.found)
+            return
+        self.fetched.append((outcome.model, outcome.found))
+        one, found = outcome.wanted, outcome.found.recovered
         mask = found.mask
         quantisation = {
             Quantisation.SAME: "the same bytes",
@@ -242,17 +254,19 @@ class _Pulling:
         for note in found.notes:
             self._print(f"{one.title}: {note}")
 
-    def _fail(self, one: WantedMask, error: PullError | SurgeryError | EngineError | OSError) -> None:
-        if isinstance(error, OSError):
-            where = f"{error.filename}: " if error.filename else ""
-            said = f"{where}{error.strerror or error}."
-        else:
-            said = f"{error.message} {error.remedy}".strip()
+    def _fail(self, one: WantedMask, error: _Error) -> None:
+        said = _said(error)
         if isinstance(error, ParentMismatchError):
             # Of what it names, --nearest is an option of that command.
             said += f" (By hand: coe mask-of '{one.address}' --parent {self.parent.path} -o {one.path})"
-        with self._lock:
-            self.failed.setdefault(said, []).append(one.title)
+        self.failed.setdefault(said, []).append(one.title)
 
     def _print(self, text: str, style: str | None = None) -> None:
         print_line(self.console, text, style)
+
+
+def _said(error: _Error) -> str:
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}."
+    return f"{error.message} {error.remedy}".strip()

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +166,9 @@ class RangedModel:
         self._asked_bytes += sum(end - begin for _, (begin, end) in jobs)
         unsaved = 0
         with ThreadPoolExecutor(min(_LANES, len(jobs)), "ranges") as lanes:
-            running = {lanes.submit(file.bring, *span): span for file, span in jobs}
-            try:
+            running: dict[Future[None], Span] = {}
+            try:  # around the submitting, too: a Ctrl-C may come while it goes on
+                running |= {lanes.submit(file.bring, *span): span for file, span in jobs}
                 for one in as_completed(running):
                     one.result()
                     unsaved += running[one][1] - running[one][0]
@@ -175,8 +176,7 @@ class RangedModel:
                         self._save()
                         unsaved = 0
             except BaseException:
-                for one in running:
-                    one.cancel()
+                lanes.shutdown(wait=False, cancel_futures=True)
                 self.stop()  # else what waits for an answer holds this up for as long as a read may take
                 raise
         self._save()
