@@ -213,14 +213,16 @@ def test_a_model_outside_lfs_is_known_by_its_commit(hub: FakeHub, college: Pulle
 
 
 def test_the_parent_is_hashed_once_for_all_masks(
-    college: Pulled, monkeypatch: pytest.MonkeyPatch, parent: Parent, tmp_path: Path
+    hub: FakeHub, college: Pulled, monkeypatch: pytest.MonkeyPatch, parent: Parent, tmp_path: Path
 ) -> None:
+    """Before any is fetched: of several at a time each would hash it."""
     computed: list[str] = []
     cached_once = files._cached_once
 
     def counted(paths: tuple[Path, ...], what: str, key: str, compute: Callable[[], str]) -> str:
         def computing() -> str:
             computed.append(what)
+            assert not hub.downloads or len(computed) > 2
             return compute()
 
         return cached_once(paths, what, key, computing)
