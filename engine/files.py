@@ -163,7 +163,7 @@ def written_beside(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 _CHUNK: Final = 8 * 2**20
-_hashed: Final[dict[str, str]] = {}  # of this process: the cache's folder may not be writable
+_hashed: Final[dict[tuple[str, str], str]] = {}  # of this process: the cache's folder may not be writable
 
 
 def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = None) -> str:
@@ -171,53 +171,64 @@ def sha256_of(paths: tuple[Path, ...], progress: Callable[[int], None] | None = 
 
     progress: called with the number of bytes of each piece read. Raises OSError.
     """
-    key = _hash_key(paths)
-    if key in _hashed:
-        return _hashed[key]
-    _hashed[key] = _hashed_once(paths, key, progress)
-    return _hashed[key]
+
+    def hashed() -> str:
+        digest = hashlib.sha256()
+        for path in paths:
+            with open_regular(path) as file:
+                while piece := file.read(_CHUNK):
+                    digest.update(piece)
+                    if progress is not None:
+                        progress(len(piece))
+        return digest.hexdigest()
+
+    return cached_of(paths, "sha256", hashed)
 
 
 def remember_sha256(paths: tuple[Path, ...], sha256: str) -> None:
     """What `sha256_of` gives for these files, as long as they stay as they are: of files that stand for others of which
     the hash is known. Raises OSError where they are gone."""
-    key = _hash_key(paths)
-    if _hashed.get(key) != sha256:
-        _hashed[key] = sha256
-        _keep_hash(paths, key, sha256)
+    key = _files_key(paths)
+    if _hashed.get(("sha256", key)) != sha256:
+        _hashed["sha256", key] = sha256
+        _keep(paths, "sha256", key, sha256)
 
 
-def _hash_key(paths: tuple[Path, ...]) -> str:
+def cached_of(paths: tuple[Path, ...], what: str, compute: Callable[[], str]) -> str:
+    """A text that is computed of files; cached by path, size and time of change.
+
+    what: what it is, for the cache's folder. Raises OSError, and what `compute` raises.
+    """
+    key = _files_key(paths)
+    if (what, key) not in _hashed:
+        _hashed[what, key] = _cached_once(paths, what, key, compute)
+    return _hashed[what, key]
+
+
+def _files_key(paths: tuple[Path, ...]) -> str:
     return hashlib.sha256("\n".join(stamp(path) for path in paths).encode()).hexdigest()
 
 
-def _hash_place(key: str) -> Path:
-    return cache_folder() / "sha256" / f"{key}.json"
+def _cache_place(what: str, key: str) -> Path:
+    return cache_folder() / what / f"{key}.json"
 
 
-def _hashed_once(paths: tuple[Path, ...], key: str, progress: Callable[[int], None] | None) -> str:
+def _cached_once(paths: tuple[Path, ...], what: str, key: str, compute: Callable[[], str]) -> str:
     try:
-        return str(json.loads(_hash_place(key).read_text())["sha256"])
+        return str(json.loads(_cache_place(what, key).read_text())[what])
     except (OSError, ValueError, KeyError):
         pass
-    digest = hashlib.sha256()
-    for path in paths:
-        with open_regular(path) as file:
-            while piece := file.read(_CHUNK):
-                digest.update(piece)
-                if progress is not None:
-                    progress(len(piece))
-    found = digest.hexdigest()
-    _keep_hash(paths, key, found)
+    found = compute()
+    _keep(paths, what, key, found)
     return found
 
 
-def _keep_hash(paths: tuple[Path, ...], key: str, sha256: str) -> None:
-    place = _hash_place(key)
+def _keep(paths: tuple[Path, ...], what: str, key: str, found: str) -> None:
+    place = _cache_place(what, key)
     try:
         private_folder(cache_folder())
         private_folder(place.parent)
         with written_beside(place, private=True) as beside:
-            beside.write_text(json.dumps({"sha256": sha256, "files": [str(path) for path in paths]}))
+            beside.write_text(json.dumps({what: found, "files": [str(path) for path in paths]}))
     except OSError:  # a cache that cannot be written costs time and nothing else
         pass

@@ -196,10 +196,14 @@ def schema() -> None:
 def pull(
     names: Annotated[list[str] | None, typer.Argument(help="Specialists, or `parent`; all when left out.")] = None,
     roster: RosterOption = None,
+    masks: Annotated[
+        bool,
+        typer.Option("--masks", help="The masks of all `mask_of` entries, some MiB each, and only the models named."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before fetching several models.")] = False,
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
-    """Fetch specialists' models from the model hub into the models folder."""
+    """Fetch specialists' models, and masks of published ones, from the model hub into the models folder."""
     from .commands.pull.command import pull as run
     from .roster.load import load_roster
     from .roster.source import RosterError
@@ -211,7 +215,8 @@ def pull(
         for problem in error.problems:
             print_line(_err, str(problem))
         raise typer.Exit(1) from None
-    raise typer.Exit(run(loaded, names or [], yes=yes, token=token, console=_out, confirm=typer.confirm))
+    status = run(loaded, names or [], yes=yes, token=token, console=_out, confirm=typer.confirm, masks=masks)
+    raise typer.Exit(status)
 
 
 @app.command()

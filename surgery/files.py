@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.engine.files import cached_of as cached_of
 from coe.engine.files import read_bounded
 from coe.engine.files import sha256_of as sha256_of
 from coe.engine.text import quoted

@@ -23,7 +23,7 @@ from ._lines import print_line
 from .check import check_roster
 from .pull.errors import KEPT, PullError
 from .pull.files import EVERYTHING, HubFile, Remedies, Repository, WantedModel, choose_files, pinned
-from .pull.headers import Hub
+from .pull.headers import HubHeaders
 
 _REMEDIES: Final = Remedies(again="check again")
 
@@ -62,15 +62,15 @@ def look_ahead(roster: Roster, token: str | None, tell: Callable[[str, int, int]
     places: dict[str, Path] = {}
     troubles: dict[str, str] = {}
     try:
-        with Hub(token, tell, _REMEDIES) as hub:
-            for name, one in absent.items():
-                try:
-                    repository, files = _files(hub, name, one.source)
-                    if name != PARENT or one.parent_of:
-                        places[name] = _header(hub, repository, files, one)
-                    sizes[name] = sum(file.size_bytes for file in files)
-                except (PullError, EngineError, SurgeryError) as error:
-                    troubles[name] = str(error)
+        hub = HubHeaders(token, tell, _REMEDIES)
+        for name, one in absent.items():
+            try:
+                repository, files = _files(hub, name, one.source)
+                if name != PARENT or one.parent_of:
+                    places[name] = _header(hub, repository, files, one)
+                sizes[name] = sum(file.size_bytes for file in files)
+            except (PullError, EngineError, SurgeryError) as error:
+                troubles[name] = str(error)
     except PullError as error:  # nothing can be kept here
         troubles = dict.fromkeys(absent, str(error))
     parents = frozenset(made.name for name in places for made in absent[name].parent_of)
@@ -97,7 +97,7 @@ def _absent(roster: Roster) -> Iterator[tuple[str, _Absent]]:
         yield PARENT, _Absent(roster.parent, tuple(of_parent))
 
 
-def _files(hub: Hub, name: str, source: ModelSource) -> tuple[Repository, tuple[HubFile, ...]]:
+def _files(hub: HubHeaders, name: str, source: ModelSource) -> tuple[Repository, tuple[HubFile, ...]]:
     assert source.repo is not None, "what can be pulled has a repository"
     repository = hub.repository(source.repo, source.revision)
     pattern = source.pattern or EVERYTHING
@@ -105,7 +105,7 @@ def _files(hub: Hub, name: str, source: ModelSource) -> tuple[Repository, tuple[
     return repository, pinned(choose_files(repository, pattern, _REMEDIES), wanted)
 
 
-def _header(hub: Hub, repository: Repository, files: tuple[HubFile, ...], absent: _Absent) -> Path:
+def _header(hub: HubHeaders, repository: Repository, files: tuple[HubFile, ...], absent: _Absent) -> Path:
     """Where its header is; of a parent that masks are held against, its routers are there as well."""
     if all(made.mask is None for made in absent.parent_of):
         return hub.look(repository, files).path

@@ -54,12 +54,16 @@ def load_roster(path: Path) -> Roster:
 
 
 def _with_whole_paths(roster: Roster) -> Roster:
-    """Masks as absolute paths: an entry knows nothing of the roster's folder."""
-    entries = tuple(
-        entry if entry.mask is None else entry.model_copy(update={"mask": str(roster.resolve(entry.mask))})
-        for entry in roster.specialists
-    )
-    return roster.model_copy(update={"specialists": entries})
+    """Masks as absolute paths, those of published specialists too: an entry knows nothing of the roster's folders."""
+
+    def whole(entry: Specialist) -> Specialist:
+        if entry.mask_of is not None:
+            return entry.model_copy(update={"mask": str(entry.mask_of.path(roster.models_path))})
+        if entry.mask is not None:
+            return entry.model_copy(update={"mask": str(roster.resolve(entry.mask))})
+        return entry
+
+    return roster.model_copy(update={"specialists": tuple(map(whole, roster.specialists))})
 
 
 _SECTIONS: dict[str, type[Section]] = {

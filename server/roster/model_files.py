@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from coe.engine.files import read_bounded, require_regular, sha256_of
 
@@ -76,6 +77,15 @@ def parts_missing(names: Sequence[str]) -> list[int]:
 def repository_folder(models_dir: Path, repo: str) -> Path:
     """Where a repository's files are kept: models_dir/<owner>--<repo>."""
     return models_dir / repo.replace("/", "--")
+
+
+def published_mask_path(models_dir: Path, repo: str, pattern: str, revision: str | None) -> Path:
+    """Where the mask of a published specialist is kept: models_dir/masks/<owner>--<repo>-<hash of which model>.json.
+
+    Another pattern, or another revision, is another mask.
+    """
+    which = hashlib.sha256(f"{pattern}\0{revision or ''}".encode()).hexdigest()[:8]
+    return models_dir / "masks" / f"{repo.replace('/', '--')}-{which}.json"
 
 
 def locate_file(path: Path, remedy: str) -> Location:
@@ -147,6 +157,20 @@ def locate_cut(models_dir: Path, name: str, mask: Path, experts: float | str | N
     if not os.path.isfile(path):
         return Location(None, reason="It has not been cut yet.", remedy="coe serve cuts it when it starts.")
     return Location(path, (path,))
+
+
+MASKS: Final = "--masks"  # what `coe pull` is told to fetch masks of published specialists
+
+
+def mask_absent(parent: Location | None) -> Location:
+    """A published specialist's mask that has not been fetched. parent: its parent's place, where that is not there."""
+    if parent is None:
+        return Location(None, reason="Its mask has not been fetched yet.", remedy=pull_remedy([MASKS]), pull=MASKS)
+    reason = f"Neither its mask nor its parent is there. Of the parent: {parent.reason}"
+    if parent.pull:
+        words = f"{parent.pull} {MASKS}"
+        return Location(None, reason=reason, remedy=pull_remedy([words]), pull=words)
+    return Location(None, reason=reason, remedy=f"{parent.remedy} Then: coe pull {MASKS}")
 
 
 def pull_remedy(names: Iterable[str]) -> str:

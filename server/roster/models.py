@@ -43,6 +43,8 @@ from .model_files import (
     locate_file,
     locate_in_folder,
     locate_in_package,
+    mask_absent,
+    published_mask_path,
     pull_remedy,
     repository_folder,
 )
@@ -543,6 +545,21 @@ class ParentEntry(ModelSource):
         return self.location(models_dir).path
 
 
+class MaskOfSection(Section):
+    """A published specialist that is served as a mask of the roster's parent."""
+
+    repo: Repo
+    """its Hugging Face repository, of which `coe pull --masks` fetches what tells the mask: some MiB of many GiB"""
+    pattern: Pattern
+    """a glob without regard to case that finds one model in it"""
+    revision: Revision | None = None
+    """a commit, tag or branch of it, in place of the newest"""
+
+    def path(self, models_dir: Path) -> Path:
+        """Where its mask is kept."""
+        return published_mask_path(models_dir, self.repo, self.pattern, self.revision)
+
+
 class Specialist(SpecialistSettings, ModelSource):
     """One entry of the roster, with what it inherits from `defaults` filled in."""
 
@@ -567,6 +584,9 @@ class Specialist(SpecialistSettings, ModelSource):
     """in place of a file: a mask of `parent`, as `coe plan` writes it, or another tool's drop map, list or matrix
     (.json or .npy; `coe mask` converts one that could be read two ways); relative to this file. The server cuts it
     out into models_dir when it starts"""
+    mask_of: MaskOfSection | None = None
+    """in place of a file: a published specialist, served as a mask of `parent`. Beside that its router's
+    rows tell which experts it keeps; `coe pull --masks` reads them off and writes the mask into models_dir"""
     build: BuildSection | None = None
     """in place of file, repo or package: how `coe build NAME` makes it. Paths are relative to this file"""
 
@@ -580,6 +600,11 @@ class Specialist(SpecialistSettings, ModelSource):
         if self.mask is not None:
             return locate_cut(models_dir, self.name, Path(self.mask), self.experts)
         return self.find_file(models_dir, self.name)
+
+    @property
+    def awaits_mask(self) -> bool:
+        """Whether it is to be a mask of a published specialist, and that is not there. Looks at the disk."""
+        return self.mask_of is not None and self.mask is not None and not os.path.isfile(self.mask)
 
     def built_path(self, models_dir: Path) -> Path:
         """Where a build of it is released to."""
@@ -713,6 +738,9 @@ class Roster(Section):
 
     def locate(self, specialist: Specialist) -> Location:
         """Where a specialist's model is, or why it is not there and what to do."""
+        if specialist.awaits_mask:
+            parent = self.parent.location(self.models_path) if self.parent is not None else None
+            return mask_absent(parent if parent is not None and parent.path is None else None)
         return specialist.location(self.models_path)
 
     def notice_of(self, specialist: Specialist) -> str | None:

@@ -40,10 +40,10 @@ def specialist_findings(
 
     own: the keys that the entry says itself, and has not from `defaults`.
     """
-    kinds = ("file", "repo", "package", "mask", "build")
+    kinds = ("file", "repo", "package", "mask", "mask_of", "build")
     sources = [key for key in kinds if getattr(specialist, key) is not None or key in bad]
     if not sources:
-        remedy = "Add `file:`, or `repo:` and `pattern:`, or `package:`, or `mask:`, or `build:`."
+        remedy = "Add `file:`, or `repo:` and `pattern:`, or `package:`, or `mask:`, `mask_of:` or `build:`."
         yield Finding(at, "The entry names no model.", remedy)
     elif len(sources) > 1:
         yield Finding(
@@ -55,6 +55,8 @@ def specialist_findings(
             "A repository may hold many files.",
             'Add a pattern that finds one, such as `pattern: "*Q4_K_M*.gguf"`.',
         )
+    elif sources == ["mask_of"] and specialist.pattern is not None:
+        yield Finding((*at, "pattern"), "`pattern` goes with the `repo` of `mask_of`.", "Write it into that block.")
     elif sources in (["file"], ["mask"], ["build"]) and specialist.pattern is not None:
         yield Finding((*at, "pattern"), "`pattern` goes with `repo` or `package`.", "Remove it.")
     if "experts" in own and sources and not {"mask", "mask_of"} & set(sources):
@@ -151,7 +153,7 @@ def _embedding_findings(specialist: Specialist, at: KeyPath, sources: Sequence[s
                 (*at, "dimensions"), "Without `embeddings: true` nothing reads `dimensions`.", "Remove it.", fatal=False
             )
         return
-    for key in ("mask", "build"):
+    for key in ("mask", "mask_of", "build"):
         if key in sources:
             yield Finding((*at, key), "A specialist that is cut answers chats; it gives no embeddings.", "Remove one.")
     if specialist.share is True:
@@ -165,8 +167,9 @@ def _embedding_findings(specialist: Specialist, at: KeyPath, sources: Sequence[s
 
 def _pin_findings(source: ModelSource, at: KeyPath, sources: Sequence[str]) -> Iterator[Finding]:
     if source.revision is not None and sources != ["repo"]:
-        yield Finding((*at, "revision"), "`revision` goes with `repo`.", "Remove it.")
-    if source.sha256 is not None and set(sources) & {"mask", "build"}:
+        remedy = "Write it into the block of `mask_of`." if sources == ["mask_of"] else "Remove it."
+        yield Finding((*at, "revision"), "`revision` goes with `repo`.", remedy)
+    if source.sha256 is not None and set(sources) & {"mask", "mask_of", "build"}:
         remedy = "Pin the parent, by its own `sha256`."
         yield Finding((*at, "sha256"), "`sha256` goes with a file that is fetched, not with one that is made.", remedy)
 
@@ -246,12 +249,13 @@ def roster_findings(
                     "There is no parent to cut it from.",
                     "Add `parent:` here, or at the top of the roster for all builds.",
                 )
-            if specialist.mask is not None:
-                yield Finding(
-                    ("specialists", index, "mask"),
-                    "There is no parent to cut it from.",
-                    "Add `parent:` at the top of the roster.",
-                )
+            for key in ("mask", "mask_of"):
+                if getattr(specialist, key) is not None:
+                    yield Finding(
+                        ("specialists", index, key),
+                        "There is no parent to cut it from.",
+                        "Add `parent:` at the top of the roster.",
+                    )
     yield from _exposure_findings(draft.server)
     yield from _wait_findings(draft)
     yield from _revision_findings(draft, specialists)
@@ -369,7 +373,7 @@ def _sharing_findings(specialists: Sequence[tuple[Specialist, frozenset[str]]]) 
     for index, (specialist, bad) in enumerate(specialists):
         if bad:
             continue
-        if specialist.build is not None or specialist.mask is not None:
+        if any((specialist.build, specialist.mask, specialist.mask_of)):
             continue
         source = (specialist.file, specialist.repo, specialist.package, specialist.pattern)
         other = first.setdefault(source, specialist)

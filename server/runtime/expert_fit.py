@@ -158,7 +158,9 @@ async def choose_experts(roster: Roster, fitter: Fitter) -> tuple[tuple[ExpertFi
     Masks that are loaded alike get one number, so that they share their residents. What is pinned beside them has its
     room. The probing loads are not kept among the fitter's.
     """
-    wanted = [one for one in roster.specialists if one.experts == "fit" and one.mask is not None]
+    wanted = [
+        one for one in roster.specialists if one.experts == "fit" and one.mask is not None and not one.awaits_mask
+    ]
     parent = roster.parent.locate(roster.models_path) if roster.parent is not None else None
     if not wanted or parent is None:  # of a parent that is not there everything else says so
         return (), {}

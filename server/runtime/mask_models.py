@@ -69,11 +69,13 @@ def _names_parent(specialist: Specialist) -> bool:
 async def prepare_masks(
     roster: Roster, folder: Path | None = None, names: Collection[str] | None = None
 ) -> dict[str, MaskSource | Missing]:
-    """What a shared resident is filled by for each specialist (of these names) that is a mask, or what it lacks.
+    """What a shared resident is filled by for each specialist (of these names) whose mask is there, or what it
+    lacks.
 
     One small file is written for all masks of one size, into `folder`; beside the cut files where None.
     """
-    wanted = [s for s in masked(roster) if names is None or s.name in names]
+    wanted = [s for s in masked(roster) if not s.awaits_mask]  # of the others their location tells
+    wanted = [s for s in wanted if names is None or s.name in names]
     if not wanted:
         return {}
     skeletons = folder or roster.models_path / "cut"

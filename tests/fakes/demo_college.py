@@ -17,12 +17,19 @@ MASKS = {name: demo_roster().parent / "masks" / f"{name}.json" for name in DOMAI
 
 
 def college_roster(
-    folder: Path, parent: Path = PARENT, masks: Mapping[str, Path] | None = None, **sections: Any
+    folder: Path,
+    parent: Path = PARENT,
+    masks: Mapping[str, Path] | None = None,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
+    **sections: Any,
 ) -> Path:
-    """Masks of the parent, the demo's where none are given, and SmolLM2 for the rest."""
+    """Masks of the parent, the demo's where none are given, and SmolLM2 for the rest. published: `mask_of` of entries,
+    in place of masks."""
+    sources: dict[str, Mapping[str, Any]] = {name: {"mask": str(mask)} for name, mask in (masks or MASKS).items()}
+    if published is not None:
+        sources = {name: {"mask_of": of} for name, of in published.items()}
     entries: dict[str, Mapping[str, Any]] = {
-        name: {"package": None, "pattern": None, "mask": str(mask), "domains": [name]}
-        for name, mask in (masks or MASKS).items()
+        name: {"package": None, "pattern": None, "domains": [name], **source} for name, source in sources.items()
     }
     entries["general"] = {}
     pool = {"vram_budget": "2 GiB", "ram_budget": "16 MiB", "most_shared": 1, "check_swaps": True}

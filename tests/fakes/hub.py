@@ -59,6 +59,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # who asked has gone
+            super().handle()
+
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -135,8 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         body = content[start : stop if cut is None else min(stop, start + cut)]
         with self.hub.lock:
             self.hub.sent_bytes += len(body)
-        with suppress(ConnectionError):  # who asked has gone
-            self.wfile.write(body)
+        self.wfile.write(body)
         self.close_connection = True
         return None
 

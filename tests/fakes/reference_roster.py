@@ -7,6 +7,7 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
 REFERENCE = TOP / "specialists.yaml"
+SAMPLES = sorted((TOP / "docs" / "rosters").glob("*.yaml"))
 
 
 def explained(key: str, text: str) -> bool:
@@ -18,6 +19,18 @@ def section_text(name: str) -> str:
     found = re.search(rf"(?ms)^{name}:.*?(?=^\w|\Z)", REFERENCE.read_text())
     assert found is not None, f"the reference has no section {name}"
     return found[0]
+
+
+def block_text(name: str, text: str) -> str:
+    """The first block of that name within a section's text, with the line of its name."""
+    found = re.search(rf"(?m)^( *){name}:.*\n(?:\1 +\S.*\n)+", text)
+    assert found is not None, f"there is no block {name}"
+    return found[0]
+
+
+def without(name: str, text: str) -> str:
+    """A section's text without the blocks of that name, of which the first line stays."""
+    return re.sub(rf"(?m)^(( *){name}:.*\n(?:\2 +#.*\n)*)(?:\2 +\S.*\n)+", r"\1", text)
 
 
 def explanation(key: str, text: str) -> str:

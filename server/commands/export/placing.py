@@ -36,6 +36,9 @@ def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnSta
     EngineError and OSError; a file that was there is as it was then."""
     assert specialist.mask is not None
     assert roster.parent is not None, "a roster with masks and no parent does not load"
+    if specialist.awaits_mask:
+        absent = roster.locate(specialist)
+        raise ExportError(f"{specialist.name} cannot be exported. {absent.reason} {absent.remedy}")
     location = roster.parent.location(roster.models_path)
     if location.path is None:
         raise ExportError(f"The parent of {specialist.name} is not there. {location.reason} {location.remedy}")

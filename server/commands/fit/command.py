@@ -27,7 +27,7 @@ from .._lines import print_line
 from .._speeds import known_speeds
 from ..pull.errors import KEPT, PullError
 from ..pull.files import COMMAND_LINE, HUB, hub_address, listed_models
-from ..pull.headers import Hub
+from ..pull.headers import HubHeaders
 from .predicting import Candidate, Predictor
 from .values import Need, Row, Table, Way, titles
 from .verdict import context_text, verdict
@@ -85,25 +85,25 @@ def _of_the_hub(address: str, token: str | None, bars: Bars, left_out: list[str]
     """The models of a repository, each with its header here. Raises PullError; a model that cannot be looked at is left
     out, unless it is the only one."""
     wanted = hub_address(address)
-    with Hub(token, bars.staged) as hub:
-        repository = hub.repository(wanted.repo, wanted.revision)
-        models = listed_models(repository, wanted.pattern, COMMAND_LINE)
-        if len(models) > _MOST_MODELS:
-            raise PullError(
-                f"{wanted.pattern!r} finds {len(models)} models in {wanted.repo}; {_MOST_MODELS} are the most.",
-                f"Give a pattern that finds fewer: {HUB}{wanted.repo}/*Q4*.",
-            )
-        found = []
-        models = tuple(sorted(models, key=lambda files: sum(file.size_bytes for file in files), reverse=True))
-        for title, files in zip(titles([files[0].path for files in models]), models, strict=True):
-            try:
-                if missing := parts_missing([file.path for file in files]):
-                    raise PullError(f"It lacks part {', '.join(map(str, missing))}.", "")
-                found.append(Candidate(title, hub.look(repository, files).path))
-            except (PullError, EngineError) as error:
-                if len(models) == 1:
-                    raise
-                left_out.append(f"{title} is left out. {error}".strip())
+    hub = HubHeaders(token, bars.staged)
+    repository = hub.repository(wanted.repo, wanted.revision)
+    models = listed_models(repository, wanted.pattern, COMMAND_LINE)
+    if len(models) > _MOST_MODELS:
+        raise PullError(
+            f"{wanted.pattern!r} finds {len(models)} models in {wanted.repo}; {_MOST_MODELS} are the most.",
+            f"Give a pattern that finds fewer: {HUB}{wanted.repo}/*Q4*.",
+        )
+    found = []
+    models = tuple(sorted(models, key=lambda files: sum(file.size_bytes for file in files), reverse=True))
+    for title, files in zip(titles([files[0].path for files in models]), models, strict=True):
+        try:
+            if missing := parts_missing([file.path for file in files]):
+                raise PullError(f"It lacks part {', '.join(map(str, missing))}.", "")
+            found.append(Candidate(title, hub.look(repository, files).path))
+        except (PullError, EngineError) as error:
+            if len(models) == 1:
+                raise
+            left_out.append(f"{title} is left out. {error}".strip())
     if not found:
         raise PullError(f"No model of {wanted.repo} could be looked at. {left_out[0]}", "")
     return found

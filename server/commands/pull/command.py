@@ -10,12 +10,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from coe.engine.units import size_text
 
-from ...roster.models import ModelSource, Roster
+from ...roster.model_files import MASKS, pull_remedy
+from ...roster.models import ModelSource, Roster, Specialist
 from .._lines import print_line
 from . import download
 from .errors import PullError, no_room
-from .files import PlannedModel, WantedModel, look_up, plan_downloads
+from .files import ROSTER, PlannedModel, WantedModel, look_up, plan_downloads
 
+_STOPPED_EXIT: Final = 130  # what shells give for a Ctrl-C
 PARENT: Final = "parent"  # what the roster's parent is called on the command line
 
 
@@ -27,14 +29,66 @@ def pull(
     token: str | None,
     console: Console,
     confirm: Callable[[str], bool],
+    masks: bool = False,
 ) -> int:
-    """Fetch the models of the named specialists (`parent` for the parent; no name: every specialist).
+    """Fetch the models of the named specialists (`parent` for the parent; no name: every specialist), and the masks of
+    those that say `mask_of`.
 
     Prints what it will fetch and how that fits on the disk, and asks by `confirm` before more than one model, unless
-    `yes`. token: of the hub; None for the one that huggingface_hub has saved. HF_ENDPOINT names another hub.
+    `yes`. token: of the hub; None for the one that huggingface_hub has saved. HF_ENDPOINT names another hub. masks: all
+    masks, and without names nothing else.
     Gives the exit status: 0 when everything asked for is there. What can be fetched is, even when something else
     cannot.
     """
+    found = [roster.find(name) for name in names] if names and not masks else roster.specialists
+    to_mask = [one for one in found if one is not None and one.mask_of is not None]
+    try:
+        there = True
+        if names or not masks:
+            fetched = _pull_models(
+                roster, names, yes=yes, token=token, console=console, confirm=confirm, n_masks=len(to_mask)
+            )
+            if fetched is None:
+                return 1
+            there = fetched
+        if masks and not to_mask:
+            _print(console, "No entry of the roster says `mask_of`: there are no masks to fetch.")
+        if to_mask:
+            there = _pull_masks(roster, to_mask, token, console) and there
+    except KeyboardInterrupt:
+        _print(console, "Stopped. What came is kept, and the same command goes on with it.")
+        return _STOPPED_EXIT
+    return int(not there)
+
+
+def _pull_masks(roster: Roster, specialists: Sequence[Specialist], token: str | None, console: Console) -> bool:
+    """Gives whether all of them are there now."""
+    # They read headers with llama.cpp's table of types, which is not loaded for a download.
+    from .masks import pull_masks, wanted_masks
+    from .published import Hub
+
+    assert roster.parent is not None, "a roster with masks and without a parent does not load"
+    location = roster.parent.location(roster.models_path)
+    if location.path is None:
+        remedy = pull_remedy([f"{location.pull} {MASKS}"]) if location.pull else location.remedy
+        names = ", ".join(one.name for one in specialists)
+        _print(console, f"{names}: Masks are read off beside their parent. {location.reason} {remedy}", "red")
+        return False
+    hub = Hub(download.hub_endpoint(), token, ROSTER)
+    return pull_masks(hub, location.path, wanted_masks(roster, specialists), console, lambda: _bars(console))
+
+
+def _pull_models(
+    roster: Roster,
+    names: Sequence[str],
+    *,
+    yes: bool,
+    token: str | None,
+    console: Console,
+    confirm: Callable[[str], bool],
+    n_masks: int,
+) -> bool | None:
+    """Gives whether all of them are there now; None where a person does not want them."""
     endpoint = download.hub_endpoint()
     wanted, refused = _wanted(roster, names, console)
     repositories = dict.fromkeys((one.repo, one.revision) for one in wanted)
@@ -47,21 +101,22 @@ def pull(
     try:
         to_fetch = [model for model in plan.models if not _is_complete(model, console)]
         if not to_fetch:
-            return int(failed)
+            return not failed
         needed = sum(download.missing_bytes(model) for model in to_fetch)
         free = download.free_bytes(roster.models_path)
         for model in to_fetch:
             _print(console, f"{', '.join(model.names)}: {model.repo}")
             for file in model.files:
                 _print(console, f"  {size_text(file.size_bytes):>10}  {file.path}")
-        _print(console, f"To download: {size_text(needed)}. Free in {roster.models_path}: {size_text(free)}.")
+        beside = f" Masks, of some MiB each: {n_masks}." if n_masks else ""
+        _print(console, f"To download: {size_text(needed)}. Free in {roster.models_path}: {size_text(free)}.{beside}")
         if needed > free:
             raise no_room(needed, free, roster.models_path)
         if len(to_fetch) > 1 and not yes and not confirm(f"Download {len(to_fetch)} models, {size_text(needed)}?"):
-            return 1
+            return None
     except PullError as error:
         _print(console, str(error), "red")
-        return 1
+        return False
 
     with download.hub_client(token) as client, _bars(console) as bars:
         for model in to_fetch:
@@ -72,7 +127,7 @@ def pull(
                 failed = True
             else:
                 _print(console, f"{', '.join(model.names)}: {model.folder / model.files[0].path}")
-    return int(failed)
+    return not failed
 
 
 def _wanted(
@@ -82,6 +137,8 @@ def _wanted(
     refused: list[tuple[str, PullError]] = []
     for name in names or roster.names:
         specialist = roster.find(name)
+        if specialist and specialist.mask_of and names and roster.parent and roster.parent.locate(roster.models_path):
+            continue  # its mask is asked for, and the parent is there
         if specialist and (specialist.build or specialist.mask):
             # What has to be there before it can be built, or cut.
             key = specialist.name if specialist.build and specialist.build.parent else PARENT

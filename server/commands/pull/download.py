@@ -24,6 +24,8 @@ import httpx
 from huggingface_hub import get_token, hf_hub_url
 from rich.progress import Progress
 
+from coe.engine.files import cached_of
+
 from .errors import PullError, disk_error, gated, no_network
 from .files import HubFile, PlannedModel
 
@@ -173,6 +175,9 @@ def _place(model: PlannedModel, file: HubFile, part: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         _remember_verified(model.folder, file)
+        if (known := file.sha256) is not None:
+            # A parent's identity and a pin ask for it: else gigabytes would be read once more.
+            cached_of((target,), "sha256", lambda: known)
         part.parent.rmdir()
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

@@ -22,6 +22,10 @@ class PullError(Exception):
         super().__init__(f"{self.message} {self.remedy}")
 
 
+class StoppedError(PullError):
+    """A person, or another failure, ended it before it was done."""
+
+
 class HubUnreachableError(PullError):
     """The hub cannot be reached, and will not be for the next question either."""
 

@@ -67,6 +67,7 @@ class Remedies:
     pattern: str = "Correct `pattern` in the roster"
     narrower: str = "Narrow `pattern` in the roster so that it finds one"
     other: str = "choose another by `pattern` in the roster"
+    whole: str = "Write `repo` and `pattern` in place of `mask_of`: then coe pull fetches the whole model"
     again: str = "pull again"
 
 
@@ -96,6 +97,7 @@ COMMAND_LINE: Final = Remedies(
     "Correct what stands behind the repository",
     "Say which behind the repository: hf:OWNER/REPO/FILE.gguf, or a pattern that finds one, hf:OWNER/REPO/*Q4_K_M*",
     "name another: hf:OWNER/REPO/FILE.gguf",
+    "Fetch the model first (coe pull, with its `repo` in a roster), then give the file",
     "give the command again",
 )
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Self
 
 from coe.engine.files import cache_folder, private_folder
 
@@ -33,8 +31,8 @@ class RemoteModel:
         return tuple(self.model.folder / file.path for file in self.model.files)
 
 
-class Hub:
-    """The model hub, of which only listings and headers are asked. A context manager: its connections end with it."""
+class HubHeaders:
+    """The model hub, of which only listings and headers are asked."""
 
     def __init__(
         self,
@@ -59,15 +57,6 @@ class Hub:
             free = download.free_bytes(cache_folder())
             elsewhere, again = "name another cache folder by XDG_CACHE_HOME", remedies.again
             raise disk_error(error, self._folder, 1, free, elsewhere, again) from error
-        self._client = download.hub_client(token)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._client.close()
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
         """Its files; asked once. Raises PullError."""
@@ -100,7 +89,7 @@ class Hub:
             self.fetched_bytes = before + done
             self._tell(PurePosixPath(files[0].path).name, done, total)
 
-        with RangedModel(self._client, self._endpoint, model, told) as ranged:
+        with RangedModel(self._endpoint, self._token, model, told, self._remedies) as ranged:
             ranged.fetch_headers()
             if more is not None:
                 ranged.fetch(more(ranged.path))

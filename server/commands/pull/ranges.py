@@ -14,8 +14,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -28,8 +29,9 @@ from coe.engine.gguf.check import header_end
 from coe.engine.units import size_text
 
 from . import download
-from .errors import PullError, disk_error, no_network
-from .files import HubFile, PlannedModel
+from .connections import Connections
+from .errors import PullError, StoppedError, disk_error, no_network
+from .files import COMMAND_LINE, HubFile, PlannedModel, Remedies
 
 Span = tuple[int, int]  # from, to (not with it), in bytes of a file
 
@@ -42,7 +44,6 @@ _SAVE_BYTES: Final = 16 * 2**20  # what a process that is killed loses at most
 _MOST_RECORD_BYTES: Final = 2**22
 _RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _ELSEWHERE: Final = "name another cache folder by XDG_CACHE_HOME"
-_AGAIN: Final = "give the command again"
 
 
 def joined(spans: Iterable[Span], gap: int = 0) -> list[Span]:
@@ -76,12 +77,13 @@ class RangedModel:
 
     def __init__(
         self,
-        client: httpx.Client,
         endpoint: str,
+        token: str | None,
         model: PlannedModel,
         tell: Callable[[int, int], None] | None = None,
+        remedies: Remedies = COMMAND_LINE,
     ) -> None:
-        """tell: called with the bytes that came, of how many that are known to be needed.
+        """endpoint, token: the hub's. tell: called with the bytes that came, of how many that are known to be needed.
 
         Raises PullError where nothing can be written.
         """
@@ -89,12 +91,13 @@ class RangedModel:
         self._asked_bytes = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._hub = _Hub(download.hub_client(token), endpoint, Connections(), remedies)
         self.fetched_bytes = 0
         self.model = model
         self._files: list[_RangedFile] = []
         try:
             for file in model.files:
-                self._files.append(_RangedFile(client, endpoint, model, file, self._came, self._stop))
+                self._files.append(_RangedFile(self._hub, model, file, self._came, self._stop))
         except BaseException:
             self._close()
             raise
@@ -111,6 +114,11 @@ class RangedModel:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._close()
+
+    def stop(self) -> None:
+        """End what is being fetched, from another thread: that raises StoppedError there. What came stays."""
+        self._stop.set()
+        self._hub.connections.end()
 
     def fetch_headers(self) -> None:
         """Fetch every file's beginning until its header is whole.
@@ -158,8 +166,9 @@ class RangedModel:
         self._asked_bytes += sum(end - begin for _, (begin, end) in jobs)
         unsaved = 0
         with ThreadPoolExecutor(min(_LANES, len(jobs)), "ranges") as lanes:
-            running = {lanes.submit(file.bring, *span): span for file, span in jobs}
-            try:
+            running: dict[Future[None], Span] = {}
+            try:  # around the submitting, too: a Ctrl-C may come while it goes on
+                running |= {lanes.submit(file.bring, *span): span for file, span in jobs}
                 for one in as_completed(running):
                     one.result()
                     unsaved += running[one][1] - running[one][0]
@@ -167,11 +176,13 @@ class RangedModel:
                         self._save()
                         unsaved = 0
             except BaseException:
-                self._stop.set()
-                for one in running:
-                    one.cancel()
+                lanes.shutdown(wait=False, cancel_futures=True)
+                self.stop()  # else what waits for an answer holds this up for as long as a read may take
                 raise
         self._save()
+        if self._stop.is_set():
+            again = self._hub.remedies.again
+            raise StoppedError("It was stopped.", f"{again[0].upper()}{again[1:]}: it goes on where it stopped.")
 
     def _came(self, count: int) -> None:
         with self._lock:
@@ -186,6 +197,17 @@ class RangedModel:
         self._stop.set()
         for file in self._files:
             file.close()
+        self._hub.client.close()
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """What files are fetched by, and how a person corrects what was asked for."""
+
+    client: httpx.Client
+    endpoint: str
+    connections: Connections
+    remedies: Remedies
 
 
 class _RangedFile:
@@ -193,8 +215,7 @@ class _RangedFile:
 
     def __init__(
         self,
-        client: httpx.Client,
-        endpoint: str,
+        hub: _Hub,
         model: PlannedModel,
         file: HubFile,
         came: Callable[[int], None],
@@ -203,9 +224,8 @@ class _RangedFile:
         self.path = model.folder / file.path
         self.size = file.size_bytes
         self.shown = Path(model.repo) / file.path  # what messages call it
-        self._client, self._endpoint, self._repo = client, endpoint, model.repo
-        self._name = file.path
-        self._url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=endpoint)
+        self._hub, self._repo, self._name = hub, model.repo, file.path
+        self._url = hf_hub_url(model.repo, file.path, revision=model.revision, endpoint=hub.endpoint)
         self._came, self._stop = came, stop
         self._lock = threading.Lock()
         self._is_stale = False
@@ -257,7 +277,7 @@ class _RangedFile:
                 return
             wait_s = next(waits, None)
             if wait_s is None:
-                raise no_network(self._endpoint, cut, _AGAIN)
+                raise no_network(self._hub.endpoint, cut, self._hub.remedies.again)
             self._stop.wait(wait_s)
 
     def save(self) -> None:
@@ -294,7 +314,8 @@ class _RangedFile:
         headers = {"range": f"bytes={begin}-{end - 1}"}
         if self._etag and not self._etag.startswith("W/"):
             headers["if-range"] = self._etag
-        with self._client.stream("GET", self._url, headers=headers) as response:
+        extensions = dict(self._hub.connections.extensions)
+        with self._hub.client.stream("GET", self._url, headers=headers, extensions=extensions) as response:
             self._require_range(response, begin)
             pace = download.Pace(time.monotonic())
             for piece in response.iter_bytes():
@@ -312,7 +333,7 @@ class _RangedFile:
         """Raises where an answer is not the range that was asked for, of the file that the other ranges are of."""
         if response.status_code == 416:
             raise self._changed("it is shorter now")
-        download.check_status(response, self._endpoint, self._repo, self._name)
+        download.check_status(response, self._hub.endpoint, self._repo, self._name)
         etag = response.headers.get("etag")
         with self._lock:
             self._etag = self._etag or etag
@@ -322,9 +343,9 @@ class _RangedFile:
         found = _RANGE.fullmatch(response.headers.get("content-range", ""))
         if response.status_code != 206 or found is None:
             raise PullError(
-                f"{httpx.URL(self._endpoint).host} gives {self.shown} only as a whole ({size_text(self.size)}), not in "
-                f"ranges (it answered {response.status_code}).",
-                "Fetch the model first (coe pull, with its `repo` in a roster), then give the file.",
+                f"{httpx.URL(self._hub.endpoint).host} gives {self.shown} only as a whole ({size_text(self.size)}), "
+                f"not in ranges (it answered {response.status_code}).",
+                f"{self._hub.remedies.whole}.",
             )
         if int(found[3]) != self.size:
             raise self._changed(f"it has {int(found[3]):,} bytes, and {self.size:,} were listed")
@@ -336,7 +357,7 @@ class _RangedFile:
         self._is_stale = True  # the ETag stays: other lanes have answers to hold against it
         return PullError(
             f"{self.shown} changed on the hub while it was read: {how}.",
-            "What had come was thrown away: give the command again.",
+            f"What had come was thrown away: {self._hub.remedies.again}.",
         )
 
     def _write(self, at: int, piece: bytes) -> None:
@@ -366,4 +387,4 @@ class _RangedFile:
 
     def _disk_error(self, error: OSError, needed: int) -> PullError:
         folder = next(folder for folder in self.path.parents if folder.is_dir())
-        return disk_error(error, self.path, needed, download.free_bytes(folder), _ELSEWHERE, _AGAIN)
+        return disk_error(error, self.path, needed, download.free_bytes(folder), _ELSEWHERE, self._hub.remedies.again)

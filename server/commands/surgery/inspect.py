@@ -76,10 +76,11 @@ def _of_the_hub(address: str, token: str | None) -> tuple[RemoteModel, int]:
     """A model's header, and the bytes that were fetched. Raises PullError; ends the command where a repository holds
     several models, and the address names none: they are listed."""
     from ..pull.files import COMMAND_LINE, EVERYTHING, choose_files, hub_address, listed_models
-    from ..pull.headers import Hub
+    from ..pull.headers import HubHeaders
 
     wanted = hub_address(address)
-    with progress_bars() as bars, Hub(token, bars.staged) as hub:
+    with progress_bars() as bars:
+        hub = HubHeaders(token, bars.staged)
         repository = hub.repository(wanted.repo, wanted.revision)
         models = listed_models(repository, wanted.pattern, COMMAND_LINE)
         if wanted.pattern != EVERYTHING or len(models) == 1:

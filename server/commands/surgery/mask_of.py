@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from ._shared import clear_errors, err_console, progress_bars, say
 if TYPE_CHECKING:
     from coe.surgery.parent import Parent
     from coe.surgery.recover.recover import Recovered
-    from coe.surgery.weights import ByteRange
 _KEPT = "What was fetched of the specialist is kept, and the same command goes on with it."
 
 
@@ -66,44 +64,26 @@ def mask_of(
 
 
 def _of_the_hub(address: str, parent: Parent, out: Path, nearest: float | None, token: str | None) -> None:
-    from coe.engine.files import cache_folder, private_folder
     from coe.engine.units import size_text
-    from coe.surgery.recover.recover import recover
 
-    from ..pull import download
-    from ..pull.errors import PullError
-    from ..pull.files import COMMAND_LINE, PlannedModel, choose_files, hub_address, look_up
-    from ..pull.ranges import RangedModel
+    from ..pull.download import hub_endpoint
+    from ..pull.files import COMMAND_LINE, hub_address
+    from ..pull.published import Hub, fetch_mask, find_published
 
-    wanted = hub_address(address)
-    endpoint = download.hub_endpoint()
-    repository = look_up(endpoint, wanted.repo, token, wanted.revision, COMMAND_LINE)
-    if isinstance(repository, PullError):
-        raise repository
-    files = choose_files(repository, wanted.pattern, COMMAND_LINE)
-    private_folder(cache_folder())
-    folder = cache_folder() / "ranges" / wanted.repo.replace("/", "--") / repository.revision[:16]
-    model = PlannedModel((address,), wanted.repo, repository.revision, folder, files)
-    source = {
-        "repository": wanted.repo,
-        "revision": repository.revision,
-        "files": {file.path: file.sha256 for file in files},
-    }
-    with (
-        download.hub_client(token) as client,
-        progress_bars() as bars,
-        RangedModel(client, endpoint, model, lambda done, total: bars.tell("fetch", done, total)) as ranged,
-    ):
-        ranged.fetch_headers()
-
-        def fetch(places: Sequence[ByteRange]) -> None:
-            ranged.fetch((place.path, place.offset, place.n_bytes) for place in places)
-
-        found = recover(parent, ranged.path, source=source, fetch=fetch, nearest=nearest, progress=bars.staged)
-        found.mask.save(out)
-        ranged.remove()
-    say(f"{size_text(ranged.fetched_bytes)} of {size_text(model.size_bytes)} were fetched of {wanted.repo}.")
-    _tell(found, out, parent.path)
+    hub = Hub(hub_endpoint(), token, COMMAND_LINE)
+    model = find_published(hub, hub_address(address))
+    with progress_bars() as bars:
+        fetched = fetch_mask(
+            hub,
+            model,
+            parent,
+            lambda found: found.mask.save(out),
+            nearest=nearest,
+            on_bytes=lambda done, total: bars.tell("fetch", done, total),
+            on_stage=bars.staged,
+        )
+    say(f"{size_text(fetched.n_bytes)} of {size_text(model.size_bytes)} were fetched of {model.repo}.")
+    _tell(fetched.recovered, out, parent.path)
 
 
 def _tell(found: Recovered, out: Path, parent: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,14 @@ def test_a_model_that_is_there_is_not_fetched_again(hub: FakeHub, shop: Shop) ->
     assert shop.pull() == 0
     assert len(hub.downloads) == 1
     assert "already there" in shop.said
+
+
+def test_what_was_checked_while_it_came_is_not_hashed_again(
+    hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.pull()
+    monkeypatch.setattr(files, "open_regular", None)  # it is not read
+    assert files.sha256_of((shop.file(),)) == hashlib.sha256(CONTENT).hexdigest()
 
 
 def test_a_model_put_there_by_hand_is_taken_when_it_is_the_same(hub: FakeHub, shop: Shop) -> None:
@@ -369,6 +378,7 @@ class TestPins:
     def test_an_unchanged_file_is_hashed_once(self, hub: FakeHub, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         shop.write(f"{ENTRY}, sha256: {PIN}")
         shop.pull()
+        os.utime(shop.file())  # not as it was pulled
         roster = load_roster(shop.folder / "specialists.yaml")
         roster.locate(roster.specialists[0])
         monkeypatch.setattr(files, "_hashed", {})  # another process, later

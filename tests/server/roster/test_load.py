@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coe.engine.spec import LoadSpec, Sampling, Thinking, ThinkingMode
 from coe.server.roster.load import load_roster
 from coe.server.roster.model_files import matching_models
-from coe.server.roster.models import Specialist
+from coe.server.roster.models import Roster, Specialist
 from coe.server.roster.source import RosterError
 from coe.server.roster.values import parse_size
 from fakes.rosters import load, problems_of
@@ -156,6 +156,85 @@ def test_a_wait_of_days_is_doubted(tmp_path: Path) -> None:
 def test_pins_that_pin_nothing_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RosterError, match=message):
         load(tmp_path, f"parent: {{file: p.gguf, model: m}}\nspecialists:\n  - {text}\n")
+
+
+PUBLISHED = "mask_of: {repo: o/law, pattern: '*q4*'}"
+
+
+def published(folder: Path, *entries: str, parent: str = "parent: {file: p.gguf, model: m}\n") -> Roster:
+    lines = "".join(f"  - {{name: {chr(97 + number)}, domains: [law], {one}}}\n" for number, one in enumerate(entries))
+    return load(folder, f"models_dir: here\n{parent}specialists:\n{lines}")
+
+
+def test_a_published_specialist_is_an_entry_with_a_mask_in_the_models_folder(tmp_path: Path) -> None:
+    specialist = published(tmp_path, PUBLISHED).specialists[0]
+    assert specialist.mask_of is not None
+    assert specialist.mask is not None
+    path = Path(specialist.mask)
+    assert path.parent == tmp_path / "here" / "masks"
+    assert path.name.startswith("o--law-")
+
+
+def test_masks_of_other_models_of_a_repository_lie_elsewhere_and_of_the_same_in_one_place(tmp_path: Path) -> None:
+    roster = published(
+        tmp_path,
+        PUBLISHED,
+        PUBLISHED,
+        "mask_of: {repo: o/law, pattern: '*q8*'}",
+        "mask_of: {repo: o/law, pattern: '*q4*', revision: v2}",
+        "mask_of: {repo: o/tax, pattern: '*q4*'}",
+    )
+    first, again, *others = [specialist.mask for specialist in roster.specialists]
+    assert first == again
+    assert len({first, *others}) == 4
+    assert roster.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (f"{PUBLISHED}, mask: a.json", "here are mask and mask_of"),
+        (f"{PUBLISHED}, file: a.gguf", "here are file and mask_of"),
+        (f"{PUBLISHED}, repo: o/r, pattern: x", "here are repo and mask_of"),
+        (f"{PUBLISHED}, build: {{corpus: [a.jsonl], experts: 4}}", "here are mask_of and build"),
+        ("mask_of: {pattern: x}", r"mask_of\.repo: This is missing"),
+        ("mask_of: {repo: o/r}", r"mask_of\.pattern: This is missing"),
+        ("mask_of: {repo: r, pattern: x}", "mask_of.repo"),
+        ("mask_of: {repo: ../r, pattern: x}", "mask_of.repo"),
+        ("mask_of: {repo: o/r, pattern: x, revision: '../x'}", "is no revision"),
+        ("mask_of: {repo: o/r, pattern: x, sha256: a}", "unknown key"),
+        ("mask_of: o/r", "should be keys and values"),
+        (f"{PUBLISHED}, pattern: x", "goes with the `repo` of `mask_of`"),
+        (f"{PUBLISHED}, revision: v1", "Write it into the block of `mask_of`"),
+        (f"{PUBLISHED}, sha256: {'a' * 64}", "Pin the parent"),
+        (f"{PUBLISHED}, embeddings: true", "gives no embeddings"),
+    ],
+)
+def test_what_a_published_specialist_cannot_be_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(RosterError, match=message):
+        published(tmp_path, entry)
+
+
+def test_a_published_specialist_wants_a_parent(tmp_path: Path) -> None:
+    with pytest.raises(RosterError, match=r"mask_of: There is no parent to cut it from\. Add `parent:`"):
+        published(tmp_path, PUBLISHED, parent="")
+
+
+def test_a_published_specialist_says_what_is_missing_of_it(tmp_path: Path) -> None:
+    roster = published(tmp_path, PUBLISHED, parent="parent: {repo: o/p, pattern: '*', model: m}\n")
+    specialist = roster.specialists[0]
+    missing = roster.locate(specialist)
+    assert "Neither its mask nor its parent is there" in missing.reason
+    assert missing.remedy == "Run: coe pull parent --masks"
+    (tmp_path / "here" / "o--p").mkdir(parents=True)
+    (tmp_path / "here" / "o--p" / "p.gguf").write_bytes(b"GGUF")
+    missing = roster.locate(specialist)
+    assert missing.reason == "Its mask has not been fetched yet."
+    assert missing.remedy == "Run: coe pull --masks"
+    assert specialist.mask is not None
+    Path(specialist.mask).parent.mkdir()
+    Path(specialist.mask).write_text("{}")
+    assert roster.locate(specialist).reason == "It has not been cut yet."
 
 
 def test_one_repository_has_one_revision(tmp_path: Path) -> None:

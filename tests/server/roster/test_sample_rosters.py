@@ -27,9 +27,10 @@ from coe.server.roster.models import (
 from coe.server.roster.source import Problem, RosterError
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent as ParentFile
-from fakes.reference_roster import REFERENCE, TOP, explained, section_text
+from fakes.reference_roster import REFERENCE, SAMPLES, TOP, explained, section_text
 
 DEMO = TOP / "demo" / "specialists.yaml"
+QWEN = TOP / "docs" / "rosters" / "qwen3.5-35b-a3b.yaml"
 
 COE = "JThomas-CoE/coe-gemma4-"
 MMLU_PRO = (
@@ -56,15 +57,62 @@ def demo() -> Roster:
     return load_roster(DEMO)
 
 
-@pytest.mark.parametrize("path", [REFERENCE, DEMO])
+def repository_of(specialist: Specialist) -> str | None:
+    """Where it is published."""
+    return specialist.mask_of.repo if specialist.mask_of is not None else specialist.repo
+
+
+@pytest.mark.parametrize("path", [REFERENCE, DEMO, *SAMPLES], ids=lambda path: path.stem)
 def test_the_sample_rosters_load_without_doubts(path: Path) -> None:
     assert load_roster(path).warnings == ()
 
 
 def test_every_model_of_the_cards_is_in_the_reference(reference: Roster) -> None:
-    repos = {specialist.repo for specialist in reference.specialists if specialist.repo}
+    repos = {repository_of(specialist) for specialist in reference.specialists} - {None}
     mmlu_pro = {f"{COE}{domain}-mmlu_pro-14b-a4b-q4" for domain in MMLU_PRO}
     assert repos == {*HAND_CURATED, *mmlu_pro, *CODERS}
+
+
+def test_one_parent_serves_the_reference_but_for_a_finer_quantisation_and_what_is_built(reference: Roster) -> None:
+    others = {s.name: s for s in reference.specialists if s.mask_of is None}
+    assert set(others) == {"python-q8", "generalist"}
+    assert others["python-q8"].repo
+    assert others["generalist"].build
+    masks = [Path(s.mask or "") for s in reference.specialists if s.mask_of is not None]
+    assert len(set(masks)) == len(masks)
+    assert all(mask.parent == reference.models_path / "masks" for mask in masks)
+
+
+def test_a_mask_of_the_reference_is_a_whole_file_when_the_line_is_taken_away(tmp_path: Path) -> None:
+    """As its comment says: what stands below is then the entry's own."""
+    lines = REFERENCE.read_text().splitlines()
+    kept, taken = [], False
+    for line in lines:
+        taken = (line.startswith("      ") and taken) or line.startswith("    mask_of:")
+        if not line.startswith("    mask_of:"):
+            kept.append(line[2:] if taken else line)
+    path = tmp_path / "specialists.yaml"
+    path.write_text("\n".join(kept))
+    whole = load_roster(path)
+    assert whole.warnings == ()
+    assert {s.repo for s in whole.specialists if s.repo} == {
+        repository_of(s) for s in load_roster(REFERENCE).specialists
+    } - {None}
+
+
+def test_the_second_sample_is_the_eight_halves_of_a_parent_that_is_larger_than_their_card() -> None:
+    roster = load_roster(QWEN)
+    assert roster.parent is not None
+    assert roster.parent.model == "Qwen/Qwen3.5-35B-A3B"
+    halves = [specialist for specialist in roster.specialists if specialist.mask_of is not None]
+    assert len(halves) == 8
+    assert halves == list(roster.specialists)
+    assert all(roster.notice_of(specialist) for specialist in halves)
+    domains = {domain for specialist in halves for domain in specialist.domains}
+    assert {"coding", "math", "physics", "biology", "engineering"} <= domains
+    for line in QWEN.read_text().splitlines():
+        if re.match(r"\s+(repo|pattern):", line):
+            assert "# assumed" in line, "no card names it"
 
 
 def test_the_surgical_specialists_do_not_think_and_the_coders_think_within_their_budgets(reference: Roster) -> None:
@@ -77,7 +125,7 @@ def test_the_surgical_specialists_do_not_think_and_the_coders_think_within_their
 
 def test_the_surgical_specialists_sample_as_their_cards_recommend_and_carry_the_beta_notice(reference: Roster) -> None:
     for specialist in reference.specialists:
-        if (specialist.repo or "").startswith(COE):
+        if (repository_of(specialist) or "").startswith(COE):
             sampling = specialist.default_sampling()
             assert (sampling.temperature, sampling.repeat_penalty) == (0.6, 1.05)
             assert specialist.context_tokens == 16384

@@ -18,6 +18,7 @@ from jsonschema import Draft7Validator
 
 from coe.server.roster.models import (
     BuildSection,
+    MaskOfSection,
     ParentEntry,
     PoolSection,
     Roster,
@@ -31,7 +32,7 @@ from coe.server.roster.models import (
 )
 from coe.server.roster.schema import help_of, roster_schema
 from coe.server.roster.values import InvalidError, parse_size
-from fakes.reference_roster import REFERENCE, TOP, explanation, section_text
+from fakes.reference_roster import REFERENCE, SAMPLES, TOP, block_text, explanation, section_text, without
 from fakes.rosters import problems_of
 
 SCHEMA = roster_schema()
@@ -46,7 +47,8 @@ def mistakes(text: str) -> list[str]:
 
 def sample_rosters() -> Iterator[Any]:
     yield from (
-        pytest.param(path.read_text(), id=path.parent.name) for path in (REFERENCE, TOP / "demo/specialists.yaml")
+        pytest.param(path.read_text(), id=f"{path.parent.name}/{path.stem}")
+        for path in (REFERENCE, TOP / "demo/specialists.yaml", *SAMPLES)
     )
     lines = REFERENCE.read_text().splitlines()
     for number, line in enumerate(lines):
@@ -80,6 +82,8 @@ def test_every_sample_roster_holds_to_the_schema(text: str) -> None:
         "pool: {vram_budget: 16000000000}\n" + ENTRY,
         "specialists:\n  - {name: law, domains: [law], file: x, context_tokens: 4096, sampling: {top_k: 20}}\n",
         "parent: {model: m, file: m.gguf}\nspecialists:\n  - name: law\n    domains: [law]\n"
+        "    mask_of: {repo: o/r, pattern: x, revision: v1}\n",
+        "parent: {model: m, file: m.gguf}\nspecialists:\n  - name: law\n    domains: [law]\n"
         "    build: {corpus: [law.jsonl], experts: 64, recipe: v7, bound: 2, parent: other.gguf}\n",
         "parent: {model: m, file: m.gguf}\nspecialists:\n  - name: law\n    domains: [law]\n"
         "    build: {corpus: [law.jsonl], experts: 64, recipe: {name: top-k, criterion: reap}, bound: {loss: 0.02}}\n",
@@ -104,6 +108,9 @@ def test_each_way_to_write_a_value_holds_to_the_schema(tmp_path: Path, text: str
         ("specialists:\n  - {name: law, build: {corpus: [], experts: 4}}\n", "$.specialists[0].build"),
         ("specialists:\n  - {name: law, build: {corpus: [a], experts: 4, recipe: x}}\n", "$.specialists[0].build"),
         ("specialists:\n  - {name: law, build: {corpus: [a], experts: 4, bound: -1}}\n", "$.specialists[0].build"),
+        ("specialists:\n  - {name: law, mask_of: {repo: o/r}}\n", "$.specialists[0].mask_of"),
+        ("specialists:\n  - {name: law, mask_of: {repo: law, pattern: x}}\n", "$.specialists[0].mask_of"),
+        ("specialists:\n  - {name: law, mask_of: {repo: o/r, pattern: x, file: y}}\n", "$.specialists[0].mask_of"),
         ("colour: red\n" + ENTRY, "$"),
         ("version: 2\n" + ENTRY, "$.version"),
         ("server: {port: 70000}\n" + ENTRY, "$.server"),
@@ -166,7 +173,7 @@ SECTIONS: dict[str, list[type[Section]]] = {
     "router": [RouterSection],
     "parent": [ParentEntry],
     "defaults": [SamplingSection, SamplingBounds, SpecialistSettings],
-    "specialists": [Specialist, BuildSection],
+    "specialists": [Specialist, BuildSection, MaskOfSection],
 }
 
 
@@ -189,6 +196,10 @@ def explained_keys() -> Iterator[Any]:
 @pytest.mark.parametrize(("model", "key", "section"), [*explained_keys()])
 def test_an_editor_shows_what_the_reference_says_of_a_key(model: type[Section], key: str, section: str) -> None:
     text = section_text(section) if section else re.sub(r"(?m)^ .*$", "", REFERENCE.read_text())
+    if model is MaskOfSection:
+        text = block_text("mask_of", text)
+    elif model is Specialist:  # both have `repo` and `pattern`
+        text = without("mask_of", text)
     assert explanation(key, text) == help_of(model)[key]
 
 
