@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..json_schema import target_of
 
 _MAX_PARTS = 64
+_TYPES: Final = {"string", "number", "integer", "boolean", "object", "array", "null"}
 
 
 class Shape:
@@ -58,14 +59,15 @@ class Shape:
 
     @property
     def types(self) -> set[str]:
-        """The types that are named, or are those of the values that are; empty where nothing says what may come."""
+        """The types that are named, or are those of the values that are; empty where nothing says what may come, and
+        where a name is none of JSON's: no validator reads that, so that anything may come."""
         found: set[str] = set()
         for node in self.parts:
             named = node.get("type")
             found |= {named} if isinstance(named, str) else {kind for kind in named or () if isinstance(kind, str)}
             values = node["enum"] if isinstance(node.get("enum"), list) else []
             found |= {_type_of(value) for value in [*values, *([node["const"]] if "const" in node else [])]}
-        return found
+        return found if found <= _TYPES else set()
 
 
 def _type_of(value: Any) -> str:

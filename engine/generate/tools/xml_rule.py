@@ -28,13 +28,17 @@ _KEY: Final = r"[^<>=\"\s\x{fdd0}-\x{fdef}][^<>\"\r\n\x{fdd0}-\x{fdef}]{0,80}"
 _ANY: Final = {"type": ["object", "array", "number", "boolean", "null"]}
 
 
+_UNDECLARED: Final = "\0"  # in place of a parameter's name
+
+
 def arguments_rule(rules: CallRules, tool: Tool, markup: Markup) -> str:
     """The name of the rule for a call's arguments and what ends them. Raises GrammarError when it finds none."""
-    return _Writer(rules, rules.schema(tool), markup).arguments()
+    return _Writer(rules, rules.schema(tool), markup, Shape(tool.parameters)).arguments()
 
 
 class _Writer:
-    def __init__(self, rules: CallRules, schema: JsonSchema | None, markup: Markup) -> None:
+    def __init__(self, rules: CallRules, schema: JsonSchema | None, markup: Markup, read_as: Shape) -> None:
+        """read_as: what the call is read by."""
         self._rules = rules
         self._schema = schema
         self._markup = markup
@@ -46,6 +50,7 @@ class _Writer:
         self._ends = rf"{lexemes.escaped(markup.value_end)}[ \t\r\n]*({ends})"
         self._root = schema.followed if schema is not None else {"type": "object"}
         self._json: dict[str, str] = {}
+        self._read_as = read_as
 
     def arguments(self) -> str:
         return self._rules.as_far_as_it_goes(self._root, self._arguments)
@@ -88,35 +93,39 @@ class _Writer:
         name = self._rules.reserve()
         but = [f"~/{'|'.join(map(lexemes.escaped, declared))}/"] if declared else []
         key = self._rules.lexeme(" & ".join([f"/{_KEY}/", *but]))
-        more, end = self._value(additional, "$"), self._value(additional, "$", end=True)
+        more, end = (self._value(additional, _UNDECLARED, end=end) for end in (False, True))
         head = f"{key} {self._key_end()}"
         self._rules.add(f"{name}: {head} {more} {name} | {head} {end}")
         return name
 
     def _ways(self, name: str, node: Any, after: str | None, may_end: bool) -> list[str]:
         head = f"{self._rules.text(name)} {self._key_end()}"
-        ways = [f"{head} {self._value(node, f'$.{name}')} {after}"] if after is not None else []
+        ways = [f"{head} {self._value(node, name)} {after}"] if after is not None else []
         if may_end:
-            ways.append(f"{head} {self._value(node, f'$.{name}', end=True)}")
+            ways.append(f"{head} {self._value(node, name, end=True)}")
         return ways
 
-    def _value(self, node: Any, path: str, *, end: bool = False) -> str:
+    def _value(self, node: Any, name: str, *, end: bool = False) -> str:
         """The name of a rule for a value and what comes behind it: the end of the function, or another parameter."""
+        path = f"$.{name}" if name != _UNDECLARED else "$"
+        # A call is read by the schema as it was sent: where no text may stand, none may come of what is dropped of it.
+        types = self._read_as.at(name).types
+        is_json = bool(types) and "string" not in types
         if not isinstance(node, Mapping):
-            return self._written({}, path, end=end)
+            return self._written({}, path, end=end, is_json=is_json)
         known = dict(self._json)
 
         def write(left: Mapping[str, Any]) -> str:
             self._json = dict(known)
-            return self._written(left, path, end=end)
+            return self._written(left, path, end=end, is_json=is_json)
 
         return self._rules.as_far_as_it_goes(node, write)
 
-    def _written(self, node: Mapping[str, Any], path: str, *, end: bool) -> str:
+    def _written(self, node: Mapping[str, Any], path: str, *, end: bool, is_json: bool = False) -> str:
         lexical, rest = self._tail(end=end)
         without = () if self._marks_are_tokens else (self._ends,)
         found = []
-        for part in self._parts(node, path):
+        for part in [node or _ANY] if is_json else self._parts(node, path):
             if isinstance(part, str):
                 if self._marks_are_tokens or self._markup.value_end not in part:
                     found.append(" ".join(filter(None, (self._rules.text(part), *lexical, *rest))))
