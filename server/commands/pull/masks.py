@@ -6,7 +6,7 @@ Several repositories at a time, each with its own requests; what fails is told a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ from ...roster.models import Roster, Specialist
 from .._lines import print_line
 from .errors import HubUnreachableError, PullError, StoppedError
 from .files import HUB, PlannedModel, WantedModel
+from .lanes import completed
 from .published import Fetched, Hub, fetch_mask, find_published, source_of
 from .ranges import RangedModel
 
@@ -141,7 +142,7 @@ class _Pulling:
                     for one, model in planned:  # one after the other of one repository: they lie in one folder
                         repositories.setdefault(model.repo, []).append((one, model))
                     running = [lanes.submit(self._fetch_all, some) for some in repositories.values()]
-                    for done in as_completed(running):
+                    for done in completed(running):
                         for outcome in done.result():
                             self._note(outcome)
             except BaseException:

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from . import download
 from .connections import Connections
 from .errors import PullError, StoppedError, disk_error, no_network
 from .files import COMMAND_LINE, HubFile, PlannedModel, Remedies
+from .lanes import completed
 
 Span = tuple[int, int]  # from, to (not with it), in bytes of a file
 
@@ -169,7 +170,7 @@ class RangedModel:
             running: dict[Future[None], Span] = {}
             try:  # around the submitting, too: a Ctrl-C may come while it goes on
                 running |= {lanes.submit(file.bring, *span): span for file, span in jobs}
-                for one in as_completed(running):
+                for one in completed(running):
                     one.result()
                     unsaved += running[one][1] - running[one][0]
                     if unsaved >= _SAVE_BYTES:
