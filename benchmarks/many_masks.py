@@ -37,7 +37,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True)
 class Held:
-    """Seconds until a server was ready, and bytes of all its processes after an answer of each specialist."""
+    """Seconds until a server was ready, and bytes of all its processes after as many answers as there are masks."""
 
     start_s: float
     memory_bytes: int
@@ -76,8 +76,11 @@ def ask(client: httpx.Client, name: str) -> httpx.Response:
     return client.post("/v1/chat/completions", json=body).raise_for_status()
 
 
-def measure(folder: Path, parent: Path, masks: Sequence[Path], threads: int) -> tuple[Held, list[float], list[str]]:
-    """A server with these masks: what it holds, seconds of each change, and pairs that did not change in place."""
+def measure(
+    folder: Path, parent: Path, masks: Sequence[Path], threads: int, requests: int
+) -> tuple[Held, list[float], list[str]]:
+    """A server with these masks: what it holds after so many requests, seconds of each change, and pairs that did not
+    change in place."""
     folder.mkdir()
     roster = roster_of(parent, masks, threads)
     began = time.perf_counter()
@@ -86,8 +89,9 @@ def measure(folder: Path, parent: Path, masks: Sequence[Path], threads: int) -> 
         names = [path.stem for path in masks]
         changes, wrong = [], []
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-            for name in names:
+            for name in names * (requests // len(names)):
                 ask(client, name)
+            held = Held(started, resident_bytes(process.pid))
             for one in names:
                 for other in names:
                     if one == other:
@@ -98,7 +102,6 @@ def measure(folder: Path, parent: Path, masks: Sequence[Path], threads: int) -> 
                     changes.append(time.perf_counter() - began)
                     if answer.headers["x-coe-residency"] != "swapped":
                         wrong.append(f"{one} to {other}: {answer.headers['x-coe-residency']}")
-            held = Held(started, resident_bytes(process.pid))
         return held, changes, wrong
 
 
@@ -120,8 +123,8 @@ def main() -> None:
         for number, mask in enumerate(random_masks(parent, arguments.masks)):
             masks.append(folder / f"mask-{number:02}.json")
             mask.save(masks[-1])
-        one, _, _ = measure(folder / "one", path, masks[:1], threads)
-        all_, changes, wrong = measure(folder / "all", path, masks, threads)
+        one, _, _ = measure(folder / "one", path, masks[:1], threads, len(masks))
+        all_, changes, wrong = measure(folder / "all", path, masks, threads, len(masks))
     more = (all_.memory_bytes - one.memory_bytes) / (len(masks) - 1)
     print(
         f"\n{len(masks)} masks of {parent.experts.n_expert} experts in {len(parent.experts.layers)} layers, "

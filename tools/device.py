@@ -156,6 +156,7 @@ def choose(
         kept |= {
             "GGML_VK_VISIBLE_DEVICES": "0",
             "LP_NUM_THREADS": str(cores),
+            "COE_TEST_GIVE_UP_S": "1200",  # an answer without an end takes minutes there
         }
     return Choice(device, {name: value for name, value in kept.items() if name not in given}, software)
 

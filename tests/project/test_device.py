@@ -105,6 +105,7 @@ def test_a_software_device_is_named_to_llama_cpp_where_there_is_no_other(tool: M
         "MESA_SHADER_CACHE_DIR": "/build/shaders",
         "__GL_SHADER_DISK_CACHE_PATH": "/build/shaders",
         "LP_NUM_THREADS": "2",
+        "COE_TEST_GIVE_UP_S": "1200",
     }
     assert chosen(tool, "vulkan", [PROCESSOR], [PROCESSOR]) is None
 
