@@ -207,8 +207,7 @@ def plan(
     evictions: tuple[Eviction, ...] = ()
     is_over = bool(free.overdrawn)
     if is_over:
-        ledger = Ledger(Memory(), free, budget)
-        evictions = _evict(seats, Memory(), EvictionReason.OVER_BUDGET, ledger, None, now)
+        evictions = _relieve(seats, Ledger(Memory(), free, budget), now)
     # A card that is overbooked by what cannot go is no reason to keep another one empty.
     loads, blocked = _load_cold(waiters, residents, free, budget)
     coming_memory = Memory.total(load.ledger.need for load in loads)
@@ -315,6 +314,24 @@ def _evict(
     victims = plan_evictions(ledger.need + coming_memory, list(seats.values()), ledger.budget) or ()
     return tuple(
         Eviction(key, reason=reason, idle_s=now - seats[key].last_used, waiter=waiter, ledger=ledger) for key in victims
+    )
+
+
+def _relieve(seats: Mapping[str, ResidentView], ledger: Ledger, now: float) -> tuple[Eviction, ...]:
+    """Evictions for the places with more booked than the budget holds, each by itself: what is in the way at one is no
+    reason to leave another as it is."""
+    left = dict(seats)
+    victims: list[str] = []
+    for place in ledger.free.overdrawn:
+        booked = _booked(left.values())
+        only = Memory({**booked.bytes_by_place, place: ledger.budget[place]})  # the others hold what they hold
+        going = plan_evictions(Memory(), list(left.values()), only) or []
+        victims += going
+        for key in going:
+            del left[key]
+    return tuple(
+        Eviction(key, reason=EvictionReason.OVER_BUDGET, idle_s=now - seats[key].last_used, ledger=ledger)
+        for key in victims
     )
 
 

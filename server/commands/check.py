@@ -93,7 +93,10 @@ def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Ros
         except EngineError as error:  # what the server would refuse to start with: cards that are not there
             print_line(out, str(error), "red")
             return 1
-    pool, groups = roster.pool, resolved.groups
+    pool = roster.pool
+    # Of stand-ins it is not known which experts differ.
+    groups = [group for group in resolved.groups if not away.masks & {member.name for member in group.members}]
+    guessed = [[member.name for member in group.members] for group in resolved.groups if group not in groups]
     waits = wait_lines(groups, copy_bytes_per_s(), swap_share=pool.swap_share, max_wait_s=pool.max_slice_wait_s)
     unshared = [f"{name} shares with no other: {why.rstrip('.')}." for name, why in resolved.unshared.items()]
     if resolved.unhashed:
@@ -108,7 +111,12 @@ def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Ros
     ]
     fits = [f"experts (fit): {', '.join(fit.names)}: each layer keeps {fit.text}" for fit in resolved.fits]
     doubts += [f"{', '.join(fit.names)}: {fit.doubt}" for fit in resolved.fits if fit.doubt]
-    sharing = [*held, *fits, *pair_lines(groups), *(waits if groups else []), *unshared]
+    later = [
+        f"Sharing a resident: {', '.join(names)}. What a change moves is known once their masks are there."
+        for names in guessed
+        if len(names) > 1
+    ]
+    sharing = [*held, *fits, *later, *pair_lines(groups), *(waits if groups else []), *unshared]
     return print_report(written, resolved.availability, room.residents, out, to_build, sharing, doubts, away)
 
 

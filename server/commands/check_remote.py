@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,8 @@ from typing import Any, Final
 from rich.console import Console
 
 from coe.engine.errors import EngineError
-from coe.engine.files import remember_sha256
-from coe.surgery.errors import SurgeryError
+from coe.engine.files import remember_sha256, written_beside
+from coe.surgery.errors import MaskError, SurgeryError
 from coe.surgery.parent import Parent
 from coe.surgery.weights import Weights
 
@@ -30,10 +31,14 @@ _REMEDIES: Final = Remedies(again="check again")
 
 @dataclass(frozen=True)
 class _Absent:
-    """A model that is not here and can be fetched. parent_of: specialists that are made of it; else it is its own."""
+    """A model that is not here and can be fetched. parent_of: specialists that are made of it; else it is its own.
+
+    mask_of: a mask is to be read off it, and the rest of it is left where it is.
+    """
 
     source: ModelSource
     parent_of: tuple[Specialist, ...] = ()
+    mask_of: bool = False
 
 
 def check_ahead(path: Path, token: str | None, *, dry_run: bool, out: Console, err: Console) -> int:
@@ -68,13 +73,18 @@ def look_ahead(roster: Roster, token: str | None, tell: Callable[[str, int, int]
                 repository, files = _files(hub, name, one.source)
                 if name != PARENT or one.parent_of:
                     places[name] = _header(hub, repository, files, one)
-                sizes[name] = sum(file.size_bytes for file in files)
+                if one.mask_of:
+                    places[name] = _stand_in(places[name])
+                else:
+                    sizes[name] = sum(file.size_bytes for file in files)
             except (PullError, EngineError, SurgeryError) as error:
                 troubles[name] = str(error)
+                places.pop(name, None)
     except PullError as error:  # nothing can be kept here
         troubles = dict.fromkeys(absent, str(error))
     parents = frozenset(made.name for name in places for made in absent[name].parent_of)
-    return Away(_with_headers(roster, places), sizes, parents, troubles)
+    masks = frozenset(name for name in places if absent[name].mask_of)
+    return Away(_with_headers(roster, places, masks), sizes, parents, masks, troubles)
 
 
 def _absent(roster: Roster) -> Iterator[tuple[str, _Absent]]:
@@ -91,6 +101,10 @@ def _absent(roster: Roster) -> Iterator[tuple[str, _Absent]]:
                 yield one.name, _Absent(one.build.parent, (one,))
         elif one.mask is not None:
             of_parent.append(one)
+            if one.awaits_mask and one.mask_of is not None:
+                published = one.mask_of
+                source = ModelSource(repo=published.repo, pattern=published.pattern, revision=published.revision)
+                yield one.name, _Absent(source, mask_of=True)
         elif one.location(folder).pull:
             yield one.name, _Absent(one)
     if roster.parent is not None and roster.parent.location(folder).pull:
@@ -126,8 +140,23 @@ def _header(hub: HubHeaders, repository: Repository, files: tuple[HubFile, ...],
     return remote.path
 
 
-def _with_headers(roster: Roster, places: Mapping[str, Path]) -> Roster:
-    """The roster with files in place of repositories."""
+def _stand_in(header: Path) -> Path:
+    """Beside the header of a published specialist, a mask that keeps as many experts: it takes the same memory.
+
+    Raises MaskError where that cannot be told from its number alone.
+    """
+    experts = Parent.open(header).experts
+    if experts.n_groups > 1:
+        raise MaskError("Its experts are in groups: what it takes shows once its mask is there.", "")
+    path = header.with_name(f"{header.name}.mask.json")
+    kept = {str(layer): list(range(experts.n_expert)) for layer in experts.layers}
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps({"per_layer_keep": kept}))
+    return path
+
+
+def _with_headers(roster: Roster, places: Mapping[str, Path], masks: Collection[str]) -> Roster:
+    """The roster with files in place of repositories. masks: whose files are masks."""
 
     def here(name: str) -> dict[str, Any]:
         gone = dict.fromkeys(("repo", "pattern", "revision", "sha256"))
@@ -136,6 +165,9 @@ def _with_headers(roster: Roster, places: Mapping[str, Path]) -> Roster:
     def specialist(one: Specialist) -> Specialist:
         if one.name not in places:
             return one
+        if one.name in masks:
+            experts = None if one.experts == "fit" else one.experts  # a mask that is read off has no ranking to cut
+            return one.model_copy(update={"mask": str(places[one.name]), "mask_of": None, "experts": experts})
         if one.build is None or one.build.parent is None:
             return one.model_copy(update=here(one.name))
         parent = one.build.parent.model_copy(update=here(one.name))

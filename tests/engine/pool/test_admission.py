@@ -180,6 +180,14 @@ class TestPlaces:
         residents = [self.warm("a", both(6, 0)), self.warm("b", both(0, 6), leases=1)]
         assert self.decide([self.waiter(1, "c", both(6, 6))], residents) == Plan()
 
+    def test_what_is_overbooked_at_two_places_goes_where_it_can(self) -> None:
+        busy, idle = self.warm("a", both(9, 0), leases=1), self.warm("b", both(0, 9))
+        assert self.decide([], [busy, idle]).evict == evicted("b")
+        over = [self.warm("a", both(5, 5), last_used=1), self.warm("b", both(5, 5), last_used=2)]
+        assert self.decide([], over).evict == evicted("a"), "which relieves both"
+        apart = [self.warm(key, memory) for key, memory in (("a", both(9, 0)), ("b", both(0, 9)))]
+        assert self.decide([], apart).evict == evicted("a", "b")
+
     def test_a_later_waiter_is_loaded_where_the_earlier_one_needs_nothing(self) -> None:
         busy = self.warm("a", both(8, 0), leases=1)
         waiters = [self.waiter(1, "b", both(4, 0)), self.waiter(2, "c", both(0, 4))]

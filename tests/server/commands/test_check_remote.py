@@ -148,6 +148,44 @@ def test_masks_of_a_parent_on_the_hub_share_a_resident_and_what_a_change_moves_i
     assert hub.sent_bytes < len(hub.repositories[WHOLE]["whole.gguf"]) / 2
 
 
+def mask_of(name: str, **more: Any) -> dict[str, Any]:
+    return entry(name, mask_of={"repo": CODER, "pattern": "half*"}, **more)
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["parent here", "parent on the hub"])
+def test_what_will_be_a_mask_is_predicted_by_how_many_experts_it_keeps(
+    here: bool, parent: Parent, hub: FakeHub, folder: Path
+) -> None:
+    random_mask(parent, 4).save(folder / "mask.json")
+    whole = {"file": str(parent.path)} if here else {"repo": WHOLE, "pattern": "*.gguf"}
+    path = roster(folder, mask_of("coder"), mask_of("other"), parent={"model": "someone/whole", **whole})
+    sent = hub.sent_bytes
+    _, said = checked(path)
+    assert hub.sent_bytes - sent < 200_000, "headers, and of a parent the routers"
+    assert ("its mask is not here" if here else "neither mask nor parent is here") in said
+    assert "Sharing a resident: coder, other. What a change moves is known once their masks are there." in said
+    assert "2 of 2 can be served when they are fetched. Run: coe pull coder other" in said
+    assert not (folder / "models").exists()
+    with_masks = roster(
+        folder,
+        entry("coder", mask="mask.json"),
+        entry("other", mask="mask.json"),
+        parent={"model": "someone/whole", "file": str(parent.path)},
+    )
+    _, local = checked(with_masks)
+    sizes = " ".join(line_of("coder", local)[4:8])  # weights and KV, each with its unit
+    assert sizes in " ".join(line_of("coder", said))
+
+
+def test_a_published_specialist_that_is_not_there_is_told_with_its_reason(
+    parent: Parent, hub: FakeHub, folder: Path
+) -> None:
+    gone = entry("gone", mask_of={"repo": "someone/gone", "pattern": "*"})
+    _, said = checked(roster(folder, gone, mask_of("coder"), parent={"model": "whole", "file": str(parent.path)}))
+    assert "gone: not looked at on the hub." in said
+    assert "1 of 2 can be served when they are fetched. Run: coe pull coder" in said
+
+
 def test_a_mask_of_another_quantisation_is_known_by_the_routers_on_the_hub(
     parent: Parent, hub: FakeHub, folder: Path
 ) -> None:
