@@ -728,7 +728,7 @@ class Roster(Section):
         begun = [(len(prefix), name) for prefix, name in prefixes if wanted.startswith(prefix)]
         return next(iter(alike), None) or max(begun, default=(0, None))[1]
 
-    def with_experts(self, counts: Mapping[str, int]) -> Roster:
+    def with_experts(self, counts: Mapping[str, int | None]) -> Roster:
         """The roster with these counts in the place of `experts: fit`, by the specialists' names."""
         entries = (
             one.model_copy(update={"experts": counts[one.name]}) if one.name in counts else one

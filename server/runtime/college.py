@@ -77,6 +77,9 @@ class College:
         """
         room = await find_room(roster)
         resolved = await resolve(roster, room.residents)
+        for fit in resolved.fits:
+            if fit.doubt:
+                _log.warning("%s: %s", ", ".join(fit.names), fit.doubt)
         entries = resolved.entries()
         if not entries and not any(s.build is not None and s.on_missing == "build" for s in roster.specialists):
             lines = [

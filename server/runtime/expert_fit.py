@@ -11,7 +11,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,7 @@ class ExpertFit:
 
     chosen:   a layer's. planned: what the masks themselves keep, the fewest and the most.
     shown:    (bytes of a budget, the experts that would fit it), ascending; None where not even the fewest do.
+    lacking:  what does not fit, where not even the fewest experts do; then `chosen` is what the masks were planned with.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class ExpertFit:
     chosen: int
     planned: tuple[int, int]
     shown: tuple[tuple[int, int | None], ...] = ()
+    lacking: str = ""
 
     @property
     def text(self) -> str:
@@ -59,12 +61,14 @@ class ExpertFit:
             if count is not None and count != last:
                 steps.append(f"{'all' if count == self.n_expert else count} in {n_bytes / 2**30:g} GiB")
             last = count
-        more = f"; with other budgets {', '.join(steps)}" if steps else ""
+        more = f"; with other budgets {', '.join(steps)}" if len(steps) > 1 else ""
         return f"{self.chosen} of {self.n_expert} experts{more}"
 
     @property
     def doubt(self) -> str:
         """What an operator has to know of the number; "" for nothing."""
+        if self.lacking:
+            return f"{self.lacking}. Raise the budget, or lower pool.residents or context_tokens."
         if self.chosen >= self.planned[0]:
             return ""
         return (
@@ -151,20 +155,32 @@ def budgets_shown(line: Line, counts: Sequence[int], budget: Memory, residents: 
     return found
 
 
-async def choose_experts(roster: Roster, fitter: Fitter) -> tuple[tuple[ExpertFit, ...], dict[str, Missing]]:
-    """How many experts each mask of the roster keeps that says `experts: fit`, and what is wrong with those for which
-    that cannot be found out.
+@dataclass(frozen=True)
+class Chosen:
+    """What `experts: fit` comes to.
 
-    Masks that are loaded alike get one number, so that they share their residents. What is pinned beside them has its
-    room. The probing loads are not kept among the fitter's.
+    counts:  by specialist, in place of `fit`; None for as many as the mask itself keeps.
+    missing: what is wrong with those for which it cannot be found out.
+    """
+
+    fits: tuple[ExpertFit, ...] = ()
+    counts: Mapping[str, int | None] = field(default_factory=dict)
+    missing: Mapping[str, Missing] = field(default_factory=dict)
+
+
+async def choose_experts(roster: Roster, fitter: Fitter) -> Chosen:
+    """How many experts each mask of the roster keeps that says `experts: fit`.
+
+    Masks of one parent that are loaded alike get one number, so that they share their residents. What is pinned beside
+    them has its room. The probing loads are not kept among the fitter's.
     """
     wanted = [
         one for one in roster.specialists if one.experts == "fit" and one.mask is not None and not one.awaits_mask
     ]
     parent = roster.parent.locate(roster.models_path) if roster.parent is not None else None
     if not wanted or parent is None:  # of a parent that is not there everything else says so
-        return (), {}
-    masks, missing = await asyncio.to_thread(_read, wanted)
+        return Chosen()
+    masks, counts, missing = await asyncio.to_thread(_read, wanted)
     fits: list[ExpertFit] = []
     prober = _Prober(roster, Fitter(Predictions(roster.server.max_prompt_tokens), fitter.budget, fitter.devices))
     with tempfile.TemporaryDirectory(prefix="coe-fit-") as folder:
@@ -175,11 +191,15 @@ async def choose_experts(roster: Roster, fitter: Fitter) -> tuple[tuple[ExpertFi
                 fits.append(await prober.fit(members, [masks[one.name] for one in members], kept))
             except EngineError as error:
                 missing |= {one.name: (error.message, error.remedy) for one in members}
-    return tuple(fits), missing
+    counts |= {name: fit.chosen for fit in fits for name in fit.names}
+    return Chosen(tuple(fits), counts, missing)
 
 
-def _read(wanted: Sequence[Specialist]) -> tuple[dict[str, Mask], dict[str, Missing]]:
+def _read(wanted: Sequence[Specialist]) -> tuple[dict[str, Mask], dict[str, int | None], dict[str, Missing]]:
+    """The masks that may be cut at other numbers; those of other tools, which rank nothing and do not say how many
+    experts there are, keep their own."""
     masks: dict[str, Mask] = {}
+    counts: dict[str, int | None] = {}
     missing: dict[str, Missing] = {}
     for one in wanted:
         assert one.mask is not None
@@ -188,23 +208,21 @@ def _read(wanted: Sequence[Specialist]) -> tuple[dict[str, Mask], dict[str, Miss
             if names_parent(path):
                 masks[one.name] = Mask.load(path)
             else:
-                missing[one.name] = (
-                    f"`experts: fit` wants a mask of coe plan, which ranks the experts, and {path.name} is another "
-                    "tool's.",
-                    f"Write a number of experts, or leave `experts` of {one.name} out.",
-                )
+                counts[one.name] = None
         except SurgeryError as error:
             missing[one.name] = (error.message, error.remedy)
-    return masks, missing
+    return masks, counts, missing
 
 
 def _alike(wanted: Sequence[Specialist], masks: Mapping[str, Mask]) -> list[list[Specialist]]:
-    """Those that are loaded alike and can keep as many. Masks without a ranking are not to bind those that have one."""
-    found: dict[tuple[LoadSpec, bool, int], list[Specialist]] = {}
+    """Those of one parent that are loaded alike. Masks without a ranking are not to bind those that have one."""
+    found: dict[tuple[object, ...], list[Specialist]] = {}
     for one in wanted:
         mask = masks[one.name]
-        key = (one.load_spec(Path()), one.share is False, 0 if mask.ranking else mask.n_keep)
-        found.setdefault(key, []).append(one)
+        of = mask.parent.router_sha256 or mask.parent.sha256  # another parent's is refused, and it alone
+        shape = mask.parent.layers, mask.parent.n_expert, mask.parent.n_groups
+        ranked = 0 if mask.ranking else mask.n_keep
+        found.setdefault((of, shape, one.load_spec(Path()), one.share is False, ranked), []).append(one)
     return list(found.values())
 
 
@@ -230,30 +248,52 @@ class _Prober:
 
     async def fit(self, members: Sequence[Specialist], masks: Sequence[Mask], kept: Memory) -> ExpertFit:
         """What fits beside what is kept. Raises the EngineError of a load that cannot be tried."""
-        # Masks of other parents are refused when they are read again.
-        choices = choices_of([mask for mask in masks if mask.parent == masks[0].parent])
+        choices = choices_of(masks)
         counts, budget, residents = choices.counts, self.fitter.budget - kept, self.roster.pool.residents
         if any(member.cpu_expert_layers == "auto" for member in members):
             # Rather experts in host memory than fewer of them.
             counts = tuple(n for n in counts if n >= choices.planned[0])
-        few, many = await self.take(members[0], counts[0]), await self.take(members[0], counts[-1])
+        chosen, line = await self.largest(members[0], counts, budget, self.ram_budget)
+        if self.ram_budget and (chosen or 0) < choices.planned[0]:
+            # A load that is short of host memory goes without that for conversations, too.
+            without = await self.largest(members[0], counts, budget, 0)
+            if (without[0] or 0) > (chosen or 0):
+                chosen, line = without
+        names = tuple(one.name for one in members)
+        lacking = ""
+        if chosen is None:
+            many = f"{residents} residents" if residents > 1 else "a resident"
+            lacking = f"Not even {counts[0]} experts a layer let {many} fit {budget}"
+        shown = tuple(budgets_shown(line, counts, self.fitter.budget, residents))
+        found = ExpertFit(
+            names, choices.n_expert, chosen or choices.planned[0], choices.planned, shown, lacking=lacking
+        )
+        _log.info("%s: each layer keeps %s", ", ".join(names), found.text)
+        return found
+
+    @property
+    def ram_budget(self) -> int:
+        """Host memory for conversations that is set; what is left over by itself is no reason to keep fewer experts."""
+        size = self.roster.pool.ram_budget
+        return 0 if size == "auto" else size
+
+    async def largest(
+        self, one: Specialist, counts: Sequence[int], budget: Memory, ram_budget: int
+    ) -> tuple[int | None, Line]:
+        """The most experts with which as many residents fit as are to; what residents take by their number."""
+        residents = self.roster.pool.residents
+        few, many = [await self.take(one, count, ram_budget) for count in (counts[0], counts[-1])]
         line = Line(counts[0], counts[-1], few.memory, many.memory, many.cards)
         left = counts
         while (chosen := largest(left, lambda count: line.fits(count, budget, residents))) is not None:
             if chosen in (line.few, line.many):
                 break
-            if fit_in([await self.take(members[0], chosen)] * residents, budget):
+            if fit_in([await self.take(one, chosen, ram_budget)] * residents, budget):
                 break
             left = tuple(count for count in left if count < chosen)
-        shown = budgets_shown(line, counts, self.fitter.budget, residents)
-        names = tuple(one.name for one in members)
-        found = ExpertFit(names, choices.n_expert, chosen or choices.planned[0], choices.planned, tuple(shown))
-        _log.info("%s: each layer keeps %s", ", ".join(names), found.text)
-        if found.doubt:
-            _log.warning("%s: %s", ", ".join(names), found.doubt)
-        return found
+        return chosen, line
 
-    async def take(self, one: Specialist, count: int) -> ResidentPlan:
+    async def take(self, one: Specialist, count: int, ram_budget: int) -> ResidentPlan:
         """What a resident of a mask takes with so many experts, none of them kept in host memory beside a GPU.
 
         Raises EngineError.
@@ -266,7 +306,7 @@ class _Prober:
         member = Member(one.name, prepared.skeleton, prepared.parent, kept=prepared.kept)
         load = one.load_spec(member.path)
         if one.share is not False:
-            load = shared_load(self.roster, one, [member], self.fitter.budget)
+            load = replace(shared_load(self.roster, one, [member], self.fitter.budget), ram_budget_bytes=ram_budget)
         spec = self.fitter.on_cards(load)
         memory = booked_memory(await self.fitter.predicted([one], spec), self.fitter.budget, spec.devices)
         return ResidentPlan((one.name,), memory, cards_of(spec, self.fitter.budget))

@@ -86,10 +86,10 @@ async def resolve(
     devices = devices_of(roster, budget)
     predictions = Predictions(roster.server.max_prompt_tokens, before)
     fitter = Fitter(predictions, budget, devices)
-    fits, unfit = await choose_experts(roster, fitter)
-    roster = roster.with_experts({name: fit.chosen for fit in fits for name in fit.names})
+    chosen = await choose_experts(roster, fitter)
+    roster, unfit = roster.with_experts(chosen.counts), chosen.missing
     located = {one.entry.name: one for one in await asyncio.to_thread(locate, roster)}
-    wrong = wrong_splits(roster, devices) | unfit
+    wrong = {**wrong_splits(roster, devices), **unfit}
     sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
     sharers = [one for one in sharers if not one.entry.embeddings and one.entry.name not in wrong]
     prepared: dict[str, MaskSource | Missing] = {}
@@ -143,7 +143,7 @@ async def resolve(
     stamps = {name: one.stamps for name, one in located.items()}
     facts = {name: told for name, spec in loads.items() if (told := predictions.facts(spec)) is not None}
     return Resolved(
-        budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts, predictions.tried, fits
+        budget, entries, tuple(groups), why_unshared, found.unhashed, stamps, facts, predictions.tried, chosen.fits
     )
 
 

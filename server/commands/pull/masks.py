@@ -161,7 +161,8 @@ class _Pulling:
             self._print(f"{', '.join(titles)}: {said}", "red")
         if self.failed and len(wanted) > 1:
             n_failed = sum(map(len, self.failed.values()))
-            self._print(f"{n_failed} of {len(wanted)} masks could not be fetched; the others are there.", "red")
+            rest = "; the others are there" if n_failed < len(wanted) else ""
+            self._print(f"{n_failed} of {len(wanted)} masks could not be fetched{rest}.", "red")
 
     def _plan(self, wanted: Sequence[WantedMask]) -> list[tuple[WantedMask, PlannedModel]]:
         """Ask the hub for all of them, here and not on a thread: a Ctrl-C ends a request that waits. Gives those that

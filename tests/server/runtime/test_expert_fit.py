@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,20 +174,43 @@ class TestOnAMachine:
         (fit,) = (await resolve(roster, host(int((pinned + five + six) / 0.99)))).fits
         assert fit.chosen == 5
 
+    async def test_memory_for_conversations_gives_way_where_the_planned_number_would_not_fit(
+        self, tmp_path: Path, parent: Path
+    ) -> None:
+        roster = roster_in(tmp_path, parent, {"ram_budget": "1 GiB"}, experts="fit")
+        six, seven = [total(await resolve(roster_in(tmp_path, parent, experts=n), PLENTY)) for n in (6, 7)]
+        found = await resolve(roster, host(int((six + seven) / 2 / 0.99)))
+        assert [fit.chosen for fit in found.fits] == [6]
+        assert experts_of(found) == {6}
+
     async def test_where_nothing_fits_the_budget_is_what_is_told_of(self, tmp_path: Path, parent: Path) -> None:
-        item = (await resolve(roster_in(tmp_path, parent, experts="fit"), host(1000))).availability["law"]
+        found = await resolve(roster_in(tmp_path, parent, experts="fit"), host(1000))
+        item = found.availability["law"]
         assert isinstance(item, Unavailable)
         assert item.hindrance is Hindrance.OVER_BUDGET
+        (fit,) = found.fits
+        assert "Not even 2 experts a layer let a resident fit" in fit.doubt
 
-    async def test_a_mask_of_another_tool_says_what_it_lacks(self, tmp_path: Path, parent: Path) -> None:
+    async def test_a_mask_of_another_tool_keeps_its_own_number(self, tmp_path: Path, parent: Path) -> None:
         roster = roster_in(tmp_path, parent, experts="fit")
         matrix = ranked_mask(parent, seed=0).matrix().astype(int).tolist()
         (tmp_path / "law.json").write_text(str(matrix))
         found = await resolve(roster, PLENTY)
-        item = found.availability["law"]
-        assert isinstance(item, Unavailable)
-        assert "which ranks the experts" in item.reason
-        assert isinstance(found.availability["math"], Servable)
+        assert experts_of(found) == {4, EXPERTS}
+        assert [fit.names for fit in found.fits] == [("math",)]
+
+    @pytest.mark.parametrize("foreign", ["law", "math"])
+    async def test_a_mask_of_another_parent_is_refused_alone(self, foreign: str, tmp_path: Path, parent: Path) -> None:
+        roster = roster_in(tmp_path, parent, experts="fit")
+        path = tmp_path / f"{foreign}.json"
+        stranger = json.loads(path.read_text())
+        stranger["parent"] |= {"sha256": "0" * 64, "router_sha256": "0" * 64}
+        path.write_text(json.dumps(stranger))
+        found = await resolve(roster, PLENTY)
+        refused = found.availability[foreign]
+        assert isinstance(refused, Unavailable)
+        assert "was made for" in refused.reason
+        assert experts_of(found) == {EXPERTS}
 
     async def test_a_number_that_cannot_be_is_told(self, tmp_path: Path, parent: Path) -> None:
         item = (await resolve(roster_in(tmp_path, parent, experts=9), PLENTY)).availability["law"]
