@@ -42,7 +42,7 @@ class ExpertFit:
 
     chosen:   a layer's. planned: what the masks themselves keep, the fewest and the most.
     shown:    (bytes of a budget, the experts that would fit it), ascending; None where not even the fewest do.
-    lacking:  what does not fit, where not even the fewest experts do; then `chosen` is what the masks were planned with.
+    lacking:  what does not fit, where not even the fewest experts do; `chosen` is then the number that was planned.
     """
 
     names: tuple[str, ...]
