@@ -51,8 +51,9 @@ class Harmony(Family):
             header += yield from source.take()
             if len(header) > _MAX_HEADER_CHARS:
                 raise MalformedCallError("its header has no end")
-        channel = source.spelt[_CHANNEL]
-        source.call(header.split(channel)[0].split(source.spelt[_CONSTRAIN])[0].split()[0] if header.strip() else "")
+        # A name may be missing, before these tags as well as before what a call says.
+        words = header.split(source.spelt[_CHANNEL])[0].split(source.spelt[_CONSTRAIN])[0].split()
+        source.call(words[0] if words else "")
         yield from source.skip_space()
         yield from json_call.arguments(source, source.write)
         source.close()

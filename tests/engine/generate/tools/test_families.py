@@ -72,6 +72,14 @@ def test_nothing_of_a_broken_answer_is_lost(name: str, data: st.DataObject) -> N
         assert "".join(whole.text.split()) == "".join(plain(answer, spelt).split()) or case.family.frames
 
 
+def test_a_call_without_a_name_before_its_channel_is_no_call() -> None:
+    family = CASES["harmony_template"].family
+    answer = " to=functions.<|channel|>commentary json<|message|>{}<|call|>"
+    found = written.read(family, TOOLS, written.spelling(family, tokens=False), [answer], live=False)
+    assert not found.calls
+    assert found.taken == len(answer)
+
+
 GIVEN = {"path": "a", "lines": 2}
 SLIPS: list[tuple[str, str]] = [
     # the closing tag is missing at the end
