@@ -20,6 +20,7 @@ from coe.surgery.weights import Weights
 from ..roster.models import ModelSource, Roster, Specialist
 from ._away import PARENT, Away
 from ._bars import Bars
+from ._errors import STOPPED_EXIT
 from ._lines import print_line
 from .check import check_roster
 from .pull.errors import KEPT, PullError
@@ -52,7 +53,7 @@ def check_ahead(path: Path, token: str | None, *, dry_run: bool, out: Console, e
         return check_roster(path, dry_run=dry_run, out=out, look=look)
     except KeyboardInterrupt:
         print_line(err, f"Stopped. {KEPT}")
-        return 130
+        return STOPPED_EXIT
 
 
 def look_ahead(roster: Roster, token: str | None, tell: Callable[[str, int, int], None] | None = None) -> Away:

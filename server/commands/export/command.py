@@ -11,14 +11,13 @@ from typing import Final
 
 from rich.console import Console
 
-from coe.engine.errors import EngineError
 from coe.engine.gguf.records import read_records
-from coe.surgery.errors import SurgeryError
 
 from ...roster.load import load_roster
 from ...roster.models import Roster, Specialist
 from ...roster.source import RosterError
 from .._bars import Bars
+from .._errors import clear_errors
 from .._keeping import write_keeping
 from .._lines import print_line
 from .experts import auto_experts
@@ -28,7 +27,6 @@ from .ollama import modelfile
 from .placing import Placed, place_cut, place_file
 from .values import AutoExperts, Card, ExportError, Sheet
 
-_STOPPED_EXIT: Final = 130  # what shells give for a Ctrl-C
 _READABLE: Final = 0o644  # no secret stands in these
 
 
@@ -50,24 +48,25 @@ def export(
     copied: a file that is there is copied into the folder too, in place of being referred to.
     """
     try:
-        roster = load_roster(roster_path)
-        specialist = _known(roster, name)
-        target = Path(os.path.abspath(folder if folder is not None else specialist.name))
-        with Bars(err) as bars:
-            placed = _place(roster, specialist, program, target, bars.staged, copied=copied)
-        for sentence in placed.told:
-            print_line(out, sentence)
-        records = read_records(placed.file)
-        auto = None
-        if specialist.cpu_expert_layers == "auto":
-            # The others place experts by themselves: no load has to be tried out for them.
-            placing = program is Program.LLAMA_SWAP
-            auto = auto_experts(roster, specialist, placed.file) if placing else AutoExperts()
-        card = Card.of(specialist, placed.file, placed.parts, records, roster.notice_of(specialist), auto)
-        sheet = _SHEETS[program](card, target)
-        for path, text in sheet.files.items():
-            copy = write_keeping(target / path, text, mode=_READABLE)
-            print_line(out, f"{target / path}{f' (as it was: {copy})' if copy else ''}")
+        with clear_errors("What was there is as it was.", err):
+            roster = load_roster(roster_path)
+            specialist = _known(roster, name)
+            target = Path(os.path.abspath(folder if folder is not None else specialist.name))
+            with Bars(err) as bars:
+                placed = _place(roster, specialist, program, target, bars.staged, copied=copied)
+            for sentence in placed.told:
+                print_line(out, sentence)
+            records = read_records(placed.file)
+            auto = None
+            if specialist.cpu_expert_layers == "auto":
+                # The others place experts by themselves: no load has to be tried out for them.
+                placing = program is Program.LLAMA_SWAP
+                auto = auto_experts(roster, specialist, placed.file) if placing else AutoExperts()
+            card = Card.of(specialist, placed.file, placed.parts, records, roster.notice_of(specialist), auto)
+            sheet = _SHEETS[program](card, target)
+            for path, text in sheet.files.items():
+                copy = write_keeping(target / path, text, mode=_READABLE)
+                print_line(out, f"{target / path}{f' (as it was: {copy})' if copy else ''}")
     except RosterError as error:
         for problem in error.problems:
             print_line(err, str(problem), "red")
@@ -75,16 +74,6 @@ def export(
     except ExportError as error:
         print_line(err, str(error), "red")
         return 1
-    except (SurgeryError, EngineError) as error:
-        print_line(err, f"{error.message} {error.remedy}".strip(), "red")
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print_line(err, f"{where}{error.strerror or error}.", "red")
-        return 1
-    except KeyboardInterrupt:
-        print_line(err, "Stopped. What was there is as it was.")
-        return _STOPPED_EXIT
     for note in sheet.notes:
         print_line(out, f"Note: {note}")
     for number, command in enumerate(sheet.then):

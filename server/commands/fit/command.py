@@ -18,11 +18,11 @@ from coe.engine.files import require_regular
 from coe.engine.pool.memory import find_budget
 from coe.engine.pool.places import Memory
 from coe.engine.units import size_text
-from coe.surgery.errors import SurgeryError
 
 from ...roster.model_files import parts_missing
 from ...roster.models import PoolSection
 from .._bars import Bars
+from .._errors import clear_errors
 from .._lines import print_line
 from .._speeds import known_speeds
 from ..pull.errors import KEPT, PullError
@@ -33,7 +33,6 @@ from .values import Need, Row, Table, Way, titles
 from .verdict import context_text, verdict
 
 _MOST_MODELS: Final = 48  # of a repository: each has a header of some MiB, and some seconds of dry runs
-_STOPPED_EXIT: Final = 130
 
 
 def fit(
@@ -50,23 +49,12 @@ def fit(
 
     model: a GGUF, or hf:OWNER/REPO with or without a pattern. vram_bytes: None for this machine's budget.
     """
-    try:
-        with Bars(err) as bars, tempfile.TemporaryDirectory(prefix="coe-fit-") as scratch:
-            budget = asyncio.run(find_budget(vram_bytes, PoolSection().vram_margin)).memory
-            left_out: list[str] = []
-            candidates = _of_the_hub(model, token, bars, left_out) if model.startswith(HUB) else [_here(model)]
-            predictor = Predictor(budget, contexts, Path(scratch), known_speeds(), bars.staged)
-            rows = asyncio.run(predictor.rows(candidates))
-    except (PullError, EngineError, SurgeryError) as error:
-        print_line(err, f"{error.message} {error.remedy}".strip(), "red")
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print_line(err, f"{where}{error.strerror or error}.", "red")
-        return 1
-    except KeyboardInterrupt:
-        print_line(err, f"Stopped. {KEPT}")
-        return _STOPPED_EXIT
+    left_out: list[str] = []
+    with clear_errors(KEPT, err), Bars(err) as bars, tempfile.TemporaryDirectory(prefix="coe-fit-") as scratch:
+        budget = asyncio.run(find_budget(vram_bytes, PoolSection().vram_margin)).memory
+        candidates = _of_the_hub(model, token, bars, left_out) if model.startswith(HUB) else [_here(model)]
+        predictor = Predictor(budget, contexts, Path(scratch), known_speeds(), bars.staged)
+        rows = asyncio.run(predictor.rows(candidates))
     table = Table(budget, tuple(sorted(set(contexts))), rows, predictor.on_gpu, (*left_out, *predictor.remarks))
     if as_json:
         out.print_json(json.dumps(as_values(table)))

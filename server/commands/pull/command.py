@@ -12,12 +12,12 @@ from coe.engine.units import size_text
 
 from ...roster.model_files import MASKS, pull_remedy
 from ...roster.models import ModelSource, Roster, Specialist
+from .._errors import STOPPED_EXIT
 from .._lines import print_line
 from . import download
 from .errors import PullError, no_room
 from .files import ROSTER, PlannedModel, WantedModel, look_up, plan_downloads
 
-_STOPPED_EXIT: Final = 130  # what shells give for a Ctrl-C
 PARENT: Final = "parent"  # what the roster's parent is called on the command line
 
 
@@ -57,7 +57,7 @@ def pull(
             there = _pull_masks(roster, to_mask, token, console) and there
     except KeyboardInterrupt:
         _print(console, "Stopped. What came is kept, and the same command goes on with it.")
-        return _STOPPED_EXIT
+        return STOPPED_EXIT
     return int(not there)
 
 

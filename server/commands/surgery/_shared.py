@@ -1,4 +1,4 @@
-"""What the surgery commands share: consoles, one-line errors, progress, options, NAME=FILE arguments."""
+"""What the surgery commands share: consoles, progress, options, NAME=FILE arguments."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 out_console = console()
 err_console = console(stderr=True)
 
-_STOPPED_EXIT = 130  # what shells give for a Ctrl-C
-
 GpuLayers = Annotated[int, typer.Option(help="Layers on the GPU; -1 for all, 0 for none.")]
 CpuExperts = Annotated[
     int, typer.Option(help="Layers, from the first, whose experts stay in host memory; -1 for all of them.")
@@ -44,29 +42,6 @@ Experts = Annotated[
     ),
 ]
 MaskKind = Annotated[str, typer.Option(help="What the numbers in another tool's mask mean: auto, keep or drop.")]
-
-
-@contextmanager
-def clear_errors(resumes: str = "") -> Iterator[None]:
-    """Print an error as one line with its remedy and exit with 1. resumes: what a Ctrl-C leaves, for the reader."""
-    from coe.engine.errors import EngineError
-    from coe.surgery.errors import SurgeryError
-
-    try:
-        yield
-    except (SurgeryError, EngineError) as error:
-        print_line(err_console, f"{error.message} {error.remedy}".strip(), "red")
-        raise typer.Exit(1) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print_line(err_console, f"{where}{error.strerror or error}.", "red")
-        raise typer.Exit(1) from None
-    except MemoryError:
-        print_line(err_console, "There is not enough memory for what the file asks for.", "red")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        err_console.print(f"Stopped. {resumes}".strip(), markup=False)
-        raise typer.Exit(_STOPPED_EXIT) from None
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from .._errors import clear_errors
 from .._lines import print_line
-from ._shared import clear_errors, err_console, out_console
+from ._shared import err_console, out_console
 
 
 def build(

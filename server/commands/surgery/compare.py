@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .._errors import clear_errors
 from .._extras import PLOTS, require
-from ._shared import MaskKind, clear_errors, named_path, out_console, say
+from ._shared import MaskKind, named_path, out_console, say
 
 if TYPE_CHECKING:
     pass

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._shared import Experts, MaskKind, clear_errors, progress_bars, say, with_experts
+from .._errors import clear_errors
+from ._shared import Experts, MaskKind, progress_bars, say, with_experts
 
 
 def cut(

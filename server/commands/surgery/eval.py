@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from .._errors import clear_errors
 from .._extras import PLOTS, require
 from ._shared import (
     CpuExperts,
     GpuLayers,
     Threads,
-    clear_errors,
     load_spec,
     named_path,
     out_console,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .._lines import print_line
-from ._shared import clear_errors, err_console, out_console, progress_bars, ranges, say
+from .._errors import clear_errors
+from ._shared import out_console, progress_bars, ranges, say
 
 if TYPE_CHECKING:
     from coe.surgery.study.inspect import Inspection
@@ -33,7 +33,7 @@ def inspect(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Access token of the model hub.")] = None,
 ) -> None:
     """Show a model's experts, layers and bytes by kind, and what fewer experts would save."""
-    from ..pull.errors import KEPT, PullError
+    from ..pull.errors import KEPT
     from ..pull.files import HUB
 
     is_remote = model.startswith(HUB)
@@ -43,11 +43,7 @@ def inspect(
             return
         from coe.engine.units import size_text
 
-        try:
-            remote, fetched_bytes = _of_the_hub(model, token)
-        except PullError as error:
-            print_line(err_console, str(error), "red")
-            raise typer.Exit(1) from None
+        remote, fetched_bytes = _of_the_hub(model, token)
         _show(remote.path, experts)
         fetched, whole = size_text(fetched_bytes), size_text(remote.model.size_bytes)
         say(f"{fetched} of {whole} were fetched of {remote.model.repo}, at {remote.model.revision[:12]}.")

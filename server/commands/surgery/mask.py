@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._shared import Experts, MaskKind, clear_errors, progress_bars, ranges, say, with_experts
+from .._errors import clear_errors
+from ._shared import Experts, MaskKind, progress_bars, ranges, say, with_experts
 
 if TYPE_CHECKING:
     from coe.surgery.mask import Mask

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._lines import print_line
-from ._shared import clear_errors, err_console, progress_bars, say
+from .._errors import clear_errors
+from ._shared import progress_bars, say
 
 if TYPE_CHECKING:
     from coe.surgery.parent import Parent
@@ -44,17 +44,12 @@ def mask_of(
         from coe.surgery.parent import Parent
         from coe.surgery.recover.recover import recover
 
-        from ..pull.errors import PullError
         from ..pull.files import HUB
 
         whole = Parent.open(parent)
         if specialist.startswith(HUB):
             require_output(out, whole.paths)
-            try:
-                _of_the_hub(specialist, whole, out, nearest, token)
-            except PullError as error:
-                print_line(err_console, str(error), "red")
-                raise typer.Exit(1) from None
+            _of_the_hub(specialist, whole, out, nearest, token)
         else:
             require_output(out, [Path(specialist), *whole.paths])
             with progress_bars() as bars:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .._errors import clear_errors
 from .._extras import PLOTS, require
-from ._shared import Criterion, clear_errors, say
+from ._shared import Criterion, say
 
 
 def plan(

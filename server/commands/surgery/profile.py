@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from .._errors import clear_errors
 from .._extras import PLOTS, require
-from ._shared import CpuExperts, GpuLayers, Threads, clear_errors, load_spec, out_console, progress_bars, say, tried
+from ._shared import CpuExperts, GpuLayers, Threads, load_spec, out_console, progress_bars, say, tried
 
 if TYPE_CHECKING:
     from coe.engine.spec import LoadSpec

@@ -17,10 +17,10 @@ from ...runtime.budget import find_room
 from ...runtime.builds.order import machine_of, order_of
 from ...runtime.builds.process import BuildProcess, prepare
 from .._bars import Bars
+from .._errors import STOPPED_EXIT
 from .._lines import print_line
 
 _LOOK_EVERY_S = 0.3
-_STOPPED_EXIT = 130  # what shells give for a Ctrl-C
 _ASIDE_EXIT = 3  # made and judged, and not released
 
 
@@ -46,7 +46,7 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
         return _ASIDE_EXIT
     if ended.state is BuildState.STOPPED:
         err.print(f"Stopped. The same command goes on from there: coe build {specialist.name}", markup=False)
-        return _STOPPED_EXIT
+        return STOPPED_EXIT
     print_line(err, f"The build failed. {ended.message} {ended.remedy}", "red")
     return 1
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .._errors import clear_errors
 from .._lines import print_line
-from ._shared import Experts, MaskKind, clear_errors, err_console, progress_bars, say, with_experts
+from ._shared import Experts, MaskKind, err_console, progress_bars, say, with_experts
 
 
 def verify(
