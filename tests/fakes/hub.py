@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,3 +164,27 @@ def played(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def interrupted(hub: FakeHub, command: Sequence[str], *, downloads: int = 1, answers: bool = True) -> tuple[int, str]:
+    """A Ctrl-C for a Python process while its n-th download waits for an answer: its exit status, and all that it said.
+
+    answers: whether that answer comes once the signal was sent; else not before the process has ended.
+    """
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        if len(hub.downloads) >= downloads:
+            waiting.set()
+            go_on.wait()
+
+    hub.before_download = wait
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    waiting.wait()
+    process.send_signal(signal.SIGINT)
+    if answers:
+        go_on.set()
+    said, _ = process.communicate(timeout=120)
+    hub.before_download = None
+    go_on.set()
+    return process.returncode, said

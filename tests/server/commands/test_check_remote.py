@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import signal
 import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,7 @@ from coe.server.commands.pull.files import Repository
 from coe.surgery.cut.cut import cut
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from fakes.hub import FakeHub, played
+from fakes.hub import FakeHub, interrupted, played
 from fakes.random_moe import random_mask, write_random_moe
 
 pytestmark = pytest.mark.model
@@ -369,23 +365,8 @@ def test_the_table_fits_a_terminal(width: int, parent: Parent, hub: FakeHub, fol
 
 def test_ctrl_c_ends_it_with_a_line(parent: Parent, hub: FakeHub, folder: Path) -> None:
     """In a process of its own, which is interrupted while its request waits for an answer."""
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        go_on.wait()
-
-    hub.before_download = wait
-    process = subprocess.Popen(
-        [sys.executable, "-m", "coe.server.cli", "check", str(roster(folder, on_hub("coder"))), "--remote"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    waiting.wait()
-    process.send_signal(signal.SIGINT)
-    go_on.set()
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    path = str(roster(folder, on_hub("coder")))
+    status, said = interrupted(hub, ["-m", "coe.server.cli", "check", path, "--remote"])
+    assert status == 130, said
     assert "Stopped. What was fetched is kept" in said
     assert "Traceback" not in said

@@ -7,10 +7,7 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +31,7 @@ from coe.surgery.files import sha256_of
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from fakes.full_disk import files_of_at_most
-from fakes.hub import COMMIT, FakeHub, played
+from fakes.hub import COMMIT, FakeHub, interrupted, played
 from fakes.random_moe import random_mask, write_random_moe
 
 REPO = "someone/half-GGUF"
@@ -421,31 +418,14 @@ def test_two_commands_do_not_fetch_the_same_file(hub: FakeHub, mask: Mask, folde
 
 def test_ctrl_c_keeps_what_has_come(hub: FakeHub, mask: Mask, folder: Path) -> None:
     """In a process of its own, which is interrupted while its third request waits for an answer that never comes."""
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        if len(hub.downloads) >= 3:
-            waiting.set()
-            go_on.wait()
-
-    hub.before_download = wait
-    process = subprocess.Popen(
-        [sys.executable, "-c", STEPS, "mask-of", f"hf:{REPO}", "--parent", "parent.gguf"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    waiting.wait()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    go_on.set()
-    assert process.returncode == 130, said
+    command = ["-c", STEPS, "mask-of", f"hf:{REPO}", "--parent", "parent.gguf"]
+    status, said = interrupted(hub, command, downloads=3, answers=False)
+    assert status == 130, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not (folder / "mask.json").exists()
     record = next(path for path in kept(folder) if path.name.endswith(".ranges"))
     assert json.loads(record.read_text())["there"]
-    hub.before_download = None
     hub.downloads.clear()
     done(f"hf:{REPO}")
     assert "bytes=0-4095" not in hub.ranges

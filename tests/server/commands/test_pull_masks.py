@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -24,7 +20,7 @@ from coe.surgery import parent as parents
 from coe.surgery.cut.cut import cut
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
-from fakes.hub import COMMIT, FakeHub, played
+from fakes.hub import COMMIT, FakeHub, interrupted, played
 from fakes.published_college import Pulled, file_of, mask_of, publish, repository, small_steps
 from fakes.random_moe import random_mask, write_random_moe
 
@@ -347,27 +343,9 @@ def test_ctrl_c_ends_requests_that_wait_and_keeps_what_came(
     hub: FakeHub, college: Pulled, masks: dict[str, Mask]
 ) -> None:
     """In a process of its own. No answer comes before that process has ended."""
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        if len(hub.downloads) >= 9:
-            waiting.set()
-            go_on.wait()
-
-    hub.before_download = wait
-    path = college.roster.path
-    process = subprocess.Popen(
-        [sys.executable, "-c", STEPS, "pull", "--masks", "--roster", str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    waiting.wait()
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    hub.before_download = None
-    go_on.set()
-    assert process.returncode == 130, said
+    command = ["-c", STEPS, "pull", "--masks", "--roster", str(college.roster.path)]
+    status, said = interrupted(hub, command, downloads=9, answers=False)
+    assert status == 130, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not college.path("python").exists()

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import signal
 import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +34,7 @@ from coe.server.runtime import predictions
 from coe.surgery.cut.cut import cut
 from coe.surgery.errors import CutError
 from coe.surgery.parent import Parent
-from fakes.hub import FakeHub, played
+from fakes.hub import FakeHub, interrupted, played
 from fakes.pool_world import both, host
 from fakes.random_moe import random_mask, write_random_moe
 
@@ -410,24 +406,8 @@ def test_a_token_goes_to_the_hub_alone(dry_runs: Played, hub: FakeHub, parent: P
 
 def test_ctrl_c_is_one_line(hub: FakeHub, parent: Path) -> None:
     """In a process of its own, which is interrupted while its request waits for an answer."""
-    waiting, go_on = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        go_on.wait()
-
     hub.repositories[REPO] = {"x.gguf": parent.read_bytes()}
-    hub.before_download = wait
-    process = subprocess.Popen(
-        [sys.executable, "-m", "coe.server.cli", "fit", f"hf:{REPO}", "--vram", "1 GiB"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    waiting.wait()
-    process.send_signal(signal.SIGINT)
-    go_on.set()
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
+    status, said = interrupted(hub, ["-m", "coe.server.cli", "fit", f"hf:{REPO}", "--vram", "1 GiB"])
+    assert status == 130, said
     assert "Stopped. What was fetched is kept" in said
     assert "Traceback" not in said
