@@ -406,14 +406,18 @@ class Pool:
     def _refuse_unfitting(self, views: Sequence[WaiterView], residents: Sequence[ResidentView]) -> bool:
         """Refuse waiters as newcomers are that can never fit: since they came, what they ask for, or what is pinned,
         was found to need more. Gives whether there were any."""
-        never = {view.id: never_fits(view, residents, self.limits.budget) for view in views}
-        for waiter in list(self._queue.waiters):
-            refusal = never[waiter.id]
+        found: dict[tuple[str, tuple[str, ...], int], Refusal | None] = {}
+        for waiter, view in zip(list(self._queue.waiters), views, strict=True):
+            # Those that wait for one load need the same, and are looked at once; each reservation says what it needs.
+            load = view.group, view.devices, view.id if isinstance(waiter, ReservationWaiter) else 0
+            if load not in found:
+                found[load] = never_fits(view, residents, self.limits.budget)
+            refusal = found[load]
             if refusal is not None:
                 _report(waiter, "refuse %s: %s", waiter.name, refusal)
                 self._queue.fail([waiter], self._unfitting(waiter, refusal))
                 self._restore_for(waiter)
-        return any(refusal is not None for refusal in never.values())
+        return any(refusal is not None for refusal in found.values())
 
     def _set_timer(self, now: float) -> None:
         """Replan when a waiter's bound passes, a resident expires, idle time begins, or cards are to be looked at."""
