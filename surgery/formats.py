@@ -53,7 +53,7 @@ _DRAFT: Final = "mtp"
 def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO, experts: float | None = None) -> Mask:
     """The mask in a file, for this parent.
 
-    experts: how many a layer keeps in place of the mask's own number, or a share of all (`Mask.count`).
+    experts: how many a layer keeps in place of the mask's own number, or a share of all (`Mask.resized`).
 
     Ours are bound to a parent by its hash. Those of other tools name none: they are checked against the parent's layers
     and number of experts alone, and are bound to it from then on. They may be
@@ -73,12 +73,8 @@ def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO, expert
     if _is_ours(content):
         mask = Mask.from_json(content)
         mask.require_parent(parent)
-        return _resized(mask.with_router_of(parent), experts)
-    return _resized(_read_foreign(content, path, parent, MaskKind(kind)), experts)
-
-
-def _resized(mask: Mask, experts: float | None) -> Mask:
-    return mask if experts is None else mask.keeping(mask.count(experts))
+        return mask.with_router_of(parent).resized(experts)
+    return _read_foreign(content, path, parent, MaskKind(kind)).resized(experts)
 
 
 def write_mask(mask: Mask, path: Path, form: str = MaskForm.MASK) -> None:
@@ -126,13 +122,13 @@ def names_parent(path: Path) -> bool:
 def experts_kept(path: Path, parent: Parent, wanted: float | None = None) -> int:
     """Experts a layer that a mask keeps. The parent's bytes are not hashed: a mask of ours may be another parent's.
 
-    wanted: in place of the mask's own number, see `Mask.count`.
+    wanted: in place of the mask's own number, see `Mask.resized`.
 
     Raises MaskError as read_mask does.
     """
     content = _content(path)
     if _is_ours(content):
-        return _resized(Mask.from_json(content), wanted).n_keep
+        return Mask.from_json(content).resized(wanted).n_keep
     experts = parent.experts
     unhashed = Identity(
         parent.name,
@@ -143,7 +139,7 @@ def experts_kept(path: Path, parent: Parent, wanted: float | None = None) -> int
         experts.n_used,
         experts.n_groups,
     )
-    return _resized(_read_foreign(content, path, unhashed, MaskKind.AUTO), wanted).n_keep
+    return _read_foreign(content, path, unhashed, MaskKind.AUTO).resized(wanted).n_keep
 
 
 def _content(path: Path) -> Any:

@@ -108,14 +108,18 @@ class Mask:
             ranking = {layer: tuple(map(int, row)) for layer, row in zip(parent.layers, order, strict=True)}
         return cls(parent, keep, provenance or Provenance(), ranking)
 
-    def count(self, wanted: float) -> int:
-        """Experts a layer that are asked for by their number (int), or as a share of all (float, to 1), rounded down to
-        what the groups allow. Raises MaskError for a share that is none."""
-        if isinstance(wanted, int):
-            return wanted
+    def resized(self, wanted: float | None) -> Mask:
+        """The mask with as many experts as are asked for: by their number (int), as a share of all (float, to 1),
+        rounded down to what the groups allow, or its own number (None).
+
+        Raises MaskError for a share that is none, and where `keeping` does.
+        """
+        if wanted is None or isinstance(wanted, int):
+            return self if wanted is None else self.keeping(wanted)
         if not 0 < wanted <= 1:
             raise MaskError(f"{wanted:g} is no share of the experts.", "Write 0.75 for three quarters of them, or 64.")
-        return int(wanted * self.parent.n_expert) // self.parent.n_groups * self.parent.n_groups
+        n_groups = self.parent.n_groups
+        return self.keeping(int(wanted * self.parent.n_expert) // n_groups * n_groups)
 
     def can_keep(self, n_keep: int) -> bool:
         """Whether `keeping` gives a mask for so many experts."""

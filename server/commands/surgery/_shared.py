@@ -96,7 +96,7 @@ def with_experts(mask: Mask, experts: str | None) -> Mask:
         wanted = int(experts) if experts.isdecimal() else float(experts)
     except ValueError:
         raise MaskError(f"{experts!r} is no number of experts.", "Write --experts 64, or --experts 0.75.") from None
-    return mask.keeping(mask.count(wanted))
+    return mask.resized(wanted)
 
 
 def prefixed_path(text: str) -> tuple[str, Path]:
