@@ -137,18 +137,12 @@ class Mask:
         parent = self.parent
         if n_keep == self.n_keep:
             return self
-        if n_keep > parent.n_expert:
-            raise MaskError(f"{parent.name} has {parent.n_expert} experts a layer, not {n_keep}.", "Keep fewer.")
+        require_count(parent, n_keep)
         if not self.ranking and n_keep != parent.n_expert:
             raise MaskError(
                 f"The mask keeps {self.n_keep} experts a layer and ranks none, so that it does not say which would be "
                 f"the {n_keep}.",
                 f"Keep {self.n_keep} or all {parent.n_expert}, or plan a mask (coe plan), which ranks them.",
-            )
-        if n_keep % parent.n_groups:
-            raise MaskError(
-                f"{n_keep} experts cannot be shared out among the {parent.n_groups} groups of {parent.name}.",
-                f"Keep a multiple of {parent.n_groups}.",
             )
         keep = {
             layer: _first(self.ranking.get(layer, range(parent.n_expert)), n_keep, parent) for layer in parent.layers
@@ -248,6 +242,29 @@ class Mask:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MaskError(f"The mask file lacks something or says too much: {error}.", "Make it again.") from error
         return cls(parent, keep, provenance, ranking)
+
+
+def require_count(parent: Identity, n_keep: int) -> None:
+    """Raises MaskError when a parent's layers cannot keep so many experts."""
+    if n_keep < parent.n_used:
+        raise MaskError(
+            f"{n_keep} experts a layer are too few: every token of {parent.name} uses {parent.n_used}.",
+            f"Keep at least {parent.n_used}.",
+        )
+    if n_keep > parent.n_expert:
+        raise MaskError(
+            f"{parent.name} has {parent.n_expert} experts a layer, not {n_keep}.", f"Keep {parent.n_expert} at most."
+        )
+    if n_keep % parent.n_groups:
+        raise MaskError(
+            f"{n_keep} experts cannot be shared out among the {parent.n_groups} groups of {parent.name}.",
+            f"Keep a multiple of {parent.n_groups}.",
+        )
+    if parent.n_groups > 1 and n_keep < 2 * parent.n_groups:
+        raise MaskError(
+            f"{n_keep} experts are too few: each of {parent.n_groups} groups is judged by its best two.",
+            f"Keep at least {2 * parent.n_groups}.",
+        )
 
 
 def _by_layer(content: Any) -> dict[int, tuple[Any, ...]]:

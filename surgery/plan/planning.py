@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ParentMismatchError, ProfileError
-from ..mask import ExpertSwap, Mask, Pin, Provenance
+from ..mask import ExpertSwap, Mask, Pin, Provenance, require_count
 from ..profile.profile import Profile
 from . import drop_map, three_pass
 from .criteria import score
 from .methods import DropMap, SelectionMethod, ThreePass, TopK
 from .presets import PRESETS
-from .selection import Kept, best, exchanged, pinned, ranked, require_count, top_k
+from .selection import Kept, best, exchanged, pinned, ranked, top_k
 
 
 def plan(

@@ -38,27 +38,6 @@ def ranked(keys: Sequence[NDArray[Any]]) -> NDArray[np.int_]:
     return np.lexsort([-np.asarray(key, np.float64) for key in reversed(keys)], axis=-1)
 
 
-def require_count(parent: Identity, n_keep: int) -> None:
-    """Raises MaskError when a parent's layers cannot keep so many experts."""
-    if n_keep < parent.n_used:
-        raise MaskError(
-            f"{n_keep} experts a layer are too few: every token of {parent.name} uses {parent.n_used}.",
-            f"Keep at least {parent.n_used}.",
-        )
-    if n_keep > parent.n_expert:
-        raise MaskError(f"{parent.name} has {parent.n_expert} experts a layer, not {n_keep}.", "Keep fewer.")
-    if n_keep % parent.n_groups:
-        raise MaskError(
-            f"{n_keep} experts cannot be shared out among the {parent.n_groups} groups of {parent.name}.",
-            f"Keep a multiple of {parent.n_groups}.",
-        )
-    if parent.n_groups > 1 and n_keep < 2 * parent.n_groups:
-        raise MaskError(
-            f"{n_keep} experts are too few: each of {parent.n_groups} groups is judged by its best two.",
-            f"Keep at least {2 * parent.n_groups}.",
-        )
-
-
 def pinned(parent: Identity, pins: Sequence[Pin], n_keep: int) -> Kept:
     """[L, E]: True where an expert is pinned. Raises MaskError for pins that do not exist or do not fit."""
     fixed = np.zeros((len(parent.layers), parent.n_expert), np.bool_)

@@ -12,7 +12,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from ..errors import ProfileError
-from ..plan.selection import Kept, require_count, top_k
+from ..mask import require_count
+from ..plan.selection import Kept, top_k
 from .compare import f_scores
 from .document_counts import DocumentCounts
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..mask import require_count
 from ..plan.criteria import found_criterion, score
-from ..plan.selection import require_count, top_k
+from ..plan.selection import top_k
 from ..profile.corpus import Corpus
 from ..profile.profile import Profile
 from ..profile.run import profile_corpus

@@ -18,8 +18,8 @@ from coe.engine.spec import Footprint, LoadSpec
 from ..architectures import Experts, expert_bytes, experts_of, is_per_expert
 from ..cut.gguf_writer import padded, read_raw_header
 from ..errors import ArchitectureError
+from ..mask import require_count
 from ..parent import Identity
-from ..plan.selection import require_count
 
 CONTEXTS: Final = (16_384, 65_536)
 _SHARES: Final = ((3, 4), (1, 2), (3, 8), (1, 4))

@@ -105,7 +105,9 @@ class TestOtherCounts:
         with pytest.raises(MaskError, match=r"ranks none.* which would be the 6\..*Keep 4 or all 8"):
             mask.keeping(6)
 
-    @pytest.mark.parametrize(("count", "why"), [(9, "has 8 experts a layer, not 9"), (1, "every token uses 2")])
+    @pytest.mark.parametrize(
+        ("count", "why"), [(9, "has 8 experts a layer, not 9"), (1, "every token of parent uses 2")]
+    )
     def test_counts_that_cannot_be_are_refused(self, count: int, why: str) -> None:
         mask = Mask(identity(layers=1, experts=8, used=2), {0: (1, 2)}, ranking={0: (1, 2, 0, 3, 4, 5, 6, 7)})
         with pytest.raises(MaskError, match=why):

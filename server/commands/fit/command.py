@@ -130,6 +130,10 @@ def as_values(table: Table) -> dict[str, Any]:
 
 def show(table: Table, out: Console) -> None:
     """Print the rows, what there is to say of them, and the verdict."""
+    if not table.rows:
+        for line in (*table.remarks, verdict(table)):
+            print_line(out, line)
+        return
     where = "VRAM" if table.on_gpu else "memory"
     print_line(out, f"Budget {table.budget}; {where} with one conversation, and how many such residents fit at once:")
     out.print(_grid(table))
