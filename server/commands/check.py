@@ -79,12 +79,11 @@ def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Ros
         room = await find_room(roster)
         resolved = await resolve(roster, room.residents, scratch=scratch)
         entries = resolved.availability
-        # What its settings keep from being served is not helped by being made.
-        settled = {
-            name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance is Hindrance.REFUSED
-        }
+        # What its settings or the budget keep from being served is not helped by being made.
+        in_vain = (Hindrance.REFUSED, Hindrance.OVER_BUDGET)
+        settled = {name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance in in_vain}
         counts = {name: fit.chosen for fit in resolved.fits for name in fit.names}
-        to_build = await sizes_to_come(roster.with_experts(counts), dry_run=True)
+        to_build = await sizes_to_come(roster.with_experts(counts), dry_run=True, budget=room.residents)
         return resolved, room, {name: plan for name, plan in to_build.items() if name not in settled}
 
     with tempfile.TemporaryDirectory(prefix="coe-check-") as scratch:
@@ -109,7 +108,11 @@ def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Ros
         f"Beside the budget, {title} takes {size_text(memory.host_bytes)} of host memory."
         for title, memory in room.held.items()
     ]
-    fits = [f"experts (fit): {', '.join(fit.names)}: each layer keeps {fit.text}" for fit in resolved.fits]
+    fits = [
+        f"experts (fit): {', '.join(fit.names)}: each layer keeps {fit.text}"
+        for fit in resolved.fits
+        if not fit.lacking
+    ]
     doubts += [f"{', '.join(fit.names)}: {fit.doubt}" for fit in resolved.fits if fit.doubt]
     later = [
         f"Sharing a resident: {', '.join(names)}. What a change moves is known once their masks are there."
@@ -177,7 +180,8 @@ def print_report(
     if more := [name for name in fitting if name in away.names]:
         print_line(out, f"{len(more)} of {len(entries)} can be served when they are fetched. {pull_remedy(more)}")
     if not servable and any(not plan.missing for plan in to_build.values()):
-        print_line(out, "Nothing in this roster can be served before it is built.")
+        ways = sorted({plan.how for plan in to_build.values() if not plan.missing})
+        print_line(out, f"Nothing in this roster can be served before it is {' or '.join(ways)}.")
         return 0
     if not servable:
         print_line(

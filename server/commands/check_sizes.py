@@ -10,6 +10,8 @@ from pathlib import Path
 
 from coe.engine.errors import EngineError
 from coe.engine.pool.memory import predict
+from coe.engine.pool.places import Memory
+from coe.engine.units import size_text
 from coe.surgery.build.job import Job
 from coe.surgery.build.preflight import check, specialist_bytes
 from coe.surgery.errors import SurgeryError
@@ -22,18 +24,20 @@ from ..runtime.builds.order import order_of
 from ..runtime.mask_models import masked, uncut
 
 
-async def sizes_to_come(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
+async def sizes_to_come(roster: Roster, *, dry_run: bool, budget: Memory | None = None) -> dict[str, ToBuild]:
     """Of every specialist that has yet to be built, or cut, by name.
 
-    dry_run: ask llama.cpp what the parents would take.
+    dry_run: ask llama.cpp what the parents would take. budget: of the residents, None where it is not known.
     """
-    return await sizes_to_build(roster, dry_run=dry_run) | await sizes_to_cut(roster, dry_run=dry_run)
+    to_build = await sizes_to_build(roster, dry_run=dry_run, budget=budget)
+    return to_build | await sizes_to_cut(roster, dry_run=dry_run)
 
 
-async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
+async def sizes_to_build(roster: Roster, *, dry_run: bool, budget: Memory | None = None) -> dict[str, ToBuild]:
     """About what each specialist that is yet to be built will come to, by name, from the headers of its parent.
 
-    dry_run: ask llama.cpp what the parents would take.
+    dry_run: ask llama.cpp what the parents would take. budget: of the residents, None where it is not known; what is
+    larger than all of it is in vain.
     """
     sizes = {}
     for specialist in roster.specialists:
@@ -46,7 +50,13 @@ async def sizes_to_build(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]
             size = specialist_bytes(parent, order.experts)
             gone = sum(path.stat().st_size for path in parent.paths) - size
             whole = (await predict(specialist.load_spec(order.parent))).footprint.total_bytes if dry_run else None
-            sizes[specialist.name] = ToBuild(size, None if whole is None else max(whole - gone, 0))
+            total = None if whole is None else max(whole - gone, 0)
+            in_vain = ""
+            if budget is not None and total is not None and total > budget.total_bytes:
+                in_vain = (
+                    f"It would take about {size_text(total)}; the budget is {budget}. Keep fewer experts, or raise it."
+                )
+            sizes[specialist.name] = ToBuild(size, total, in_vain)
         except (SurgeryError, EngineError) as error:
             sizes[specialist.name] = ToBuild(missing=str(error))
     return sizes

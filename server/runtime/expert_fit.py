@@ -171,8 +171,9 @@ class Chosen:
 async def choose_experts(roster: Roster, fitter: Fitter) -> Chosen:
     """How many experts each mask of the roster keeps that says `experts: fit`.
 
-    Masks of one parent that are loaded alike get one number, so that they share their residents. What is pinned beside
-    them has its room. The probing loads are not kept among the fitter's.
+    Masks of one parent that are loaded alike get one number, so that they share their residents. What is pinned has its
+    room beside as many residents as the roster wants: others' first, then those of masks that are pinned, which leave
+    that room. The probing loads are not kept among the fitter's.
     """
     wanted = [
         one for one in roster.specialists if one.experts == "fit" and one.mask is not None and not one.awaits_mask
@@ -186,11 +187,20 @@ async def choose_experts(roster: Roster, fitter: Fitter) -> Chosen:
     with tempfile.TemporaryDirectory(prefix="coe-fit-") as folder:
         prober.folder = Path(folder)
         kept = await prober.pinned(wanted)
-        for members in _alike([one for one in wanted if one.name in masks], masks):
+        groups = _alike([one for one in wanted if one.name in masks], masks)
+        has_room = {one.name for one in roster.specialists if one.pin and one not in wanted}
+        for members in sorted(groups, key=lambda members: not _is_pinned(members)):
+            has_room.update(one.name for one in members if _is_pinned(members))
+            is_kept = _is_pinned(members) and any(one.name not in has_room for one in roster.specialists)
+            residents = roster.pool.residents + is_kept
             try:
-                fits.append(await prober.fit(members, [masks[one.name] for one in members], kept))
+                fit, memory = await prober.fit(members, [masks[one.name] for one in members], kept, residents)
             except EngineError as error:
                 missing |= {one.name: (error.message, error.remedy) for one in members}
+                continue
+            fits.append(fit)
+            if _is_pinned(members):
+                kept += memory
     counts |= {name: fit.chosen for fit in fits for name in fit.names}
     return Chosen(tuple(fits), counts, missing)
 
@@ -226,6 +236,11 @@ def _alike(wanted: Sequence[Specialist], masks: Mapping[str, Mask]) -> list[list
     return list(found.values())
 
 
+def _is_pinned(members: Sequence[Specialist]) -> bool:
+    """Whether a resident of theirs stays for good."""
+    return any(one.pin for one in members)
+
+
 @dataclass
 class _Prober:
     """Tries out loads that are not kept, with skeletons in a folder that goes again."""
@@ -246,17 +261,20 @@ class _Prober:
                     found[spec] = booked_memory(footprint, self.fitter.budget, spec.devices)
         return Memory.total(found.values())
 
-    async def fit(self, members: Sequence[Specialist], masks: Sequence[Mask], kept: Memory) -> ExpertFit:
-        """What fits beside what is kept. Raises the EngineError of a load that cannot be tried."""
+    async def fit(
+        self, members: Sequence[Specialist], masks: Sequence[Mask], kept: Memory, residents: int
+    ) -> tuple[ExpertFit, Memory]:
+        """What fits beside what is kept, so many residents at once, and what one takes. Raises the EngineError of a
+        load that cannot be tried."""
         choices = choices_of(masks)
-        counts, budget, residents = choices.counts, self.fitter.budget - kept, self.roster.pool.residents
+        counts, budget = choices.counts, self.fitter.budget - kept
         if any(member.cpu_expert_layers == "auto" for member in members):
             # Rather experts in host memory than fewer of them.
             counts = tuple(n for n in counts if n >= choices.planned[0])
-        chosen, line = await self.largest(members[0], counts, budget, self.ram_budget)
+        chosen, line = await self.largest(members[0], counts, budget, residents, self.ram_budget)
         if self.ram_budget and (chosen or 0) < choices.planned[0]:
             # A load that is short of host memory goes without that for conversations, too.
-            without = await self.largest(members[0], counts, budget, 0)
+            without = await self.largest(members[0], counts, budget, residents, 0)
             if (without[0] or 0) > (chosen or 0):
                 chosen, line = without
         names = tuple(one.name for one in members)
@@ -269,7 +287,7 @@ class _Prober:
             names, choices.n_expert, chosen or choices.planned[0], choices.planned, shown, lacking=lacking
         )
         _log.info("%s: each layer keeps %s", ", ".join(names), found.text)
-        return found
+        return found, line.at(found.chosen)
 
     @property
     def ram_budget(self) -> int:
@@ -278,10 +296,9 @@ class _Prober:
         return 0 if size == "auto" else size
 
     async def largest(
-        self, one: Specialist, counts: Sequence[int], budget: Memory, ram_budget: int
+        self, one: Specialist, counts: Sequence[int], budget: Memory, residents: int, ram_budget: int
     ) -> tuple[int | None, Line]:
         """The most experts with which as many residents fit as are to; what residents take by their number."""
-        residents = self.roster.pool.residents
         few, many = [await self.take(one, count, ram_budget) for count in (counts[0], counts[-1])]
         line = Line(counts[0], counts[-1], few.memory, many.memory, many.cards)
         left = counts

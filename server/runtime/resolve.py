@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,7 +93,7 @@ async def resolve(
     sharers = [one for one in located.values() if one.entry.share is not False and one.entry.name not in unshared]
     sharers = [one for one in sharers if not one.entry.embeddings and one.entry.name not in wrong]
     prepared: dict[str, MaskSource | Missing] = {}
-    if any(one.entry.mask is not None for one in sharers):
+    if any(one.entry.mask is not None for one in (*sharers, *_uncut(located.values()))):
         prepared = await prepare_masks(roster, scratch, located.keys() - unfit.keys())
     missing: dict[str, Missing] = {n: it for n, it in prepared.items() if not isinstance(it, MaskSource)}
     found = await find_groups(_contenders(sharers, prepared))
@@ -112,6 +112,10 @@ async def resolve(
             why_unshared |= {member.name: shared for member in members}
     masks = {name for name, one in located.items() if one.entry.mask is not None}
     filled = masks & loads.keys()
+    uncut = [one for one in _uncut(located.values()) if one.entry.name not in filled]
+    too_large = await _too_large(uncut, prepared, fitter)
+    loads |= too_large
+    filled |= too_large.keys()
     if scratch is None and (to_cut := masks - filled - missing.keys() - wrong.keys()):
         missing |= await cut_masked(roster, to_cut)
         located |= {one.entry.name: one for one in await asyncio.to_thread(locate, roster, to_cut)}
@@ -157,6 +161,33 @@ def _contenders(sharers: Sequence[Located], prepared: Mapping[str, MaskSource | 
         elif source is None and one.location.path is not None:
             contenders.append(Contender(name, one.entry.load_spec(one.location.path)))
     return contenders
+
+
+def _uncut(located: Iterable[Located]) -> list[Located]:
+    """Those that are masks and have no file of their own."""
+    return [one for one in located if one.entry.mask is not None and one.location.path is None]
+
+
+async def _too_large(
+    uncut: Sequence[Located], prepared: Mapping[str, MaskSource | Missing], fitter: Fitter
+) -> dict[str, LoadSpec]:
+    """Loads of skeletons that are over the budget: to find that out no file of gigabytes has to be cut first."""
+    sources = [(one.entry, prepared.get(one.entry.name)) for one in uncut]
+    tried = [
+        (entry, fitter.on_cards(entry.load_spec(source.skeleton)))
+        for entry, source in sources
+        if isinstance(source, MaskSource)
+    ]
+    await fitter.predictions.make(tried)
+    found = {}
+    for entries, spec in _by_spec(tried):
+        fitted = await fitter.fitted(entries, spec)
+        result = fitter.predictions.of(fitted)
+        if result is None:
+            continue  # what is wrong with it shows once it is cut
+        if booked_memory(result.footprint, fitter.budget, fitted.devices).short_of(fitter.budget):
+            found |= {entry.name: fitted for entry in entries}
+    return found
 
 
 def _filled_location(roster: Roster, entry: Specialist) -> Location:

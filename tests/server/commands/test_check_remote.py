@@ -340,6 +340,9 @@ def test_a_specialist_that_is_built_of_a_parent_on_the_hub_is_estimated(
     _, said = checked(roster(folder, entry("law", build=build), parent=source))
     assert "to be built" in said
     assert "to fetch: law is made of it." in said
+    _, said = checked(roster(folder, entry("law", build=build), parent=source, pool={"vram_budget": "1 MiB"}))
+    assert "It would take about" in said
+    assert "the budget is 1.0 MiB. Keep fewer experts, or raise it." in said
     own = {**build, "parent": {"repo": WHOLE, "pattern": "*.gguf"}}
     _, said = checked(roster(folder, entry("law", build=own)))
     assert "to be built" in said

@@ -22,6 +22,8 @@ from coe.server.roster.source import RosterError
 from coe.server.runtime.availability import Hindrance, Servable, Unavailable
 from coe.server.runtime.expert_fit import ExpertFit, Line, budgets_shown, choices_of, largest
 from coe.server.runtime.resolve import Resolved, resolve
+from coe.server.runtime.what_fits import assign
+from coe.server.runtime.what_fits import residents as distinct_residents
 from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from fakes.pool_world import CARD, both, host
@@ -129,6 +131,10 @@ def experts_of(found: Resolved) -> set[int]:
     return {read_header(item.spec.path).count("expert_count") for item in items}
 
 
+def cut_files(folder: Path) -> list[str]:
+    return sorted(path.name.rpartition("-")[0] for path in (folder / "models" / "cut").glob("[!s]*.gguf"))
+
+
 PLENTY = host(2**40)
 
 
@@ -144,8 +150,7 @@ class TestOnAMachine:
         for count in (6, 5):
             found = await resolve(roster_in(tmp_path, parent, experts=count, share=False), PLENTY)
             assert experts_of(found) == {count}
-        cut = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "models" / "cut").glob("*.gguf"))
-        assert cut == ["law", "math"], "what was cut before is gone"
+        assert cut_files(tmp_path) == ["law", "math"], "what was cut before is gone"
 
     @pytest.mark.parametrize("count", [3, 5])
     async def test_as_many_as_there_is_room_for(self, tmp_path: Path, parent: Path, count: int) -> None:
@@ -174,6 +179,24 @@ class TestOnAMachine:
         (fit,) = (await resolve(roster, host(int((pinned + five + six) / 0.99)))).fits
         assert fit.chosen == 5
 
+    async def test_what_is_pinned_among_them_leaves_room_for_the_others(self, tmp_path: Path, parent: Path) -> None:
+        roster = roster_in(tmp_path, parent, experts="fit")
+        text = yaml.safe_load(roster.path.read_text())
+        text["specialists"][0] |= {"context_tokens": 512}  # a load of its own
+        text["specialists"][1] |= {"pin": True}
+        roster.path.write_text(yaml.safe_dump(text))
+        roster = load_roster(roster.path)
+        sizes = {}
+        for count in (5, 6):
+            fixed = await resolve(roster.with_experts({"law": count, "math": count}), PLENTY)
+            sizes[count] = total(fixed) + total(fixed, "math")
+        found = await resolve(roster, host(int((sizes[5] + sizes[6]) / 2 / 0.99)))
+        assert [fit.names for fit in found.fits] == [("math",), ("law",)]
+        assert all(fit.chosen in (5, 6) for fit in found.fits)
+        plans = distinct_residents(found.availability, found.budget)
+        assert assign(plans, found.budget) is not None, "both at once"
+        assert all(isinstance(item, Servable) for item in found.availability.values())
+
     async def test_memory_for_conversations_gives_way_where_the_planned_number_would_not_fit(
         self, tmp_path: Path, parent: Path
     ) -> None:
@@ -190,6 +213,7 @@ class TestOnAMachine:
         assert item.hindrance is Hindrance.OVER_BUDGET
         (fit,) = found.fits
         assert "Not even 2 experts a layer let a resident fit" in fit.doubt
+        assert not cut_files(tmp_path), "nothing is cut for that"
 
     async def test_a_mask_of_another_tool_keeps_its_own_number(self, tmp_path: Path, parent: Path) -> None:
         roster = roster_in(tmp_path, parent, experts="fit")

@@ -14,6 +14,7 @@ import yaml
 from random_model import Shape, write_random_model
 from rich.console import Console
 
+from coe.engine.errors import UnavailableError
 from coe.engine.swap.fingerprints import read_weights
 from coe.engine.swap.plan import mismatch, plan_swap
 from coe.server.commands.check import check_roster
@@ -328,3 +329,19 @@ def test_check_says_what_is_to_be_cut_and_how_large_it_will_be(folder: Path, par
     assert isinstance(out.file, io.StringIO)
     assert "to be cut" in out.file.getvalue()
     assert not (folder / "models").exists(), "looking changes nothing"
+
+
+@pytest.mark.parametrize("share", ["auto", False])
+def test_what_would_be_over_the_budget_is_told_so_and_not_cut(folder: Path, parent: Path, share: object) -> None:
+    roster = roster_in(folder, parent, share=share)
+    text = yaml.safe_load(roster.path.read_text())
+    roster.path.write_text(yaml.safe_dump({**text, "pool": {"vram_budget": "20 MiB"}}))
+    said = checked(roster.path, dry_run=True)
+    assert "no: over the budget" in said
+    assert "the budget is 20 MiB. It lacks" in said
+    assert "to be cut" not in said
+
+    with pytest.raises(UnavailableError) as refused:
+        asyncio.run(College.open(load_roster(roster.path)))
+    assert "the budget is 20 MiB" in str(refused.value)
+    assert not list(folder.rglob("law-*.gguf"))
