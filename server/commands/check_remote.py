@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from rich.console import Console
 from coe.engine.errors import EngineError
 from coe.engine.files import remember_sha256, written_beside
 from coe.surgery.errors import MaskError, SurgeryError
+from coe.surgery.formats import read_mask
 from coe.surgery.parent import Parent
 from coe.surgery.weights import Weights
 
@@ -26,6 +28,8 @@ from .check import check_roster
 from .pull.errors import KEPT, PullError
 from .pull.files import EVERYTHING, HubFile, Remedies, Repository, WantedModel, choose_files, pinned
 from .pull.headers import HubHeaders
+
+_log = logging.getLogger(__name__)
 
 _REMEDIES: Final = Remedies(again="check again")
 
@@ -83,6 +87,9 @@ def look_ahead(roster: Roster, token: str | None, tell: Callable[[str, int, int]
                 places.pop(name, None)
     except PullError as error:  # nothing can be kept here
         troubles = dict.fromkeys(absent, str(error))
+    else:
+        fitted = [one.name for one in roster.specialists if one.experts == "fit" and one.name in places]
+        _bind([places[name] for name in fitted if absent[name].mask_of], roster, places)
     parents = frozenset(made.name for name in places for made in absent[name].parent_of)
     masks = frozenset(name for name in places if absent[name].mask_of)
     return Away(_with_headers(roster, places, masks), sizes, parents, masks, troubles)
@@ -156,6 +163,20 @@ def _stand_in(header: Path) -> Path:
     return path
 
 
+def _bind(masks: Sequence[Path], roster: Roster, places: Mapping[str, Path]) -> None:
+    """Bind stand-ins to the roster's parent, where its header is known: then they can keep what the masks that they
+    stand for can, which have no ranking either: their own number of experts, or all. The others keep their own."""
+    parent = places.get(PARENT) or (roster.parent.locate(roster.models_path) if roster.parent is not None else None)
+    if not masks or parent is None:
+        return
+    try:
+        identity = Parent.open(parent).identity()
+        for path in masks:
+            read_mask(path, identity).save(path)
+    except (EngineError, SurgeryError) as error:  # whoever fits them reads the same, and says it of each
+        _log.debug("stand-ins are not bound to %s: %s", parent.name, error)
+
+
 def _with_headers(roster: Roster, places: Mapping[str, Path], masks: Collection[str]) -> Roster:
     """The roster with files in place of repositories. masks: whose files are masks."""
 
@@ -167,8 +188,7 @@ def _with_headers(roster: Roster, places: Mapping[str, Path], masks: Collection[
         if one.name not in places:
             return one
         if one.name in masks:
-            experts = None if one.experts == "fit" else one.experts  # a mask that is read off has no ranking to cut
-            return one.model_copy(update={"mask": str(places[one.name]), "mask_of": None, "experts": experts})
+            return one.model_copy(update={"mask": str(places[one.name]), "mask_of": None})
         if one.build is None or one.build.parent is None:
             return one.model_copy(update=here(one.name))
         parent = one.build.parent.model_copy(update=here(one.name))

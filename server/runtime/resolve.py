@@ -179,7 +179,7 @@ async def _too_large(
         if isinstance(source, MaskSource)
     ]
     await fitter.predictions.make(tried)
-    found = {}
+    found: dict[str, LoadSpec] = {}
     for entries, spec in _by_spec(tried):
         fitted = await fitter.fitted(entries, spec)
         result = fitter.predictions.of(fitted)

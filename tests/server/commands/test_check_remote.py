@@ -173,6 +173,21 @@ def test_what_will_be_a_mask_is_predicted_by_how_many_experts_it_keeps(
     assert sizes in " ".join(line_of("coder", said))
 
 
+def test_what_will_be_a_mask_is_fitted_as_its_mask_will_be(parent: Parent, hub: FakeHub, folder: Path) -> None:
+    whole = {"repo": WHOLE, "pattern": "*.gguf"}
+    path = roster(folder, mask_of("coder", experts="fit"), parent={"model": "someone/whole", **whole})
+    _, said = checked(path)
+    assert "experts (fit): coder: each layer keeps 8 of 8 experts" in said
+    random_mask(parent, 8).save(folder / "mask.json")
+    masked = entry("coder", mask="mask.json", experts=8)
+    _, local = checked(roster(folder, masked, parent={"model": "whole", "file": str(parent.path)}))
+    assert " ".join(line_of("coder", local)[4:8]) in " ".join(line_of("coder", said))
+    _, said = checked(
+        roster(folder, mask_of("coder", experts="fit"), parent={"model": "someone/gone", **whole, "repo": "a/b"})
+    )
+    assert "each layer keeps" not in said, "of a parent that is not known"
+
+
 def test_a_published_specialist_that_is_not_there_is_told_with_its_reason(
     parent: Parent, hub: FakeHub, folder: Path
 ) -> None:
