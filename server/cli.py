@@ -172,10 +172,11 @@ def fit(
     All sums are llama.cpp's own, by dry runs that read no weights. Nothing has to be downloaded first.
     """
     from .commands.fit.command import fit as run
-    from .roster.values import InvalidError, parse_size
+    from .commands.fit.values import parse_budget
+    from .roster.values import InvalidError
 
     try:
-        vram_bytes = None if vram is None else parse_size(int(vram) if vram.isdecimal() else vram)
+        vram_bytes = None if vram is None else parse_budget(vram)
     except InvalidError as error:
         raise typer.BadParameter(f"{error} {error.remedy}".strip(), param_hint="--vram") from None
     contexts = context or (16_384, 65_536)
