@@ -19,7 +19,7 @@ from coe.surgery.parent import Parent
 from ..roster.models import Roster
 from ..runtime.availability import ToBuild
 from ..runtime.builds.order import order_of
-from ..runtime.mask_models import masked, uncut
+from ..runtime.mask_models import masked, uncut, without_parent
 
 
 async def sizes_to_come(roster: Roster, *, dry_run: bool) -> dict[str, ToBuild]:
@@ -69,7 +69,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
         how = "filled from the parent" if filled else "cut"
         location = roster.parent.location(roster.models_path)
         if location.path is None:
-            sizes[specialist.name] = ToBuild(missing=f"{location.reason} {location.remedy}".strip(), how=how)
+            sizes[specialist.name] = ToBuild(missing=" ".join(without_parent(location)), how=how)
             continue
         try:
             parent = Parent.open(location.path)

@@ -38,8 +38,8 @@ def verdict(table: Table) -> str:
         count = offloaded.needs[least].cpu_expert_layers
         where = "of all layers" if count < 0 else f"of {count} layers"
         ways.append(f"{offloaded.model.title} with the experts {where} in host memory does, slower")
-    whole = f"{rows[0].model.title} does not fit whole" if table.n_models == 1 else "None of the models fits whole"
-    return f"{whole} at {at}. {'; '.join(ways)}."
+    none = f"{rows[0].model.title} does not fit whole" if table.n_models == 1 else "None of the models fits whole"
+    return f"{none} at {at}. {'; '.join(ways)}."
 
 
 def _whole(row: Row, table: Table) -> str:
