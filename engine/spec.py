@@ -259,6 +259,13 @@ class ModelFacts:
     file_type_number: int | None = None
 
 
+def untrained_note(context_tokens: int, trained_tokens: int) -> str:
+    """What a dry run notes of a context that is longer than the model was trained for; "" for one that is not."""
+    if not 0 < trained_tokens < context_tokens:
+        return ""
+    return f"context_tokens {context_tokens} is more than the {trained_tokens} the model was trained for"
+
+
 @dataclass(frozen=True)
 class Device:
     """One of ggml's compute devices."""

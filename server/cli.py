@@ -13,7 +13,8 @@ from .commands import router as router_commands
 from .commands import surgery as surgery_commands
 from .commands._lines import console, print_line
 from .commands._logs import LogFormat, set_up
-from .roster.builtin import demo_roster, known_roster
+from .commands._roster import OwnRosterOption, RosterOption
+from .roster.builtin import demo_roster, known_roster, own_roster
 
 keep_private()  # before any command imports its libraries
 
@@ -26,10 +27,6 @@ app = typer.Typer(
 )
 _out = console()
 _err = console(stderr=True)
-
-RosterOption = Annotated[
-    Path | None, typer.Option("--roster", "-r", help="The roster file; `demo`, the built-in one, when left out.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -124,7 +121,7 @@ def route(
 
 @app.command()
 def check(
-    roster: Annotated[Path, typer.Argument(help="The roster file.")],
+    roster: Annotated[Path, typer.Argument(help="The roster file; `demo` is the built-in one.")],
     dry_run: Annotated[bool, typer.Option(help="Ask llama.cpp what each model would take.")] = True,
     remote: Annotated[
         bool,
@@ -172,10 +169,11 @@ def fit(
     All sums are llama.cpp's own, by dry runs that read no weights. Nothing has to be downloaded first.
     """
     from .commands.fit.command import fit as run
-    from .roster.values import InvalidError, parse_size
+    from .commands.fit.values import parse_budget
+    from .roster.values import InvalidError
 
     try:
-        vram_bytes = None if vram is None else parse_size(int(vram) if vram.isdecimal() else vram)
+        vram_bytes = None if vram is None else parse_budget(vram)
     except InvalidError as error:
         raise typer.BadParameter(f"{error} {error.remedy}".strip(), param_hint="--vram") from None
     contexts = context or (16_384, 65_536)
@@ -195,7 +193,7 @@ def schema() -> None:
 @app.command()
 def pull(
     names: Annotated[list[str] | None, typer.Argument(help="Specialists, or `parent`; all when left out.")] = None,
-    roster: RosterOption = None,
+    roster: OwnRosterOption = None,
     masks: Annotated[
         bool,
         typer.Option("--masks", help="The masks of all `mask_of` entries, some MiB each, and only the models named."),
@@ -208,9 +206,8 @@ def pull(
     from .roster.load import load_roster
     from .roster.source import RosterError
 
-    path = known_roster(roster) if roster else Path("specialists.yaml")
     try:
-        loaded = load_roster(path)
+        loaded = load_roster(own_roster(roster))
     except RosterError as error:
         for problem in error.problems:
             print_line(_err, str(problem))

@@ -53,7 +53,8 @@ _DRAFT: Final = "mtp"
 def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO, experts: float | None = None) -> Mask:
     """The mask in a file, for this parent.
 
-    experts: how many a layer keeps in place of the mask's own number, or a share of all (`Mask.resized`).
+    experts: a roster's key: how many a layer keeps in place of the mask's own number, or a share of all
+             (`Mask.resized`).
 
     Ours are bound to a parent by its hash. Those of other tools name none: they are checked against the parent's layers
     and number of experts alone, and are bound to it from then on. They may be
@@ -73,8 +74,8 @@ def read_mask(path: Path, parent: Identity, *, kind: str = MaskKind.AUTO, expert
     if _is_ours(content):
         mask = Mask.from_json(content)
         mask.require_parent(parent)
-        return mask.with_router_of(parent).resized(experts)
-    return _read_foreign(content, path, parent, MaskKind(kind)).resized(experts)
+        return _with_experts(mask.with_router_of(parent), experts)
+    return _with_experts(_read_foreign(content, path, parent, MaskKind(kind)), experts)
 
 
 def write_mask(mask: Mask, path: Path, form: str = MaskForm.MASK) -> None:
@@ -128,7 +129,7 @@ def experts_kept(path: Path, parent: Parent, wanted: float | None = None) -> int
     """
     content = _content(path)
     if _is_ours(content):
-        return Mask.from_json(content).resized(wanted).n_keep
+        return _with_experts(Mask.from_json(content), wanted).n_keep
     experts = parent.experts
     unhashed = Identity(
         parent.name,
@@ -139,7 +140,15 @@ def experts_kept(path: Path, parent: Parent, wanted: float | None = None) -> int
         experts.n_used,
         experts.n_groups,
     )
-    return _read_foreign(content, path, unhashed, MaskKind.AUTO).resized(wanted).n_keep
+    return _with_experts(_read_foreign(content, path, unhashed, MaskKind.AUTO), wanted).n_keep
+
+
+def _with_experts(mask: Mask, experts: float | None) -> Mask:
+    """The mask with as many experts as a roster's `experts:` says. Raises MaskError that names the key."""
+    try:
+        return mask.resized(experts)
+    except MaskError as error:
+        raise MaskError(f"experts: {experts} cannot be. {error.message}", error.remedy) from error
 
 
 def _content(path: Path) -> Any:

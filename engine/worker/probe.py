@@ -42,7 +42,16 @@ from ..llama.matrices import is_refused
 from ..llama.model import Model
 from ..process import rss_bytes
 from ..request import GenerateRequest
-from ..spec import EmbeddingForm, Footprint, LoadSpec, ModelFacts, Thinking, ThinkingMode, ToolForm
+from ..spec import (
+    EmbeddingForm,
+    Footprint,
+    LoadSpec,
+    ModelFacts,
+    Thinking,
+    ThinkingMode,
+    ToolForm,
+    untrained_note,
+)
 from .batch import BatchLoop
 from .gpu_runtime import runtime_bytes
 
@@ -363,9 +372,9 @@ def _footprint(
         device_weights += extra
         if spec.mmap:
             notes.append(f"the processor's own copies of weights take {extra / _MIB:.0f} MiB; mmap: false avoids most")
-    trained = model.trained_context_tokens
-    if trained and spec.context_tokens > trained and not spec.embeddings:  # which reads no more than that
-        notes.append(f"context_tokens {spec.context_tokens} is more than the {trained} the model was trained for")
+    untrained = untrained_note(spec.context_tokens, model.trained_context_tokens)
+    if untrained and not spec.embeddings:  # which reads no more than that
+        notes.append(untrained)
     if budgeted is not Budgeted.GPU:
         kv, compute = found.kv_device + found.kv_host, found.compute_device + found.compute_host
         if budgeted is Budgeted.BESIDE_GPU:

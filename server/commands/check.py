@@ -79,9 +79,9 @@ def check_roster(path: Path, *, dry_run: bool, out: Console, look: Callable[[Ros
         room = await find_room(roster)
         resolved = await resolve(roster, room.residents, scratch=scratch)
         entries = resolved.availability
-        # What its settings or the budget keep from being served is not helped by being made.
-        in_vain = (Hindrance.REFUSED, Hindrance.OVER_BUDGET)
-        settled = {name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance in in_vain}
+        # What settings or the budget keep from being served is not helped by being made; what cannot be made never is.
+        hopeless = (Hindrance.REFUSED, Hindrance.UNPREPARED, Hindrance.OVER_BUDGET)
+        settled = {name for name, it in entries.items() if isinstance(it, Servable) or it.hindrance in hopeless}
         counts = {name: fit.chosen for fit in resolved.fits for name in fit.names}
         to_build = await sizes_to_come(roster.with_experts(counts), dry_run=True, budget=room.residents)
         return resolved, room, {name: plan for name, plan in to_build.items() if name not in settled}
@@ -152,7 +152,7 @@ def print_report(
     out.print(_table(entries, to_build, away))
     fitting = [name for name, item in entries.items() if isinstance(item, Servable)]
     servable = [name for name in fitting if name not in away.names]
-    for names, why in _reasons(entries, to_build).items():
+    for names, why in _reasons(entries, to_build, roster.option).items():
         print_line(out, f"{', '.join(names)}: {why}")
     for line in _away_lines(away):
         print_line(out, line)
@@ -178,14 +178,17 @@ def print_report(
     for doubt in budget_doubts(roster, entries, budget):
         print_line(out, f"warning: {doubt}")
     if more := [name for name in fitting if name in away.names]:
-        print_line(out, f"{len(more)} of {len(entries)} can be served when they are fetched. {pull_remedy(more)}")
+        remedy = pull_remedy(more, roster.option)
+        print_line(out, f"{len(more)} of {len(entries)} can be served when they are fetched. {remedy}")
     if not servable and any(not plan.missing for plan in to_build.values()):
         ways = sorted({plan.how for plan in to_build.values() if not plan.missing})
         print_line(out, f"Nothing in this roster can be served before it is {' or '.join(ways)}.")
         return 0
     if not servable:
         print_line(
-            out, "Nothing in this roster can be served here: fetch a model with `coe pull`, or see the remedies above."
+            out,
+            "Nothing in this roster can be served here: fetch a model with "
+            f"`coe pull{roster.option}`, or see the remedies above.",
         )
         return 1
     print_line(out, f"{len(servable)} of {len(entries)} can be served.")
@@ -231,7 +234,7 @@ def models_dir_doubt(
 
 
 def _reasons(
-    entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild]
+    entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str, ToBuild], option: str
 ) -> dict[tuple[str, ...], str]:
     """Why specialists cannot be served and what to do, each sentence once with all names that it is said of."""
     said: dict[str, list[str]] = {}
@@ -240,13 +243,13 @@ def _reasons(
         if not isinstance(item, Unavailable):
             continue
         missing = to_build[name].missing if name in to_build else ""
-        reason = "" if missing.startswith(item.reason) else item.reason  # both may come of reading the same mask
-        if item.location.pull and reason and not missing:
+        reason = "" if missing else item.reason  # that it is not made yet, or the same once more
+        if item.location.pull and reason:
             pulls.setdefault(reason, []).append(name)
         else:
             said.setdefault(f"{reason} {missing or item.remedy}".strip(), []).append(name)
     for reason, those in pulls.items():
-        said[f"{reason} {pull_remedy(entries[name].location.pull for name in those)}"] = those
+        said[f"{reason} {pull_remedy((entries[name].location.pull for name in those), option)}"] = those
     return {tuple(those): sentence for sentence, those in said.items()}
 
 
@@ -302,7 +305,10 @@ def _table(entries: Mapping[str, Servable | Unavailable], to_build: Mapping[str,
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("served")
     for name, item in entries.items():
-        if (plan := to_build.get(name)) is not None:
+        if (plan := to_build.get(name)) is not None and plan.missing:
+            table.add_row(escape(name), "absent", *["-"] * 5, f"no: cannot be {plan.how}")
+            continue
+        if plan is not None:
             size = f"~{size_text(plan.file_bytes)}" if plan.file_bytes else "-"
             total = f"~{size_text(plan.total_bytes)}" if plan.total_bytes is not None else "-"
             table.add_row(escape(name), f"to be {plan.how}", size, "-", "-", "-", total, f"when it is {plan.how}")

@@ -21,7 +21,7 @@ from coe.surgery.parent import Parent
 from ..roster.models import Roster
 from ..runtime.availability import ToBuild
 from ..runtime.builds.order import order_of
-from ..runtime.mask_models import masked, uncut
+from ..runtime.mask_models import masked, uncut, without_parent
 
 
 async def sizes_to_come(roster: Roster, *, dry_run: bool, budget: Memory | None = None) -> dict[str, ToBuild]:
@@ -79,7 +79,7 @@ async def sizes_to_cut(roster: Roster, *, dry_run: bool, shared: Collection[str]
         how = "filled from the parent" if filled else "cut"
         location = roster.parent.location(roster.models_path)
         if location.path is None:
-            sizes[specialist.name] = ToBuild(missing=f"{location.reason} {location.remedy}".strip(), how=how)
+            sizes[specialist.name] = ToBuild(missing=" ".join(without_parent(location)), how=how)
             continue
         try:
             parent = Parent.open(location.path)

@@ -33,7 +33,10 @@ _err = console(stderr=True)
 
 Labelled = Annotated[Path, typer.Argument(help='Questions, one JSON object a line: {"label": ..., "text": ...}.')]
 RosterOption = Annotated[
-    Path | None, typer.Option("--roster", "-r", help="Also learn this roster's examples, and its own domains.")
+    Path | None,
+    typer.Option(
+        "--roster", "-r", help="Also learn the examples of this roster, and its own domains; none when left out."
+    ),
 ]
 
 

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from .models import (
+    ModelSource,
     PoolSection,
     Roster,
     RouterSection,
@@ -49,6 +50,8 @@ def load_roster(path: Path) -> Roster:
     doubts = {problem for fatal, problem in problems if not fatal}
     roster._path = path
     roster = _with_whole_paths(roster)
+    for one in _sources(roster):
+        one._roster_option = roster.option
     roster._warnings = tuple(sorted(doubts, key=lambda problem: (problem.line or 0, problem.key)))
     return roster
 
@@ -64,6 +67,16 @@ def _with_whole_paths(roster: Roster) -> Roster:
         return entry
 
     return roster.model_copy(update={"specialists": tuple(map(whole, roster.specialists))})
+
+
+def _sources(roster: Roster) -> Iterator[ModelSource]:
+    """All that says where a model comes from."""
+    if roster.parent is not None:
+        yield roster.parent
+    for entry in roster.specialists:
+        yield entry
+        if entry.build is not None and entry.build.parent is not None:
+            yield entry.build.parent
 
 
 _SECTIONS: dict[str, type[Section]] = {

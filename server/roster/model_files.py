@@ -162,20 +162,28 @@ def locate_cut(models_dir: Path, name: str, mask: Path, experts: float | str | N
 MASKS: Final = "--masks"  # what `coe pull` is told to fetch masks of published specialists
 
 
-def mask_absent(parent: Location | None) -> Location:
-    """A published specialist's mask that has not been fetched. parent: its parent's place, where that is not there."""
+def mask_absent(parent: Location | None, option: str = "") -> Location:
+    """A published specialist's mask that has not been fetched. parent: its parent's place, where that is not there.
+    option: see `pull_command`."""
     if parent is None:
-        return Location(None, reason="Its mask has not been fetched yet.", remedy=pull_remedy([MASKS]), pull=MASKS)
+        remedy = pull_remedy([MASKS], option)
+        return Location(None, reason="Its mask has not been fetched yet.", remedy=remedy, pull=MASKS)
     reason = f"Neither its mask nor its parent is there. Of the parent: {parent.reason}"
     if parent.pull:
         words = f"{parent.pull} {MASKS}"
-        return Location(None, reason=reason, remedy=pull_remedy([words]), pull=words)
-    return Location(None, reason=reason, remedy=f"{parent.remedy} Then: coe pull {MASKS}")
+        return Location(None, reason=reason, remedy=pull_remedy([words], option), pull=words)
+    return Location(None, reason=reason, remedy=f"{parent.remedy} Then: {pull_command([MASKS], option)}")
 
 
-def pull_remedy(names: Iterable[str]) -> str:
-    """What to do about models that are not downloaded."""
-    return f"Run: coe pull {' '.join(dict.fromkeys(names))}"
+def pull_command(words: Iterable[str], option: str = "") -> str:
+    """The command that fetches models. words: names, and options. option: names the roster, where that is another than
+    the one that the command takes by itself (`builtin.roster_option`)."""
+    return f"coe pull {' '.join(dict.fromkeys(word for some in words for word in some.split()))}{option}"
+
+
+def pull_remedy(words: Iterable[str], option: str = "") -> str:
+    """What to do about models that are not downloaded; see `pull_command`."""
+    return f"Run: {pull_command(words, option)}"
 
 
 def locate_in_folder(folder: Path, pattern: str, remedy: str, pull: str = "") -> Location:

@@ -36,6 +36,7 @@ from coe.surgery.build.job import BUILT, BuildOrder
 from coe.surgery.judge.values import Bound
 from coe.surgery.plan.recipes import RECIPES, Recipe
 
+from .builtin import roster_option
 from .model_files import (
     Location,
     held_to,
@@ -402,6 +403,8 @@ class ModelSource(Section):
     sha256: Digests | None = None
     """of the file, or a list, of each part; hashed once, and another file is not served"""
 
+    _roster_option: str = PrivateAttr(default="")  # the loader's: what commands have to be told to mean its roster
+
     def find_file(self, models_dir: Path, pull_name: str) -> Location:
         """Where the model is, or why it is not there. pull_name: what `coe pull` calls it.
 
@@ -415,7 +418,8 @@ class ModelSource(Section):
             return locate_in_package(self.package, self.pattern or "*.gguf")
         if self.repo is not None:
             folder = repository_folder(models_dir, self.repo)
-            return locate_in_folder(folder, self.pattern or "*.gguf", pull_remedy([pull_name]), pull_name)
+            remedy = pull_remedy([pull_name], self._roster_option)
+            return locate_in_folder(folder, self.pattern or "*.gguf", remedy, pull_name)
         path = models_dir / expanded(self.file or "")
         return locate_file(path, f"Put the file there, or correct `file` of {pull_name} in the roster.")
 
@@ -595,7 +599,7 @@ class Specialist(SpecialistSettings, ModelSource):
         if self.build is not None:
             path = self.built_path(models_dir)
             if not os.path.isfile(path):
-                return Location(None, reason="It has not been built yet.", remedy=f"Run: coe build {self.name}")
+                return Location(None, reason="It has not been built yet.", remedy=f"Run: {self.build_command}")
             return Location(path, (path,))
         if self.mask is not None:
             return locate_cut(models_dir, self.name, Path(self.mask), self.experts)
@@ -605,6 +609,11 @@ class Specialist(SpecialistSettings, ModelSource):
     def awaits_mask(self) -> bool:
         """Whether it is to be a mask of a published specialist, and that is not there. Looks at the disk."""
         return self.mask_of is not None and self.mask is not None and not os.path.isfile(self.mask)
+
+    @property
+    def build_command(self) -> str:
+        """What builds it."""
+        return f"coe build {self.name}{self._roster_option}"
 
     def built_path(self, models_dir: Path) -> Path:
         """Where a build of it is released to."""
@@ -683,6 +692,11 @@ class Roster(Section):
         return self._path
 
     @property
+    def option(self) -> str:
+        """What commands that fetch or build have to be told beside a name to mean this roster."""
+        return roster_option(self.path)
+
+    @property
     def warnings(self) -> tuple[Problem, ...]:
         """What is allowed but doubtful, in the order of its lines."""
         return self._warnings
@@ -740,7 +754,7 @@ class Roster(Section):
         """Where a specialist's model is, or why it is not there and what to do."""
         if specialist.awaits_mask:
             parent = self.parent.location(self.models_path) if self.parent is not None else None
-            return mask_absent(parent if parent is not None and parent.path is None else None)
+            return mask_absent(parent if parent is not None and parent.path is None else None, self.option)
         return specialist.location(self.models_path)
 
     def notice_of(self, specialist: Specialist) -> str | None:

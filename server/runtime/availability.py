@@ -106,8 +106,9 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class ToBuild:
-    """About what a specialist will come to that has yet to be built, or cut; `missing` is why it cannot be made.
+    """About what a specialist will come to that has yet to be built, or cut.
 
+    missing:    why it cannot be made, and what to do about it; "" where it can.
     file_bytes: of its file. total_bytes: of its resident, None where nothing predicts it.
     """
 

@@ -252,7 +252,7 @@ class Chooser:
         told = f"{progress.message} {progress.remedy}".strip()
         said = f"{entry.name} is not built yet ({progress.line()}). {told}".strip()
         if not progress.state.unfinished:
-            said += f" To build it: coe build {entry.name}, or POST /v1/builds/{entry.name}."
+            said += f" To build it: {entry.build_command}, or POST /v1/builds/{entry.name}."
         return BuildingError(said, progress.line(), retry=progress.state.unfinished)
 
     def stand_in(self, name: str, request: Request) -> Specialist | None:

@@ -16,7 +16,7 @@ from coe.engine.spec import Kept, kept_from_json
 from coe.surgery.errors import SurgeryError
 from coe.surgery.formats import names_parent
 
-from ..roster.model_files import cut_path
+from ..roster.model_files import Location, cut_path
 from ..roster.models import Roster, Specialist
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ class MaskSource:
     skeleton: Path
     parent: Path
     kept: Kept
+
+
+def without_parent(location: Location) -> Missing:
+    """What a mask lacks whose parent is not there. location: the parent's."""
+    return f"Its parent is not there. {location.reason}", location.remedy
 
 
 def masked(roster: Roster) -> list[Specialist]:
@@ -119,7 +124,7 @@ async def _ask(roster: Roster, wanted: Sequence[Specialist], job: Mapping[str, A
     assert roster.parent is not None, "a roster with masks and without a parent does not load"
     location = roster.parent.location(roster.models_path)
     if location.path is None:
-        return [(f"Its parent is not there. {location.reason}", location.remedy)] * len(wanted)
+        return [without_parent(location)] * len(wanted)
     title = "The process that reads its parent and cuts it"
     try:
         asked = {"parent": str(location.path), **job}

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from coe.engine.files import make_private, private_folder, written_beside
 from coe.engine.spec import LoadSpec
 
-from ..errors import BuildError
+from ..errors import BuildError, SurgeryError
 from ..judge.values import USUAL_BOUND, Bound
 from ..plan.recipes import Recipe
 
@@ -65,6 +65,7 @@ class BuildOrder:
     bound:     the loss of accuracy that it may have beside its parent.
     system:    the system prompt of questions, when it is judged.
     out:       where the specialist is released to.
+    option:    what `coe build` has to be told beside the name, for messages; it changes nothing of what is built.
     """
 
     name: str
@@ -82,6 +83,12 @@ class BuildOrder:
     shared_scale: float | None = None
     max_tokens: int = 2048  # of an answer of the parent, or to a held-out question
     seed: int = 0
+    option: str = ""
+
+    @property
+    def command(self) -> str:
+        """What carries it out, or goes on with it."""
+        return f"coe build {self.name}{self.option}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -207,6 +214,14 @@ class Job:
             raise BuildError(f"{self.folder} holds no build.", "Begin it with coe build.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BuildError(f"{self.path('job.json')} cannot be read: {error!r}.", _ANEW) from error
+
+    @property
+    def command(self) -> str:
+        """What carries the order out, or goes on with it."""
+        try:
+            return self.order()[0].command
+        except SurgeryError:
+            return f"coe build {self.folder.name}"
 
     def write_order(self, order: BuildOrder, machine: Machine) -> None:
         """Write the order. What earlier steps made stays, and is used where its inputs are unchanged."""

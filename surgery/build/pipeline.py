@@ -65,7 +65,7 @@ class Pipeline:
                 self._job.reset_attempts()
                 raise BuildError(
                     f"The step {step.name} has ended without a word {MOST_BEGINNINGS} times.",
-                    f"Look at {self._job.log}: it may lack memory. coe build {self._order.name} tries again.",
+                    f"Look at {self._job.log}: it may lack memory. {self._order.command} tries again.",
                 )
             began = time.monotonic()
             facts = step.act(self._on_stage)
@@ -78,7 +78,7 @@ class Pipeline:
         """The progress of a build whose steps are all done."""
         verdict = self._records["gate"].facts["verdict"]
         released = self._records["publish"].facts["released"]
-        accept = f"{verdict['remedy']} To release it as it is: coe build {self._order.name} --accept"
+        accept = f"{verdict['remedy']} To release it as it is: {self._order.command} --accept"
         return replace(
             self._progress,
             state=BuildState.RELEASED if released else BuildState.ASIDE,
@@ -177,7 +177,7 @@ def _full_disk(job: Job) -> tuple[str, str]:
     """The message and the remedy of a build whose disk has no room left."""
     order, _ = job.order()
     room = disk_room(order, Parent.open(order.parent), job.folder)
-    remedy = f"Make room there, or set models_dir to another disk; coe build {order.name} goes on from there."
+    remedy = f"Make room there, or set models_dir to another disk; {order.command} goes on from there."
     return f"No space left: the build takes {room}.", remedy
 
 

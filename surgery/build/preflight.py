@@ -102,10 +102,10 @@ def check(order: BuildOrder, folder: Path) -> str:
 def _require_count(parent: Parent, n_keep: int) -> None:
     """Raises BuildError when the parent's layers cannot keep so many experts."""
     experts = parent.experts
-    asked = f"{n_keep} experts a layer are asked for; {parent.name}"
+    asked = f"experts: {n_keep} cannot be. {parent.name}"
     if not max(experts.n_used, 2) <= n_keep <= experts.n_expert:
         raise BuildError(
-            f"{asked} has {experts.n_expert}, a token uses {experts.n_used}, and 2 have to stay at least.",
+            f"{asked} has {experts.n_expert} a layer, a token uses {experts.n_used}, and 2 have to stay at least.",
             "Correct `experts` in the roster.",
         )
     of_group = max(2, -(-experts.n_used // experts.n_groups_used))  # a group is judged by its best two

@@ -360,7 +360,9 @@ class BuildSteps:
             for name, record in self._records.items()
             if name not in ("gate", "publish")
         }
-        made = {"order": self._order.to_json(), "parent": asdict(Mask.load(job.path("mask.json")).parent)}
+        order = self._order.to_json()
+        del order["option"]  # it tells of this machine
+        made = {"order": order, "parent": asdict(Mask.load(job.path("mask.json")).parent)}
         whole = {"verdict": verdict.to_json(), **made, "steps": steps, "evaluation": report and report.to_json()}
         _write_json(job.path("report.json"), whole)
         return {"verdict": verdict.to_json(), "released": verdict.released}

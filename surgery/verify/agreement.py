@@ -100,9 +100,9 @@ class Flip:
 
 @dataclass(frozen=True)
 class Agreement:
-    """positions: tokens compared in all; equal: with the same logits to the last bit; reached: behind a flip, and
-    therefore not held against the specialist. largest: the largest difference of logits among the others, in standard
-    deviations. problems: a sentence each; none when the two agree.
+    """positions: tokens that both have read; reached: at or behind a flip, and therefore not held against the
+    specialist. Of the others equal: those with the same logits to the last bit; largest: the largest difference of
+    logits, in standard deviations. problems: a sentence each; none when the two agree.
     """
 
     positions: int
@@ -112,6 +112,28 @@ class Agreement:
     flips: tuple[Flip, ...]
     problems: tuple[str, ...]
     generated: str = ""
+
+    @property
+    def text(self) -> str:
+        """The positions by what became of each, which adds up to all of them: `Of 274 positions 273 have the masked
+        parent's logits to the last bit, 1 differs in rounding, by 0.002 standard deviations at most.`"""
+        if self.equal == self.positions:
+            return f"All {self.positions} positions have the masked parent's logits to the last bit."
+        parts = [f"{self.equal} have the masked parent's logits to the last bit"]
+        if differing := self.positions - self.equal - self.reached:
+            how = "" if self.problems else "in rounding, "
+            verb = "differs" if differing == 1 else "differ"
+            parts.append(f"{differing} {verb} {how}by {self.largest:.2g} standard deviations at most")
+        if self.reached:
+            count = len(self.flips)
+            if self.problems:
+                what = "another choice of experts" if count == 1 else f"one of {count} other choices of experts"
+            else:
+                what = "a near-tie" if count == 1 else f"one of {count} near-ties"
+                what += " of the router that fell the other way"
+            verb = "lies" if self.reached == 1 else "lie"
+            parts.append(f"{self.reached} {verb} at or behind {what}, and cannot be compared")
+        return f"Of {self.positions} positions {', '.join(parts)}."
 
 
 @dataclass(frozen=True)
@@ -166,7 +188,7 @@ def compare_runs(document: int, parent: Run, specialist: Run, kept: Kept, tolera
     ]
     return Agreement(
         n_tokens,
-        int((parent.logits == specialist.logits).all(-1).sum()),
+        int(((parent.logits == specialist.logits).all(-1) & open_positions).sum()),
         int(reached[-1].sum()),
         float(differences[open_positions].max(initial=0.0)),
         flips,

@@ -89,12 +89,14 @@ def verify(
     run:          whether both are run as well; without, what stands in the files is all that is compared.
     progress:     the steps are "hash", "tensors" and "logits".
 
-    Raises ModelFileError for a file that cannot be read, ParentMismatchError for a mask of another parent.
+    Raises ModelFileError for a file that cannot be read, ParentMismatchError for a mask of another parent,
+    VerificationError for a file that was cut at another number of experts than the mask has.
     """
     whole = Parent.open(parent)
     on_stage = progress or (lambda step, done, total: None)
     mask.require_parent(identify(whole, on_stage))
     header = read_header(specialist)
+    _require_count(whole, mask, header)
     raws = [read_raw_header(part.path) for part in whole.headers]
     recorded = header.metadata.get(KEY + "shared_scale")
     if recorded is not None and (isinstance(recorded, str) or not 0 < recorded < math.inf):
@@ -128,6 +130,21 @@ def verify(
         except VerificationError as error:
             problems.append(str(error))
     return Verification(specialist, len(header.tensors), tensors.read_bytes, tuple(problems), tuple(notes), agreement)
+
+
+def _require_count(parent: Parent, mask: Mask, specialist: Header) -> None:
+    """Raises VerificationError where all tensors of experts have another number of them than the mask: each tensor
+    would be another one than it should be, and none of that would be the reason."""
+    counts = {one.shape[-1] for one in specialist.tensors if is_per_expert(parent.experts.architecture, one.name)}
+    if len(counts) != 1 or counts == {mask.n_keep}:
+        return
+    (count,) = counts
+    remedy = "Give the mask that it was cut with."
+    if mask.can_keep(count):
+        slots, keep = read_slots(specialist), mask.keeping(count).keep
+        if slots is None or {layer: tuple(sorted(kept)) for layer, kept in slots.items()} == dict(keep):
+            remedy = f"If it was cut with --experts {count}, verify it with --experts {count} as well."
+    raise VerificationError(f"{specialist.path} keeps {count} experts a layer, and the mask {mask.n_keep}.", remedy)
 
 
 def _order(parent: Parent, mask: Mask, specialist: Header) -> tuple[dict[int, tuple[int, ...]], list[str]]:

@@ -97,7 +97,8 @@ def add_listings(app: FastAPI, college: College) -> None:
             card_of(college, name)
         except UnknownModelError as error:
             raise UnknownModelError(
-                f"{error.message} Clients cannot fetch models: name it in the roster, and run `coe pull`.",
+                f"{error.message} Clients cannot fetch models: name it in the roster, and run "
+                f"`coe pull{college.roster.option}`.",
                 param=Part.MODEL,
             ) from None
         if not stream:
@@ -110,7 +111,7 @@ def add_listings(app: FastAPI, college: College) -> None:
         async def refused() -> None:
             raise RequestError(
                 f"{path} is not served: which models there are is said by the roster, {college.roster.path.name}. "
-                "Change it and start the server again; `coe pull` fetches what it names."
+                f"Change it and start the server again; `coe pull{college.roster.option}` fetches what it names."
             )
 
     for path in CHANGING_PATHS:

@@ -12,6 +12,7 @@ from typing import Final
 from coe.engine.files import open_regular, share_like, shared_folder, written_beside
 from coe.engine.units import size_text
 from coe.surgery.cut.cut import CutReport, OnStage, cut, identify
+from coe.surgery.errors import MaskError
 from coe.surgery.formats import read_mask
 from coe.surgery.parent import Parent
 
@@ -49,7 +50,10 @@ def place_cut(roster: Roster, specialist: Specialist, out: Path, progress: OnSta
     if experts == "fit":  # which is this machine's, and the file is another program's
         told.append(f"{specialist.name} says `experts: fit`; the file has as many as its mask: coe cut makes others.")
         experts = None
-    mask = read_mask(Path(specialist.mask), identity, experts=experts)
+    try:
+        mask = read_mask(Path(specialist.mask), identity, experts=experts)
+    except MaskError as error:
+        raise ExportError(f"{specialist.name}: {error}") from error
     if out.exists():
         there = look_at(out, parent, identity, mask, progress)
         told.append(there.told)

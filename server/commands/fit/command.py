@@ -29,8 +29,8 @@ from ..pull.errors import KEPT, PullError
 from ..pull.files import COMMAND_LINE, HUB, hub_address, listed_models
 from ..pull.headers import HubHeaders
 from .predicting import Candidate, Predictor
-from .values import Need, Row, Table, Way, titles
-from .verdict import context_text, verdict
+from .values import Need, Row, Table, Way, context_text, titles
+from .verdict import verdict
 
 _MOST_MODELS: Final = 48  # of a repository: each has a header of some MiB, and some seconds of dry runs
 
@@ -114,6 +114,7 @@ def as_values(table: Table) -> dict[str, Any]:
         "rows": [
             {
                 "model": row.model.file,
+                "trained_tokens": row.model.trained_tokens or None,
                 "way": row.way,
                 "experts": row.n_keep,
                 "of_experts": row.model.n_expert,

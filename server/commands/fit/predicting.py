@@ -12,7 +12,7 @@ from coe.engine.gguf.header import Header
 from coe.engine.gguf.reader import read_split
 from coe.engine.pool.memory import booked_memory, cards_of
 from coe.engine.pool.places import Memory
-from coe.engine.spec import LoadSpec
+from coe.engine.spec import LoadSpec, untrained_note
 from coe.surgery.architectures import Experts, expert_bytes, experts_of, is_per_expert
 from coe.surgery.cut.cut import write_outline
 from coe.surgery.errors import SurgeryError
@@ -23,7 +23,7 @@ from ...roster.models import Specialist
 from ...runtime.fitting import Fitter
 from ...runtime.predictions import Predictions
 from .._speeds import Placed, Speed
-from .values import LADDER, Model, Need, Row, Way, fits_always, most_experts
+from .values import LADDER, Model, Need, Row, Way, context_text, fits_always, most_experts
 
 _TRIES: Final = 4  # dry runs to find the most experts that fit, beyond the sum that they begin with
 
@@ -56,6 +56,7 @@ class Predictor:
         self._predictions = Predictions()
         self._fitter = Fitter(self._predictions, budget, budget.cards if len(budget.cards) > 1 else ())
         self._remarks: dict[str, None] = {}
+        self._told: set[str] = set()  # notes of dry runs of which a remark in this command's words tells
         self.on_gpu = False
 
     @property
@@ -79,7 +80,14 @@ class Predictor:
         headers = read_split(candidate.path)
         n_expert = headers[0].count("expert_count")
         n_bytes = sum(header.path.stat().st_size for header in headers)
-        model = Model(candidate.title, candidate.path.name, n_bytes, n_expert if n_expert > 1 else 0)
+        trained = headers[0].count("context_length")
+        model = Model(candidate.title, candidate.path.name, n_bytes, n_expert if n_expert > 1 else 0, trained)
+        if beyond := model.untrained(self._contexts):
+            told = " and ".join(map(context_text, beyond))
+            self._remark(
+                f"{candidate.title} was trained for {trained:,} tokens: beyond that, at {told}, answers suffer."
+            )
+        self._told |= {untrained_note(context, trained) for context in beyond}
         whole = self._row(model, Way.WHOLE, model.n_expert, n_bytes, await self._needs(candidate, candidate.path))
         rows = [whole]
         if all(need.memory is None for need in whole.needs.values()):
@@ -170,7 +178,8 @@ class Predictor:
             return Need(None)
         self.on_gpu |= found.on_gpu
         for note in found.footprint.notes:
-            self._remark(f"{note}.")
+            if note not in self._told:
+                self._remark(f"{note}.")
         memory = booked_memory(found.footprint, self._budget, spec.devices)
         return Need(memory, spec.cpu_expert_layers, cards_of(spec, self._budget))
 

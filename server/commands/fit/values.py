@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from coe.engine.pool.places import HOST, Memory
 
+from ...roster.values import InvalidError, parse_size
+
+_LEAST_BUDGET: Final = 2**20  # less holds not even the process
+_MOST_BUDGET: Final = 2**47
 LADDER: Final = ((7, 8), (3, 4), (5, 8), (1, 2))  # shares of the experts that are tried
 
 
@@ -26,13 +30,19 @@ class Model:
     """A GGUF to choose.
 
     title:    tells it from the others. file: the first file's name. n_bytes: of all its files.
-    n_expert: a layer; 0 of a dense model.
+    n_expert: a layer; 0 of a dense model. trained_tokens: the context that it was trained for; 0 where its header does
+              not say.
     """
 
     title: str
     file: str
     n_bytes: int
     n_expert: int
+    trained_tokens: int = 0
+
+    def untrained(self, contexts: Iterable[int]) -> list[int]:
+        """Those of the contexts that are longer than it was trained for."""
+        return [context for context in contexts if 0 < self.trained_tokens < context]
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,26 @@ class Table:
     rows: tuple[Row, ...]
     on_gpu: bool
     remarks: tuple[str, ...] = field(default=())
+
+    @property
+    def n_models(self) -> int:
+        """Distinct models: a file of one's own is one, a repository may have several."""
+        return len({row.model for row in self.rows})
+
+
+def parse_budget(text: str) -> int:
+    """Bytes of `15 GiB` or a plain number of bytes. Raises InvalidError for what is no size, and for one that no model
+    can be held in or no machine has."""
+    n_bytes = parse_size(int(text) if text.isdecimal() else text)
+    if not _LEAST_BUDGET <= n_bytes <= _MOST_BUDGET:
+        why = "holds no model at all" if n_bytes < _LEAST_BUDGET else "is more than any machine has"
+        raise InvalidError(f"A budget of {text} {why}.", "Write what models may take, such as `15 GiB`.")
+    return n_bytes
+
+
+def context_text(tokens: int) -> str:
+    """`16k` of 16384, `1000` of 1000."""
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
 
 
 def n_residents(need: Need, budget: Memory) -> int:

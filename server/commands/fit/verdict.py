@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .values import Row, Table, Way
-
-
-def context_text(tokens: int) -> str:
-    """`16k` of 16384, `1000` of 1000."""
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+from .values import Row, Table, Way, context_text
 
 
 def verdict(table: Table) -> str:
-    """What to hold, in one line: the whole parent where it fits, and what fewer experts would give then."""
+    """What to hold, in one line: a model whole where it fits, and what fewer experts would give then.
+
+    Whether a file is anybody's parent is not known: it is called by its title. Contexts that a model was not trained
+    for are no gain.
+    """
     budget, least = table.budget, min(table.contexts)
     rows = [row for row in table.rows if row.needs[least].memory is not None]
     if not rows:
@@ -39,23 +38,26 @@ def verdict(table: Table) -> str:
         count = offloaded.needs[least].cpu_expert_layers
         where = "of all layers" if count < 0 else f"of {count} layers"
         ways.append(f"{offloaded.model.title} with the experts {where} in host memory does, slower")
-    return f"No whole parent fits at {at}. {'; '.join(ways)}."
+    none = f"{rows[0].model.title} does not fit whole" if table.n_models == 1 else "None of the models fits whole"
+    return f"{none} at {at}. {'; '.join(ways)}."
 
 
 def _whole(row: Row, table: Table) -> str:
     fitting = [context for context in table.contexts if row.fits(context, table.budget)]
-    contexts = " and ".join(map(context_text, fitting))
-    name = f"The whole parent in {row.model.title}" if row.model.n_expert else f"{row.model.title}, whole and dense,"
-    return f"{name} fits at {contexts}."
+    trained = [context for context in fitting if context not in row.model.untrained(fitting)]
+    contexts = " and ".join(map(context_text, trained or fitting))
+    name = f"{row.model.title} fits whole" if row.model.n_expert else f"{row.model.title}, whole and dense, fits"
+    return f"{name} at {contexts}."
 
 
 def _beside_whole(whole: Row, cuts: list[Row], table: Table) -> str:
-    """What fewer experts give where the whole parent fits: a longer context, residents, a finer quantisation."""
+    """What fewer experts give where it fits whole: a longer context, residents, a finer quantisation."""
     if not whole.model.n_expert:
         return "It has no experts to cut."
     budget, least = table.budget, min(table.contexts)
     gains = []
-    longer = [context for context in table.contexts if not whole.fits(context, budget)]
+    beyond = whole.model.untrained(table.contexts)
+    longer = [context for context in table.contexts if not whole.fits(context, budget) and context not in beyond]
     for context in longer:
         row = max(
             (row for row in cuts if row.model == whole.model and row.fits(context, budget)),

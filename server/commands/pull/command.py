@@ -70,7 +70,7 @@ def _pull_masks(roster: Roster, specialists: Sequence[Specialist], token: str | 
     assert roster.parent is not None, "a roster with masks and without a parent does not load"
     location = roster.parent.location(roster.models_path)
     if location.path is None:
-        remedy = pull_remedy([f"{location.pull} {MASKS}"]) if location.pull else location.remedy
+        remedy = pull_remedy([location.pull, MASKS], roster.option) if location.pull else location.remedy
         names = ", ".join(one.name for one in specialists)
         _print(console, f"{names}: Masks are read off beside their parent. {location.reason} {remedy}", "red")
         return False

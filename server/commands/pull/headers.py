@@ -1,7 +1,8 @@
 """Models on the hub, looked at before they are downloaded: a sparse file of each, of which the header has come.
 
 It is as long as the model and begins as that does; the rest is a hole. Whatever reads a header takes it for the model,
-and so do dry runs, which read no weights. These files stay in the cache folder, by commit, for the next look.
+and so do dry runs, which read no weights. These files stay in the cache folder, by commit and within bounds,
+for the next look.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from coe.engine.files import cache_folder, private_folder
 from . import download
 from .errors import HubUnreachableError, PullError, disk_error
 from .files import COMMAND_LINE, HubFile, PlannedModel, Remedies, Repository, look_up
+from .pruning import prune
 from .ranges import RangedModel
 
 
@@ -53,6 +55,7 @@ class HubHeaders:
         try:
             for folder in (cache_folder(), self._folder):
                 private_folder(folder)
+            prune(self._folder)
         except OSError as error:
             free = download.free_bytes(cache_folder())
             elsewhere, again = "name another cache folder by XDG_CACHE_HOME", remedies.again

@@ -13,8 +13,10 @@ from coe.surgery.weights import ByteRange
 
 from .errors import PullError
 from .files import PlannedModel, Remedies, WantedModel, choose_files, look_up
+from .pruning import prune
 from .ranges import RangedModel
 
+_RANGES: Final = "ranges"  # the folder in the cache
 _REVISION_DIGITS: Final = 16  # of a commit, in a folder's name
 
 
@@ -33,7 +35,7 @@ def find_published(hub: Hub, wanted: WantedModel) -> PlannedModel:
     if isinstance(repository, PullError):
         raise repository
     files = choose_files(repository, wanted.pattern, hub.remedies)
-    folder = cache_folder() / "ranges" / wanted.repo.replace("/", "--") / repository.revision[:_REVISION_DIGITS]
+    folder = cache_folder() / _RANGES / wanted.repo.replace("/", "--") / repository.revision[:_REVISION_DIGITS]
     return PlannedModel((wanted.name,), wanted.repo, repository.revision, folder, files)
 
 
@@ -72,6 +74,7 @@ def fetch_mask(
     Raises PullError, SurgeryError, EngineError and OSError.
     """
     private_folder(cache_folder())
+    prune(cache_folder() / _RANGES)  # of models of which no mask has come
     with RangedModel(hub.endpoint, hub.token, model, on_bytes, hub.remedies) as ranged:
         if on_open is not None:
             on_open(ranged)

@@ -33,6 +33,7 @@ from .connections import Connections
 from .errors import PullError, StoppedError, disk_error, no_network
 from .files import COMMAND_LINE, HubFile, PlannedModel, Remedies
 from .lanes import completed
+from .pruning import mark_used
 
 Span = tuple[int, int]  # from, to (not with it), in bytes of a file
 
@@ -99,6 +100,7 @@ class RangedModel:
         try:
             for file in model.files:
                 self._files.append(_RangedFile(self._hub, model, file, self._came, self._stop))
+            mark_used(model.folder)
         except BaseException:
             self._close()
             raise

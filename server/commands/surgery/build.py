@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .._errors import clear_errors
 from .._lines import print_line
+from .._roster import OwnRosterOption
 from ._shared import err_console, out_console
 
 
 def build(
     name: Annotated[str | None, typer.Argument(help="An entry with `build:`; without it, how all builds are.")] = None,
-    roster: Annotated[Path, typer.Option("--roster", "-r", help="The roster file.")] = Path("specialists.yaml"),
+    roster: OwnRosterOption = None,
     accept: Annotated[
         bool, typer.Option("--accept", help="Release what was kept aside, whatever its evaluation says.")
     ] = False,
@@ -25,13 +25,14 @@ def build(
     Ctrl-C stops it; the same command goes on from there, and tries a failed one again. A running server takes the
     specialist up by itself.
     """
+    from ...roster.builtin import own_roster
     from ...roster.load import load_roster
     from ...roster.source import RosterError
     from .terminal_build import build as run
     from .terminal_build import show_builds
 
     try:
-        loaded = load_roster(roster)
+        loaded = load_roster(own_roster(roster))
     except RosterError as error:
         for problem in error.problems:
             print_line(err_console, str(problem))

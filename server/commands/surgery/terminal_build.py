@@ -45,7 +45,7 @@ def build(roster: Roster, name: str, *, accept: bool, out: Console, err: Console
         print_line(out, f"Its report: {job.path('report.json')}")
         return _ASIDE_EXIT
     if ended.state is BuildState.STOPPED:
-        err.print(f"Stopped. The same command goes on from there: coe build {specialist.name}", markup=False)
+        err.print(f"Stopped. The same command goes on from there: {order.command}", markup=False)
         return STOPPED_EXIT
     print_line(err, f"The build failed. {ended.message} {ended.remedy}", "red")
     return 1

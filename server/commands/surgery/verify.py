@@ -32,11 +32,8 @@ def verify(
         for note in found.notes:
             say(note)
         say(f"{found.tensors} tensors were compared with the parent's.")
-        if (agreement := found.agreement) is not None:
-            say(
-                f"{agreement.equal} of {agreement.positions} positions have the masked parent's logits to the last "
-                f"bit; {len(agreement.flips)} near-ties of the router fell the other way."
-            )
+        if found.agreement is not None and found.agreement.positions:
+            say(found.agreement.text)
         if not found.ok:
             for problem in found.problems:
                 print_line(err_console, problem, "red")

@@ -50,6 +50,7 @@ def order_of(roster: Roster, specialist: Specialist) -> BuildOrder:
         quantize=build.quantize,
         shared_scale=build.shared_scale,
         max_tokens=build.max_tokens,
+        option=roster.option,
     )
 
 

@@ -130,7 +130,7 @@ class BuildProcess:
             state=BuildState.FAILED,
             message=f"The process {how} {f'in the step {step}' if step else 'before its first step'}"
             f"{f': {words}' if words else '.'}",
-            remedy=f"Its log is {self._job.log}; coe build {self._job.folder.name} goes on from there.",
+            remedy=f"Its log is {self._job.log}; {self._job.command} goes on from there.",
         )
         with contextlib.suppress(OSError):
             self._job.write_progress(progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from coe.engine.files import cache_folder
 from coe.server.cli import app
-from coe.server.commands.pull import ranges
+from coe.server.commands.pull import headers, ranges
+from coe.server.commands.pull.pruning import prune
 from fakes.hub import FakeHub, played
 from fakes.random_moe import write_random_moe
 
@@ -46,7 +49,9 @@ def without_memory(printed: str) -> list[str]:
     return [" ".join(line.split()[:-4]) if "MiB" in line else line for line in printed.splitlines()]
 
 
-def test_a_model_on_the_hub_is_shown_as_a_file_here_is(parent: Path, hub: FakeHub) -> None:
+def test_a_model_on_the_hub_is_shown_as_a_file_here_is(
+    parent: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote, local = inspected(f"hf:{REPO}"), inspected("whole.gguf")
     assert remote.exit_code == local.exit_code == 0
     *shown, last = without_memory(remote.stdout)
@@ -55,8 +60,14 @@ def test_a_model_on_the_hub_is_shown_as_a_file_here_is(parent: Path, hub: FakeHu
     assert last
     assert hub.sent_bytes < parent.stat().st_size / 4
     hub.downloads.clear()
-    assert "0 MiB of" in inspected(f"hf:{REPO}/whole.gguf").stdout
+    [commit] = cache_folder().glob("headers/*/*")
+    os.utime(commit, (0, 0))
+    with monkeypatch.context() as patched:  # else it would go before it is looked at, having been used last in 1970
+        patched.setattr(headers, "prune", lambda folder: None)
+        assert "0 MiB of" in inspected(f"hf:{REPO}/whole.gguf").stdout
     assert hub.downloads == []
+    prune(commit.parent.parent)
+    assert commit.exists(), "a look is a use"
 
 
 def test_of_several_models_the_list_says_how_to_name_one(parent: Path, hub: FakeHub) -> None:

@@ -108,6 +108,15 @@ def kept(folder: Path) -> list[Path]:
 # --- local files ----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_left_of_masks_that_never_came_goes_once_it_is_old(mask: Mask, folder: Path) -> None:
+    old = folder / "cache" / "coe" / "ranges" / "some--one" / "abc"
+    old.mkdir(parents=True)
+    (old / "m.gguf").write_bytes(b"GGUF")
+    os.utime(old, (0, 0))
+    done(f"hf:{REPO}", "-o", "mask.json")
+    assert not old.exists()
+
+
 def test_a_local_specialist_becomes_a_mask(parent: Parent, folder: Path) -> None:
     mask = random_mask(parent, 4)
     cut(parent, mask, folder / "s.gguf")

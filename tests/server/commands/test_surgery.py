@@ -119,7 +119,9 @@ def test_a_specialist_made_by_hand_knows_its_domain_and_no_far_one(taught_folder
     assert (taught_folder / "m.png").read_bytes().startswith(b"\x89PNG")
     assert "32 of 64 experts" in done("cut", "parent.gguf", "m.json", "-o", "s.gguf")
     assert read_header(taught_folder / "s.gguf").metadata["gemma4.expert_count"] == 32
-    assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json")
+    said = done("verify", "parent.gguf", "s.gguf", "m.json")
+    assert "Everything is as the mask says" in said
+    assert re.search(r"(All|Of) \d+ positions .*have the masked parent's logits", said)
     inspected = done("inspect", "s.gguf")
     assert "gemma4, 32 experts, 4 a token" in inspected
     assert "0-3" in inspected
@@ -274,6 +276,9 @@ def test_a_ranking_is_cut_at_another_number_of_experts(folder: Path) -> None:
     assert "6 of 8 experts" in said
     assert read_header(folder / "s.gguf").count("expert_count") == 6
     assert "Everything is as the mask says" in done("verify", "parent.gguf", "s.gguf", "m.json", "--experts", "0.75")
+    told = refused("verify", "parent.gguf", "s.gguf", "m.json")  # one line, and none for each tensor
+    assert "s.gguf keeps 6 experts a layer, and the mask 4." in told
+    assert "--experts 6" in told
     assert "3 of 8" in done("mask", "m.json", "--experts", "3", "-o", "fewer.json")
     assert Mask.load(folder / "fewer.json").keeping(planned_keeps).keep == Mask.load(folder / "m.json").keep
     for count, says in (("9", "has 8 experts"), ("some", "no number of experts"), ("1.5", "no share"), ("1", "uses")):

@@ -225,12 +225,12 @@ def test_a_published_specialist_says_what_is_missing_of_it(tmp_path: Path) -> No
     specialist = roster.specialists[0]
     missing = roster.locate(specialist)
     assert "Neither its mask nor its parent is there" in missing.reason
-    assert missing.remedy == "Run: coe pull parent --masks"
+    assert missing.remedy == f"Run: coe pull parent --masks --roster {roster.path}"
     (tmp_path / "here" / "o--p").mkdir(parents=True)
     (tmp_path / "here" / "o--p" / "p.gguf").write_bytes(b"GGUF")
     missing = roster.locate(specialist)
     assert missing.reason == "Its mask has not been fetched yet."
-    assert missing.remedy == "Run: coe pull --masks"
+    assert missing.remedy == f"Run: coe pull --masks --roster {roster.path}"
     assert specialist.mask is not None
     Path(specialist.mask).parent.mkdir()
     Path(specialist.mask).write_text("{}")

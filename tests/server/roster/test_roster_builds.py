@@ -58,7 +58,7 @@ def test_what_is_not_built_yet_says_how_to_build_it(tmp_path: Path) -> None:
     roster = load(tmp_path, roster_text("corpus: [law.jsonl]", "experts: 64"))
     location = roster.locate(roster.specialists[0])
     assert location.path is None
-    assert location.remedy == "Run: coe build law"
+    assert location.remedy == f"Run: coe build law --roster {roster.path}"
     built = tmp_path / "models" / BUILT / "law.gguf"
     built.parent.mkdir(parents=True)
     built.write_bytes(b"x")

@@ -172,6 +172,29 @@ def test_a_near_tie_of_groups_is_one_too() -> None:
     assert found.flips[0].margin < 0.001
 
 
+def test_the_positions_of_its_text_add_up() -> None:
+    parent, specialist = flipped(a_run(), 1, 3, margin=0.001)
+    apart = changed(specialist, logits=((1, 7), 0.004))
+    found = judged(parent, apart)
+    assert found.text == (
+        f"Of {N_TOKENS} positions 2 have the masked parent's logits to the last bit, 1 differs in rounding, by "
+        f"{found.largest:.2g} standard deviations at most, {N_TOKENS - 3} lie at or behind a near-tie of the router "
+        "that fell the other way, and cannot be compared."
+    )
+    assert judged(a_run(), a_run()).text == (
+        f"All {N_TOKENS} positions have the masked parent's logits to the last bit."
+    )
+
+
+def test_its_text_calls_what_is_wrong_neither_rounding_nor_a_near_tie() -> None:
+    parent, specialist = flipped(a_run(), 1, 3, margin=0.001)
+    far = changed(specialist, logits=((1, 7), 0.5))
+    text = judged(parent, far).text
+    assert "1 differs by" in text
+    assert "rounding" not in text
+    assert "near-tie" not in text
+
+
 def test_quantised_weights_may_round_further(tmp_path: Path) -> None:
     plain = Parent.open(write_random_moe(tmp_path / "a.gguf"))
     packed = Parent.open(write_random_moe(tmp_path / "b.gguf", quantised=Type.Q8_0))

@@ -281,11 +281,46 @@ def test_tensors_must_be_the_parents(parent: Parent, out: Path, mask: Mask) -> N
     assert "The file has, and the parent has not, blk.0.odd.weight." in said
 
 
-def test_a_file_of_another_size_is_named_by_its_tensors(tmp_path: Path, parent: Parent, mask: Mask) -> None:
+def test_a_file_of_another_number_of_experts_is_said_to_be_that(tmp_path: Path, parent: Parent, mask: Mask) -> None:
     out = tmp_path / "out.gguf"
     cut(parent, random_mask(parent, 4), out, provenance=False)
-    said = problems(parent, out, mask)
-    assert "blk.0.ffn_gate_inp.weight has the shape [64, 4], not [64, 5]." in said
+    with pytest.raises(VerificationError) as raised:
+        verify(parent.path, out, mask)
+    assert raised.value.message == f"{out} keeps 4 experts a layer, and the mask 5."
+    assert raised.value.remedy == "Give the mask that it was cut with."  # this one ranks none
+
+
+@pytest.mark.parametrize("provenance", [True, False])
+def test_the_remedy_names_the_number_that_a_ranking_was_cut_at(
+    tmp_path: Path, parent: Parent, mask: Mask, provenance: bool
+) -> None:
+    ranking = {layer: (*kept, *sorted(set(range(8)) - set(kept))) for layer, kept in mask.keep.items()}
+    ranked, out = replace(mask, ranking=ranking), tmp_path / "out.gguf"
+    cut(parent, ranked.keeping(6), out, provenance=provenance)
+    with pytest.raises(VerificationError, match="If it was cut with --experts 6, verify it with --experts 6 as well"):
+        verify(parent.path, out, ranked)
+
+
+def test_the_remedy_names_no_number_where_the_file_says_that_it_keeps_others(
+    tmp_path: Path, parent: Parent, mask: Mask
+) -> None:
+    ranking = {layer: (*kept, *sorted(set(range(8)) - set(kept))) for layer, kept in mask.keep.items()}
+    out = tmp_path / "out.gguf"
+    cut(parent, Mask(mask.parent, {0: (0, 1, 2, 3, 4, 5), 1: (0, 1, 2, 3, 4, 5)}), out)
+    with pytest.raises(VerificationError, match="Give the mask that it was cut with"):
+        verify(parent.path, out, replace(mask, ranking=ranking))
+
+
+def test_one_tensor_of_another_number_of_experts_is_named(parent: Parent, out: Path, mask: Mask) -> None:
+    def change(header: RawHeader) -> RawHeader:
+        fewer = [
+            replace(tensor, shape=(*tensor.shape[:-1], 4)) if tensor.name == "blk.0.ffn_gate_inp.weight" else tensor
+            for tensor in header.tensors
+        ]
+        return replace(header, tensors=tuple(fewer))
+
+    with_header(out, change)
+    assert "blk.0.ffn_gate_inp.weight has the shape [64, 4], not [64, 5]." in problems(parent, out, mask)
 
 
 def test_a_file_of_another_mask_is_found_by_what_it_says_itself(parent: Parent, out: Path, mask: Mask) -> None:

@@ -11,12 +11,15 @@ from coe.server.commands.fit.values import (
     Row,
     Table,
     Way,
+    context_text,
     fits_always,
     most_experts,
     n_residents,
+    parse_budget,
     titles,
 )
-from coe.server.commands.fit.verdict import context_text, verdict
+from coe.server.commands.fit.verdict import verdict
+from coe.server.roster.values import InvalidError
 from fakes.pool_world import CARD, both, host
 
 GIB = 2**30
@@ -107,13 +110,13 @@ def test_contexts_as_people_say_them() -> None:
 
 def test_a_whole_parent_that_fits_is_said_first_and_a_college_saves_nothing() -> None:
     assert said(row(IQ4, 14, 15)) == (
-        "The whole parent in IQ4_XS fits at 16k and 64k. For one model at a time serve it whole: a college saves "
-        "nothing but memory that is there."
+        "IQ4_XS fits whole at 16k and 64k. For one model at a time serve it whole: a college saves nothing but memory "
+        "that is there."
     )
 
 
 def test_of_several_the_finest_that_fits_is_named() -> None:
-    assert said(row(Q8, 27), row(Q4, 15.5), row(IQ4, 14)).startswith("The whole parent in Q4_K_M fits at 16k.")
+    assert said(row(Q8, 27), row(Q4, 15.5), row(IQ4, 14)).startswith("Q4_K_M fits whole at 16k.")
 
 
 def test_where_the_whole_fits_it_is_said_what_fewer_experts_give() -> None:
@@ -124,9 +127,7 @@ def test_where_the_whole_fits_it_is_said_what_fewer_experts_give() -> None:
         row(Q4, 17),
         row(Q4, 14, 15, n_keep=96),
     )
-    assert line.startswith(
-        "The whole parent in IQ4_XS fits at 16k. For one model at a time serve it whole; a college pays"
-    )
+    assert line.startswith("IQ4_XS fits whole at 16k. For one model at a time serve it whole; a college pays")
     assert "112 of 128 experts in IQ4_XS leave room for 64k" in line
     assert "96 of 128 experts in Q4_K_M fit, finer weights of fewer experts" in line
     assert "64 of 128 experts in IQ4_XS fit 2 times" in line
@@ -135,8 +136,8 @@ def test_where_the_whole_fits_it_is_said_what_fewer_experts_give() -> None:
 def test_where_no_whole_parent_fits_the_most_experts_that_do_are_named() -> None:
     line = said(row(Q4, 17), row(Q4, 15, n_keep=112), row(Q4, 10, n_keep=64), row(Q8, 27), row(Q8, 15, n_keep=64))
     assert line == (
-        "No whole parent fits at 16k. 112 of 128 experts in Q4_K_M do: a college holds more of it than fits whole, or "
-        "64 of 128 experts in Q8_0, finer weights of fewer experts."
+        "None of the models fits whole at 16k. 112 of 128 experts in Q4_K_M do: a college holds more of it than "
+        "fits whole, or 64 of 128 experts in Q8_0, finer weights of fewer experts."
     )
 
 
@@ -146,7 +147,7 @@ def test_experts_in_host_memory_are_the_other_way() -> None:
     offloaded = Row(Q4, Way.OFFLOADED, 128, Q4.n_bytes, {SHORT: need, LONG: need})
     whole = Row(Q4, Way.WHOLE, 128, Q4.n_bytes, dict.fromkeys((SHORT, LONG), Need(Memory({CARD: 17 * GIB}))))
     assert said(whole, offloaded, budget=budget) == (
-        "No whole parent fits at 16k. Q4_K_M with the experts of 12 layers in host memory does, slower."
+        "Q4_K_M does not fit whole at 16k. Q4_K_M with the experts of 12 layers in host memory does, slower."
     )
 
 
@@ -160,6 +161,34 @@ def test_a_dense_model_has_nothing_to_cut() -> None:
     assert said(row(dense, 6, n_keep=0, way=Way.WHOLE)) == (
         "qwen3-8b, whole and dense, fits at 16k and 64k. It has no experts to cut."
     )
+
+
+TRAINED = Model("Q4_K_M", "Q4_K_M.gguf", 16 * GIB, 128, trained_tokens=SHORT)
+
+
+def test_a_context_that_the_model_was_not_trained_for_is_neither_said_to_fit_nor_a_gain() -> None:
+    assert said(row(TRAINED, 14, 15)).startswith("Q4_K_M fits whole at 16k. ")
+    short_of_long = row(TRAINED, 14, 17), row(TRAINED, 12, 15, n_keep=112)
+    assert "64k" not in said(*short_of_long)
+    assert "64k" in said(row(Q4, 14, 17), row(Q4, 12, 15, n_keep=112))
+
+
+def test_where_all_contexts_are_longer_than_it_was_trained_for_they_are_said_to_fit() -> None:
+    barely = Model("Q4_K_M", "Q4_K_M.gguf", 16 * GIB, 128, trained_tokens=512)
+    assert said(row(barely, 14, 15)).startswith("Q4_K_M fits whole at 16k and 64k.")
+
+
+@pytest.mark.parametrize("text", ["0", "0 GiB", "1 B", "0.0001 GiB", "200 TiB", "-5 GiB", "16", "much"])
+def test_a_budget_that_can_be_none_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(InvalidError) as raised:
+        parse_budget(text)
+    assert text in str(raised.value)
+    assert "GiB`" in raised.value.remedy
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("1 MiB", 2**20), ("15GiB", 15 * GIB), (str(GIB), GIB)])
+def test_a_budget_is_a_size_or_a_number_of_bytes(text: str, n_bytes: int) -> None:
+    assert parse_budget(text) == n_bytes
 
 
 def test_what_could_not_be_predicted_is_no_verdict() -> None:

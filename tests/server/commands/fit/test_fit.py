@@ -22,7 +22,7 @@ from coe.engine.gguf.header import expert_bytes
 from coe.engine.gguf.reader import read_split
 from coe.engine.pool.memory import Prediction, predict
 from coe.engine.pool.places import Memory
-from coe.engine.spec import Footprint, LoadSpec
+from coe.engine.spec import Footprint, LoadSpec, untrained_note
 from coe.server.cli import app
 from coe.server.commands._speeds import Placed, Speed, keep_speeds
 from coe.server.commands.fit import predicting
@@ -123,7 +123,7 @@ def test_a_repository_is_shown_whole_in_each_quantisation_and_by_headers_alone(h
         ("x-Q8_0.gguf", "whole"),
     ]
     assert [row["file_bytes"] for row in found["rows"]] == [path.stat().st_size for path in files.values()]
-    assert found["verdict"].startswith("The whole parent in F16 fits at 1k.")
+    assert found["verdict"].startswith("F16 fits whole at 1k.")
     assert hub.sent_bytes < sum(map(len, hub.repositories[REPO].values())) / 4
     hub.downloads.clear()
     assert values(f"hf:{REPO}/*q8_0*", "--vram", "10 GiB", "--context", "1024")["rows"][0]["model"] == "x-Q8_0.gguf"
@@ -292,8 +292,41 @@ def test_the_table_and_its_verdict_fit_a_terminal(
     assert table[0].split() == ["model", "experts", "file", "at", "16k", "fit", "at", "64k", "fit"]
     assert all(len(line) <= width for line in table)
     assert "…" not in said
-    assert said.splitlines()[-1].startswith("The whole parent in parent-Q8_0 fits at 16k and 64k.")
+    assert said.splitlines()[-1].startswith("parent-Q8_0 fits whole at 16k and 64k.")
     assert "llama.cpp has no GPU here" in said
+
+
+@pytest.mark.parametrize("budget", ["0", "-1GiB", "3"])
+def test_a_budget_that_can_be_none_is_refused_before_anything_is_looked_at(
+    budget: str, dry_runs: Played, parent: Path
+) -> None:
+    result = coe(str(parent), "--vram", budget)
+    assert result.exit_code == 2
+    assert "--vram" in result.stderr
+    assert "GiB`" in result.stderr
+    assert dry_runs.specs == []
+
+
+def test_a_context_beyond_what_the_model_was_trained_for_is_said_once(
+    dry_runs: Played, parent: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = dry_runs.predict
+
+    async def noted(spec: LoadSpec, *_: Any) -> Prediction:
+        """With the note that llama.cpp's dry run has, in the words of a roster."""
+        found = await honest(spec)
+        notes = tuple(filter(None, [untrained_note(spec.context_tokens, 4096), "another note"]))
+        return replace(found, footprint=replace(found.footprint, notes=notes))
+
+    monkeypatch.setattr(predictions, "predict", noted)
+    contexts = ("--context", "4096", "--context", "8192", "--context", "16384")
+    found = values(str(parent), "--vram", "10 GiB", *contexts)
+    assert found["remarks"] == [
+        "parent-Q8_0 was trained for 4,096 tokens: beyond that, at 8k and 16k, answers suffer.",
+        "another note.",
+    ]
+    assert found["rows"][0]["trained_tokens"] == 4096
+    assert found["verdict"].startswith("parent-Q8_0 fits whole at 4k. ")
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -308,7 +341,7 @@ def test_rows_of_a_card_fit_a_terminal(width: int, dry_runs: Played, parent: Pat
     assert table[2].split()[:3] == ["all,", "CPU", "1/2"]
     assert table[1].split()[-1] == "41"
     assert all(len(line) <= width for line in table)
-    assert said[-1].startswith("No whole parent fits at 1k.")
+    assert said[-1].startswith("parent-Q8_0 does not fit whole at 1k.")
     assert "CPU 6/8" in said[len(found) + 2]
 
 
