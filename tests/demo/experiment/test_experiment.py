@@ -30,7 +30,7 @@ from coe.surgery.mask import Mask
 from coe.surgery.parent import Parent
 from fakes.weight import brings
 
-TINY = replace(QUICK, shares=(0.5,), corpora=(3, 30), exam=8, visits=8, loops=4, loop_tokens=300, thoughts=4, growth=60)
+TINY = replace(QUICK, shares=(0.5,), corpora=(3, 30), exam=8, visits=4, loops=2, loop_tokens=300, thoughts=4, growth=60)
 
 
 @pytest.fixture(scope="module")
