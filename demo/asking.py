@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from coe.engine.errors import EngineError
+from coe.engine.generate.prompt import PromptReader
+from coe.engine.generate.renderer import InProcess
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.request import Delta, Event, Finish, Finished, GenerateRequest, Patience, Rejected
@@ -118,7 +120,9 @@ def _loaded(path: Path, context_tokens: int) -> Iterator[tuple[BatchLoop, list[E
     try:
         context = Context(model, spec)
         events: list[Event] = []
-        loop = BatchLoop(model, context, spec, events.append)
+        # A process of its own for the template, which is the demo's, would take longer than all the rest.
+        prompts = PromptReader(model, spec, renderer=InProcess)
+        loop = BatchLoop(model, context, spec, events.append, prompts=prompts)
         try:
             yield loop, events
         finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Not loaded for it: it is a third of what the process takes to start that renders a template.
+    import asyncio
 
 MAX_FRAME_BYTES = 256 * 2**20  # more than any message of ours: a longer frame is no frame
 
@@ -28,7 +31,7 @@ async def read(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     try:
         size = int.from_bytes(await reader.readexactly(4), "big")
         return unpack(await reader.readexactly(size)) if size <= MAX_FRAME_BYTES else None
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (EOFError, ConnectionError):  # asyncio's IncompleteReadError is an EOFError
         return None
 
 

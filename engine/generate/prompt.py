@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from .grammar import Grammar, schema_of, tokenizer_of
 from .infill import infill_tokens
 from .origin import within
 from .plain_text import markers_of, tokens_of
-from .renderer import HONEST, Limits, Message, RenderProcess
+from .renderer import Message, Renderer, RenderProcess
 from .sequence import ActiveSequence
 from .tools.constraint import CallConstraint
 from .tools.family import Family
@@ -55,14 +55,14 @@ class PromptReader:
     tool_support: how calls of tools are written for it.
     """
 
-    def __init__(self, model: Model, spec: LoadSpec, *, limits: Limits = HONEST) -> None:
-        """limits: what a rendering may cost. A template is tried out here, once."""
+    def __init__(self, model: Model, spec: LoadSpec, *, renderer: Callable[[str], Renderer] = RenderProcess) -> None:
+        """renderer: what renders a template, of its source. A template is tried out here, once."""
         self._vocab = model.vocab
         self._context_tokens = spec.context_tokens
         source, text = model.chat_template(), model.vocab.text
         self._template_source = source
         self._markers = markers_of(model.vocab, source or "")
-        self._renderer = RenderProcess(source, limits) if source else None
+        self._renderer = renderer(source) if source else None
         self.template: ChatTemplate | None = None
         self.chat_fault: ModelTemplateError | None = None
         self._toolboxes: dict[str, Toolbox] = {}  # by what they were made of, the least recently used first

@@ -36,6 +36,10 @@ class Renderer(Protocol):
 
     source: str
 
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of a process of its own; 0 where none runs."""
+
     def compile(self) -> None:
         """Raise ModelTemplateError when the source is no template; needless before `render`."""
 
@@ -85,7 +89,7 @@ class RenderProcess:
 
     @property
     def rss_bytes(self) -> int:
-        """Resident memory of the process; 0 where none runs."""
+        """See Renderer."""
         return rss_bytes(self._process.pid) if self._process is not None else 0
 
     def compile(self) -> None:
@@ -183,6 +187,8 @@ class RenderProcess:
 
 class InProcess:
     """Renders in this process, without any bound: for templates that are no stranger's."""
+
+    rss_bytes = 0  # none runs
 
     def __init__(self, source: str) -> None:
         self.source = source

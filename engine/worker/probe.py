@@ -30,7 +30,7 @@ from ..errors import (
     PromptTooLongError,
 )
 from ..generate.prompt import PromptReader
-from ..generate.renderer import Limits
+from ..generate.renderer import Limits, RenderProcess
 from ..gguf.header import Header, TensorInfo, expert_bytes
 from ..gguf.reader import read_split
 from ..last_words import is_no_device_memory
@@ -320,7 +320,7 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
         return DryRun(sizes, {}, None, ToolForm(), form)
     found = replace(found, compute_host=found.compute_host + context.unreserved_bytes)
     # All that a worker holds beside buffers and weights is here now: libraries, vocabulary, chat template.
-    prompts = PromptReader(model, spec, limits=_TRIAL)
+    prompts = PromptReader(model, spec, renderer=functools.partial(RenderProcess, limits=_TRIAL))
     loop = BatchLoop(model, context, spec, lambda event: None, prompts=prompts)
     overhead = (
         rss_bytes()

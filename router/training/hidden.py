@@ -81,20 +81,35 @@ def _batches(draw: np.random.Generator, n: int) -> Iterator[NDArray[np.int64]]:
 
 
 class _Adam:
-    """Changes the parameters in place."""
+    """Changes the parameters in place, without a new array for any of its sums: that is half of the time."""
 
     def __init__(self, parameters: list[Floats], n_steps: int) -> None:
         self._parameters, self._n_steps, self._done = parameters, n_steps, 0
         self._first = [np.zeros_like(one) for one in parameters]
         self._second = [np.zeros_like(one) for one in parameters]
+        self._change = [np.empty_like(one) for one in parameters]
 
     def step(self, gradients: list[Floats]) -> None:
+        """Takes the gradients' memory for its own sums."""
         length = STEP * (1 - self._done / self._n_steps)
         self._done += 1
         first_scale, second_scale = 1 - MOMENTUM**self._done, 1 - SECOND_MOMENT**self._done
-        moments = zip(self._parameters, gradients, self._first, self._second, strict=True)
-        for parameter, gradient, first, second in moments:
-            first += (1 - MOMENTUM) * (gradient - first)
-            second += (1 - SECOND_MOMENT) * (gradient * gradient - second)
+        moments = zip(self._parameters, gradients, self._first, self._second, self._change, strict=True)
+        for parameter, gradient, first, second, change in moments:
+            # first += (1 - MOMENTUM) * (gradient - first)
+            np.subtract(gradient, first, out=change)
+            change *= 1 - MOMENTUM
+            first += change
+            # second += (1 - SECOND_MOMENT) * (gradient * gradient - second)
+            np.multiply(gradient, gradient, out=change)
+            change -= second
+            change *= 1 - SECOND_MOMENT
+            second += change
+            # parameter -= (length / first_scale) * first / (np.sqrt(second / second_scale) + TINY)
+            np.divide(second, second_scale, out=change)
+            np.sqrt(change, out=change)
+            change += TINY
+            np.multiply(first, length / first_scale, out=gradient)
+            gradient /= change
             parameter *= 1 - length * DECAY
-            parameter -= (length / first_scale) * first / (np.sqrt(second / second_scale) + TINY)
+            parameter -= gradient

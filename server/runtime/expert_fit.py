@@ -25,7 +25,7 @@ from coe.surgery.mask import Mask
 
 from ..roster.models import Roster, Specialist
 from .fitting import Fitter, shared_load
-from .mask_models import MaskSource, Missing, prepare_masks
+from .mask_models import MaskSource, Missing, prepare_at
 from .predictions import Predictions
 from .what_fits import ResidentPlan, assign
 
@@ -248,6 +248,7 @@ class _Prober:
     roster: Roster
     fitter: Fitter
     folder: Path = Path()
+    sources: dict[tuple[str, int], MaskSource] = field(default_factory=dict)  # of a mask by its number of experts
 
     async def pinned(self, wanted: Sequence[Specialist]) -> Memory:
         """What is pinned beside these and stays, as far as it can be told before groups are known."""
@@ -299,31 +300,49 @@ class _Prober:
         self, one: Specialist, counts: Sequence[int], budget: Memory, residents: int, ram_budget: int
     ) -> tuple[int | None, Line]:
         """The most experts with which as many residents fit as are to; what residents take by their number."""
-        few, many = [await self.take(one, count, ram_budget) for count in (counts[0], counts[-1])]
+        few, many = await self.take(one, (counts[0], counts[-1]), ram_budget)
         line = Line(counts[0], counts[-1], few.memory, many.memory, many.cards)
         left = counts
         while (chosen := largest(left, lambda count: line.fits(count, budget, residents))) is not None:
             if chosen in (line.few, line.many):
                 break
-            if fit_in([await self.take(one, chosen, ram_budget)] * residents, budget):
+            if fit_in(await self.take(one, (chosen,), ram_budget) * residents, budget):
                 break
             left = tuple(count for count in left if count < chosen)
         return chosen, line
 
-    async def take(self, one: Specialist, count: int, ram_budget: int) -> ResidentPlan:
-        """What a resident of a mask takes with so many experts, none of them kept in host memory beside a GPU.
+    async def take(self, one: Specialist, counts: Sequence[int], ram_budget: int) -> list[ResidentPlan]:
+        """What a resident of a mask takes with each of some numbers of experts, none of them kept in host memory
+        beside a GPU. The numbers of one call are tried side by side.
 
         Raises EngineError.
         """
-        prepared = (await prepare_masks(self.roster.with_experts({one.name: count}), self.folder, [one.name]))[one.name]
-        if not isinstance(prepared, MaskSource):
-            raise EngineError(*prepared)
+        await self._prepare(one, counts)
+        specs = [self._load(one, self.sources[one.name, count], ram_budget) for count in counts]
+        await self.fitter.predictions.make([(one, spec) for spec in specs])
+        found = []
+        for spec in specs:
+            memory = booked_memory(self.fitter.predictions[spec], self.fitter.budget, spec.devices)
+            found.append(ResidentPlan((one.name,), memory, cards_of(spec, self.fitter.budget)))
+        return found
+
+    async def _prepare(self, one: Specialist, counts: Sequence[int]) -> None:
+        """Have the sources of a mask at these numbers of experts. Raises EngineError."""
+        lacking = [count for count in dict.fromkeys(counts) if (one.name, count) not in self.sources]
+        if not lacking:
+            return
+        prepared = await prepare_at(self.roster, one, lacking, self.folder)
+        for count, source in zip(lacking, prepared, strict=True):
+            if not isinstance(source, MaskSource):
+                raise EngineError(*source)
+            self.sources[one.name, count] = source
+
+    def _load(self, one: Specialist, source: MaskSource, ram_budget: int) -> LoadSpec:
+        """How a mask is loaded, on the card where it is tried."""
         if one.cpu_expert_layers == "auto":
             one = one.model_copy(update={"cpu_expert_layers": 0})
-        member = Member(one.name, prepared.skeleton, prepared.parent, kept=prepared.kept)
+        member = Member(one.name, source.skeleton, source.parent, kept=source.kept)
         load = one.load_spec(member.path)
         if one.share is not False:
             load = replace(shared_load(self.roster, one, [member], self.fitter.budget), ram_budget_bytes=ram_budget)
-        spec = self.fitter.on_cards(load)
-        memory = booked_memory(await self.fitter.predicted([one], spec), self.fitter.budget, spec.devices)
-        return ResidentPlan((one.name,), memory, cards_of(spec, self.fitter.budget))
+        return self.fitter.on_cards(load)

@@ -83,16 +83,28 @@ async def prepare_masks(
     wanted = [s for s in wanted if names is None or s.name in names]
     if not wanted:
         return {}
-    skeletons = folder or roster.models_path / "cut"
+    found = await _prepared(roster, wanted, folder or roster.models_path / "cut")
+    return {specialist.name: source for specialist, source in zip(wanted, found, strict=True)}
+
+
+async def prepare_at(
+    roster: Roster, specialist: Specialist, counts: Sequence[int], folder: Path
+) -> list[MaskSource | Missing]:
+    """What a shared resident is filled by for one mask at each of some numbers of experts, or what it lacks."""
+    at = [specialist.model_copy(update={"experts": count}) for count in counts]
+    return await _prepared(roster, at, folder)
+
+
+async def _prepared(roster: Roster, wanted: Sequence[Specialist], skeletons: Path) -> list[MaskSource | Missing]:
+    """By one child for all."""
     masks = [{"mask": s.mask, "experts": s.experts} for s in wanted]
-    answers = await _ask(roster, wanted, {"masks": masks, "skeletons": str(skeletons)})
-    found: dict[str, MaskSource | Missing] = {}
-    for specialist, answer in zip(wanted, answers, strict=True):
+    found: list[MaskSource | Missing] = []
+    for answer in await _ask(roster, wanted, {"masks": masks, "skeletons": str(skeletons)}):
         if isinstance(answer, Mapping):
             parent = _required_parent(roster)
-            found[specialist.name] = MaskSource(Path(answer["skeleton"]), parent, kept_from_json(answer["kept"]))
+            found.append(MaskSource(Path(answer["skeleton"]), parent, kept_from_json(answer["kept"])))
         else:
-            found[specialist.name] = (answer[0], answer[1])
+            found.append((answer[0], answer[1]))
     return found
 
 

@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+from coe.engine.generate.prompt import PromptReader
+from coe.engine.generate.renderer import InProcess
 from coe.engine.llama.context import BATCH_TOKENS, Context
 from coe.engine.llama.model import Model
 from coe.engine.request import Accepted, Delta, Event, Finished, GenerateRequest, Rejected, TokenLogprob
@@ -37,7 +39,8 @@ class LocalEngine:
         self.model = model
         self.context = Context(model, spec, batch_tokens=batch_tokens)
         self.events: list[Event] = []
-        self.loop = BatchLoop(model, self.context, spec, self.events.append)
+        prompts = PromptReader(model, spec, renderer=InProcess)  # no stranger's template
+        self.loop = BatchLoop(model, self.context, spec, self.events.append, prompts=prompts)
         self._ids = itertools.count()
 
     def submit(self, text: str | list[dict[str, str]], **fields: Any) -> str:

@@ -17,8 +17,10 @@ import httpx
 import yaml
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 from coe.engine.process import SPARE
+from coe.server.cli import app
 
 # For what takes some seconds: a test that hangs must end. On Mesa's software device an answer may take minutes.
 GIVE_UP_S = float(os.environ.get("COE_TEST_GIVE_UP_S", "180"))
@@ -61,6 +63,13 @@ def run_coe(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess
         env={**os.environ, **(env or {})},
         check=False,
     )
+
+
+def call_coe(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which is a second quicker: for all but what a process alone shows. What is printed is
+    kept apart as there, and an error that the command lets through is raised."""
+    result = CliRunner().invoke(app, list(arguments), env=env, catch_exceptions=False, prog_name="coe")
+    return subprocess.CompletedProcess(["coe", *arguments], result.exit_code, result.stdout, result.stderr)
 
 
 class ServerProcess:

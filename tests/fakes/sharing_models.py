@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from coe.demo.curriculum import questions
 from coe.demo.parent.chat import prompt
+from coe.engine.generate.prompt import PromptReader
+from coe.engine.generate.renderer import InProcess
 from coe.engine.llama.context import Context
 from coe.engine.llama.model import Model
 from coe.engine.request import GenerateRequest
@@ -107,8 +109,15 @@ class SharedEngine(LocalEngine):
         self.slices: list[tuple[float, int]] = []  # when a time slice began, and of which specialist
         self._spend(self.context, "decode", step_s)
         self._spend(self.swapper, "swap", swap_s)
+        prompts = PromptReader(model, spec, renderer=InProcess)  # no stranger's template
         self.loop = BatchLoop(
-            model, self.context, spec, self.events.append, swapper=self.swapper, now=lambda: self.time_s
+            model,
+            self.context,
+            spec,
+            self.events.append,
+            swapper=self.swapper,
+            now=lambda: self.time_s,
+            prompts=prompts,
         )
         self._ids = itertools.count()
 

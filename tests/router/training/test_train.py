@@ -25,7 +25,11 @@ from fakes.heads import Letters, likeliest
 
 
 @pytest.mark.slow
-def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path):
+def test_a_trained_head_is_written_with_its_figures_and_reads_what_it_learned(tmp_path, monkeypatch):
+    # Half of the prompts and few passes: n-grams are learned from them, and the hidden layer's own test is another.
+    monkeypatch.setattr("coe.router.training.train.shipped_prompts", lambda: shipped_prompts()[::2])
+    monkeypatch.setattr("coe.router.training.train.MOST_PASSES", 5)
+    monkeypatch.setattr("coe.router.training.hidden.PASSES", 1)
     lines = [{"label": label, "text": f"{text} ({label})", "source": "mine"} for label, text in shipped_prompts()[::24]]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     figures = train(tmp_path / "q.jsonl", tmp_path / "head.npz", Letters(), progress=lambda text: None)

@@ -18,7 +18,7 @@ from coe.server.cli import app
 from coe.server.commands.router import _sort
 from coe.server.roster.load import load_roster
 from coe.server.runtime.college import supervisor_of
-from fakes.server_process import run_coe, write_roster
+from fakes.server_process import call_coe, write_roster
 
 QUESTIONS = [
     ("math", "Solve the equation 3x + 7 = 22 for x"),
@@ -37,7 +37,7 @@ def labelled(folder: Path) -> Path:
 @pytest.mark.slow
 def test_eval_router_prints_and_draws_the_figures(tmp_path: Path) -> None:
     picture = tmp_path / "figures.png"
-    result = run_coe("eval-router", str(labelled(tmp_path)), "--plot", str(picture))
+    result = call_coe("eval-router", str(labelled(tmp_path)), "--plot", str(picture))
     assert result.returncode == 0, result.stderr
     for figure in ("macro F1", "calibration error", "right of the surest 80%", "99th percentile"):
         assert figure in result.stdout
@@ -64,7 +64,7 @@ def test_fitted_thresholds_are_what_a_roster_then_uses(tmp_path: Path) -> None:
     questions = [{"label": "law", "text": f"Is clause {i} of my lease void?"} for i in range(30)]
     path = tmp_path / "law.jsonl"
     path.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    result = run_coe("fit-thresholds", str(path), "--output", str(fitted))
+    result = call_coe("fit-thresholds", str(path), "--output", str(fitted))
     assert result.returncode == 0, result.stderr
     assert "wrong specialist" in result.stdout
     assert "law" in load_thresholds(fitted)
@@ -78,7 +78,7 @@ def test_a_bad_line_ends_each_command_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"label": "cooking", "text": "a"}\n')
     for command in ("eval-router", "fit-thresholds", "train-router"):
-        result = run_coe(
+        result = call_coe(
             command, str(path), *(("--output", str(tmp_path / "x.npz")) if command != "eval-router" else ())
         )
         assert result.returncode == 1
@@ -95,14 +95,14 @@ def test_labels_of_a_rosters_own_domains_are_known(tmp_path: Path) -> None:
     roster = write_roster(tmp_path, {"sail": {"domains": ["sailing"], "examples": examples}})
     path = tmp_path / "q.jsonl"
     path.write_text('{"label": "sailing", "text": "How do I repair the sail of my yacht?"}\n')
-    result = run_coe("eval-router", str(path), "--roster", str(roster))
+    result = call_coe("eval-router", str(path), "--roster", str(roster))
     assert result.returncode == 0, result.stderr
     assert "sailing" in result.stdout
 
 
 @pytest.mark.slow
 def test_a_picture_is_of_the_kind_that_its_name_ends_in(tmp_path: Path) -> None:
-    result = run_coe("eval-router", str(labelled(tmp_path)), "--plot", str(tmp_path / "figures.JPG"))
+    result = call_coe("eval-router", str(labelled(tmp_path)), "--plot", str(tmp_path / "figures.JPG"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "figures.JPG").read_bytes().startswith(b"\xff\xd8\xff")
 
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_written_to_need_not_be_made(tmp_path: Path) -> 
 def test_thresholds_are_not_fitted_on_few_questions(tmp_path: Path) -> None:
     path, fitted = tmp_path / "few.jsonl", tmp_path / "thresholds.json"
     path.write_text(json.dumps({"label": "math", "text": "Solve 3x + 7 = 22 for x"}) + "\n")
-    result = run_coe("fit-thresholds", str(path), "--output", str(fitted))
+    result = call_coe("fit-thresholds", str(path), "--output", str(fitted))
     assert result.returncode == 1
     assert "no domain has the 20 answers that a threshold needs" in result.stderr
     assert result.stdout == ""
@@ -218,7 +218,7 @@ def test_thresholds_are_not_fitted_on_few_questions(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, command: str, option: str, name: str) -> None:
     questions = labelled(tmp_path)
     before = questions.read_bytes()
-    result = run_coe(command, str(questions), option, str(tmp_path / name))
+    result = call_coe(command, str(questions), option, str(tmp_path / name))
     assert result.returncode == 1
     assert str(tmp_path / name) in result.stderr
     assert "name" in result.stderr
@@ -231,7 +231,7 @@ def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path, command:
 def test_the_demos_roster_is_known_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"label": "elements", "text": "What is the chemical symbol of tin?"}\n')
-    result = run_coe("eval-router", str(path), "--roster", "demo")
+    result = call_coe("eval-router", str(path), "--roster", "demo")
     assert result.returncode == 0, result.stderr
     assert "elements" in result.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 from pathlib import Path
@@ -105,10 +106,16 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def roster_in(folder: Path, parent: Path, pool: dict[str, Any] | None = None, **both_say: Any) -> Roster:
+    return roster_of(folder, parent, {"law": both_say, "math": both_say}, pool)
+
+
+def roster_of(
+    folder: Path, parent: Path, masks: dict[str, dict[str, Any]], pool: dict[str, Any] | None = None
+) -> Roster:
     entries = []
-    for seed, name in enumerate(("law", "math")):
+    for seed, (name, says) in enumerate(masks.items()):
         ranked_mask(parent, seed=seed).save(folder / f"{name}.json")
-        entries.append({"name": name, "mask": f"{name}.json", "domains": [name], "context_tokens": 256, **both_say})
+        entries.append({"name": name, "mask": f"{name}.json", "domains": [name], "context_tokens": 256, **says})
     text = {
         "router": {"encoder": "none"},
         "pool": {"ram_budget": 0, **(pool or {})},
@@ -138,13 +145,30 @@ def cut_files(folder: Path) -> list[str]:
 PLENTY = host(2**40)
 
 
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory, parent: Path) -> dict[int, int]:
+    """Number of experts -> bytes of the resident that two masks of so many share: of one roster with pairs of masks."""
+    counts = range(3, 8)
+    masks = {f"{name}-{count}": {"experts": count} for count in counts for name in ("law", "math")}
+    found = asyncio.run(resolve(roster_of(tmp_path_factory.mktemp("sizes"), parent, masks), PLENTY))
+    return {count: total(found, f"law-{count}") for count in counts}
+
+
 @pytest.mark.slow
 class TestOnAMachine:
-    @pytest.mark.parametrize(("written", "count"), [(6, 6), (0.75, 6), (1.0, 8), (None, 4)])
-    async def test_a_number_and_a_share(self, tmp_path: Path, parent: Path, written: float | None, count: int) -> None:
-        found = await resolve(roster_in(tmp_path, parent, experts=written), PLENTY)
-        assert experts_of(found) == {count}
-        assert len(found.groups) == 1, "they share their resident"
+    async def test_a_number_and_a_share(self, tmp_path: Path, parent: Path) -> None:
+        masks: dict[str, dict[str, Any]] = {
+            "law": {"experts": 6},
+            "math": {"experts": 0.75},
+            "physics": {"experts": 1.0},
+            "chemistry": {"experts": None},
+        }
+        found = await resolve(roster_of(tmp_path, parent, masks), PLENTY)
+        groups = {tuple(member.name for member in group.members) for group in found.groups}
+        assert groups == {("law", "math"), ("physics",), ("chemistry",)}, "those of one number share their resident"
+        items = {name: item for name, item in found.availability.items() if isinstance(item, Servable)}
+        counts = {name: read_header(item.spec.path).count("expert_count") for name, item in items.items()}
+        assert counts == {"law": 6, "math": 6, "physics": 8, "chemistry": 4}
 
     async def test_one_by_itself_is_cut_at_that_number_and_again_at_another(self, tmp_path: Path, parent: Path) -> None:
         for count in (6, 5):
@@ -153,9 +177,10 @@ class TestOnAMachine:
         assert cut_files(tmp_path) == ["law", "math"], "what was cut before is gone"
 
     @pytest.mark.parametrize("count", [3, 5])
-    async def test_as_many_as_there_is_room_for(self, tmp_path: Path, parent: Path, count: int) -> None:
+    async def test_as_many_as_there_is_room_for(
+        self, tmp_path: Path, parent: Path, sizes: dict[int, int], count: int
+    ) -> None:
         """Up to the byte, but for what is left."""
-        sizes = {n: total(await resolve(roster_in(tmp_path, parent, experts=n), PLENTY)) for n in (count, count + 1)}
         budget = int((sizes[count] + sizes[count + 1]) / 2 / 0.99)
         found = await resolve(roster_in(tmp_path, parent, experts="fit"), host(budget))
         assert experts_of(found) == {count}
@@ -164,7 +189,7 @@ class TestOnAMachine:
         assert bool(fit.doubt) == (count < 4)
 
     async def test_room_is_left_for_what_is_pinned_and_as_many_residents_as_the_roster_wants(
-        self, tmp_path: Path, parent: Path, smollm2: Path
+        self, tmp_path: Path, parent: Path, smollm2: Path, sizes: dict[int, int]
     ) -> None:
         roster = roster_in(tmp_path, parent, {"residents": 2}, experts="fit")
         other = {"name": "general", "file": str(smollm2), "domains": ["general"], "context_tokens": 256, "pin": True}
@@ -173,10 +198,8 @@ class TestOnAMachine:
         roster = load_roster(roster.path)
         plenty = await resolve(roster, PLENTY)
         assert {fit.chosen for fit in plenty.fits} == {EXPERTS}
-        fixed = [roster.with_experts({"law": count, "math": count}) for count in (5, 6)]
-        five, six = [total(await resolve(one, PLENTY)) for one in fixed]
         pinned = total(plenty, "general")
-        (fit,) = (await resolve(roster, host(int((pinned + five + six) / 0.99)))).fits
+        (fit,) = (await resolve(roster, host(int((pinned + sizes[5] + sizes[6]) / 0.99)))).fits
         assert fit.chosen == 5
 
     async def test_what_is_pinned_among_them_leaves_room_for_the_others(self, tmp_path: Path, parent: Path) -> None:
@@ -198,11 +221,10 @@ class TestOnAMachine:
         assert all(isinstance(item, Servable) for item in found.availability.values())
 
     async def test_memory_for_conversations_gives_way_where_the_planned_number_would_not_fit(
-        self, tmp_path: Path, parent: Path
+        self, tmp_path: Path, parent: Path, sizes: dict[int, int]
     ) -> None:
         roster = roster_in(tmp_path, parent, {"ram_budget": "1 GiB"}, experts="fit")
-        six, seven = [total(await resolve(roster_in(tmp_path, parent, experts=n), PLENTY)) for n in (6, 7)]
-        found = await resolve(roster, host(int((six + seven) / 2 / 0.99)))
+        found = await resolve(roster, host(int((sizes[6] + sizes[7]) / 2 / 0.99)))
         assert [fit.chosen for fit in found.fits] == [6]
         assert experts_of(found) == {6}
 
