@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coe.engine.llama.context import Context
+from coe.engine.llama.ggml import tensor_get
 from coe.engine.llama.model import Model
 from coe.engine.spec import LoadSpec
 from coe.surgery.architectures import Experts
@@ -175,7 +176,8 @@ def _node(model: Model, name: bytes) -> NDArray[np.float64]:
         node = tap_module.GgmlTensor.from_address(address)
         if node.name != name or asked:
             return node.name == name
-        values = (ctypes.c_float * (node.ne[0] * node.ne[1])).from_address(node.data)
+        values = (ctypes.c_float * (node.ne[0] * node.ne[1]))()
+        tensor_get(address, values, 0, ctypes.sizeof(values))  # a device's memory is out of the processor's reach
         found.append(np.array(values, np.float64).reshape(node.ne[1], node.ne[0]))
         return True
 
