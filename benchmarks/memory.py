@@ -4,8 +4,8 @@
 
 With a GPU, real is what its free memory lost, as a process of its own sees it; without, the resident memory of the
 worker and of the process that renders its chat template.
-The cache is filled by as many sequences at once as the resident decodes together, so that every cell and every output
-buffer has been used.
+The cache is filled by as many sequences at once as the resident decodes together, each drawing from its whole
+vocabulary, and a prompt is scored, so that every cell and every buffer of outputs and candidates has been used.
 
 Target: within 2 % of each other.
 """
@@ -34,6 +34,7 @@ from coe.engine.spec import Footprint, LoadSpec, Sampling
 TARGET = 0.02
 _MIB = 2**20
 _ANSWER_TOKENS = 8
+_OF_ALL = Sampling(temperature=1.0, top_k=0, top_p=0.99)
 _WIDE = Shape(
     layers=6, width=512, heads=4, kv_heads=2, head=64, experts=32, experts_used=4, expert_ff=256, shared_ff=1024,
     vocabulary=262_144, window=1024, context=16384,
@@ -60,14 +61,16 @@ class Measured:
 async def fill(resident: WorkerResident, spec: LoadSpec, specialist: str = "bench") -> int:
     """Fill the cells with `parallel` prompts at once; gives the tokens evaluated."""
 
-    async def ask(number: int, words: int) -> tuple[int, int]:
+    async def ask(number: int, words: int, *, is_scored: bool = False) -> tuple[int, int]:
         request = GenerateRequest(
             id=f"fill-{number}",
             specialist=specialist,
             prompt=f"{number}" + " w7" * words,
-            sampling=Sampling(),
+            sampling=_OF_ALL,
             max_tokens=_ANSWER_TOKENS,
             loop_guard=None,
+            echo=is_scored,
+            top_logprobs=1 if is_scored else None,
         )
         prompt_tokens = answer_tokens = 0
         async for event in resident.generate(request):
@@ -78,7 +81,7 @@ async def fill(resident: WorkerResident, spec: LoadSpec, specialist: str = "benc
         return prompt_tokens, answer_tokens
 
     tried = 50
-    small, _ = await ask(0, tried)
+    small, _ = await ask(0, tried, is_scored=True)
     each = spec.cells // spec.parallel - _ANSWER_TOKENS - 8
     words = int(each / (small / tried))
     done = await asyncio.gather(*(ask(number, words) for number in range(1, spec.parallel + 1)))

@@ -65,7 +65,9 @@ if platform.machine().lower() in ("arm64", "aarch64"):
 # finds those in the same buffer, and takes them. Source: load_arch_tensors in llama.cpp's src/models/*.cpp.
 _OUTPUT_FIRST = {"gemma3n", "gemma4"}
 
-_CANDIDATE_BYTES = 12  # llama.h, llama_token_data: one a token of the vocabulary in every thread that samples
+# llama.h, llama_token_data: one a token of the vocabulary in every thread that samples, and one more in each request's
+# sampler where top-p sorts the whole vocabulary (llama-sampler.cpp, llama_sampler_top_p's buf_sort).
+_CANDIDATE_BYTES = 12
 
 # A dry run holds the start up: all of a template's renderings together have a few seconds.
 _TRIAL = Limits(total_cpu_s=4)
@@ -325,7 +327,7 @@ def dry_run(spec: LoadSpec, has_gpu: bool, policies: dict[str, Any], chats: Sequ
     overhead = (
         rss_bytes()
         + prompts.renderer_bytes
-        + _CANDIDATE_BYTES * model.vocab.n_tokens * min(spec.parallel, spec.threads or 4)
+        + _CANDIDATE_BYTES * model.vocab.n_tokens * (min(spec.parallel, spec.threads or 4) + spec.parallel)
     )
     overhead += spec.ram_budget_bytes
     refused, chat_fault = try_policies(prompts, policies)
