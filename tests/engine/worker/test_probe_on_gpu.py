@@ -38,7 +38,7 @@ PLACES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "runtime_bytes", lambda: 0)  # takes seconds to measure, and is in no log
+    monkeypatch.setattr(probe, "runtime_bytes", lambda devices: 0)  # takes seconds to measure, and is in no log
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,10 @@ def test_packed_documents_are_counted_as_each_alone(parent: Path, tmp_path: Path
         alone.tokens[at] += one.tokens[0]
         alone.documents[at] += one.documents[0]
     # A row among others rounds in another way, which may flip a near-tie of the router.
-    assert np.abs(together.selections - alone.selections).sum() <= 1e-3 * together.selections.sum()
-    np.testing.assert_allclose(together.weights, alone.weights, atol=1e-3 * together.weights.max())
+    flipped = np.abs(together.selections - alone.selections)
+    assert flipped.sum() <= 1e-3 * together.selections.sum()
+    # With each of these goes a weight of one at most.
+    np.testing.assert_allclose(together.weights, alone.weights, atol=1e-3 * together.weights.max() + flipped.max())
     np.testing.assert_array_equal(together.tokens, alone.tokens)
     assert together.documents.tolist() == alone.documents.tolist() == [6, 6]
     assert (together.selections.sum((2, 3)) == together.tokens[:, None] * 3).all()
