@@ -69,13 +69,16 @@ class Estimates:
     def book_measured(self, booking: ResidentBooking, measured: Memory) -> Memory:
         """Book what was measured, where that is more than predicted. Gives what it is more.
 
-        Less than predicted may only mean that pages are not touched yet.
+        Less than predicted may only mean that pages are not touched yet. What is more than the whole budget may be
+        other programs' in part, and is booked as the whole budget: else its resident would go whenever it is idle, to
+        be loaded again for the next request.
         """
-        more = booking.memory.larger(measured)
-        excess = more - booking.memory
-        if excess != Memory():
-            booking.memory = self._measured[_key(booking)] = more
-        return excess
+        before = booking.memory
+        more = before.larger(measured)
+        if more != before:
+            booking.memory = before.larger(measured.smaller(self._budget))
+            self._measured[_key(booking)] = more
+        return more - before
 
     def book_shortage(self, booking: ResidentBooking, needed: Memory) -> bool:
         """Book for a resident that lacked memory what it is known to need at least, now and at the next load. Gives

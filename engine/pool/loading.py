@@ -123,7 +123,9 @@ class Loader:
             excess = self._estimates.book_measured(booking, measured)
         if excess != Memory():
             extra = for_request(booking.request_id)
-            _log.warning("%s takes %s, %s more than predicted", booking.title, booking.memory, excess, extra=extra)
+            _log.warning(
+                "%s took %s more than predicted; %s are booked", booking.title, excess, booking.memory, extra=extra
+            )
 
     async def _free_now(self) -> Memory | None:
         """Free memory of the cards; None when it cannot be told, which is no reason to fail a load."""

@@ -150,18 +150,33 @@ async def test_a_shortage_that_names_no_place_is_of_the_card_that_was_loaded(
 async def test_a_card_that_is_overbooked_for_good_does_not_stop_the_other(
     new_pool: NewPool, loader: FakeLoader, evicts: bool
 ) -> None:
-    pool = new_pool(a=8, b=7, c=4, pinned={"a"})
-    loader.memory["a"] = Memory({"CUDA0": 11, HOST: 1})
-    (await ask(pool, "a")).release()
-    assert pool.status().booked["CUDA0"] == 11, "more than the card's budget, and it is pinned"
+    pool = new_pool(one=4, two=4, b=9, c=5, pinned={"one", "two"})
+    loader.memory["two"] = Memory({"CUDA1": 6, HOST: 1})
+    for name in ("one", "two"):
+        (await ask(pool, name)).release()
+    assert pool.status().booked["CUDA1"] == 10, "more than the card's budget, and they are pinned"
     names = ("b", "c") if evicts else ("b",)
     for name in names:
         asked = ask(pool, name)
         await turns()
         assert asked.done(), name
         (await asked).release()
-    assert states(pool) == {"a": State.WARM, names[-1]: State.WARM}
-    assert places(loader)[names[-1]] == ("CUDA1",)
+    assert states(pool) == {"one": State.WARM, "two": State.WARM, names[-1]: State.WARM}
+    assert places(loader)[names[-1]] == ("CUDA0",)
+
+
+async def test_one_that_is_measured_above_a_whole_budget_stays(new_pool: NewPool, loader: FakeLoader) -> None:
+    """Other programs may have taken a part of it meanwhile; else it would be loaded for each request."""
+    pool = new_pool(a=8, b=9)
+    loader.memory["a"] = Memory({"CUDA0": 11, HOST: 1})
+    for _ in range(2):
+        (await ask(pool, "a")).release()
+        await turns()
+        assert states(pool) == {"a": State.WARM}
+    assert loader.loads == ["a"]
+    assert pool.status().booked["CUDA0"] == 10
+    (await ask(pool, "b")).release()
+    assert states(pool) == {"b": State.WARM}, "it goes where another is asked for"
 
 
 async def test_a_pinned_one_goes_where_it_keeps_nobody_out(new_pool: NewPool, loader: FakeLoader) -> None:
