@@ -504,7 +504,7 @@ class TestThinking:
         self, gemma4_model: Model, new_engine: NewEngine, budget: int
     ) -> None:
         (closing,) = gemma4_model.vocab.tokenize("<channel|>")
-        bias = dict.fromkeys((*range(3, 265), closing), -100.0)  # words alone: no byte, no end
+        bias = dict.fromkeys((*range(265), closing), -100.0)  # words alone: no byte, no end
         answer = new_engine(gemma4_model).ask(
             self.ASKED,
             max_tokens=20,
@@ -522,7 +522,7 @@ class TestThinking:
         self, gemma4_model: Model, new_engine: NewEngine, most: int
     ) -> None:
         (closing,) = gemma4_model.vocab.tokenize("<channel|>")
-        bias = dict.fromkeys((*range(3, 265), closing), -100.0)  # words alone: no byte, no end
+        bias = dict.fromkeys((*range(265), closing), -100.0)  # words alone: no byte, no end
         asked = {"thinking": Thinking(ThinkingMode.BUDGET, 9), "sampling": DRAWN, "seed": 3, "logit_bias": bias}
         engine = new_engine(gemma4_model)
         finished = engine.ask(self.ASKED, max_tokens=None, max_answer_tokens=most, **asked).finished
