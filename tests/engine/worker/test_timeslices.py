@@ -436,7 +436,8 @@ class TestWhatGoesWrong:
         ids = [engine.submit_to("math", TALKS[0], max_tokens=2)]
         engine.run()
         ids += [engine.submit_to(name, TALKS[1]) for name in ("law", "math", "chemistry")]
-        monkeypatch.setattr(engine.swapper, "_read_in_place", lambda pieces, files: None)
+        for way in ("_read_in_place", "_send"):  # the host's, and a device's
+            monkeypatch.setattr(engine.swapper, way, lambda pieces, files: None)
         with pytest.raises(SwapError):
             engine.run()
         ends = [engine.of(request_id)[-1] for request_id in ids]
