@@ -273,7 +273,8 @@ def test_a_build_that_stands_still_is_killed_says_so_and_goes_on_from_there_when
     server.until(lambda: card(server)["state"] == "failed", TRIES)
     failed = card(server)
     assert failed["message"] == "The process gave no sign of life for 3 s and was killed in the step cut."
-    assert "coe build small goes on from there" in failed["remedy"]
+    assert "coe build small --roster " in failed["remedy"], "it is to mean this roster"
+    assert failed["remedy"].endswith(" goes on from there.")
     done = json.loads((tmp_path / "models" / "builds" / "small" / "state.json").read_text())["steps"]
     assert server.chat(model="small", max_tokens=1).headers["x-coe-specialist"] == "general", "the server serves on"
     server.http.post("/v1/builds/small", headers=NO_PAGE).raise_for_status()
