@@ -29,9 +29,11 @@ def cut(
     with clear_errors("The old file, if there was one, is as it was."):
         from coe.engine.units import size_text
         from coe.surgery.cut.cut import cut as run
+        from coe.surgery.files import require_output
         from coe.surgery.formats import read_mask
         from coe.surgery.parent import Parent
 
+        require_output(out, [mask])
         whole = Parent.open(parent)
         with progress_bars() as bars:
             chosen = read_mask(mask, whole.identity(bars.hashing(whole.paths)), kind=kind)
